@@ -1,0 +1,28 @@
+"""Knowledge distillation of image classifiers from a verified cache of teacher logits."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kdscale.data.views.pipeline import Pipeline
+    from kdscale.engine.sources import CachedTargets
+    from kdscale.losses.logits import kl_loss
+
+# Imported on first use: `kdscale --help` and `kdscale cache info` must not pay for torch.
+_PUBLIC = {
+    "CachedTargets": "kdscale.engine.sources",
+    "Pipeline": "kdscale.data.views.pipeline",
+    "kl_loss": "kdscale.losses.logits",
+}
+
+__all__ = ["CachedTargets", "Pipeline", "__version__", "kl_loss"]  # noqa: F822  (see __getattr__)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name in _PUBLIC:
+        import importlib
+
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'kdscale' has no attribute {name!r}")

@@ -1,0 +1,30 @@
+"""Finds caches below a root by what they hold, reading manifests alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.errors import CacheError
+
+
+def list_caches(root: Path) -> Iterator[tuple[Path, Manifest | CacheError]]:
+    """Every cache folder `NAME.zarr` in `root`, with its manifest or why it cannot be read."""
+    for path in sorted(root.glob("*.zarr")):
+        try:
+            yield path, read_manifest(path)
+        except CacheError as error:
+            yield path, error
+
+
+def find_cache(root: Path, asked: Manifest) -> Path | None:
+    """A cache of the asked identity: finished with enough views first, else the largest begun."""
+    fitting = [
+        (path, manifest)
+        for path, manifest in list_caches(root)
+        if isinstance(manifest, Manifest) and manifest.id == asked.id
+    ]
+    if not fitting:
+        return None
+    return max(
+        fitting, key=lambda f: (f[1].complete and f[1].num_views >= asked.num_views, f[1].num_views)
+    )[0]

@@ -1,0 +1,30 @@
+"""The Zarr store that caches are written to."""
+
+import asyncio
+import zlib
+from pathlib import Path
+
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from kdscale.durable import write_durably
+
+
+class DurableStore(LocalStore):
+    """A local Zarr store whose objects are written whole or not at all, and are remembered."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.written: dict[str, int] = {}
+        """CRC-32 of each object written through this store, by key."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write one object durably."""
+        data = value.to_bytes()
+        self.written[key] = crc(data)
+        await asyncio.to_thread(write_durably, self.root / key, data)
+
+
+def crc(data: bytes) -> int:
+    """CRC-32 of stored bytes, as commit records keep it."""
+    return zlib.crc32(data)

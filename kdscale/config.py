@@ -1,0 +1,289 @@
+"""Recipes: typed, frozen, strict. Parsed once at the door; parts take plain arguments.
+
+A recipe is a TOML file (YAML reads `1e-3` as text). Each field's description gives its meaning and
+unit; `kdscale recipes NAME` prints a recipe, and every run keeps the resolved one.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kdscale.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
+Precision = Literal["float32", "bfloat16", "float16"]
+MemoryFormat = Literal["contiguous", "channels_last"]
+
+
+class Section(BaseModel):
+    """A table of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where images come from."""
+
+    source: str = Field(description="hub name, or a local parquet, arrow or image folder")
+    train_split: str = Field("train", description="split to train and build on")
+    test_split: str = Field("test", description="split that accuracy is reported on")
+    image: str | None = Field(None, description="column of images; found when not set")
+    label: str | None = Field(None, description="column of labels; found when not set")
+    classes: list[str | int] | None = Field(None, description="subset of classes, in label order")
+    validation: Fraction = Field(
+        0.0, description="share of the training split held out to choose the best weights; 0 = none"
+    )
+
+
+class Views(Section):
+    """The augmented versions of each training image."""
+
+    operations: list[str | dict[str, Any]] = Field([], description="native operations, in order")
+    count: Positive = Field(1, description="number of distinct views; epochs cycle through them")
+    seed: int = Field(0, ge=0, description="seed of every draw")
+
+    @model_validator(mode="after")
+    def _one_view_without_operations(self) -> "Views":
+        if not self.operations and self.count != 1:
+            raise ValueError(
+                f"count is {self.count}, but without operations all views are alike: "
+                "set count = 1, or name operations"
+            )
+        return self
+
+
+class Cache(Section):
+    """How the teacher's answers are stored."""
+
+    encoding: Literal["float32", "float16"] = Field("float16", description="type of stored logits")
+    shard_samples: Positive = Field(
+        4096, description="samples of one view that are committed together (not identity)"
+    )
+
+
+class Input(Section):
+    """What a model wants to be shown; belongs to the model, never to the view."""
+
+    mean: list[float] = Field(description="per channel, of pixels scaled to 0..1")
+    std: list[Annotated[float, Field(gt=0)]] = Field(description="per channel, likewise")
+    size: Positive | None = Field(None, description="pixels a side; the image's own when not set")
+
+    @model_validator(mode="after")
+    def _one_of_each_per_channel(self) -> "Input":
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}: give one of each per channel"
+            )
+        return self
+
+
+class Train(Section):
+    """How a model is trained."""
+
+    epochs: Positive = Field(description="passes over the training split")
+    global_batch_size: Positive = Field(128, description="samples an optimizer step, all processes")
+    accumulation: Positive = Field(1, description="forward passes an optimizer step")
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0, description="at its peak")
+    momentum: Fraction = Field(0.9, description="sgd only")
+    nesterov: bool = Field(False, description="sgd only")
+    weight_decay: Weight = 0.0
+    schedule: Literal["constant", "steps", "cosine", "one_cycle"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0, description="linear from 0; one_cycle: the rising part")
+    milestones: list[Positive] = Field([], description="steps only: epochs at which to decay")
+    gamma: float = Field(0.1, gt=0, le=1, description="steps only: factor at each milestone")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of all gradients")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of forward and backward; weights stay float32"
+    )
+    evaluate_every: Positive = Field(
+        1, description="epochs between evaluations; the last always is"
+    )
+    log_every: Positive = Field(50, description="optimizer steps between logged losses")
+    checkpoint_every: Positive | None = Field(
+        None, description="optimizer steps between checkpoints; each epoch's end when not set"
+    )
+
+
+class Model(Section):
+    """A model, its weights and how to get them."""
+
+    model: str = Field(description="registry name; see `kdscale.models.registry`")
+    options: dict[str, Any] = Field({}, description="arguments of the model's factory")
+    weights: str | None = Field(
+        None, description="safetensors (or weights-only checkpoint) to load"
+    )
+    rename: dict[str, str] = Field({}, description="prefixes of the weights' keys: theirs = ours")
+    input: Input | None = Field(None, description="taken from the weights when not set")
+    train: Train | None = None
+
+
+class Teacher(Model):
+    """The model that is asked once."""
+
+    precision: Precision = Field("float32", description="of the forward pass; part of the identity")
+    memory_format: MemoryFormat = Field("channels_last", description="part of the identity")
+    batch_size: Positive = Field(512, description="images a forward pass while building")
+
+
+class Loss(Section):
+    """What the student learns from."""
+
+    temperature: float = Field(4.0, gt=0, description="softens teacher and student alike")
+    hard_weight: Weight = Field(0.5, description="of cross-entropy on the labels")
+    soft_weight: Weight = Field(0.5, description="of T²·KL(teacher‖student)")
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> "Loss":
+        if self.hard_weight == 0 and self.soft_weight == 0:
+            raise ValueError("hard_weight and soft_weight are both 0: nothing would be learned")
+        return self
+
+
+class Recipe(Section):
+    """A named experiment."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    data: Data
+    views: Views = Views()
+    cache: Cache = Cache()
+    teacher: Teacher
+    student: Model
+    loss: Loss = Loss()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with kdscale."""
+    folder = files("kdscale") / "recipes"
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
+
+
+def recipe_text(name_or_path: str) -> str:
+    """The TOML text of a recipe, by name or path.
+
+    Raises:
+        ConfigError: there is no such recipe; the nearest name is suggested.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise ConfigError(
+                f"no recipe file {name_or_path!r}: check the path, or use a name of `kdscale recipes`"
+            )
+        return path.read_text(encoding="utf-8")
+    if name_or_path in recipe_names():
+        return (files("kdscale") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    raise ConfigError(_unknown(f"no recipe {name_or_path!r}", name_or_path, recipe_names()))
+
+
+def load_recipe(
+    name_or_path: str, overrides: Sequence[str] = (), data: str | None = None
+) -> Recipe:
+    """Read a recipe, apply `section.field=value` overrides and check everything.
+
+    Args:
+        name_or_path: a name of `recipe_names()` or a TOML file.
+        overrides: as after `--set`; values are TOML, bare words count as text.
+        data: a local copy of the data set, in place of `data.source`.
+
+    Raises:
+        ConfigError: unknown recipe or key, wrong type or range; every problem is listed.
+    """
+    try:
+        table = tomllib.loads(recipe_text(name_or_path))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name_or_path} is not valid TOML: {error}") from None
+    table.setdefault("name", Path(name_or_path).stem)
+    for override in overrides:
+        _apply(table, override)
+    if data is not None:
+        _apply(table, f"data.source={tomli_w.dumps({'v': data})[4:]}")
+    return parse_recipe(table, name_or_path)
+
+
+def parse_recipe(table: Mapping[str, object], origin: str) -> Recipe:
+    """A recipe from a table; `origin` names it in messages."""
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problems(error, origin))) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as TOML; `load_recipe` reads it back to an equal one."""
+    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Every dotted field in which two nested tables differ: (field, ours, theirs)."""
+    left, right = dict(_flatten(ours)), dict(_flatten(theirs))
+    return [
+        (key, left.get(key), right.get(key))
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override!r}: write section.field=value")
+    *sections, field = key.strip().split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
+    try:
+        table[field] = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[field] = text.strip()
+
+
+def _problems(error: ValidationError, origin: str) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        location = [str(part) for part in problem["loc"]]
+        field = ".".join(location)
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(location[:-1])
+            yield _unknown(f"{origin}: unknown key {field!r}", location[-1], known)
+        elif problem["type"] == "missing":
+            yield f"{origin}: {field!r} is missing"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(problem["input"], Mapping) else f" is {problem['input']!r}"
+            yield f"{origin}: {field or 'recipe'}{got}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    """Known keys of the table at `location`."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)
+
+
+def _unknown(message: str, name: str, known: Sequence[str]) -> str:
+    nearest = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    return f"{message}: {hint}"

@@ -1,0 +1,230 @@
+"""Which columns hold images and labels, and what the labels mean."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from kdscale.errors import DataError
+
+IMAGE_NAMES = ("image", "img")
+LABEL_NAMES = ("label", "labels", "fine_label", "class")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The label column of one split."""
+
+    values: np.ndarray
+    """int64 [N], position in `names`, -1 where a row has none."""
+    names: tuple[str, ...]
+    """Every class of the source, whether or not this split has a sample of it."""
+    integers: bool = False
+    """The source holds bare integers, so the name of a class is its number."""
+    contiguous: bool = True
+    """The integers are 0..n-1."""
+
+
+def find_image_column(features: Mapping[str, Any], named: str | None, place: str) -> str:
+    """The column as named, else the only image feature, else the only one with a usual name."""
+    if named is not None:
+        _require_column(features, named, place, "data.image_column")
+        if not _holds_images(features[named]):
+            raise DataError(
+                f"column '{named}' of {place} holds no encoded images: columns are "
+                f"{_listed(features)}. Set data.image_column to one of images or bytes"
+            )
+        return named
+    images = [name for name, feature in features.items() if _is(feature, "Image")]
+    if len(images) == 1:
+        return images[0]
+    candidates = images or [name for name, feature in features.items() if _holds_images(feature)]
+    usual = [name for name in candidates if name.lower() in IMAGE_NAMES]
+    for choice in (usual, candidates):
+        if len(choice) == 1:
+            return choice[0]
+    problem = "several columns that may be the image" if candidates else "no column of images"
+    raise DataError(
+        f"{place} has {problem}: columns are {_listed(features)}. "
+        + ("Set data.image_column" if candidates else "Point --data at a set of encoded images")
+    )
+
+
+def find_label_column(
+    features: Mapping[str, Any], named: str | None, place: str, *, required: bool
+) -> str | None:
+    """The column as named, else the one that is usual and a ClassLabel, usual, or a ClassLabel."""
+    if named is not None:
+        _require_column(features, named, place, "data.label_column")
+        return named
+    usual = [
+        name for name in features if name.lower() in LABEL_NAMES and _holds_labels(features[name])
+    ]
+    marked = [name for name, feature in features.items() if _is(feature, "ClassLabel")]
+    for choice in ([name for name in usual if name in marked], usual, marked):
+        if len(choice) == 1:
+            return choice[0]
+    if usual or marked:
+        raise DataError(
+            f"{place} has several columns that may be the label: columns are {_listed(features)}. "
+            "Set data.label_column"
+        )
+    if required:
+        raise DataError(
+            f"{place} has no column of labels: columns are {_listed(features)}. Set "
+            "data.label_column, sort images into two or more class folders of the same depth, or "
+            "distil without labels (hard_weight = 0)"
+        )
+    return None
+
+
+def read_labels(splits: Mapping[str, Any], split: str, column: str | None, place: str) -> Labels:
+    """Labels of one split, numbered by the classes of all splits, so that splits agree."""
+    if column is None:
+        return Labels(np.full(len(splits[split]), -1, dtype=np.int64), ())
+    feature = splits[split].features[column]
+    values = _read_column(splits[split], column)
+    if _is(feature, "ClassLabel"):
+        return _marked_labels(_as_int64(values), tuple(feature.names), column, place)
+    everywhere = [
+        _read_column(dataset, column)
+        for dataset in splits.values()
+        if column in dataset.column_names
+        and getattr(dataset.features[column], "dtype", None) == feature.dtype
+    ]
+    if _kind(feature) == "string":
+        names = sorted({name for one in everywhere for name in one.unique().to_pylist()} - {None})
+        position = {name: label for label, name in enumerate(names)}
+        numbers = [position.get(name, -1) for name in values.to_pylist()]
+        return Labels(np.array(numbers, dtype=np.int64), tuple(names))
+    if _kind(feature) == "integer":
+        known = np.unique(np.concatenate([_as_int64(one) for one in everywhere]))
+        return _integer_labels(_as_int64(values), known[known != -1])
+    raise DataError(
+        f"column '{column}' of {place} is {_type_name(feature)}, not labels: wanted integers, "
+        "strings or a ClassLabel. Set data.label_column"
+    )
+
+
+def choose_classes(
+    labels: Labels, classes: Sequence[str | int] | None, place: str
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Rows, labels and names that remain: all of them, or those of `classes` in the order given."""
+    rows = np.arange(len(labels.values))
+    unlabelled = bool((labels.values < 0).all())
+    if classes is None:
+        if not labels.contiguous:
+            raise DataError(
+                f"labels of {place} are {_shortened(labels.names)}: wanted 0..n-1 without gaps. "
+                "Renumber them, or list the wanted ones in data.classes"
+            )
+        return rows, labels.values, labels.names
+    if unlabelled and not labels.names:
+        return rows, labels.values, tuple(str(name) for name in classes)
+    chosen = [_find_class(name, labels, place) for name in classes]
+    names = tuple(labels.names[label] for label in chosen)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise DataError(f"data.classes of {place} is {list(classes)}: wanted each class once")
+    if unlabelled:
+        return rows, labels.values, names
+    renumbered = np.full(len(labels.names) + 1, -1, dtype=np.int64)  # the last serves label -1
+    renumbered[chosen] = np.arange(len(chosen))
+    values = renumbered[labels.values]
+    rows = np.flatnonzero(values >= 0)
+    if len(rows) == 0:
+        raise DataError(f"no row of {place} is of the classes {', '.join(names)}: choose others")
+    return rows, values[rows], names
+
+
+def _marked_labels(values: np.ndarray, names: tuple[str, ...], column: str, place: str) -> Labels:
+    wrong = np.flatnonzero((values < -1) | (values >= len(names)))
+    if len(wrong):
+        raise DataError(
+            f"row {wrong[0]} of {place} has label {values[wrong[0]]} in column '{column}', which "
+            f"names {len(names)} classes: wanted 0..{len(names) - 1}, or -1 for none"
+        )
+    return Labels(values, names)
+
+
+def _integer_labels(values: np.ndarray, known: np.ndarray) -> Labels:
+    positions = np.searchsorted(known, values)
+    return Labels(
+        values=np.where(values == -1, -1, positions).astype(np.int64),
+        names=tuple(str(number) for number in known),
+        integers=True,
+        contiguous=bool((known == np.arange(len(known))).all()),
+    )
+
+
+def _find_class(name: str | int, labels: Labels, place: str) -> int:
+    if isinstance(name, int) and not labels.integers:
+        if 0 <= name < len(labels.names):
+            return name
+        raise DataError(
+            f"{place} has no class {name}: its labels are 0..{len(labels.names) - 1}. "
+            "Correct data.classes"
+        )
+    if str(name) in labels.names:
+        return labels.names.index(str(name))
+    near = get_close_matches(str(name), labels.names, n=1, cutoff=0)
+    hint = f"Nearest: '{near[0]}'. " if near else ""
+    raise DataError(
+        f"{place} has no class '{name}'. {hint}It has {_shortened(labels.names)}. "
+        "Correct data.classes"
+    )
+
+
+def _read_column(dataset: Any, column: str) -> Any:
+    return dataset.select_columns([column]).with_format("arrow")[:].column(0)
+
+
+def _as_int64(values: Any) -> np.ndarray:
+    numbers: np.ndarray = values.cast("int64").fill_null(-1).to_numpy()
+    return numbers
+
+
+def _require_column(features: Mapping[str, Any], named: str, place: str, setting: str) -> None:
+    if named not in features:
+        raise DataError(
+            f"{place} has no column '{named}': columns are {_listed(features)}. Correct {setting}"
+        )
+
+
+def _is(feature: Any, name: str) -> bool:
+    return type(feature).__name__ == name
+
+
+def _holds_images(feature: Any) -> bool:
+    if _is(feature, "Image"):
+        return True
+    if isinstance(feature, Mapping):
+        return "bytes" in feature and set(feature) <= {"bytes", "path"}
+    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+def _kind(feature: Any) -> str:
+    """Of a `datasets.Value`: "integer", "string" or "other"."""
+    dtype = str(getattr(feature, "dtype", "")) if _is(feature, "Value") else ""
+    if dtype.removeprefix("u").startswith("int") or dtype == "bool":
+        return "integer"
+    return "string" if dtype in ("string", "large_string") else "other"
+
+
+def _holds_labels(feature: Any) -> bool:
+    return _is(feature, "ClassLabel") or _kind(feature) != "other"
+
+
+def _type_name(feature: Any) -> str:
+    name = type(feature).__name__
+    return str(feature.dtype) if name == "Value" else name
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
+
+
+def _shortened(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:10]) + (f", ... ({len(listed)} in all)" if len(listed) > 10 else "")

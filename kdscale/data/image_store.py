@@ -1,0 +1,255 @@
+"""Decoded images on disk: looked up by source bytes, identified by pixels.
+
+`ROOT/KEY/` holds `pixels.npy`, `labels.npy` and `images.json`. KEY hashes the encoded images,
+labels and class names, so any change of the source leads elsewhere. A folder appears whole, by
+rename.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from kdscale.data.decode import count_channels, decode
+from kdscale.data.source import EncodedSplit
+from kdscale.errors import StorageError
+
+FORMAT = "kdscale-images"
+VERSION = 1  # of these files and of the rules in decode.py
+VERIFIED_BYTES = 512 * 2**20
+"""Pixels up to this size are hashed at every opening (about 0.3 s at 1.7 GB/s)."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImages:
+    """Content of one folder of the store."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    fingerprint: str
+
+
+class _DamagedError(Exception):
+    """The folder is not what was written."""
+
+
+def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
+    """The stored copy if there is a sound one, else decode. Any number of processes may call."""
+    key = source_key(encoded)
+    folder = root / key
+    if folder.exists():
+        try:
+            return _open(folder)
+        except _DamagedError as error:
+            logger.warning("decoded images in %s are damaged (%s): decoding again", folder, error)
+    try:
+        return _decode_into(encoded, folder)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"cannot write the decoded images of {encoded.name} to {root}: "
+            f"{error.strerror or error}. Free some space there, or choose another folder "
+            "(--cache-root)"
+        ) from error
+
+
+def source_key(encoded: EncodedSplit) -> str:
+    """sha256 of what decides the decoded content; columns and subset are implied by it."""
+    images = hashlib.sha256()
+    for batch in encoded.read():
+        images.update(np.array([len(one) for one in batch], dtype="<i8").tobytes())
+        images.update(b"".join(batch))
+    parts = {
+        "format": FORMAT,
+        "version": VERSION,
+        "images": images.hexdigest(),
+        "labels": _sha256(encoded.labels),
+        "classes": encoded.classes,
+    }
+    return _sha256_of_json(parts)
+
+
+def content_fingerprint(
+    shape: tuple[int, ...], pixels_sha256: str, labels_sha256: str, classes: tuple[str, ...]
+) -> str:
+    """Identity of decoded content, from the hashes of its uint8 pixels and int64 labels."""
+    return _sha256_of_json(
+        {
+            "shape": list(shape),
+            "pixels": pixels_sha256,
+            "labels": labels_sha256,
+            "classes": list(classes),
+        }
+    )
+
+
+def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one_process(folder) as alone:
+        if folder.exists():
+            try:
+                return _open(folder)  # another process was first
+            except _DamagedError:
+                _remove(folder)
+        if alone:
+            for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+        try:
+            partial.mkdir()
+            _write(encoded, partial)
+            _publish(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        return _open(folder)
+    except _DamagedError as error:
+        raise StorageError(
+            f"{folder} does not hold what was just written ({error}): check the disk, or choose "
+            "another folder (--cache-root)"
+        ) from error
+
+
+def _write(encoded: EncodedSplit, folder: Path) -> None:
+    channels = count_channels(encoded)
+    num_samples = len(encoded.labels)
+    shape: tuple[int, ...] = (num_samples, channels, 0, 0)
+    digest = hashlib.sha256()
+    # Written, not memory-mapped: on a full disk a map ends the process without a message.
+    with (
+        (folder / "pixels.npy").open("wb") as file,
+        tqdm(total=num_samples, desc=f"decode {encoded.split}", unit="img", disable=None) as bar,
+    ):
+        for pixels in decode(encoded, channels):
+            if file.tell() == 0:
+                shape = (num_samples, *pixels.shape[1:])
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            content = pixels.tobytes()
+            file.write(content)
+            digest.update(content)
+            bar.update(len(pixels))
+        _flush(file)
+    with (folder / "labels.npy").open("wb") as file:
+        np.save(file, encoded.labels)
+        _flush(file)
+    pixels_sha256, labels_sha256 = digest.hexdigest(), _sha256(encoded.labels)
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "source": encoded.name,
+        "split": encoded.split,
+        "shape": shape,
+        "classes": encoded.classes,
+        "pixels_sha256": pixels_sha256,
+        "labels_sha256": labels_sha256,
+        "fingerprint": content_fingerprint(shape, pixels_sha256, labels_sha256, encoded.classes),
+    }
+    with (folder / "images.json").open("w", encoding="utf-8") as file:
+        json.dump(description, file, indent=2, ensure_ascii=False)
+        _flush(file)
+    _sync_folder(folder)
+
+
+def _open(folder: Path) -> StoredImages:
+    try:
+        described = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        trailing = (folder / "pixels.npy").stat().st_size - pixels.offset - pixels.nbytes
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        shape = tuple(described["shape"])
+        expected = content_fingerprint(
+            shape,
+            described["pixels_sha256"],
+            described["labels_sha256"],
+            tuple(described["classes"]),
+        )
+        if (described["format"], described["version"]) != (FORMAT, VERSION):
+            raise _DamagedError("images.json is of another format")
+        if described["fingerprint"] != expected:
+            raise _DamagedError("images.json does not fit its own fingerprint")
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise _DamagedError(" ".join(str(error).split()) or type(error).__name__) from error
+    if (
+        trailing
+        or pixels.shape != shape
+        or pixels.dtype != np.uint8
+        or not pixels.flags.c_contiguous
+    ):
+        raise _DamagedError("pixels.npy has another shape than images.json says")
+    if labels.shape != shape[:1] or labels.dtype != np.int64:
+        raise _DamagedError("labels.npy has another shape than images.json says")
+    if _sha256(labels) != described["labels_sha256"]:
+        raise _DamagedError("labels.npy has changed")
+    if pixels.nbytes <= VERIFIED_BYTES and _sha256(pixels) != described["pixels_sha256"]:
+        raise _DamagedError("pixels.npy has changed")
+    labels.flags.writeable = False
+    return StoredImages(pixels, labels, expected)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        return  # where locks do not work, another process may be first: its copy is as good
+    _sync_folder(folder.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Rename first: no one ever opens half a folder."""
+    doomed = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def _only_one_process(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder; False where the file system has none, which is safe but slower."""
+    with (folder.parent / f".{folder.name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that decodes the same images")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
+
+
+def _sha256_of_json(parts: dict[str, object]) -> str:
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

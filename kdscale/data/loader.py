@@ -1,0 +1,140 @@
+"""Batches of views: which samples a step shows, and their pixels.
+
+The order is a pure function of (seed, epoch), a step's samples one of (order, step, process count):
+nothing needs saving for an exact resume, and batches do not depend on how many processes share them.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdscale.data.images import ImageSet
+from kdscale.data.views.generator import chain, permutation
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.errors import DataError
+
+_ORDER, _VALIDATION = chain(0x6F72646572), chain(0x76616C6964)  # "order", "valid"
+_RESIDENT_BYTES = 8 << 30  # below this a set is kept in a GPU's own memory
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What both flows know of a batch: a cache uses (view, index), a live teacher the pixels."""
+
+    pixels: Tensor
+    """uint8 [B, C, H, W]: the view, as both teacher and student are shown it."""
+    labels: Tensor
+    """int64 [B], -1 where unlabelled."""
+    index: Tensor
+    """int64 [B], positions in the data set."""
+    view: int
+
+    def split(self, parts: int) -> Iterator["Batch"]:
+        """The batch in `parts` nearly equal pieces."""
+        pieces = (x.tensor_split(parts) for x in (self.pixels, self.labels, self.index))
+        for pixels, labels, index in zip(*pieces, strict=True):
+            yield Batch(pixels, labels, index, self.view)
+
+
+class Images:
+    """An image set on a device: uint8 pixels and labels by index."""
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        resident = device.type != "cpu" and images.pixels.nbytes <= _RESIDENT_BYTES
+        self.device = device
+        self.pixels = as_tensor(images.pixels)
+        self.labels = as_tensor(images.labels)
+        if resident:
+            self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels and labels of the samples `index` (int64 [B]), on the device."""
+        index = index.to(self.pixels.device)
+        pixels, labels = self.pixels.index_select(0, index), self.labels.index_select(0, index)
+        return pixels.to(self.device), labels.to(self.device)
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor that shares the memory of a read-only array; it must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+class Loader:
+    """Training batches of a split.
+
+    Args:
+        images: the split.
+        samples: int64 indices of the samples to train on.
+        pipeline: what makes a view of an image.
+        view_of_epoch: which view an epoch shows.
+        seed: of the order.
+        global_batch_size: samples a step, over all processes.
+        process_index, num_processes: who we are.
+
+    Raises:
+        DataError: fewer samples than processes.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        samples: Tensor,
+        pipeline: Pipeline,
+        view_of_epoch: Callable[[int], int],
+        *,
+        seed: int,
+        global_batch_size: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        # A tail that does not split evenly is cut: every process takes part in every step.
+        self.num_samples = len(samples) - len(samples) % num_processes
+        if self.num_samples == 0:
+            raise DataError(
+                f"{len(samples)} training samples for {num_processes} processes: too few"
+            )
+        if global_batch_size % num_processes:
+            raise DataError(
+                f"global_batch_size {global_batch_size} does not split over {num_processes} processes"
+            )
+        self.images, self.samples, self.pipeline = images, samples, pipeline
+        self.view_of_epoch = view_of_epoch
+        self.steps_per_epoch = -(-self.num_samples // global_batch_size)
+        self._seed, self._batch_size = seed, global_batch_size
+        self._process_index, self._num_processes = process_index, num_processes
+        self._order = (-1, samples)
+
+    def index(self, step: int) -> Tensor:
+        """This process's samples of a step: int64 [B]."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self._batch_size
+        stop = min(start + self._batch_size, self.num_samples)
+        part = (stop - start) // self._num_processes
+        start += self._process_index * part
+        return self._epoch_order(epoch)[start : start + part]
+
+    def batch(self, step: int) -> Batch:
+        """This process's batch of a step, counted from 0 over all epochs."""
+        index = self.index(step)
+        view = self.view_of_epoch(step // self.steps_per_epoch)
+        pixels, labels = self.images.take(index)
+        return Batch(self.pipeline(pixels, view, index), labels, index, view)
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        if self._order[0] != epoch:
+            order = permutation(len(self.samples), _ORDER, self._seed, epoch)
+            self._order = (epoch, self.samples[order])
+        return self._order[1]
+
+
+def split_validation(num_samples: int, share: float) -> tuple[Tensor, Tensor]:
+    """Indices (int64) to train on and to validate on, a function of the sizes alone."""
+    order = permutation(num_samples, _VALIDATION)
+    held_out = round(num_samples * share)
+    return order[held_out:].sort().values, order[:held_out].sort().values

@@ -1,0 +1,120 @@
+"""A pipeline of operations: images and (view, index) in, the view's pixels out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from kdscale.data.views.generator import GENERATOR_VERSION, bits_KB, permutation
+from kdscale.data.views.operations import OPERATIONS, Operation
+from kdscale.errors import ConfigError
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What turns sample `index` into its view number `view`, under one seed."""
+
+    operations: tuple[Operation, ...]
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, operations: Sequence[str | Mapping[str, object]], seed: int = 0) -> "Pipeline":
+        """A pipeline from names and tables: `["random_horizontal_flip", {"name": ..., ...}]`.
+
+        Raises:
+            ConfigError: unknown operation or argument (nearest name given), wrong type or range.
+        """
+        return cls(tuple(_parse_operation(entry) for entry in operations), seed)
+
+    def describe(self) -> dict[str, object]:
+        """The canonical description: everything the pixels depend on besides the images."""
+        names = {operation: name for name, operation in OPERATIONS.items()}
+        return {
+            "generator": GENERATOR_VERSION,
+            "seed": self.seed,
+            "operations": [{"name": names[type(o)], **_arguments(o)} for o in self.operations],
+        }
+
+    def __call__(self, images: Tensor, view: int | Tensor, index: Tensor) -> Tensor:
+        """The view's pixels.
+
+        Args:
+            images: uint8 [B, C, H, W], as decoded.
+            view: view number, one for the batch or int64 [B].
+            index: int64 [B], position of each image in its data set.
+
+        Returns:
+            uint8 [B, C, H, W], on the device of `images`.
+        """
+        if not self.operations:
+            return images
+        index = index.to(images.device)
+        if isinstance(view, Tensor):
+            view = view.to(images.device)
+        bits = bits_KB(self.seed, self._draws(), view, index)
+        start = 0
+        for operation in self.operations:
+            images = operation(images, bits[start : start + operation.num_draws])
+            start += operation.num_draws
+        return images
+
+    def _draws(self) -> list[tuple[int, int]]:
+        return [
+            (position, draw)
+            for position, operation in enumerate(self.operations)
+            for draw in range(operation.num_draws)
+        ]
+
+
+def view_of_epoch(epoch: int, num_views: int, seed: int) -> int:
+    """Which view every sample shows in an epoch: each cycle of `num_views` epochs shows each once.
+
+    The order within a cycle is a function of (seed, cycle), so coverage is equal, no view waits for
+    a fixed turn, and an epoch resumed in its middle shows the view it began with.
+    """
+
+    cycle, position = divmod(epoch, num_views)
+    return int(permutation(num_views, seed, cycle)[position])
+
+
+def _arguments(operation: Operation) -> dict[str, object]:
+    return asdict(operation)  # type: ignore[call-overload, no-any-return]
+
+
+def _parse_operation(entry: str | Mapping[str, object]) -> Operation:
+    arguments = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"views.operations: {dict(entry)} has no name: write {{ name = ..., }}")
+    if name not in OPERATIONS:
+        raise ConfigError(_unknown(f"views.operations: no operation {name!r}", name, OPERATIONS))
+    operation = OPERATIONS[name]
+    known = {field.name: field for field in fields(operation)}  # type: ignore[arg-type]
+    for key, value in arguments.items():
+        if key not in known:
+            raise ConfigError(_unknown(f"{name}: no argument {key!r}", key, known))
+        arguments[key] = _checked(name, key, value, known[key].type)
+    missing = [k for k, f in known.items() if f.default is MISSING and k not in arguments]
+    if missing:
+        raise ConfigError(
+            f"{name}: {missing[0]} is missing: write {{ name = {name!r}, {missing[0]} = ... }}"
+        )
+    return operation(**arguments)
+
+
+def _checked(name: str, key: str, value: object, wanted: object) -> object:
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(wanted, type) and type(value) is not wanted:
+        raise ConfigError(f"{name}: {key} is {value!r}, wanted {_TYPE_NAMES[wanted]}")
+    return value
+
+
+def _unknown(message: str, name: str, known: Mapping[str, object]) -> str:
+    nearest = get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
+    return f"{message}: {hint}"

@@ -1,0 +1,60 @@
+"""Building shards: images -> views -> teacher -> encoded -> written, the writing behind the next one."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
+
+import torch
+
+from kdscale.cache.writer import ShardWriter
+from kdscale.data.loader import Images
+from kdscale.data.views.digest import digest
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine.teacher import SizedBatches
+from kdscale.targets import encode
+
+_PENDING = 2  # shards waiting to be written: enough to hide the disk, little memory
+
+
+class ShardBuilder:
+    """Asks the teacher about whole shards and commits them in the background.
+
+    Teacher batches never cross a shard, so a cache's content does not depend on who builds what.
+    """
+
+    def __init__(
+        self, images: Images, pipeline: Pipeline, teacher: SizedBatches, writer: ShardWriter
+    ) -> None:
+        self._images, self._pipeline = images, pipeline
+        self._teacher, self._writer = teacher, writer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._pending: deque[Future[None]] = deque()
+
+    def build(self, view: int, shard: int) -> None:
+        """Build one shard; an error of an earlier shard's writing is raised here or by `close`."""
+        began = perf_counter()
+        logits, digests = [], []
+        start, stop = self._writer.manifest.shard_range(shard)
+        for index in torch.arange(start, stop).split(self._teacher.batch_size):
+            images, _ = self._images.take(index)
+            pixels = self._pipeline(images, view, index)
+            logits.append(self._teacher.logits(pixels))
+            digests.append(digest(pixels))
+        values = encode(torch.cat(logits), self._writer.manifest.encoding)
+        # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
+        values["digests"] = (torch.cat(digests).cpu() + 1).numpy().astype("uint64")
+        seconds = perf_counter() - began
+        self._pending.append(self._thread.submit(self._writer.write, view, shard, values, seconds))
+        self.wait(_PENDING)
+
+    def wait(self, allowed: int = 0) -> None:
+        """Wait until at most `allowed` shards are still being written."""
+        while len(self._pending) > allowed:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Finish all writing."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown(wait=True)

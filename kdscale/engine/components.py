@@ -1,0 +1,257 @@
+"""From a recipe to the things it names: where configuration stops and plain objects begin."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdscale import config
+from kdscale.cache.manifest import Manifest
+from kdscale.data.images import ImageSet, load_images
+from kdscale.data.loader import split_validation
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine.teacher import FrozenTeacher, freeze
+from kdscale.errors import ConfigError, ModelError, WeightsError
+from kdscale.losses.objective import Objective
+from kdscale.models.preprocess import Preprocess
+from kdscale.models.registry import check_model, create_model
+from kdscale.models.checkpoints import read_metadata
+from kdscale.models.weights import load_weights
+from kdscale.optim import Schedule, create_optimizer
+from kdscale.targets import bytes_per_target
+
+LIBRARIES = ("kdscale", "torch", "torchvision", "accelerate", "datasets", "zarr", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A model with the preprocessing that belongs to it."""
+
+    model: nn.Module
+    preprocess: Preprocess
+
+
+def training_images(recipe: config.Recipe, root: Path) -> ImageSet:
+    """The recipe's training split, decoded; labels are needed only where a loss asks for them."""
+    return _images(recipe, recipe.data.train_split, root, labelled=recipe.loss.hard_weight > 0)
+
+
+def test_images(recipe: config.Recipe, root: Path) -> ImageSet:
+    """The recipe's test split, decoded."""
+    return _images(recipe, recipe.data.test_split, root, labelled=True)
+
+
+test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
+
+
+def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageSet:
+    return load_images(
+        recipe.data.source,
+        split=split,
+        root=root,
+        image_column=recipe.data.image,
+        label_column=recipe.data.label,
+        classes=recipe.data.classes,
+        require_labels=labelled,
+    )
+
+
+def check_same_classes(train: ImageSet, test: ImageSet) -> None:
+    """Stop where labels of the two splits would mean different things.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if train.labelled and train.classes != test.classes:
+        raise ConfigError(
+            f"split {train.split!r} has {train.num_classes} classes and split {test.split!r} "
+            f"{test.num_classes}, or they are named otherwise: choose data.classes, or other splits"
+        )
+
+
+def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Indices of the training split to train on and to validate on."""
+    return split_validation(images.num_samples, recipe.data.validation)
+
+
+def pipeline(recipe: config.Recipe) -> Pipeline:
+    """The recipe's views."""
+    return Pipeline.parse(recipe.views.operations, recipe.views.seed)
+
+
+def objective(recipe: config.Recipe) -> Objective:
+    """The recipe's losses."""
+    return Objective(recipe.loss.hard_weight, recipe.loss.soft_weight, recipe.loss.temperature)
+
+
+def optimizer(settings: config.Train, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a training section."""
+    return create_optimizer(
+        settings.optimizer,
+        parameters,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def schedule(settings: config.Train, steps_per_epoch: int) -> Schedule:
+    """The learning rates of a training section."""
+    return Schedule(
+        settings.schedule,
+        settings.learning_rate,
+        settings.epochs * steps_per_epoch,
+        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+        milestones=[milestone * steps_per_epoch for milestone in settings.milestones],
+        gamma=settings.gamma,
+    )
+
+
+def trained_model(
+    recipe: config.Recipe, section: config.Model, images: ImageSet, *, what: str
+) -> Classifier:
+    """A model with its weights; seeded before it is created, so nothing before it matters.
+
+    Raises:
+        ModelError: it cannot be created or does not fit the data.
+        WeightsError: its weights cannot be used.
+        ConfigError: no input is known for it.
+    """
+    weights = None if section.weights is None else Path(section.weights)
+    stated = {} if weights is None else read_metadata(weights)
+    preprocess = _preprocess(recipe, section, stated.get("preprocess"), what)
+    _check_classes(stated.get("class_names"), images, what)
+    model = create_model(
+        section.model,
+        num_classes=images.num_classes,
+        in_channels=preprocess.channels,
+        options=section.options,
+    )
+    if weights is not None:
+        load_weights(weights, model, rename=section.rename, what=what)
+    size = preprocess.size or images.pixels.shape[-1]
+    check_model(
+        model, num_classes=images.num_classes, channels=preprocess.channels, size=size, what=what
+    )
+    return Classifier(model, preprocess)
+
+
+def create_student(
+    recipe: config.Recipe, section: config.Model, images: ImageSet, *, seed: int, what: str
+) -> Classifier:
+    """A model to train, its initial weights a function of `seed` alone."""
+    torch.manual_seed(seed)
+    classifier = trained_model(recipe, section, images, what=what)
+    torch.manual_seed(seed)  # dropout, likewise, whatever creating the model drew
+    return classifier
+
+
+def frozen_teacher(
+    recipe: config.Recipe, images: ImageSet, weights: str | None, device: torch.device
+) -> FrozenTeacher:
+    """The recipe's teacher with the weights it names, or those found at `weights`.
+
+    Raises:
+        WeightsError: it has none.
+    """
+    section = recipe.teacher
+    if section.weights is None:
+        if weights is None:
+            raise WeightsError(
+                f"recipe {recipe.name!r} names no teacher.weights, and no trained teacher was found: "
+                f"train it with `kdscale train {recipe.name} --model teacher`, or set teacher.weights"
+            )
+        section = section.model_copy(update={"weights": weights, "rename": {}})
+    return _frozen(recipe, section, images, device)
+
+
+def frozen_teacher_or_random(
+    recipe: config.Recipe, images: ImageSet, weights: str | None, device: torch.device
+) -> FrozenTeacher:
+    """Like `frozen_teacher`, but with random weights where there are none: for timing alone."""
+    if recipe.teacher.weights is None and weights is None:
+        return _frozen(recipe, recipe.teacher, images, device)
+    return frozen_teacher(recipe, images, weights, device)
+
+
+def _frozen(
+    recipe: config.Recipe, section: config.Teacher, images: ImageSet, device: torch.device
+) -> FrozenTeacher:
+    teacher = trained_model(recipe, section, images, what="teacher")
+    return freeze(
+        teacher.model,
+        teacher.preprocess,
+        precision=section.precision,
+        memory_format=section.memory_format,
+        device=device,
+    )
+
+
+def _preprocess(
+    recipe: config.Recipe, section: config.Model, stated: object, what: str
+) -> Preprocess:
+    """What the recipe says, else what the weights say, else (a student) the teacher's."""
+    asked = section.input
+    if asked is None and stated is None and what != "teacher":
+        asked = recipe.teacher.input
+    if asked is None:
+        if not isinstance(stated, Mapping):
+            raise ConfigError(
+                f"{what}.input is not set and its weights do not carry it: give mean, std and size"
+            )
+        return Preprocess.parse(stated)
+    preprocess = Preprocess(tuple(asked.mean), tuple(asked.std), asked.size)
+    if isinstance(stated, Mapping) and Preprocess.parse(stated) != preprocess:
+        raise WeightsError(
+            f"{what}.input is {json.dumps(preprocess.describe())}, but its weights were trained with "
+            f"{json.dumps(dict(stated))}: remove {what}.input from the recipe, or use other weights"
+        )
+    return preprocess
+
+
+def _check_classes(stated: object, images: ImageSet, what: str) -> None:
+    """Class order is part of what weights mean."""
+    if isinstance(stated, list) and images.classes and tuple(stated) != images.classes:
+        raise ModelError(
+            f"{what} was trained for classes {_names(stated)}, the data set has {_names(images.classes)}: "
+            "use the data set and data.classes that it was trained with"
+        )
+
+
+def _names(names: "list[str] | tuple[str, ...]") -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown}, … ({len(names)})" if len(names) > 5 else f"{shown} ({len(names)})"
+
+
+def asked_manifest(recipe: config.Recipe, images: ImageSet, teacher: Mapping[str, Any]) -> Manifest:
+    """The manifest of the cache that a recipe asks for.
+
+    Args:
+        recipe: the recipe.
+        images: its training split.
+        teacher: what `FrozenTeacher.describe` says of its teacher.
+    """
+    return Manifest(
+        dataset={
+            "fingerprint": images.fingerprint,
+            "num_samples": images.num_samples,
+            "classes": list(images.classes),
+            "source": images.name,
+            "split": images.split,
+        },
+        views={**pipeline(recipe).describe(), "count": recipe.views.count},
+        teacher={**teacher, "model": recipe.teacher.model},
+        encoding=recipe.cache.encoding,
+        num_views=recipe.views.count,
+        num_samples=images.num_samples,
+        num_classes=images.num_classes,
+        shard_samples=min(recipe.cache.shard_samples, images.num_samples),
+        bytes_per_target=bytes_per_target(images.num_classes, recipe.cache.encoding),
+        versions={name: version(name) for name in LIBRARIES},
+    )

@@ -1,0 +1,49 @@
+"""Evaluation: every sample counted once, whatever the number of processes."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdscale.data.loader import Images
+from kdscale.engine.precision import autocast
+from kdscale.metrics import Counts, summarize
+from kdscale.models.preprocess import Preprocess
+
+_BATCH_SIZE = 500
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    preprocess: Preprocess,
+    images: Images,
+    samples: Tensor,
+    num_classes: int,
+    accelerator: Accelerator,
+    precision: str = "float32",
+) -> dict[str, float]:
+    """Metrics (see `metrics.summarize`) of a model on clean images.
+
+    Args:
+        model: gives logits [B, C].
+        preprocess: the model's.
+        images: the split.
+        samples: int64 indices of the samples to count.
+        num_classes: C.
+        accelerator: its processes share the work.
+        precision: of the forward pass.
+    """
+    was_training = model.training
+    model.eval()
+    counts = Counts.none(num_classes, accelerator.device)
+    mine = samples[accelerator.process_index :: accelerator.num_processes]
+    for index in mine.split(_BATCH_SIZE):
+        pixels, labels = images.take(index)
+        with autocast(precision, accelerator.device):
+            logits = model(preprocess(pixels))
+        counts += Counts.of(logits.float(), labels)
+    model.train(was_training)
+    if accelerator.num_processes > 1:
+        confusion = accelerator.reduce(counts.confusion_CC, "sum")
+        counts = Counts(confusion, accelerator.reduce(counts.top5, "sum"))
+    return summarize(counts)

@@ -1,0 +1,188 @@
+"""What follows a training step: progress, log, evaluation, checkpoint, an orderly stop."""
+
+import logging
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from kdscale import checkpoint
+from kdscale.data.loader import Images
+from kdscale.engine.evaluation import evaluate
+from kdscale.engine.loop import Loop, LoopState, due
+from kdscale.engine.processes import StopRequest
+from kdscale.errors import Interrupted, KdscaleError
+from kdscale.models.weights import save_weights
+from kdscale.runlog import MetricsLog
+
+log = logging.getLogger(__name__)
+
+NEVER = sys.maxsize
+_STOP_EVERY = 10  # steps between asking the other processes whether to stop
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Evaluates a loop's model on the test split, and on the validation split where there is one."""
+
+    test: Images
+    num_classes: int
+    training: Images
+    validation: Tensor
+    """int64 indices into `training`."""
+
+    def __call__(self, loop: Loop) -> dict[str, dict[str, float]]:
+        """Metrics by split."""
+        splits = {"test": (self.test, torch.arange(len(self.test.labels)))}
+        if len(self.validation):
+            splits["validation"] = (self.training, self.validation)
+        return {name: self._evaluate(loop, *split) for name, split in splits.items()}
+
+    def _evaluate(self, loop: Loop, images: Images, samples: Tensor) -> dict[str, float]:
+        return evaluate(
+            loop.model,
+            loop.preprocess,
+            images,
+            samples,
+            self.num_classes,
+            loop.accelerator,
+            loop.precision,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """Optimizer steps between things that happen now and then; all happen at the last step."""
+
+    log: int
+    evaluate: int
+    checkpoint: int
+    last: int
+
+
+@dataclass(slots=True)
+class Following:
+    """Called after each step. `last` is the newest evaluation on the test split."""
+
+    run: Path
+    cadence: Cadence
+    evaluator: Evaluator | None
+    metrics: MetricsLog
+    stop: StopRequest
+    bar: "tqdm[Any]"
+    last: dict[str, float] | None = None
+
+    def __call__(self, loop: Loop) -> None:
+        """Do what is due.
+
+        Raises:
+            Interrupted: asked to stop; the state is saved.
+            KdscaleError: the loss is not finite.
+        """
+        step, cadence = loop.state.step, self.cadence
+        self.bar.update()
+        if due(step, cadence.log, cadence.last):
+            self._log(loop)
+        if due(step, cadence.evaluate, cadence.last):
+            self._evaluate(loop)
+        stopping = self._is_stopping(loop)
+        if stopping or due(step, cadence.checkpoint, cadence.last):
+            save_checkpoint(self.run, loop, self.metrics)
+        if stopping and step < cadence.last:
+            raise Interrupted(
+                f"stopped after step {step} of {cadence.last}; state saved in {self.run}: "
+                "run the same command with --resume to go on"
+            )
+
+    def _is_stopping(self, loop: Loop) -> bool:
+        if loop.accelerator.num_processes == 1:
+            return self.stop.received is not None
+        asking = due(loop.state.step, _STOP_EVERY, self.cadence.last)
+        return asking and self.stop.agreed(loop.accelerator)
+
+    def _log(self, loop: Loop) -> None:
+        loss = loop.accelerator.reduce(loop.loss, "mean").item()
+        if not math.isfinite(loss):
+            raise KdscaleError(
+                f"the loss is {loss} at step {loop.state.step}: lower the learning rate, clip "
+                f"gradients (gradient_clip) or train in float32; {self.run} keeps the last checkpoint"
+            )
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._record(
+            loop,
+            loss=loss,
+            learning_rate=loop.schedule(loop.state.step - 1),
+            train_seconds=round(loop.state.train_seconds, 3),
+        )
+
+    def _evaluate(self, loop: Loop) -> None:
+        assert self.evaluator is not None, "without an evaluator, evaluation is never due"
+        found = self.evaluator(loop)
+        for split, values in found.items():
+            self._record(loop, split=split, **values)
+        self.last = found["test"]
+        best = max(loop.state.best_top1_accuracy, self.last["top1_accuracy"])
+        loop.state.best_top1_accuracy = best
+        self._keep_best(loop, found.get("validation", {}).get("top1_accuracy", -1.0))
+        log.info("epoch %.0f: top-1 %.2f %%", loop.epoch, 100 * self.last["top1_accuracy"])
+
+    def _keep_best(self, loop: Loop, validation: float) -> None:
+        """The best weights are chosen on the validation split, never on the test split."""
+        if validation <= loop.state.best_validation_accuracy:
+            return
+        loop.state.best_validation_accuracy = validation
+        if loop.accelerator.is_main_process:
+            model = loop.accelerator.unwrap_model(loop.model)
+            save_weights(self.run / "best.safetensors", model, metadata={"step": loop.state.step})
+
+    def _record(self, loop: Loop, **values: Any) -> None:
+        where = {"step": loop.state.step, "epoch": round(loop.epoch, 4)}
+        self.metrics.append({**where, **values})
+
+
+def save_checkpoint(run: Path, loop: Loop, metrics: MetricsLog) -> None:
+    """Write the loop's whole state; there whole or not at all."""
+    folder, accelerator = run / "checkpoints", loop.accelerator
+    loop.state.metrics_bytes = metrics.size
+    checkpoint.write_process_state(folder, accelerator.process_index)
+    if accelerator.is_main_process:
+        model = accelerator.unwrap_model(loop.model)
+        checkpoint.write_shared_state(folder, model, loop.optimizer, loop.state.to_json())
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoint.publish(folder, loop.state.step)
+    accelerator.wait_for_everyone()
+
+
+def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
+    """Put the newest checkpoint's state into the loop, or write the first one."""
+    newest = checkpoint.newest(run / "checkpoints")
+    accelerator = loop.accelerator
+    if newest is not None:
+        model = accelerator.unwrap_model(loop.model)
+        checkpoint.restore(newest, model, loop.optimizer, accelerator.process_index)
+        loop.state = LoopState(**checkpoint.read_loop_state(newest))
+        log.info("going on from step %d of %s", loop.state.step, run)
+    size, writes = loop.state.metrics_bytes, accelerator.is_main_process
+    metrics = MetricsLog(run / "metrics.jsonl", size=size, writes=writes)
+    if newest is None:
+        save_checkpoint(run, loop, metrics)
+    return metrics
+
+
+def progress_bar(loop: Loop, last: int, accelerator: Accelerator) -> "tqdm[Any]":
+    """Steps done, steps a second, time left; rarely where nobody is watching."""
+    return tqdm(
+        total=last,
+        initial=loop.state.step,
+        unit=" steps",
+        leave=False,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        disable=not accelerator.is_main_process,
+    )

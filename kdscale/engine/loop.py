@@ -1,0 +1,146 @@
+"""The training loop: one for teachers and students, for all losses and all sources of targets."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdscale.data.loader import Batch, Loader
+from kdscale.engine.precision import autocast
+from kdscale.engine.sources import TargetSource
+from kdscale.losses.objective import Objective
+from kdscale.models.preprocess import Preprocess
+from kdscale.optim import Schedule
+
+
+@dataclass(slots=True)
+class LoopState:
+    """All state of the loop that a checkpoint saves, beside weights, optimizer and random state."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    train_seconds: float = 0.0
+    """Time in steps; start-up, evaluation and checkpoints are left out."""
+    best_top1_accuracy: float = 0.0
+    """Largest over evaluations on the test split; reported only."""
+    best_validation_accuracy: float = -1.0
+    """Largest over evaluations on the validation split; chooses the best weights."""
+    metrics_bytes: int = 0
+    """Size of the metrics log."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        return asdict(self)
+
+
+class Loop:
+    """Trains a model for as many steps as it is asked to.
+
+    Args:
+        model: gives logits; as `accelerator.prepare` returned it.
+        preprocess: the model's.
+        loader: batches of views.
+        source: their targets.
+        objective: the loss of both.
+        optimizer: as `accelerator.prepare` returned it.
+        schedule: learning rate of a step.
+        accelerator: devices and processes.
+        precision: of forward and backward.
+        accumulation: forward passes a step.
+        gradient_clip: largest norm of all gradients; None = any.
+        state: where to begin.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        loader: Loader,
+        source: TargetSource,
+        objective: Objective,
+        optimizer: Any,
+        schedule: Schedule,
+        accelerator: Accelerator,
+        *,
+        precision: str = "float32",
+        accumulation: int = 1,
+        gradient_clip: float | None = None,
+        state: LoopState | None = None,
+    ) -> None:
+        self.model, self.preprocess, self.objective = model, preprocess, objective
+        self.loader, self.source = loader, source
+        self.optimizer, self.schedule, self.accelerator = optimizer, schedule, accelerator
+        self.precision = precision
+        self.accumulation, self.gradient_clip = accumulation, gradient_clip
+        self.state = state or LoopState()
+        self.loss = torch.zeros(())
+        self._epoch = -1
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, as a fraction."""
+        return self.state.step / self.loader.steps_per_epoch
+
+    def run(self, until: int, after_step: Callable[["Loop"], None] | None = None) -> None:
+        """Train up to optimizer step `until`; `after_step` logs, saves, evaluates."""
+        self.model.train()
+        while self.state.step < until:
+            began = perf_counter()
+            self._start_epoch()
+            batch = self.loader.batch(self.state.step)
+            self._set_learning_rate(self.schedule(self.state.step))
+            self.loss = self._forward_backward(batch)
+            self._update()
+            self.state.step += 1
+            self.state.train_seconds += perf_counter() - began
+            if after_step is not None:
+                after_step(self)
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Forward pass and loss of one batch: load, targets, forward, loss."""
+        targets = self.source.targets(batch)
+        with autocast(self.precision, self.accelerator.device):
+            logits = self.model(self.preprocess(batch.pixels))
+        return self.objective(logits, targets, batch.labels)
+
+    def _start_epoch(self) -> None:
+        epoch = self.state.step // self.loader.steps_per_epoch
+        if epoch != self._epoch:
+            self.source.start_epoch(epoch)
+            self._epoch = epoch
+
+    def _forward_backward(self, batch: Batch) -> Tensor:
+        if self.accumulation == 1:
+            loss = self.loss_of(batch)
+            self.accelerator.backward(loss)
+            return loss.detach()
+        total = torch.zeros((), device=self.accelerator.device)
+        parts = list(batch.split(self.accumulation))
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(self.model):
+                total += self._backward_part(part, batch)
+        return total + self._backward_part(parts[-1], batch)
+
+    def _backward_part(self, part: Batch, whole: Batch) -> Tensor:
+        loss = self.loss_of(part) * (len(part.index) / len(whole.index))
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _set_learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _update(self) -> None:
+        if self.gradient_clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and at the last one, happens now."""
+    return step % every == 0 or step == last

@@ -1,0 +1,101 @@
+"""Processes, devices and signals: what every stage asks of Accelerate before it starts."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from kdscale.errors import KdscaleError, LaunchError
+
+T = TypeVar("T")
+
+
+def create_accelerator() -> Accelerator:
+    """Accelerate for this process, once it is sure that the launch is what it seems.
+
+    Precision is the recipe's, part by part, so Accelerate's own setting is off.
+
+    Raises:
+        LaunchError: several processes were started, but each believes to be alone.
+    """
+    # float32 means float32: TF32 would move logits by 1e-3 and depend on the device.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    accelerator = Accelerator(mixed_precision="no")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise LaunchError(
+            f"{started} processes were started, but Accelerate knows of {accelerator.num_processes}: "
+            "each would do all the work. On a CPU use launch/cpu.sh; see launch/README.md"
+        )
+    return accelerator
+
+
+@contextmanager
+def main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """The main process runs the block alone, then the others do: it may fill a store they share.
+
+    An error of the main process ends them all, so none waits for what never comes.
+    """
+    problem: list[str | None] = [None]
+    try:
+        if accelerator.is_main_process:
+            yield
+    except KdscaleError as error:
+        problem[0] = str(error)
+        raise
+    finally:
+        if accelerator.num_processes > 1 and accelerator.is_main_process:
+            broadcast_object_list(problem)
+    if not accelerator.is_main_process:
+        broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise KdscaleError("the main process stopped (its message says why)")
+        yield
+
+
+def from_main_process(accelerator: Accelerator, value: T) -> T:
+    """The main process's value, in every process."""
+    values = [value]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(values)
+    return values[0]
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Whether Ctrl-C, SIGTERM or SIGUSR1 asked for an orderly end."""
+
+    received: int | None = None
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked; all of them must call this."""
+        if accelerator.num_processes == 1:
+            return self.received is not None
+        asked = torch.tensor(int(self.received is not None), device=accelerator.device)
+        return bool(accelerator.reduce(asked, "sum") > 0)
+
+
+@contextmanager
+def orderly_stop() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request; a second Ctrl-C ends at once."""
+    request = StopRequest()
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        request.received = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, receive) for number in watched}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,32 @@
+"""The training objective: which losses, at which weights. One for all target sources."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kdscale.losses.logits import kl_loss, label_loss
+from kdscale.targets import DenseTargets
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """hard_weight · cross-entropy + soft_weight · T²·KL."""
+
+    hard_weight: float
+    soft_weight: float
+    temperature: float = 1.0
+
+    def __call__(self, logits_BC: Tensor, targets: DenseTargets | None, labels_B: Tensor) -> Tensor:
+        """The scalar to minimise; a term of weight 0 is not computed."""
+        terms = []
+        if self.hard_weight:
+            terms.append(self.hard_weight * label_loss(logits_BC, labels_B))
+        if self.soft_weight:
+            assert targets is not None, "an objective with a soft term is given targets"
+            soft = kl_loss(logits_BC, targets.logits_BC, self.temperature)
+            terms.append(self.soft_weight * soft)
+        return sum(terms[1:], terms[0])
+
+
+SUPERVISED = Objective(hard_weight=1.0, soft_weight=0.0)
+"""Cross-entropy alone: `--targets none`, and how teachers are trained."""

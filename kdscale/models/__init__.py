@@ -1,0 +1,1 @@
+"""Models: reference networks, the registry of names, preprocessing and weights files."""

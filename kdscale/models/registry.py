@@ -1,0 +1,139 @@
+"""From a model's name to the model, and whether it fits the data."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdscale.errors import ModelError
+from kdscale.models import cifar_resnet, factory, reference, sources
+
+REFERENCE: dict[str, Callable[..., nn.Module]] = {
+    "cifar10-deepnn": reference.cifar10_deepnn,
+    "cifar10-lightnn": reference.cifar10_lightnn,
+    "features-light-cnn": reference.features_light_cnn,
+    "keras-student": reference.keras_student,
+    "keras-teacher": reference.keras_teacher,
+    "mnist-cnn": reference.mnist_cnn,
+    "mnist-mlp": reference.mnist_mlp,
+    "resnet20": cifar_resnet.resnet20,
+    "resnet32x4": cifar_resnet.resnet32x4,
+    "resnet56": cifar_resnet.resnet56,
+    "resnet8x4": cifar_resnet.resnet8x4,
+    "wrn-16-2": cifar_resnet.wrn_16_2,
+    "wrn-40-2": cifar_resnet.wrn_40_2,
+}
+
+SOURCES: dict[str, Callable[[str, int, int, Mapping[str, Any]], nn.Module]] = {
+    "torchvision/": sources.torchvision_model,
+    "timm/": sources.timm_model,
+    "transformers/": sources.transformers_model,
+}
+
+FORMS = "torchvision/NAME, timm/NAME, transformers/HUB_ID_OR_PATH, module.path:factory"
+
+
+def known_models() -> list[str]:
+    """Return the names of the reference models, sorted."""
+    return sorted(REFERENCE)
+
+
+def create_model(
+    name: str, *, num_classes: int, in_channels: int, options: Mapping[str, object] | None = None
+) -> nn.Module:
+    """Create a model in training mode, float32, on the CPU.
+
+    Initial weights come from torch's global generator, except where a source loads trained ones.
+
+    Args:
+        name: a reference model (see `known_models`), `torchvision/NAME`, `timm/NAME`,
+            `transformers/HUB_ID_OR_PATH` or `module.path:factory`.
+        num_classes: C, the classes of the data set.
+        in_channels: channels of the preprocessed pixels.
+        options: further arguments of the model's builder.
+
+    Returns:
+        A module that takes [B, in_channels, H, W] and gives logits [B, C].
+
+    Raises:
+        ModelError: the name or an option is unknown, a library is missing, or the model cannot
+            have so many classes or channels.
+    """
+    options = options or {}
+    if name in REFERENCE:
+        fixed = {"num_classes": num_classes, "in_channels": in_channels}
+        model: nn.Module = factory.build(name, REFERENCE[name], fixed, options)
+        return model
+    for prefix, create in SOURCES.items():
+        if name.startswith(prefix):
+            return create(name, num_classes, in_channels, options)
+    if ":" in name:
+        return factory.factory_model(name, num_classes, in_channels, options)
+    near = factory.did_you_mean(name, known_models())
+    raise ModelError(
+        f"there is no model {name!r}{near}; wanted {FORMS}, or one of {', '.join(known_models())}"
+    )
+
+
+def check_model(
+    model: nn.Module, *, num_classes: int, channels: int, size: int, what: str = "student"
+) -> None:
+    """Make sure, by one forward of two black images, that a model fits the data.
+
+    Leaves parameters, buffers, each module's training mode and the global generators as they were.
+
+    Args:
+        model: the model, on any device.
+        num_classes: C, the classes of the data set.
+        channels: channels of the preprocessed pixels.
+        size: side of the preprocessed images, pixels.
+        what: the model's part, for messages: "teacher" or "student".
+
+    Raises:
+        ModelError: the model does not take such images, or does not give logits [B, num_classes].
+    """
+    shape = (2, channels, size, size)
+    output = _evaluated(model, shape, what)
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim != 2:
+        raise ModelError(f"{what} gives {_kind(output)}, wanted logits of shape [B, {num_classes}]")
+    if output.shape[1] != num_classes:
+        raise ModelError(
+            f"{what} gives {output.shape[1]} classes, the data set has {num_classes}: take a "
+            f"{what} of {num_classes} classes, or the data set that it was made for"
+        )
+    if output.shape[0] != 2:
+        raise ModelError(f"{what} gives {output.shape[0]} rows of logits for 2 images, wanted 2")
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters; shared ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _evaluated(model: nn.Module, shape: tuple[int, ...], what: str) -> Any:
+    """Return the output for zeros, in evaluation mode, leaving the model and generators alone."""
+    training = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    cuda_devices = [device] if device.type == "cuda" else []
+    try:
+        model.eval()
+        # Not inference_mode: what a module keeps of this forward must stay usable in training.
+        with torch.random.fork_rng(devices=cuda_devices), torch.no_grad():
+            return model(torch.zeros(shape, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise ModelError(
+            f"{what} does not take images of {shape[1]} channels and {shape[2]} x {shape[3]} "
+            f"pixels ({error}): set its input's size, mean and std, or take another model"
+        ) from error
+    finally:
+        for module, was_training in training:
+            module.training = was_training
+
+
+def _kind(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a {output.dtype} tensor of shape {list(output.shape)}"
+    return f"a {type(output).__name__}"

@@ -1,0 +1,159 @@
+"""Models that other libraries define: torchvision, timm, transformers.
+
+Each library is imported where it is used: two are optional, and all take a second or more.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdscale.errors import ModelError
+from kdscale.models.factory import build, did_you_mean
+
+INSTALL_MODELS = 'pip install "kdscale[models]"'
+
+
+def torchvision_model(
+    name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Build `torchvision/NAME`, with random weights unless the option `weights` names some.
+
+    With `weights` (such as "DEFAULT" or "IMAGENET1K_V1") everything but a head of another class
+    count is taken from them; the file is downloaded or found in torch's cache.
+    """
+    from torchvision import models
+
+    short = name.removeprefix("torchvision/")
+    known = models.list_models(module=models)  # classifiers alone, no detectors
+    if short not in known:
+        raise ModelError(f"torchvision has no classifier {short!r}{did_you_mean(short, known)}")
+    if in_channels != 3:
+        raise ModelError(
+            f"model {name} takes 3 channels, {in_channels} are wanted: give mean and std three "
+            "values (grey images are then repeated), or take timm/NAME or a reference model"
+        )
+    builder_options = {key: value for key, value in options.items() if key != "weights"}
+    fixed = {"weights": None, "num_classes": num_classes}
+    model: nn.Module = build(name, models.get_model_builder(short), fixed, builder_options)
+    if options.get("weights") is not None:
+        _adopt(name, model, _torchvision_state(short, options["weights"]))
+    return model
+
+
+def _torchvision_state(short: str, weights: object) -> Mapping[str, torch.Tensor]:
+    from torchvision import models
+
+    choices = models.get_model_weights(short)
+    if weights not in choices.__members__:
+        raise ModelError(
+            f"torchvision/{short} has no weights {weights!r}, "
+            f"wanted one of {', '.join(choices.__members__)}"
+        )
+    try:
+        state: Mapping[str, torch.Tensor] = choices[weights].get_state_dict(
+            progress=False, check_hash=True
+        )
+    except OSError as error:
+        raise ModelError(
+            f"the weights {weights} of torchvision/{short} cannot be downloaded ({error}): put "
+            f"{choices[weights].url} into {torch.hub.get_dir()}/checkpoints"
+        ) from error
+    return state
+
+
+def _adopt(name: str, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Take over all tensors but those of a head for other classes."""
+    own = model.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    left = {key.rpartition(".")[0] for key in own.keys() - fitting.keys()}
+    if len(left) > 1:
+        raise ModelError(f"model {name}: its weights do not fit in {sorted(left)}: drop an option")
+    model.load_state_dict(fitting, strict=False)
+
+
+def timm_model(
+    name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Build `timm/NAME`; random weights unless the option `pretrained` is true."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"model {name} needs timm ({error}): {INSTALL_MODELS}") from error
+
+    short = name.removeprefix("timm/")
+    if ":" not in short and not timm.is_model(short):  # hf-hub:... and local-dir:... are timm's
+        raise ModelError(f"timm has no model {short!r}{did_you_mean(short, timm.list_models())}")
+    fixed = {"model_name": short, "num_classes": num_classes, "in_chans": in_channels}
+    try:
+        model: nn.Module = build(name, timm.create_model, fixed, options)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"model {name} cannot be created: {_first_line(error)}") from error
+    return model
+
+
+def transformers_model(
+    name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Load `transformers/HUB_ID_OR_LOCAL_PATH` with its weights; forward gives the logits tensor.
+
+    A head of another class count is replaced by a new one only if the options ask for it:
+    `num_labels` and `ignore_mismatched_sizes = true`.
+    """
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError as error:
+        raise ModelError(f"model {name} needs transformers ({error}): {INSTALL_MODELS}") from error
+
+    place = name.removeprefix("transformers/")
+    fixed = {"pretrained_model_name_or_path": place, "output_loading_info": True}
+    load = AutoModelForImageClassification.from_pretrained
+    try:
+        model, loading = build(name, load, fixed, options)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"model {name} cannot be loaded from {place!r}: {_first_line(error)}: "
+            "wanted a hub id, or a folder that save_pretrained wrote"
+        ) from error
+    _check_pretrained(name, model, loading, num_classes, in_channels, options)
+    model.register_forward_hook(_logits_of)
+    plain: nn.Module = model.float().train()  # as every other source leaves it
+    return plain
+
+
+def _check_pretrained(
+    name: str,
+    model: Any,
+    loading: Mapping[str, Any],
+    num_classes: int,
+    in_channels: int,
+    options: Mapping[str, Any],
+) -> None:
+    if model.config.num_labels != num_classes:
+        raise ModelError(
+            f"model {name} gives {model.config.num_labels} classes, the data set has "
+            f"{num_classes}: take one that was trained on these classes, or, to train a new head, "
+            f"the options num_labels = {num_classes} and ignore_mismatched_sizes = true"
+        )
+    channels = getattr(model.config, "num_channels", in_channels)
+    if channels != in_channels:
+        raise ModelError(
+            f"model {name} takes {channels} channels, {in_channels} are wanted: "
+            f"give mean and std {channels} values"
+        )
+    new = sorted(loading["missing_keys"])
+    if new and not options.get("ignore_mismatched_sizes"):
+        raise ModelError(
+            f"model {name} has no weights for {', '.join(new[:3])}, which would be random: take "
+            "a trained classifier, or accept new weights with ignore_mismatched_sizes = true"
+        )
+
+
+def _logits_of(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Replace a transformers output by its logits; as a hook, it leaves all names as they are."""
+    return getattr(output, "logits", output)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,208 @@
+"""Weights files: written whole or not at all, read only if they fit."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdscale.errors import StorageError, WeightsError
+from kdscale.models.checkpoints import read_metadata, read_tensors
+
+__all__ = ["load_weights", "read_metadata", "save_weights", "tensors_sha256"]
+
+_NAMED = 3  # names shown of a longer list
+_COUNTER = "num_batches_tracked"  # batch-norm's, absent from files older than torch 0.4.1
+
+
+def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, object]) -> None:
+    """Write a model's tensors as safetensors: durable, and whole or not at all.
+
+    Tensors that share memory are each written in full, so any reader can load the file.
+
+    Args:
+        path: the file to write or replace; its folder is created.
+        model: on any device, in any memory format.
+        metadata: stored in the header, each value as JSON; `read_metadata` gives it back.
+
+    Raises:
+        StorageError: the disk is full, read-only or not permitted.
+        WeightsError: the model's state holds something that is not a tensor.
+    """
+    path = Path(path)
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in _state(model).items()
+    }
+    header = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    _write_atomically(path, safetensors.torch.save(tensors, metadata=header))
+
+
+def load_weights(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    rename: Mapping[str, str] | None = None,
+    what: str = "teacher",
+) -> dict[str, Any]:
+    """Load a file into a model, all of it or nothing.
+
+    Args:
+        path: `.safetensors`, or a torch checkpoint (`.pt`, `.pth`, `.bin`), of which the usual
+            nests (`state_dict`, `model`, `model_state_dict`, a `module.` prefix) are undone.
+        model: filled in place, on its own device and in its own dtype; unchanged on any error.
+        rename: prefixes in the file -> prefixes in the model; the longest that fits is taken.
+        what: the model's part, for messages: "teacher" or "student".
+
+    Returns:
+        The file's metadata, decoded; values that are not JSON stay strings.
+
+    Raises:
+        WeightsError: the file is missing, damaged or would run code; names or shapes differ from
+            the model's; or a value is not finite.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    tensors = _renamed(tensors, rename or {}, path)
+    own = _state(model)
+    tensors |= {k: v for k, v in own.items() if k.endswith(_COUNTER) and k not in tensors}
+    _check_names(tensors, own, path, what)
+    _check_shapes(tensors, own, path, what)
+    _check_finite(tensors, path, what)
+    model.load_state_dict(tensors)
+    return metadata
+
+
+def tensors_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 (hex) of all tensors of a model: names, dtypes, shapes and bytes.
+
+    The same for any file format, device and memory format; another for any changed bit.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_state(model).items()):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(json.dumps([name, dtype, list(tensor.shape)]).encode() + b"\n")
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    foreign = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise WeightsError(
+            f"the model's state holds {_some(foreign)}, wanted tensors alone: "
+            "weights files cannot hold a module's extra state"
+        )
+    return dict(state)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write weights to {path}: {error}") from error
+    finally:
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _renamed(
+    tensors: dict[str, Tensor], rename: Mapping[str, str], path: Path
+) -> dict[str, Tensor]:
+    prefixes = sorted(rename, key=len, reverse=True)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix = next((p for p in prefixes if name.startswith(p)), "")
+        new = rename[prefix] + name.removeprefix(prefix) if prefix in rename else name
+        if new in renamed:
+            raise WeightsError(
+                f"two tensors of {path} are called {new!r} after renaming {dict(rename)}: "
+                "make the prefixes unambiguous"
+            )
+        renamed[new] = tensor
+    return renamed
+
+
+def _check_names(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, what: str
+) -> None:
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise WeightsError(
+            f"{path} is not of this {what}: missing {_some(missing)}; unexpected "
+            f"{_some(unexpected)}: name the model that it was made from, or map the prefixes "
+            'with rename (such as {"f." = "features."})'
+        )
+
+
+def _check_shapes(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, what: str
+) -> None:
+    pairs = {k: (tuple(tensors[k].shape), tuple(own[k].shape)) for k in own}
+    differing = {k: (got, wanted) for k, (got, wanted) in pairs.items() if got != wanted}
+    if not differing:
+        return
+    if head := _head_classes(list(differing.values())):
+        raise WeightsError(
+            f"{what} weights have a head for {head[0]} classes, the data set has {head[1]} "
+            f"({path}, {_some(list(differing))}): take weights trained on these classes"
+        )
+    listed = [
+        f"{k} got {list(got)}, wanted {list(wanted)}" for k, (got, wanted) in differing.items()
+    ]
+    raise WeightsError(
+        f"{path} has other shapes than this {what}: {_some(listed)}: "
+        "name the model, and its options, that it was made from"
+    )
+
+
+def _head_classes(shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, int] | None:
+    """Return (got, wanted) classes if the tensors differ in their outputs alone, all by the same.
+
+    A hidden layer of another width would also change the inputs of the layer that follows it.
+    """
+    if any(not got or not wanted or got[1:] != wanted[1:] for got, wanted in shapes):
+        return None
+    counts = {(got[0], wanted[0]) for got, wanted in shapes}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _check_finite(tensors: Mapping[str, Tensor], path: Path, what: str) -> None:
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise WeightsError(
+            f"{what} weights {path} hold NaN or infinity in {_some(bad)}, wanted finite numbers: "
+            "the training that made them diverged; take an earlier checkpoint"
+        )
+
+
+def _some(names: list[str]) -> str:
+    """Return the first few names and the count of the rest."""
+    if not names:
+        return "nothing"
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

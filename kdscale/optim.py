@@ -1,0 +1,73 @@
+"""Optimizers by name, and learning rates as a pure function of the step."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+def create_optimizer(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """An optimizer by name: adam, adamw or sgd (`momentum` and `nesterov` are sgd's)."""
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            learning_rate,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+        )
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return adam(parameters, learning_rate, weight_decay=weight_decay)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Learning rate at a step; nothing to save, so nothing to restore.
+
+    `one_cycle` rises from 1/25 of the peak and ends at 1/10,000 of the start, both by half a cosine
+    (Smith & Topin, "Super-Convergence", 2018; torch's OneCycleLR without its momentum).
+    """
+
+    kind: Literal["constant", "steps", "cosine", "one_cycle"]
+    peak: float
+    num_steps: int
+    warmup_steps: int = 0
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+
+    def __call__(self, step: int) -> float:
+        """The rate of optimizer step `step`, counted from 0."""
+        if self.kind == "one_cycle":
+            return self._one_cycle(step)
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.kind == "cosine":
+            after = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
+            return _half_cosine(self.peak, 0.0, after)
+        if self.kind == "steps":
+            return self.peak * self.gamma ** sum(step >= m for m in self.milestones)
+        return self.peak
+
+    def _one_cycle(self, step: int) -> float:
+        rise = self.warmup_steps or round(0.3 * self.num_steps)
+        start = self.peak / 25
+        if step < rise:
+            return _half_cosine(start, self.peak, step / rise)
+        return _half_cosine(
+            self.peak, start / 1e4, (step - rise) / max(1, self.num_steps - 1 - rise)
+        )
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

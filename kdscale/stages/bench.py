@@ -1,0 +1,352 @@
+"""How fast a recipe's steps are: bare, supervised, staged, cached, online; and its build.
+
+All variants run interleaved in one process, in an order that changes every round, and each ratio is
+taken within a round: a machine that slows down slows both sides.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from kdscale import config
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.writer import ShardWriter, create_or_resume, finish
+from kdscale.data.images import ImageSet
+from kdscale.data.loader import Batch, Images, Loader
+from kdscale.data.views.digest import digest
+from kdscale.data.views.generator import permutation
+from kdscale.engine import components
+from kdscale.engine.building import ShardBuilder
+from kdscale.engine.following import NEVER, Cadence, Following
+from kdscale.engine.loop import Loop
+from kdscale.engine.precision import autocast
+from kdscale.engine.processes import StopRequest, create_accelerator
+from kdscale.engine.runs import Job
+from kdscale.engine.sources import CachedTargets, LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.teacher import FrozenTeacher, SizedBatches
+from kdscale.losses.objective import SUPERVISED, Objective
+from kdscale.runlog import MetricsLog
+from kdscale.targets import DenseTargets, encode
+
+MINIMUM_ROUNDS = 50  # single rounds scatter by tens of percent
+_STEP_SHARE = 0.7  # of the time; the rest measures the build
+_ROUND_SECONDS = 0.05  # wanted at least for each variant in a round
+
+RATIOS = {
+    "supervised_over_plain_time": ("supervised", "plain"),
+    "cached_over_staged_time": ("cached", "staged"),
+    "cached_over_supervised_time": ("cached", "supervised"),
+    "online_over_cached_time": ("online", "cached"),
+}
+
+Steps = Callable[[int], None]
+"""Runs so many training steps."""
+
+
+def bench(
+    recipe: config.Recipe, *, cache_root: Path, seconds: float, teacher_weights: str | None = None
+) -> dict[str, Any]:
+    """Measure a recipe's training steps and its build.
+
+    Args:
+        recipe: the recipe; its teacher is created with random weights where it has none.
+        cache_root: where decoded images lie; the cache itself is a temporary one.
+        seconds: to spend in all, start-up left out.
+        teacher_weights: used where the recipe names none.
+
+    Returns:
+        Images a second and ratios of times: medians, with [smallest, largest] over rounds.
+    """
+    accelerator = create_accelerator()
+    images = components.training_images(recipe, cache_root)
+    resident = Images(images, accelerator.device)
+    teacher = components.frozen_teacher_or_random(
+        recipe, images, teacher_weights, accelerator.device
+    )
+    with tempfile.TemporaryDirectory(prefix="kdscale-bench-") as folder:
+        cache = _temporary_cache(Path(folder) / "steps.zarr", recipe, images, resident, teacher)
+        with ExitStack() as stack:
+            parts = _Parts(recipe, images, resident, teacher, accelerator, Path(folder), stack)
+            steps = _measure_steps(_variants(parts, cache), seconds * _STEP_SHARE)
+        build = _measure_build(parts, seconds * (1 - _STEP_SHARE))
+    return _summary(recipe, steps, build, accelerator)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    recipe: config.Recipe
+    images: ImageSet
+    resident: Images
+    teacher: FrozenTeacher
+    accelerator: Accelerator
+    folder: Path
+    stack: ExitStack
+
+    @property
+    def settings(self) -> config.Train:
+        return Job("student", "none", 0).section(self.recipe)[1]
+
+
+def _temporary_cache(
+    path: Path, recipe: config.Recipe, images: ImageSet, resident: Images, teacher: FrozenTeacher
+) -> Path:
+    """A finished cache of two views with true digests and made-up logits: cheap, read the same."""
+    asked = components.asked_manifest(recipe, images, teacher.describe())
+    views = 2 if recipe.views.operations else 1
+    manifest = create_or_resume(path, replace(asked, num_views=views), images.labels)
+    writer, pipeline = ShardWriter(path, manifest), components.pipeline(recipe)
+    for view in range(views):
+        for shard in range(manifest.num_shards):
+            index = torch.arange(*manifest.shard_range(shard))
+            digests = [
+                digest(pipeline(resident.take(part)[0], view, part)).cpu()
+                for part in index.split(1024)
+            ]
+            values = encode(torch.randn(len(index), images.num_classes), manifest.encoding)
+            values["digests"] = (torch.cat(digests) + 1).numpy().astype(np.uint64)
+            writer.write(view, shard, values, 0.0)
+    finish(path, manifest, {})
+    return path
+
+
+class _StagedTargets:
+    """Targets that are already on the device: what reading them is judged against."""
+
+    def __init__(self, num_samples: int, num_classes: int, device: torch.device) -> None:
+        self._logits = torch.randn(num_samples, num_classes, device=device)
+
+    def view_of_epoch(self, epoch: int) -> int:
+        return epoch % 2
+
+    def start_epoch(self, epoch: int) -> None:
+        pass
+
+    def targets(self, batch: Batch) -> DenseTargets:
+        return DenseTargets(self._logits[: len(batch.index)])
+
+
+def _variants(parts: _Parts, cache: Path) -> dict[str, Steps]:
+    cached = CachedTargets.open(cache, device=parts.accelerator.device)
+    parts.stack.callback(cached.close)
+    views = cached.num_views
+    distill = components.objective(parts.recipe)
+    if not distill.soft_weight:
+        distill = Objective(1.0, 1.0, distill.temperature)
+    batch = parts.settings.global_batch_size
+    staged = _StagedTargets(batch, parts.images.num_classes, parts.accelerator.device)
+    if views == 1:
+        staged.view_of_epoch = cached.view_of_epoch  # type: ignore[method-assign]
+    return {
+        "plain": _plain(parts, views),
+        "supervised": _ours(parts, NoTargets(views, 0), SUPERVISED),
+        "staged": _ours(parts, staged, distill),
+        "cached": _ours(parts, cached, distill),
+        "online": _ours(parts, LiveTeacher(parts.teacher, views, 0), distill),
+    }
+
+
+def _plain(parts: _Parts, num_views: int) -> Steps:
+    """A bare PyTorch loop: same student, views, batches and optimizer, none of kdscale's loop."""
+    settings, images = parts.settings, parts.resident
+    pipeline = components.pipeline(parts.recipe)
+    student = components.create_student(
+        parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
+    )
+    model, preprocess = student.model.to(parts.accelerator.device), student.preprocess
+    optimizer = components.optimizer(settings, model.parameters())
+    size, device = settings.global_batch_size, parts.accelerator.device
+    state = {"epoch": -1, "batches": iter(())}
+
+    def steps(count: int) -> None:
+        model.train()
+        for _ in range(count):
+            index = next(state["batches"], None)  # type: ignore[call-overload]
+            if index is None:
+                state["epoch"] += 1  # type: ignore[operator]
+                state["batches"] = iter(torch.randperm(parts.images.num_samples).split(size))
+                index = next(state["batches"])  # type: ignore[call-overload]
+            pixels, labels = images.take(index)
+            pixels = pipeline(pixels, state["epoch"] % num_views, index)  # type: ignore[operator]
+            with autocast(settings.precision, device):
+                logits = model(preprocess(pixels))
+            loss = F.cross_entropy(logits.float(), labels)
+            loss.backward()
+            if settings.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return steps
+
+
+def _ours(parts: _Parts, source: TargetSource, objective: Objective) -> Steps:
+    """kdscale's loop, with everything that follows its steps but evaluation and checkpoints."""
+    settings, accelerator = parts.settings, parts.accelerator
+    student = components.create_student(
+        parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
+    )
+    loader = Loader(
+        parts.resident,
+        torch.arange(parts.images.num_samples),
+        components.pipeline(parts.recipe),
+        source.view_of_epoch,
+        seed=0,
+        global_batch_size=settings.global_batch_size,
+    )
+    model = accelerator.prepare(student.model)
+    loop = Loop(
+        model,
+        student.preprocess,
+        loader,
+        source,
+        objective,
+        accelerator.prepare(components.optimizer(settings, model.parameters())),
+        components.schedule(settings, loader.steps_per_epoch),
+        accelerator,
+        precision=settings.precision,
+        gradient_clip=settings.gradient_clip,
+    )
+    metrics = parts.stack.enter_context(MetricsLog(parts.folder / f"{id(loop)}.jsonl"))
+    cadence = Cadence(log=settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER)
+    bar = tqdm(disable=True)
+    following = Following(parts.folder, cadence, None, metrics, StopRequest(), bar)
+
+    def steps(count: int) -> None:
+        loop.run(loop.state.step + count, after_step=following)
+
+    return steps
+
+
+@dataclass(frozen=True, slots=True)
+class _Timings:
+    """Seconds of each variant in each round."""
+
+    seconds: Mapping[str, list[float]]
+    images: int
+    """Images a variant trains on in a round."""
+
+
+def _measure_steps(variants: Mapping[str, Steps], seconds: float) -> _Timings:
+    once = {name: _timed(steps, 3) / 3 for name, steps in variants.items()}  # also warms up
+    once = {name: _timed(steps, 2) / 2 for name, steps in variants.items()}
+    wanted = max(1, round(_ROUND_SECONDS / min(once.values())))
+    affordable = max(1, int(seconds / MINIMUM_ROUNDS / sum(once.values())))
+    count = min(wanted, affordable)
+    rounds = max(MINIMUM_ROUNDS, int(seconds / (count * sum(once.values()))))
+    measured: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    for turn in range(rounds):
+        for position in permutation(len(names), turn).tolist():
+            name = names[position]
+            measured[name].append(_timed(variants[name], count))
+    return _Timings(measured, count)
+
+
+def _timed(steps: Steps, count: int) -> float:
+    _synchronize()
+    began = perf_counter()
+    steps(count)
+    _synchronize()
+    return perf_counter() - began
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _measure_build(parts: _Parts, seconds: float) -> dict[str, Any]:
+    """Whole shards, written and flushed, against a bare teacher loop over the same views."""
+    recipe, teacher = parts.recipe, parts.teacher
+    pipeline = components.pipeline(recipe)
+    batches = SizedBatches(teacher, recipe.teacher.batch_size)
+    size = recipe.teacher.batch_size
+
+    def bare(start: int, stop: int) -> None:
+        for index in torch.arange(start, stop).split(size):
+            pixels, _ = parts.resident.take(index)
+            teacher.logits(pipeline(pixels, 0, index)).cpu()
+
+    bare(0, min(size, parts.images.num_samples))
+    began = perf_counter()
+    bare(0, min(size, parts.images.num_samples))
+    per_image = (perf_counter() - began) / min(size, parts.images.num_samples)
+    shard_samples = _shard_samples(recipe, parts.images, seconds, per_image)
+    asked = components.asked_manifest(recipe, parts.images, teacher.describe())
+    asked = replace(asked, num_views=1, shard_samples=shard_samples)
+    path = parts.folder / "build.zarr"
+    manifest: Manifest = create_or_resume(path, asked, parts.images.labels)
+    builder = ShardBuilder(parts.resident, pipeline, batches, ShardWriter(path, manifest))
+
+    ratios, rates, ended = [], [], perf_counter() + seconds
+    turn = 0
+    while turn < 5 or (perf_counter() < ended and turn < 100):
+        shard = turn % max(1, manifest.num_samples // shard_samples)
+        span = manifest.shard_range(shard)
+
+        def ours(shard: int = shard) -> None:
+            builder.build(0, shard)
+            builder.wait()
+
+        def plain(span: tuple[int, int] = span) -> None:
+            bare(*span)
+
+        pair = [ours, plain] if turn % 2 else [plain, ours]
+        times = {f: _timed(lambda _, f=f: f(), 1) for f in pair}  # type: ignore[misc]
+        ratios.append(times[ours] / times[plain])
+        rates.append((span[1] - span[0]) / times[ours])
+        turn += 1
+    builder.close()
+    return {"ratios": ratios, "rates": rates, "shard_samples": shard_samples}
+
+
+def _shard_samples(
+    recipe: config.Recipe, images: ImageSet, seconds: float, per_image: float
+) -> int:
+    """The recipe's shard, or a smaller one where not ten pairs of it fit into the time."""
+    largest = min(recipe.cache.shard_samples, images.num_samples)
+    affordable = int(seconds / (20 * per_image))
+    return max(min(largest, 256), min(largest, affordable - affordable % 256))
+
+
+def _summary(
+    recipe: config.Recipe, steps: _Timings, build: Mapping[str, Any], accelerator: Accelerator
+) -> dict[str, Any]:
+    settings = Job("student", "none", 0).section(recipe)[1]
+    images = steps.images * settings.global_batch_size
+    summary: dict[str, Any] = {"recipe": recipe.name}
+    for name, seconds in steps.seconds.items():
+        summary[f"{name}_images_per_second"] = round(images / median(seconds), 1)
+    for ratio, (over, under) in RATIOS.items():
+        pairs = zip(steps.seconds[over], steps.seconds[under], strict=True)
+        _put(summary, ratio, [a / b for a, b in pairs])
+    _put(summary, "build_over_bare_teacher_time", build["ratios"])
+    summary["build_images_per_second"] = round(median(build["rates"]), 1)
+    summary["build_shard_samples"] = build["shard_samples"]
+    summary["rounds"] = len(steps.seconds["plain"])
+    summary["steps_per_round"] = steps.images
+    summary["build_rounds"] = len(build["ratios"])
+    summary["global_batch_size"] = settings.global_batch_size
+    summary["device"] = _device_name(accelerator.device)
+    summary["num_threads"] = torch.get_num_threads()
+    return summary
+
+
+def _put(summary: dict[str, Any], name: str, ratios: list[float]) -> None:
+    summary[name] = round(median(ratios), 4)
+    summary[f"{name}_spread"] = [round(min(ratios), 4), round(max(ratios), 4)]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,200 @@
+"""Build a cache: images -> views -> teacher -> targets encoded -> shards -> manifest, last."""
+
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from kdscale.cache.manifest import Manifest, check_identity, read_manifest
+from kdscale.cache.search import find_cache
+from kdscale.cache.writer import ShardWriter, create_or_resume, finish
+from kdscale.config import Recipe
+from kdscale.data.images import ImageSet
+from kdscale.data.loader import Images
+from kdscale.engine.building import ShardBuilder
+from kdscale.engine.components import asked_manifest, frozen_teacher, pipeline, training_images
+from kdscale.engine.processes import (
+    StopRequest,
+    create_accelerator,
+    from_main_process,
+    main_process_first,
+    orderly_stop,
+)
+from kdscale.engine.teacher import SizedBatches
+from kdscale.errors import CacheNotFoundError, Interrupted, StorageError
+from kdscale.metrics import fidelity
+from kdscale.targets import decode, encode
+
+log = logging.getLogger(__name__)
+
+_PROBE_SAMPLES = 1000
+
+
+def build(
+    recipe: Recipe,
+    *,
+    cache_root: Path,
+    cache: Path | None = None,
+    teacher_weights: str | None = None,
+) -> Path:
+    """Build the cache that a recipe asks for, go on with one begun, or find it finished.
+
+    Args:
+        recipe: the recipe.
+        cache_root: where caches and decoded images lie.
+        cache: the cache's folder; found by content, or named after the recipe, when None.
+        teacher_weights: used where the recipe names none.
+
+    Returns:
+        The folder of the finished cache.
+
+    Raises:
+        KdscaleError: see `kdscale.errors`; whole shards are kept and the next build goes on.
+    """
+    accelerator = create_accelerator()
+    with main_process_first(accelerator):
+        images = training_images(recipe, cache_root)
+    teacher = frozen_teacher(recipe, images, teacher_weights, accelerator.device)
+    asked = asked_manifest(recipe, images, teacher.describe())
+    path = cache or find_cache(cache_root, asked) or _free_path(cache_root, recipe, asked)
+    path = from_main_process(accelerator, path)
+    if _is_finished(path, asked):
+        log.info("cache %s fits and is complete: reused", path)
+        return path
+
+    batches = SizedBatches(teacher, recipe.teacher.batch_size)
+    resident = Images(images, accelerator.device)
+    probe = _probe(batches, resident, images, asked.encoding)
+    asked = _with_probe(asked, probe)
+    with main_process_first(accelerator):
+        manifest = create_or_resume(path, asked, images.labels)
+    writer = ShardWriter(path, manifest)
+    todo = _my_shards(writer, accelerator)
+    _announce(path, manifest, probe, writer)
+    accelerator.wait_for_everyone()
+    builder = ShardBuilder(resident, pipeline(recipe), batches, writer)
+    with orderly_stop() as stop:
+        _build_shards(builder, batches, manifest, todo, stop, path)
+    accelerator.wait_for_everyone()
+    with main_process_first(accelerator):
+        if accelerator.is_main_process:
+            manifest = finish(path, manifest, {"num_processes": accelerator.num_processes})
+            log.info("cache %s is complete: %.1f s of building", path, manifest.build["seconds"])
+    return path
+
+
+def _is_finished(path: Path, asked: Manifest) -> bool:
+    """Whether the cache there is complete and fits; raises where it is another one."""
+    try:
+        found = read_manifest(path)
+    except CacheNotFoundError:
+        return False
+    check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
+    return found.complete and found.num_views >= asked.num_views
+
+
+def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
+    """NAME.zarr, or with the identity in its name where that one holds something else."""
+    path = root / f"{recipe.name}.zarr"
+    return root / f"{recipe.name}-{asked.id[:8]}.zarr" if path.exists() else path
+
+
+def _probe(
+    batches: SizedBatches, resident: Images, images: ImageSet, encoding: str
+) -> dict[str, Any]:
+    """Ask the teacher about the first clean samples: is it right, how fast, how well stored?"""
+    index = torch.arange(min(_PROBE_SAMPLES, images.num_samples))
+    pixels, labels = resident.take(index)
+    batches.logits(pixels[: min(64, len(index))])  # the first pass sets things up
+    began = perf_counter()
+    logits = batches.logits(pixels)
+    _synchronize(logits.device)
+    seconds = perf_counter() - began
+    hits = (logits.argmax(1) == labels).double().mean().item() if images.labelled else None
+    stored = decode(encode(logits, encoding)).logits_BC
+    return {
+        "top1_accuracy": hits,
+        "images_per_second": len(index) / seconds,
+        "fidelity": {**fidelity(logits.cpu(), stored), "num_samples": len(index)},
+    }
+
+
+def _with_probe(asked: Manifest, probe: Mapping[str, Any]) -> Manifest:
+    teacher = {**asked.teacher, "top1_accuracy": probe["top1_accuracy"]}
+    return replace(asked, teacher=teacher, fidelity=probe["fidelity"])
+
+
+def _my_shards(writer: ShardWriter, accelerator: Accelerator) -> list[tuple[int, int]]:
+    """This process's part of the (view, shard) pairs that are not committed yet."""
+    todo = [(int(view), int(shard)) for view, shard in np.argwhere(~writer.committed())]
+    return todo[accelerator.process_index :: accelerator.num_processes]
+
+
+def _announce(
+    path: Path, manifest: Manifest, probe: Mapping[str, Any], writer: ShardWriter
+) -> None:
+    """Say what is about to happen, while it can still be stopped."""
+    committed = writer.committed()
+    answers = manifest.num_views * manifest.num_samples
+    left = answers * (1 - committed.mean())
+    num_bytes = left * (manifest.bytes_per_target + 8)
+    if probe["top1_accuracy"] is not None:
+        log.info(
+            "teacher's top-1 on the first %d training images: %.1f %%",
+            manifest.fidelity["num_samples"], 100 * probe["top1_accuracy"],
+        )  # fmt: skip
+    log.info(
+        "%s: %d views of %d samples, %d of %d shards done; about %.1f MB and %.0f s to go "
+        "for one process",
+        path, manifest.num_views, manifest.num_samples, committed.sum(), committed.size,
+        num_bytes / 1e6, left / probe["images_per_second"],
+    )  # fmt: skip
+    free = shutil.disk_usage(path).free
+    if free < num_bytes:
+        raise StorageError(
+            f"{path} needs about {num_bytes / 1e6:.0f} MB more, {free / 1e6:.0f} MB are free: "
+            "free some, or choose another --cache-root"
+        )
+
+
+def _build_shards(
+    builder: ShardBuilder,
+    batches: SizedBatches,
+    manifest: Manifest,
+    todo: list[tuple[int, int]],
+    stop: StopRequest,
+    path: Path,
+) -> None:
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    total = sum(stop - start for start, stop in (manifest.shard_range(s) for _, s in todo))
+    bar = tqdm(total=total, unit=" views", unit_scale=True, mininterval=interval, leave=False)
+    size = batches.batch_size
+    try:
+        with bar:
+            for view, shard in todo:
+                if stop.received is not None:
+                    raise Interrupted(
+                        f"stopped; the finished shards of {path} are kept: run the same command again"
+                    )
+                builder.build(view, shard)
+                if batches.batch_size != size:
+                    size = batches.batch_size
+                    log.warning("the device ran out of memory: teacher batches of %d now", size)
+                start, end = manifest.shard_range(shard)
+                bar.update(end - start)
+    finally:
+        builder.close()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,42 @@
+"""The whole idea in about a minute: a recipe on embedded data, then how fast its steps are."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from kdscale import config
+from kdscale.stages.bench import bench
+from kdscale.stages.report import bench_table, results_table
+from kdscale.stages.run import run_recipe, trained_teacher
+
+_SEEDS = 3
+_BENCH_SECONDS = 8.0
+
+
+def quickstart(*, folder: Path, cache_root: Path) -> str:
+    """Run the quickstart recipe into `folder`; returns what to show.
+
+    Raises:
+        KdscaleError: see `kdscale.errors`.
+    """
+    with as_file(files("kdscale") / "assets" / "mnist-small") as data:
+        recipe = config.load_recipe("quickstart", data=str(data))
+        result = run_recipe(
+            recipe, folder=folder, cache_root=cache_root, seeds=range(_SEEDS), online=True
+        )
+        weights = trained_teacher(recipe, folder)
+        steps = bench(
+            recipe, cache_root=cache_root, seconds=_BENCH_SECONDS, teacher_weights=weights
+        )
+    return "\n".join(
+        [
+            "",
+            results_table(result["rows"]),
+            "",
+            bench_table(steps),
+            "",
+            f"runs:   {folder}",
+            f"table:  {folder / 'report.md'}",
+            f"cache:  {result['cache_path']} (see: kdscale cache info {result['cache_path']})",
+            "next:   kdscale recipes; kdscale run RECIPE --data PATH",
+        ]
+    )

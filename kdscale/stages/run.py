@@ -1,0 +1,135 @@
+"""The whole recipe: teacher -> cache -> student without and with distillation -> table."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdscale import config
+from kdscale.durable import write_durably
+from kdscale.engine.processes import create_accelerator
+from kdscale.engine.runs import Job, check_same_run, is_begun, is_finished
+from kdscale.errors import RunError
+from kdscale.runlog import read_result, write_result
+from kdscale.stages.build import build
+from kdscale.stages.evaluate import evaluate_section
+from kdscale.stages.report import results_table
+from kdscale.stages.train import train
+
+log = logging.getLogger(__name__)
+
+
+def run_recipe(
+    recipe: config.Recipe,
+    *,
+    folder: Path,
+    cache_root: Path,
+    cache: Path | None = None,
+    seeds: Sequence[int] = (0,),
+    online: bool = False,
+) -> dict[str, Any]:
+    """Run a recipe into `folder`; what is finished there is reused, what is begun is gone on with.
+
+    Args:
+        recipe: the recipe.
+        folder: gets one run folder a model, `result.json` and `report.md`.
+        cache_root: where caches and decoded images lie.
+        cache: the cache's folder; found by content when None.
+        seeds: of the students; there is one teacher and one cache.
+        online: also train students with the teacher at every step.
+
+    Returns:
+        What `result.json` holds: the first distilled student's result and `rows`, one a model.
+
+    Raises:
+        KdscaleError: see `kdscale.errors`; the same command goes on from there.
+    """
+    _check_folder(folder, recipe)
+    teacher, weights = _teacher(recipe, folder, cache_root)
+    path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
+    places = {"cache_root": cache_root, "cache": path, "teacher_weights": weights}
+    kinds: list[Any] = ["none", "teacher", "cache"] if online else ["none", "cache"]
+    rows: list[dict[str, Any]] = [{"label": "teacher", "results": [teacher]}]
+    for targets in kinds:
+        results = []
+        for seed in seeds:
+            job = Job("student", targets, seed)
+            run = folder / f"{_FOLDERS[targets]}-seed{seed}"
+            results.append(_train_or_reuse(recipe, job, run, **places))
+        label = "teacher-targets" if targets == "teacher" else targets
+        rows.append({"label": label, "results": results})
+    result = {
+        **rows[-1]["results"][0],
+        "recipe": recipe.name,
+        "cache_path": str(path),
+        "rows": rows,
+    }
+    if create_accelerator().is_main_process:
+        _write_report(folder, recipe, seeds[0], result)
+    return result
+
+
+_FOLDERS = {"none": "alone", "teacher": "online", "cache": "cache"}
+
+
+def teacher_folder(folder: Path) -> Path:
+    """Where a recipe's own teacher is trained."""
+    return folder / "teacher"
+
+
+def trained_teacher(recipe: config.Recipe, folder: Path) -> str | None:
+    """Weights of the teacher trained by this recipe, where the recipe names none and it is there."""
+    run = teacher_folder(folder)
+    if recipe.teacher.weights is None and is_finished(run):
+        return str(run / "weights.safetensors")
+    return None
+
+
+def _check_folder(folder: Path, recipe: config.Recipe) -> None:
+    """A folder is one recipe's; a single run's is not taken over."""
+    if (folder / "run.json").is_file():
+        raise RunError(f"{folder} holds a single run of `kdscale train`: name another --run")
+    if (folder / "recipe.toml").is_file():
+        before = config.load_recipe(str(folder / "recipe.toml"))
+        changed = config.differences(before.model_dump(), recipe.model_dump())
+        if changed:
+            lines = [f"  {key}: the folder has {a!r}, now {b!r}" for key, a, b in changed]
+            raise RunError(
+                f"{folder} was begun with other settings:\n"
+                + "\n".join(lines)
+                + "\nName another --run."
+            )
+
+
+def _teacher(
+    recipe: config.Recipe, folder: Path, cache_root: Path
+) -> tuple[dict[str, Any], str | None]:
+    """The teacher's result, and its weights where the recipe names none."""
+    if recipe.teacher.weights is not None:
+        log.info("teacher: weights of %s", recipe.teacher.weights)
+        return evaluate_section(recipe, recipe.teacher, "teacher", cache_root), None
+    run = teacher_folder(folder)
+    result = _train_or_reuse(recipe, Job("teacher", "none", 0), run, cache_root=cache_root)
+    return result, trained_teacher(recipe, folder)
+
+
+def _train_or_reuse(recipe: config.Recipe, job: Job, run: Path, **places: Any) -> dict[str, Any]:
+    if is_finished(run):
+        check_same_run(run, recipe, job)
+        log.info("%s is finished: reused", run)
+        return read_result(run)
+    log.info("training %s (%s), seed %d", job.model, _WORDS[job.targets], job.seed)
+    return train(recipe, job, run=run, resume=is_begun(run), **places)
+
+
+_WORDS = {"none": "labels alone", "teacher": "online teacher", "cache": "cached teacher"}
+
+
+def _write_report(
+    folder: Path, recipe: config.Recipe, first_seed: int, result: dict[str, Any]
+) -> None:
+    write_durably(folder / "recipe.toml", config.dump_recipe(recipe).encode())
+    shutil.copyfile(folder / f"cache-seed{first_seed}" / "metrics.jsonl", folder / "metrics.jsonl")
+    write_durably(folder / "report.md", (results_table(result["rows"]) + "\n").encode())
+    write_result(folder, result)

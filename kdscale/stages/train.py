@@ -1,0 +1,233 @@
+"""Train a model: load, views, targets, forward, loss, backward, step, log, checkpoint, evaluate."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from kdscale import config
+from kdscale.cache.manifest import check_identity, read_manifest
+from kdscale.data.images import ImageSet
+from kdscale.data.loader import Images, Loader
+from kdscale.engine import components
+from kdscale.engine.following import (
+    Cadence,
+    Evaluator,
+    Following,
+    progress_bar,
+    restore_or_begin,
+)
+from kdscale.engine.loop import Loop
+from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
+from kdscale.engine.runs import Job, open_run
+from kdscale.engine.sources import CachedTargets, LiveTeacher, NoTargets, TargetSource
+from kdscale.losses.objective import SUPERVISED
+from kdscale.models.registry import num_parameters
+from kdscale.models.weights import save_weights
+from kdscale.runlog import write_result
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    recipe: config.Recipe,
+    job: Job,
+    *,
+    run: Path,
+    cache_root: Path,
+    cache: Path | None = None,
+    teacher_weights: str | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train one model into the folder `run`.
+
+    Args:
+        recipe: the recipe.
+        job: which model, from which targets, with which seed.
+        run: the run's folder; gets recipe, metrics, checkpoints, weights and result.
+        cache_root: where decoded images lie.
+        cache: the finished cache, for `targets == "cache"`.
+        teacher_weights: used where the recipe names none.
+        resume: go on from the newest checkpoint.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        KdscaleError: see `kdscale.errors`.
+        Interrupted: asked to stop; the state is saved.
+    """
+    accelerator = create_accelerator()
+    section, settings = job.section(recipe)
+    with main_process_first(accelerator):
+        open_run(run, recipe, job, resume=resume, main=accelerator.is_main_process)
+        images = components.training_images(recipe, cache_root)
+        test = components.test_images(recipe, cache_root)
+    components.check_same_classes(images, test)
+    resident = Images(images, accelerator.device)
+    source = _source(recipe, job, images, cache, teacher_weights, accelerator)
+    loop = _loop(recipe, job, images, resident, source, accelerator)
+    evaluator = _evaluator(recipe, images, resident, test, accelerator)
+    cadence = _cadence(settings, loop.loader.steps_per_epoch)
+    metrics = restore_or_begin(run, loop)
+    with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
+        following = Following(run, cadence, evaluator, metrics, stop, bar)
+        loop.run(cadence.last, after_step=following)
+    last = following.last or evaluator(loop)["test"]  # None: killed between last step and result
+    result = _result(job, section, settings, loop, last, source)
+    if accelerator.is_main_process:
+        _save_weights(run / "weights.safetensors", loop, section, images, result)
+        write_result(run, result)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _source(
+    recipe: config.Recipe,
+    job: Job,
+    images: ImageSet,
+    cache: Path | None,
+    teacher_weights: str | None,
+    accelerator: Accelerator,
+) -> TargetSource:
+    """Where the targets come from; the loop cannot tell."""
+    views = recipe.views
+    if job.targets == "none":
+        # A teacher is not bound to the views that are cached: each epoch shows it a new one.
+        fresh = job.model == "teacher" and bool(views.operations)
+        _, settings = job.section(recipe)
+        return NoTargets(settings.epochs if fresh else views.count, views.seed)
+    if job.targets == "teacher":
+        teacher = components.frozen_teacher(recipe, images, teacher_weights, accelerator.device)
+        return LiveTeacher(teacher, views.count, views.seed)
+    assert cache is not None, "the command line builds or finds a cache first"
+    _check_cache(recipe, images, cache, teacher_weights)
+    return CachedTargets.open(cache, device=accelerator.device, num_views=views.count)
+
+
+def _check_cache(
+    recipe: config.Recipe, images: ImageSet, cache: Path, teacher_weights: str | None
+) -> None:
+    """Compare the cache with what the recipe asks for, field by field.
+
+    A student needs no teacher: where its weights are not at hand, the cache's word is taken for it.
+    """
+    found = read_manifest(cache)
+    if recipe.teacher.weights is None and teacher_weights is None:
+        teacher: Mapping[str, Any] = found.teacher
+        log.info("no teacher weights at hand: taking the teacher recorded in %s", cache)
+    else:
+        cpu = torch.device("cpu")
+        teacher = components.frozen_teacher(recipe, images, teacher_weights, cpu).describe()
+    check_identity(cache, found, components.asked_manifest(recipe, images, teacher))
+
+
+def _loop(
+    recipe: config.Recipe,
+    job: Job,
+    images: ImageSet,
+    resident: Images,
+    source: TargetSource,
+    accelerator: Accelerator,
+) -> Loop:
+    section, settings = job.section(recipe)
+    training, _ = components.sample_indices(recipe, images)
+    loader = Loader(
+        resident,
+        training,
+        components.pipeline(recipe),
+        source.view_of_epoch,
+        seed=job.seed,
+        global_batch_size=settings.global_batch_size,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    classifier = components.create_student(recipe, section, images, seed=job.seed, what=job.model)
+    model = accelerator.prepare(classifier.model)
+    return Loop(
+        model,
+        classifier.preprocess,
+        loader,
+        source,
+        SUPERVISED if job.targets == "none" else components.objective(recipe),
+        accelerator.prepare(components.optimizer(settings, model.parameters())),
+        components.schedule(settings, loader.steps_per_epoch),
+        accelerator,
+        precision=settings.precision,
+        accumulation=settings.accumulation,
+        gradient_clip=settings.gradient_clip,
+    )
+
+
+def _evaluator(
+    recipe: config.Recipe,
+    images: ImageSet,
+    resident: Images,
+    test: ImageSet,
+    accelerator: Accelerator,
+) -> Evaluator:
+    _, validation = components.sample_indices(recipe, images)
+    tested = Images(test, accelerator.device)
+    return Evaluator(tested, images.num_classes, resident, validation)
+
+
+def _cadence(settings: config.Train, steps_per_epoch: int) -> Cadence:
+    return Cadence(
+        log=settings.log_every,
+        evaluate=settings.evaluate_every * steps_per_epoch,
+        checkpoint=settings.checkpoint_every or steps_per_epoch,
+        last=settings.epochs * steps_per_epoch,
+    )
+
+
+def _result(
+    job: Job,
+    section: config.Model,
+    settings: config.Train,
+    loop: Loop,
+    last: Mapping[str, float],
+    source: TargetSource,
+) -> dict[str, Any]:
+    result = {
+        **last,
+        "best_top1_accuracy": loop.state.best_top1_accuracy,
+        "train_seconds": round(loop.state.train_seconds, 3),
+        "num_parameters": num_parameters(loop.model),
+        "targets": job.targets,
+        "seed": job.seed,
+        "role": job.model,
+        "model": section.model,
+        "epochs": settings.epochs,
+        "steps": loop.state.step,
+        "num_processes": loop.accelerator.num_processes,
+        "device": loop.accelerator.device.type,
+    }
+    if loop.state.best_validation_accuracy >= 0:
+        result["best_validation_accuracy"] = loop.state.best_validation_accuracy
+    if isinstance(source, CachedTargets):
+        result["cache"] = source.manifest.id
+        result["build_seconds"] = source.manifest.build["seconds"]
+        source.close()
+    return result
+
+
+def _save_weights(
+    path: Path,
+    loop: Loop,
+    section: config.Model,
+    images: ImageSet,
+    result: Mapping[str, Any],
+) -> None:
+    """Weights that say what they are: model, preprocessing, classes, metrics."""
+    metadata = {
+        "model": section.model,
+        "options": dict(section.options),
+        "num_classes": images.num_classes,
+        "class_names": list(images.classes),
+        "preprocess": loop.preprocess.describe(),
+        "metrics": dict(result),
+    }
+    save_weights(path, loop.accelerator.unwrap_model(loop.model), metadata=metadata)

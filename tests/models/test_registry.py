@@ -1,0 +1,421 @@
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from kdscale.errors import ModelError
+from kdscale.models.registry import check_model, create_model, known_models, num_parameters
+
+torch.set_num_threads(1)
+
+
+def create(name, num_classes=10, in_channels=3, **options):
+    return create_model(name, num_classes=num_classes, in_channels=in_channels, options=options)
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_every_known_model_gives_logits(name):
+    grey = name.startswith("mnist")
+    channels, size = (1, 28) if grey else (3, 32)
+    model = create(name, num_classes=7, in_channels=channels)
+    check_model(model, num_classes=7, channels=channels, size=size)
+    assert model.training
+
+
+def test_known_models_are_sorted_and_spelled_with_hyphens():
+    names = known_models()
+    assert names == sorted(names)
+    assert "cifar10-deepnn" in names
+    assert not any("_" in name for name in names)
+
+
+def test_reference_model_takes_options():
+    model = create("mnist-mlp", in_channels=1, hidden=16)
+    assert num_parameters(model) == 784 * 16 + 16 + 16 * 10 + 10
+
+
+def test_unknown_option_is_named_with_the_nearest():
+    with pytest.raises(ModelError, match=r"no option 'hiden' \(did you mean hidden\?\)"):
+        create("mnist-mlp", hiden=16)
+
+
+def test_option_of_a_model_without_options_is_refused():
+    with pytest.raises(ModelError, match=r"no option 'depth'; its options: none"):
+        create("resnet20", depth=3)
+
+
+def test_class_count_is_not_an_option():
+    with pytest.raises(ModelError, match="num_classes is no option, it follows from the data set"):
+        create_model("resnet20", num_classes=10, in_channels=3, options={"num_classes": 5})
+
+
+def test_unknown_name_is_answered_with_the_nearest_and_the_forms():
+    with pytest.raises(ModelError) as error:
+        create("cifar10-deepn")
+    message = str(error.value)
+    assert "no model 'cifar10-deepn' (did you mean cifar10-deepnn" in message
+    for form in ("torchvision/NAME", "timm/NAME", "transformers/HUB", "module.path:factory"):
+        assert form in message
+
+
+# --------------------------------------------------------------------------- torchvision
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "count"),
+    [
+        ("resnet18", 10, 11_181_642),
+        ("resnet18", 200, 11_279_112),
+        ("resnet50", 200, 23_917_832),
+    ],
+)
+def test_torchvision_model_has_the_published_parameter_count(name, num_classes, count):
+    assert num_parameters(create(f"torchvision/{name}", num_classes)) == count
+
+
+def test_torchvision_model_passes_options_to_its_builder():
+    model = create("torchvision/resnet18", zero_init_residual=True)
+    assert not model.layer1[0].bn2.weight.any()
+
+
+def test_torchvision_unknown_option_is_named():
+    with pytest.raises(ModelError, match=r"refused its arguments .*'depth'"):
+        create("torchvision/resnet18", depth=3)
+
+
+def test_torchvision_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ModelError, match=r"no classifier 'resnet19' \(did you mean resnet18"):
+        create("torchvision/resnet19")
+
+
+def test_torchvision_model_for_grey_pixels_is_refused():
+    with pytest.raises(ModelError, match="takes 3 channels, 1 are wanted"):
+        create("torchvision/resnet18", in_channels=1)
+
+
+def trained_resnet18(monkeypatch, change=None):
+    """Let torchvision find ImageNet weights without a network."""
+    state = create("torchvision/resnet18", num_classes=1000).state_dict()
+    state |= change or {}
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda url, *args, **kwargs: state
+    )
+    return state
+
+
+def test_torchvision_weights_fill_all_but_a_head_of_other_classes(monkeypatch):
+    state = trained_resnet18(monkeypatch)
+    model = create("torchvision/resnet18", num_classes=5, weights="DEFAULT")
+    assert torch.equal(model.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert model.fc.out_features == 5
+
+
+def test_torchvision_weights_keep_a_head_of_the_same_classes(monkeypatch):
+    state = trained_resnet18(monkeypatch)
+    model = create("torchvision/resnet18", num_classes=1000, weights="IMAGENET1K_V1")
+    assert torch.equal(model.fc.weight, state["fc.weight"])
+
+
+def test_torchvision_weights_that_leave_more_than_the_head_random_are_refused(monkeypatch):
+    trained_resnet18(monkeypatch, {"conv1.weight": torch.zeros(3)})
+    with pytest.raises(ModelError, match=r"do not fit in \['conv1', 'fc'\]"):
+        create("torchvision/resnet18", num_classes=5, weights="DEFAULT")
+
+
+def test_torchvision_unknown_weights_are_answered_with_the_known():
+    with pytest.raises(ModelError, match="no weights 'IMAGENET', wanted one of IMAGENET1K_V1"):
+        create("torchvision/resnet18", weights="IMAGENET")
+
+
+def test_torchvision_weights_without_a_network_say_where_to_put_the_file(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(ModelError, match=r"cannot be downloaded .*put https://.* into .*hub"):
+        create("torchvision/resnet18", weights="DEFAULT")
+
+
+# --------------------------------------------------------------------------- timm
+
+
+def test_timm_model_has_the_asked_classes_and_channels():
+    model = create("timm/resnet10t", num_classes=7, in_channels=1)
+    check_model(model, num_classes=7, channels=1, size=32)
+
+
+def test_timm_model_passes_options():
+    model = create("timm/resnet10t", drop_rate=0.3)
+    assert model.drop_rate == 0.3
+
+
+def test_timm_unknown_option_is_named():
+    with pytest.raises(ModelError, match=r"refused its arguments .*'no_such_option'"):
+        create("timm/resnet10t", no_such_option=1)
+
+
+def test_timm_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ModelError, match=r"timm has no model 'resnet10x' \(did you mean resnet10t"):
+        create("timm/resnet10x")
+
+
+def test_timm_weights_out_of_reach_are_reported(monkeypatch):
+    def unreachable(**kwargs):
+        raise RuntimeError("no pretrained weights exist\nand more")
+
+    monkeypatch.setattr("timm.create_model", unreachable)
+    with pytest.raises(ModelError, match=r"cannot be created: no pretrained weights exist$"):
+        create("timm/resnet10t", pretrained=True)
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_missing_library_is_answered_with_the_extra_to_install(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ModelError, match=rf'needs {library} .*pip install "kdscale\[models\]"'):
+        create(f"{library}/resnet10t")
+
+
+# --------------------------------------------------------------------------- transformers
+
+
+@pytest.fixture(scope="module")
+def vit_folder(tmp_path_factory):
+    """A tiny ViT classifier of 5 classes as save_pretrained writes it."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=16,
+        num_labels=5,
+    )
+    folder = tmp_path_factory.mktemp("vit")
+    ViTForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_transformers_model_gives_the_logits_of_its_classifier(vit_folder):
+    from transformers import ViTForImageClassification
+
+    model = create(f"transformers/{vit_folder}", num_classes=5)
+    check_model(model, num_classes=5, channels=3, size=32, what="teacher")
+    plain = ViTForImageClassification.from_pretrained(vit_folder).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), plain(images).logits)
+
+
+def test_transformers_model_keeps_its_names_and_trains_in_float32(vit_folder):
+    from transformers import ViTForImageClassification
+
+    model = create(f"transformers/{vit_folder}", num_classes=5)
+    plain = ViTForImageClassification.from_pretrained(vit_folder)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_transformers_model_still_gives_logits_when_copied(vit_folder):
+    model = copy.deepcopy(create(f"transformers/{vit_folder}", num_classes=5))
+    check_model(model, num_classes=5, channels=3, size=32)
+
+
+def test_transformers_head_of_other_classes_is_refused(vit_folder):
+    with pytest.raises(ModelError, match="gives 5 classes, the data set has 10"):
+        create(f"transformers/{vit_folder}", num_classes=10)
+
+
+def test_transformers_new_head_needs_to_be_asked_for(vit_folder):
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        create(f"transformers/{vit_folder}", num_classes=10, num_labels=10)
+
+
+def test_transformers_new_head_is_made_when_asked_for(vit_folder):
+    options = {"num_labels": 10, "ignore_mismatched_sizes": True}
+    model = create(f"transformers/{vit_folder}", num_classes=10, **options)
+    check_model(model, num_classes=10, channels=3, size=32)
+
+
+def test_transformers_model_without_a_trained_head_is_refused(vit_folder, tmp_path):
+    from transformers import ViTModel
+
+    ViTModel.from_pretrained(vit_folder).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has no weights for classifier\.bias"):
+        create(f"transformers/{tmp_path}", num_classes=2, num_labels=2)
+
+
+def test_transformers_model_of_other_channels_is_refused(vit_folder):
+    with pytest.raises(ModelError, match="takes 3 channels, 1 are wanted"):
+        create(f"transformers/{vit_folder}", num_classes=5, in_channels=1)
+
+
+def test_transformers_unknown_option_is_named(vit_folder):
+    with pytest.raises(ModelError, match=r"refused its arguments .*no_such_option"):
+        create(f"transformers/{vit_folder}", num_classes=5, no_such_option=1)
+
+
+def test_transformers_missing_folder_is_reported(tmp_path):
+    with pytest.raises(ModelError, match="wanted a hub id, or a folder that save_pretrained wrote"):
+        create(f"transformers/{tmp_path}/nowhere")
+
+
+# --------------------------------------------------------------------------- factories
+
+FACTORIES = """
+from torch import nn
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+def sized(num_classes, width=4):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, width), nn.Linear(width, num_classes))
+
+def anything(**arguments):
+    model = nn.Identity()
+    model.arguments = arguments
+    return model
+
+class Net(nn.Linear):
+    def __init__(self, num_classes, in_channels):
+        super().__init__(in_channels, num_classes)
+
+def number():
+    return 3
+
+constant = 5
+"""
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models.py").write_text(FACTORIES)
+    yield tmp_path
+    sys.modules.pop("my_models", None)
+
+
+@pytest.mark.usefixtures("factories")
+def test_factory_of_the_current_folder_is_called():
+    check_model(create("my_models:plain"), num_classes=10, channels=3, size=8)
+
+
+@pytest.mark.usefixtures("factories")
+def test_model_that_takes_its_shape_from_the_first_forward_trains_after_the_check():
+    model = create("my_models:plain")
+    check_model(model, num_classes=10, channels=3, size=8)
+    model(torch.ones(2, 3, 8, 8)).sum().backward()
+    assert model[1].weight.grad is not None
+
+
+@pytest.mark.usefixtures("factories")
+def test_factory_gets_the_arguments_its_signature_has_and_the_options():
+    model = create("my_models:sized", num_classes=6, width=9)
+    assert model[1].out_features == 9
+    assert model[2].out_features == 6
+    everything = create("my_models:anything", num_classes=6, in_channels=1, depth=2)
+    assert everything.arguments == {"num_classes": 6, "in_channels": 1, "depth": 2}
+
+
+@pytest.mark.usefixtures("factories")
+def test_factory_can_be_a_class():
+    assert create("my_models:Net", num_classes=4, in_channels=2).weight.shape == (4, 2)
+
+
+@pytest.mark.usefixtures("factories")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("my_models:sizd", {}, r"no function 'sizd' \(did you mean sized"),
+        ("my_models:constant", {}, "no function 'constant'"),
+        ("my_models:sized", {"widht": 3}, r"no option 'widht' \(did you mean width"),
+        ("my_models:sized", {"width": "wide"}, "refused its arguments .*width='wide'"),
+        ("my_models:number", {}, "returned int, wanted a torch nn.Module"),
+        ("no_such_module:plain", {}, "'no_such_module' cannot be imported .*importable here"),
+        (":plain", {}, "'' cannot be imported"),
+    ],
+)
+def test_factory_that_cannot_be_used_is_reported(name, options, message):
+    with pytest.raises(ModelError, match=message):
+        create(name, **options)
+
+
+def test_factory_module_with_a_syntax_error_is_reported(factories):
+    (factories / "my_models.py").write_text("def broken(:\n")
+    with pytest.raises(ModelError, match=r"cannot be imported .*my_models\.py, line 1"):
+        create("my_models:broken")
+
+
+# --------------------------------------------------------------------------- check_model
+
+
+class Gives(nn.Module):
+    """Gives what `output(pixels)` returns."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, pixels):
+        return self.output(pixels)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda x: torch.zeros(2, 100), "teacher gives 100 classes, the data set has 10: "),
+        (lambda x: (x, x), r"teacher gives a tuple, wanted logits of shape \[B, 10\]"),
+        (lambda x: x, r"tensor of shape \[2, 3, 8, 8\], wanted logits"),
+        (lambda x: torch.zeros(2, 10, dtype=torch.int64), r"a torch.int64 tensor"),
+        (lambda x: torch.zeros(1, 10), "teacher gives 1 rows of logits for 2 images"),
+    ],
+)
+def test_check_model_refuses_what_is_no_logits_of_the_data_set(output, message):
+    with pytest.raises(ModelError, match=message):
+        check_model(Gives(output), num_classes=10, channels=3, size=8, what="teacher")
+
+
+def test_check_model_refuses_a_model_of_another_image_size():
+    model = create("cifar10-lightnn")
+    with pytest.raises(ModelError, match="student does not take images of 3 channels and 64 x 64"):
+        check_model(model, num_classes=10, channels=3, size=64)
+
+
+def test_check_model_lets_a_device_out_of_memory_pass():
+    def exhausted(pixels):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        check_model(Gives(exhausted), num_classes=10, channels=3, size=8)
+
+
+def test_check_model_leaves_modes_buffers_and_the_generator_alone():
+    model = create("resnet20")
+    model.layer1.eval()  # a frozen stage stays frozen
+    modes = [module.training for module in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    generator = torch.get_rng_state()
+    noisy = nn.Sequential(model, Gives(lambda logits: logits + torch.rand(1)))
+    check_model(noisy, num_classes=10, channels=3, size=32)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_check_model_restores_modes_when_the_forward_fails():
+    model = create("cifar10-lightnn")
+    with pytest.raises(ModelError):
+        check_model(model, num_classes=10, channels=1, size=32)
+    assert all(module.training for module in model.modules())
+
+
+def test_num_parameters_counts_what_is_trained_and_shared_once():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    model.append(nn.Linear(2, 2).requires_grad_(False))
+    assert num_parameters(model) == 9
