@@ -16,7 +16,7 @@ _PUBLIC = {
     "kl_loss": "kdscale.losses.logits",
 }
 
-__all__ = ["CachedTargets", "Pipeline", "__version__", "kl_loss"]  # noqa: F822  (see __getattr__)
+__all__ = ["CachedTargets", "Pipeline", "__version__", "kl_loss"]
 
 
 def __getattr__(name: str) -> Any:

@@ -96,8 +96,8 @@ def restore(
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"the checkpoint {path} cannot be used ({error}): remove it and --resume from an earlier one, "
-        "or start again with another --run; as many processes are needed as wrote it"
+        f"the checkpoint {path} cannot be used ({error}): it needs as many processes as wrote it; "
+        "if it is damaged, remove it and start again"
     )
 
 
@@ -117,10 +117,12 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as tensors by dotted name, and the JSON that is left."""
-    tensors, rest = {}, {}
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
     for parameter, values in state["state"].items():
         for name, value in values.items():
-            (tensors if isinstance(value, Tensor) else rest)[f"{parameter}.{name}"] = value
+            kept: dict[str, Any] = tensors if isinstance(value, Tensor) else rest
+            kept[f"{parameter}.{name}"] = value
     return tensors, {"param_groups": state["param_groups"], "values": rest}
 
 

@@ -22,6 +22,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _EXISTING = click.Path(exists=True)
 
 
+_DISK = "free space, or choose other folders with --run and --cache-root"
+_MEMORY = "use a smaller global_batch_size (or more accumulation), or precision = 'bfloat16'"
+
+
 class _Group(click.Group):
     """Turns what a user can put right into one message and an exit code."""
 
@@ -35,13 +39,11 @@ class _Group(click.Group):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
                 raise
-            self._fail(ctx, f"{error.strerror}: {error.filename or 'a file'}: free space, or choose "
-                            "other folders with --run and --cache-root", 1)  # fmt: skip
+            self._fail(ctx, f"{error.strerror}: {error.filename or 'a file'}: {_DISK}", 1)
         except (MemoryError, RuntimeError) as error:
             if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):
                 raise
-            self._fail(ctx, "out of memory: use a smaller global_batch_size (with accumulation), or "
-                            "precision = 'bfloat16'", 1)  # fmt: skip
+            self._fail(ctx, f"out of memory: {_MEMORY}", 1)
 
     @staticmethod
     def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
@@ -65,8 +67,19 @@ def main() -> None:
     cli(prog_name="kdscale")
 
 
+class _Messages(logging.StreamHandler[Any]):
+    """Messages on standard error that do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")
+        if bars is None:
+            super().emit(record)
+        else:
+            bars.tqdm.write(self.format(record), file=sys.stderr)
+
+
 def _start_logging() -> None:
-    handler = logging.StreamHandler()
+    handler = _Messages()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("kdscale")
     logger.handlers = [handler]
@@ -196,7 +209,7 @@ def run(
 @cli.command()
 @_recipe_options
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student",
-              show_default=True, help="Which model to train; a teacher learns from labels.")  # fmt: skip
+              show_default=True, help="A teacher learns from labels.")  # fmt: skip
 @click.option("--targets", type=click.Choice(["none", "cache", "teacher"]), default="none",
               show_default=True, help="Labels alone, a cache, or a live teacher.")  # fmt: skip
 @_run

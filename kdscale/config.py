@@ -80,7 +80,7 @@ class Input(Section):
     def _one_of_each_per_channel(self) -> "Input":
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(
-                f"mean has {len(self.mean)} values and std {len(self.std)}: give one of each per channel"
+                f"mean has {len(self.mean)} values, std has {len(self.std)}: give one per channel"
             )
         return self
 
@@ -179,7 +179,7 @@ def recipe_text(name_or_path: str) -> str:
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise ConfigError(
-                f"no recipe file {name_or_path!r}: check the path, or use a name of `kdscale recipes`"
+                f"no recipe file {name_or_path!r}: check the path, or see `kdscale recipes`"
             )
         return path.read_text(encoding="utf-8")
     if name_or_path in recipe_names():

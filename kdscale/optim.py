@@ -27,8 +27,8 @@ def create_optimizer(
             nesterov=nesterov,
             weight_decay=weight_decay,
         )
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    return adam(parameters, learning_rate, weight_decay=weight_decay)
+    adam: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return adam[name](parameters, learning_rate, weight_decay=weight_decay)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,11 +30,11 @@ class Labels:
 def find_image_column(features: Mapping[str, Any], named: str | None, place: str) -> str:
     """The column as named, else the only image feature, else the only one with a usual name."""
     if named is not None:
-        _require_column(features, named, place, "data.image_column")
+        _require_column(features, named, place, "data.image")
         if not _holds_images(features[named]):
             raise DataError(
                 f"column '{named}' of {place} holds no encoded images: columns are "
-                f"{_listed(features)}. Set data.image_column to one of images or bytes"
+                f"{_listed(features)}. Set data.image to one of images or bytes"
             )
         return named
     images = [name for name, feature in features.items() if _is(feature, "Image")]
@@ -48,7 +48,7 @@ def find_image_column(features: Mapping[str, Any], named: str | None, place: str
     problem = "several columns that may be the image" if candidates else "no column of images"
     raise DataError(
         f"{place} has {problem}: columns are {_listed(features)}. "
-        + ("Set data.image_column" if candidates else "Point --data at a set of encoded images")
+        + ("Set data.image" if candidates else "Point --data at a set of encoded images")
     )
 
 
@@ -57,7 +57,7 @@ def find_label_column(
 ) -> str | None:
     """The column as named, else the one that is usual and a ClassLabel, usual, or a ClassLabel."""
     if named is not None:
-        _require_column(features, named, place, "data.label_column")
+        _require_column(features, named, place, "data.label")
         return named
     usual = [
         name for name in features if name.lower() in LABEL_NAMES and _holds_labels(features[name])
@@ -69,12 +69,12 @@ def find_label_column(
     if usual or marked:
         raise DataError(
             f"{place} has several columns that may be the label: columns are {_listed(features)}. "
-            "Set data.label_column"
+            "Set data.label"
         )
     if required:
         raise DataError(
             f"{place} has no column of labels: columns are {_listed(features)}. Set "
-            "data.label_column, sort images into two or more class folders of the same depth, or "
+            "data.label, sort images into two or more class folders of the same depth, or "
             "distil without labels (hard_weight = 0)"
         )
     return None
@@ -104,7 +104,7 @@ def read_labels(splits: Mapping[str, Any], split: str, column: str | None, place
         return _integer_labels(_as_int64(values), known[known != -1])
     raise DataError(
         f"column '{column}' of {place} is {_type_name(feature)}, not labels: wanted integers, "
-        "strings or a ClassLabel. Set data.label_column"
+        "strings or a ClassLabel. Set data.label"
     )
 
 

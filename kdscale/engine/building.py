@@ -1,4 +1,4 @@
-"""Building shards: images -> views -> teacher -> encoded -> written, the writing behind the next one."""
+"""Building shards: images -> views -> teacher -> encoded -> written, in the background."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -18,9 +18,9 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.losses.objective import Objective
+from kdscale.models.checkpoints import read_metadata
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import check_model, create_model
-from kdscale.models.checkpoints import read_metadata
 from kdscale.models.weights import load_weights
 from kdscale.optim import Schedule, create_optimizer
 from kdscale.targets import bytes_per_target
@@ -164,8 +164,9 @@ def frozen_teacher(
     if section.weights is None:
         if weights is None:
             raise WeightsError(
-                f"recipe {recipe.name!r} names no teacher.weights, and no trained teacher was found: "
-                f"train it with `kdscale train {recipe.name} --model teacher`, or set teacher.weights"
+                f"recipe {recipe.name!r} names no teacher.weights, and no trained teacher was "
+                f"found: train it with `kdscale train {recipe.name} --model teacher`, or set "
+                "teacher.weights"
             )
         section = section.model_copy(update={"weights": weights, "rename": {}})
     return _frozen(recipe, section, images, device)
@@ -209,8 +210,8 @@ def _preprocess(
     preprocess = Preprocess(tuple(asked.mean), tuple(asked.std), asked.size)
     if isinstance(stated, Mapping) and Preprocess.parse(stated) != preprocess:
         raise WeightsError(
-            f"{what}.input is {json.dumps(preprocess.describe())}, but its weights were trained with "
-            f"{json.dumps(dict(stated))}: remove {what}.input from the recipe, or use other weights"
+            f"{what}.input is {json.dumps(preprocess.describe())}, but its weights were trained "
+            f"with {json.dumps(dict(stated))}: remove {what}.input, or use other weights"
         )
     return preprocess
 
@@ -219,8 +220,8 @@ def _check_classes(stated: object, images: ImageSet, what: str) -> None:
     """Class order is part of what weights mean."""
     if isinstance(stated, list) and images.classes and tuple(stated) != images.classes:
         raise ModelError(
-            f"{what} was trained for classes {_names(stated)}, the data set has {_names(images.classes)}: "
-            "use the data set and data.classes that it was trained with"
+            f"{what} was trained for classes {_names(stated)}, the data set has "
+            f"{_names(images.classes)}: use the data set and data.classes it was trained with"
         )
 
 

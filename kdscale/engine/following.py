@@ -16,7 +16,7 @@ from kdscale import checkpoint
 from kdscale.data.loader import Images
 from kdscale.engine.evaluation import evaluate
 from kdscale.engine.loop import Loop, LoopState, due
-from kdscale.engine.processes import StopRequest
+from kdscale.engine.processes import StopRequest, mean_over_processes
 from kdscale.errors import Interrupted, KdscaleError
 from kdscale.models.weights import save_weights
 from kdscale.runlog import MetricsLog
@@ -29,7 +29,7 @@ _STOP_EVERY = 10  # steps between asking the other processes whether to stop
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Evaluates a loop's model on the test split, and on the validation split where there is one."""
+    """Evaluates a loop's model on the test split, and on the validation split if there is one."""
 
     test: Images
     num_classes: int
@@ -107,11 +107,11 @@ class Following:
         return asking and self.stop.agreed(loop.accelerator)
 
     def _log(self, loop: Loop) -> None:
-        loss = loop.accelerator.reduce(loop.loss, "mean").item()
+        loss = mean_over_processes(loop.loss, loop.accelerator)
         if not math.isfinite(loss):
             raise KdscaleError(
                 f"the loss is {loss} at step {loop.state.step}: lower the learning rate, clip "
-                f"gradients (gradient_clip) or train in float32; {self.run} keeps the last checkpoint"
+                f"gradients (gradient_clip) or use float32; {self.run} keeps the last checkpoint"
             )
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._record(
@@ -178,11 +178,13 @@ def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
 
 def progress_bar(loop: Loop, last: int, accelerator: Accelerator) -> "tqdm[Any]":
     """Steps done, steps a second, time left; rarely where nobody is watching."""
+    interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(
         total=last,
         initial=loop.state.step,
         unit=" steps",
         leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        mininterval=interval,
+        delay=interval,
         disable=not accelerator.is_main_process,
     )

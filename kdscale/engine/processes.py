@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from kdscale.errors import KdscaleError, LaunchError
 
@@ -32,7 +33,7 @@ def create_accelerator() -> Accelerator:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise LaunchError(
-            f"{started} processes were started, but Accelerate knows of {accelerator.num_processes}: "
+            f"{started} processes were started, but Accelerate sees {accelerator.num_processes}: "
             "each would do all the work. On a CPU use launch/cpu.sh; see launch/README.md"
         )
     return accelerator
@@ -67,6 +68,13 @@ def from_main_process(accelerator: Accelerator, value: T) -> T:
     if accelerator.num_processes > 1:
         broadcast_object_list(values)
     return values[0]
+
+
+def mean_over_processes(value: Tensor, accelerator: Accelerator) -> float:
+    """The mean of a scalar over all processes; waits for the device."""
+    if accelerator.num_processes > 1:
+        value = accelerator.reduce(value, "mean")
+    return float(value)
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ class Job:
         section: config.Model = recipe.teacher if self.model == "teacher" else recipe.student
         if section.train is None:
             raise ConfigError(
-                f"recipe {recipe.name!r} has no [{self.model}.train] section: add epochs and the rest"
+                f"recipe {recipe.name!r} has no [{self.model}.train] section: add one, with epochs"
             )
         return section, section.train
 

@@ -1,4 +1,4 @@
-"""Where targets come from: nowhere, the cache, or a live teacher. The loop cannot tell them apart."""
+"""Where targets come from: nowhere, the cache, a live teacher. The loop cannot tell them apart."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -169,10 +169,10 @@ class CachedTargets:
         differing = digest(pixels).to(self.device) != resident.digests_N.index_select(0, index)
         if differing.any():
             raise ViewMismatchError(
-                f"{self._reader.path}: {int(differing.sum())} of {len(index)} samples of view {view} "
-                f"(first: sample {int(index[differing][0])}) are not the pixels that the teacher saw: "
-                "images, their order, the views' settings or the decoder have changed. Restore them, "
-                "or build a new cache"
+                f"{self._reader.path}: in view {view}, {int(differing.sum())} of {len(index)} "
+                f"samples (first: {int(index[differing][0])}) are not the pixels that the teacher saw: "
+                "images, their order, the views' settings or the decoder have changed. "
+                "Restore them, or build a new cache"
             )
 
     def close(self) -> None:

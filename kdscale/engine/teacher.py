@@ -55,7 +55,7 @@ def freeze(
     fingerprint = tensors_sha256(model)
     model = model.eval().requires_grad_(False).to(device)
     if memory_format == "channels_last":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return FrozenTeacher(model, preprocess, precision, memory_format, device, fingerprint)
 
 

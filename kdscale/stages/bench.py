@@ -211,7 +211,7 @@ def _ours(parts: _Parts, source: TargetSource, objective: Objective) -> Steps:
         loader,
         source,
         objective,
-        accelerator.prepare(components.optimizer(settings, model.parameters())),
+        components.optimizer(settings, model.parameters()),
         components.schedule(settings, loader.steps_per_epoch),
         accelerator,
         precision=settings.precision,

@@ -176,14 +176,21 @@ def _build_shards(
 ) -> None:
     interval = 0.5 if sys.stderr.isatty() else 30.0
     total = sum(stop - start for start, stop in (manifest.shard_range(s) for _, s in todo))
-    bar = tqdm(total=total, unit=" views", unit_scale=True, mininterval=interval, leave=False)
+    bar = tqdm(
+        total=total,
+        unit=" views",
+        unit_scale=True,
+        mininterval=interval,
+        delay=interval,
+        leave=False,
+    )
     size = batches.batch_size
     try:
         with bar:
             for view, shard in todo:
                 if stop.received is not None:
                     raise Interrupted(
-                        f"stopped; the finished shards of {path} are kept: run the same command again"
+                        f"stopped; finished shards of {path} are kept: run the same command again"
                     )
                 builder.build(view, shard)
                 if batches.batch_size != size:

@@ -33,11 +33,15 @@ def evaluate_run(run: Path, *, cache_root: Path, data: str | None = None) -> dic
     """
     result = read_result(run)
     if "rows" in result:
-        raise RunError(f"{run} holds a whole recipe: evaluate the runs in its folders, for instance "
+        raise RunError(f"{run} holds a whole recipe: evaluate the runs in it, for instance "
                        f"{run / 'cache-seed0'}")  # fmt: skip
     recipe = config.load_recipe(str(run / "recipe.toml"), data=data)
     section: config.Model = recipe.teacher if result["role"] == "teacher" else recipe.student
-    update = {"weights": str(run / "weights.safetensors"), "rename": {}, "input": None}
+    update: dict[str, Any] = {
+        "weights": str(run / "weights.safetensors"),
+        "rename": {},
+        "input": None,
+    }
     metrics = evaluate_section(
         recipe, section.model_copy(update=update), result["role"], cache_root
     )

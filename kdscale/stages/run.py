@@ -79,7 +79,7 @@ def teacher_folder(folder: Path) -> Path:
 
 
 def trained_teacher(recipe: config.Recipe, folder: Path) -> str | None:
-    """Weights of the teacher trained by this recipe, where the recipe names none and it is there."""
+    """Weights of the teacher that was trained in `folder`, where the recipe names none."""
     run = teacher_folder(folder)
     if recipe.teacher.weights is None and is_finished(run):
         return str(run / "weights.safetensors")

@@ -153,7 +153,7 @@ def _loop(
         loader,
         source,
         SUPERVISED if job.targets == "none" else components.objective(recipe),
-        accelerator.prepare(components.optimizer(settings, model.parameters())),
+        components.optimizer(settings, model.parameters()),
         components.schedule(settings, loader.steps_per_epoch),
         accelerator,
         precision=settings.precision,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
+from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from kdscale.data.views.generator import GENERATOR_VERSION, bits_KB, permutation
@@ -70,13 +70,13 @@ class Pipeline:
         ]
 
 
+@lru_cache(maxsize=1024)  # asked at every step
 def view_of_epoch(epoch: int, num_views: int, seed: int) -> int:
     """Which view every sample shows in an epoch: each cycle of `num_views` epochs shows each once.
 
     The order within a cycle is a function of (seed, cycle), so coverage is equal, no view waits for
     a fixed turn, and an epoch resumed in its middle shows the view it began with.
     """
-
     cycle, position = divmod(epoch, num_views)
     return int(permutation(num_views, seed, cycle)[position])
 
