@@ -41,7 +41,8 @@ class _Group(click.Group):
                 raise
             self._fail(ctx, f"{error.strerror}: {error.filename or 'a file'}: {_DISK}", 1)
         except (MemoryError, RuntimeError) as error:
-            if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):
+            known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+            if not known and "can't allocate memory" not in str(error):  # as a CPU says it
                 raise
             self._fail(ctx, f"out of memory: {_MEMORY}", 1)
 
@@ -72,7 +73,7 @@ class _Messages(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         bars = sys.modules.get("tqdm")
-        if bars is None:
+        if bars is None or not sys.stderr.isatty():  # a log file has no bar, and gets none
             super().emit(record)
         else:
             bars.tqdm.write(self.format(record), file=sys.stderr)
@@ -195,14 +196,14 @@ def run(
     What is finished in the run's folder is reused: the same command goes on where it stopped.
     """
     loaded = _load(recipe, overrides, data)
-    from kdscale.stages.report import results_table
+    from kdscale.stages.report import Row, results_table
     from kdscale.stages.run import run_recipe
 
     folder = run or _runs(loaded.name)
     result = run_recipe(
         loaded, folder=folder, cache_root=cache_root, cache=cache, seeds=range(seeds), online=online
     )
-    _print(results_table(result["rows"]))
+    _print(results_table([Row(**row) for row in result["rows"]]))
     _print(f"\nruns: {folder}   cache: {result['cache_path']}   table: {folder / 'report.md'}")
 
 

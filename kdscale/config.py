@@ -126,8 +126,18 @@ class Model(Section):
     train: Train | None = None
 
 
+class TeacherTrain(Train):
+    """How a teacher is trained, which nothing binds to the views that it will be asked about."""
+
+    operations: list[str | dict[str, Any]] | None = Field(
+        None, description="augmentation, a new view each epoch; [views] when not set"
+    )
+
+
 class Teacher(Model):
     """The model that is asked once."""
+
+    train: TeacherTrain | None = None
 
     precision: Precision = Field("float32", description="of the forward pass; part of the identity")
     memory_format: MemoryFormat = Field("channels_last", description="part of the identity")

@@ -9,12 +9,15 @@ from kdscale.errors import StorageError
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file through a temporary one: flushed, then renamed, then its folder flushed.
 
+    Missing folders are created, as durably as the file.
+
     Raises:
         StorageError: the disk is full, read-only or not permitted; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A random name: process numbers repeat across the machines that share a disk.
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _create_folder(path.parent)
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -27,6 +30,15 @@ def write_durably(path: Path, data: bytes) -> None:
         flush_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def _create_folder(folder: Path) -> None:
+    """Create a folder and those above it; each is flushed into the one above."""
+    if folder.is_dir():
+        return
+    _create_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    flush_folder(folder.parent)
 
 
 def flush_folder(folder: Path) -> None:

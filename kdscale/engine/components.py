@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,18 @@ class Classifier:
     preprocess: Preprocess
 
 
-def training_images(recipe: config.Recipe, root: Path) -> ImageSet:
-    """The recipe's training split, decoded; labels are needed only where a loss asks for them."""
-    return _images(recipe, recipe.data.train_split, root, labelled=recipe.loss.hard_weight > 0)
+def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> ImageSet:
+    """The recipe's training split, decoded.
+
+    Args:
+        recipe: the recipe.
+        root: where decoded images lie.
+        labelled: whether a loss asks for labels. Without labels, the test split names the classes.
+    """
+    images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
+    if images.classes:
+        return images
+    return replace(images, classes=test_images(recipe, root).classes)
 
 
 def test_images(recipe: config.Recipe, root: Path) -> ImageSet:
@@ -82,6 +91,13 @@ def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Ten
 def pipeline(recipe: config.Recipe) -> Pipeline:
     """The recipe's views."""
     return Pipeline.parse(recipe.views.operations, recipe.views.seed)
+
+
+def training_pipeline(recipe: config.Recipe, settings: config.Train) -> Pipeline:
+    """The views that a model is trained on: the recipe's, unless a teacher has its own."""
+    if isinstance(settings, config.TeacherTrain) and settings.operations is not None:
+        return Pipeline.parse(settings.operations, recipe.views.seed)
+    return pipeline(recipe)
 
 
 def objective(recipe: config.Recipe) -> Objective:

@@ -170,7 +170,7 @@ class CachedTargets:
         if differing.any():
             raise ViewMismatchError(
                 f"{self._reader.path}: in view {view}, {int(differing.sum())} of {len(index)} "
-                f"samples (first: {int(index[differing][0])}) are not the pixels that the teacher saw: "
+                f"samples (first: {int(index[differing][0])}) are not the pixels the teacher saw: "
                 "images, their order, the views' settings or the decoder have changed. "
                 "Restore them, or build a new cache"
             )

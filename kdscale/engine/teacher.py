@@ -1,5 +1,6 @@
 """The teacher's forward pass: the same for the build and for an online run."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from kdscale.engine.precision import autocast
 from kdscale.errors import DeviceMemoryError
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.weights import tensors_sha256
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,6 @@ class SizedBatches:
     def __init__(self, teacher: FrozenTeacher, batch_size: int) -> None:
         self.teacher = teacher
         self.batch_size = batch_size
-        self.reduced: list[int] = []
-        """Batch sizes that were given up, for a message."""
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits of any number of pixels, on the teacher's device.
@@ -77,7 +78,9 @@ class SizedBatches:
         while True:
             try:
                 return torch.cat([self.teacher.logits(p) for p in pixels.split(self.batch_size)])
-            except (torch.OutOfMemoryError, MemoryError):
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
                 self._halve()
 
     def _halve(self) -> None:
@@ -86,7 +89,13 @@ class SizedBatches:
                 "the device has no memory for the teacher and one image: use a smaller "
                 "teacher.input.size, teacher.precision = 'bfloat16', or another device"
             )
-        self.reduced.append(self.batch_size)
         self.batch_size //= 2
+        log.warning("the device ran out of memory: teacher batches of %d now", self.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """A CPU's allocator raises a plain RuntimeError."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)

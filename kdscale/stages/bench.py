@@ -69,7 +69,7 @@ def bench(
         Images a second and ratios of times: medians, with [smallest, largest] over rounds.
     """
     accelerator = create_accelerator()
-    images = components.training_images(recipe, cache_root)
+    images = components.training_images(recipe, cache_root, labelled=True)
     resident = Images(images, accelerator.device)
     teacher = components.frozen_teacher_or_random(
         recipe, images, teacher_weights, accelerator.device

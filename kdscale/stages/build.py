@@ -62,7 +62,7 @@ def build(
     """
     accelerator = create_accelerator()
     with main_process_first(accelerator):
-        images = training_images(recipe, cache_root)
+        images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, teacher_weights, accelerator.device)
     asked = asked_manifest(recipe, images, teacher.describe())
     path = cache or find_cache(cache_root, asked) or _free_path(cache_root, recipe, asked)
@@ -83,7 +83,7 @@ def build(
     accelerator.wait_for_everyone()
     builder = ShardBuilder(resident, pipeline(recipe), batches, writer)
     with orderly_stop() as stop:
-        _build_shards(builder, batches, manifest, todo, stop, path)
+        _build_shards(builder, manifest, todo, stop, path)
     accelerator.wait_for_everyone()
     with main_process_first(accelerator):
         if accelerator.is_main_process:
@@ -168,7 +168,6 @@ def _announce(
 
 def _build_shards(
     builder: ShardBuilder,
-    batches: SizedBatches,
     manifest: Manifest,
     todo: list[tuple[int, int]],
     stop: StopRequest,
@@ -184,7 +183,6 @@ def _build_shards(
         delay=interval,
         leave=False,
     )
-    size = batches.batch_size
     try:
         with bar:
             for view, shard in todo:
@@ -193,9 +191,6 @@ def _build_shards(
                         f"stopped; finished shards of {path} are kept: run the same command again"
                     )
                 builder.build(view, shard)
-                if batches.batch_size != size:
-                    size = batches.batch_size
-                    log.warning("the device ran out of memory: teacher batches of %d now", size)
                 start, end = manifest.shard_range(shard)
                 bar.update(end - start)
     finally:

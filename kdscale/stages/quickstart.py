@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdscale import config
 from kdscale.stages.bench import bench
-from kdscale.stages.report import bench_table, results_table
+from kdscale.stages.report import Row, bench_table, results_table
 from kdscale.stages.run import run_recipe, trained_teacher
 
 _SEEDS = 3
@@ -20,9 +20,7 @@ def quickstart(*, folder: Path, cache_root: Path) -> str:
     """
     with as_file(files("kdscale") / "assets" / "mnist-small") as data:
         recipe = config.load_recipe("quickstart", data=str(data))
-        result = run_recipe(
-            recipe, folder=folder, cache_root=cache_root, seeds=range(_SEEDS), online=True
-        )
+        result = run_recipe(recipe, folder=folder, cache_root=cache_root, seeds=range(_SEEDS))
         weights = trained_teacher(recipe, folder)
         steps = bench(
             recipe, cache_root=cache_root, seconds=_BENCH_SECONDS, teacher_weights=weights
@@ -30,7 +28,7 @@ def quickstart(*, folder: Path, cache_root: Path) -> str:
     return "\n".join(
         [
             "",
-            results_table(result["rows"]),
+            results_table([Row(**row) for row in result["rows"]]),
             "",
             bench_table(steps),
             "",

@@ -1,15 +1,25 @@
 """Tables that people read: Markdown, aligned so that it reads well in a terminal too."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-LABELS = {
+_TITLES = {
     "teacher": "teacher",
-    "none": "student alone",
-    "teacher-targets": "student, online teacher",
+    "alone": "student alone",
     "cache": "student, cached teacher",
+    "online": "student, online teacher",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of model in a comparison, with the results of its seeds."""
+
+    label: str
+    """A key of `_TITLES`."""
+    results: list[dict[str, Any]]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -32,12 +42,8 @@ def _aligned(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 else cell.rjust(width)
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The comparison of a recipe's models.
-
-    Args:
-        rows: from `stages.run`, each with `label` and the `results` of its seeds.
-    """
+def results_table(rows: Sequence[Row]) -> str:
+    """The comparison of a recipe's models."""
     header = [
         "model",
         "seeds",
@@ -52,11 +58,11 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(header, [_row(row) for row in rows])
 
 
-def _row(row: Mapping[str, Any]) -> list[str]:
-    results = row["results"]
+def _row(row: Row) -> list[str]:
+    results = row.results
     shares = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall")
     return [
-        LABELS[row["label"]],
+        _TITLES[row.label],
         str(len(results)),
         *[spread([100 * r[name] for r in results], 2) for name in shares],
         f"{results[0]['num_parameters']:,}",

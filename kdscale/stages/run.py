@@ -3,18 +3,19 @@
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kdscale import config
 from kdscale.durable import write_durably
 from kdscale.engine.processes import create_accelerator
-from kdscale.engine.runs import Job, check_same_run, is_begun, is_finished
+from kdscale.engine.runs import Job, Targets, check_same_run, is_begun, is_finished
 from kdscale.errors import RunError
 from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import evaluate_section
-from kdscale.stages.report import results_table
+from kdscale.stages.report import Row, results_table
 from kdscale.stages.train import train
 
 log = logging.getLogger(__name__)
@@ -45,29 +46,20 @@ def run_recipe(
     Raises:
         KdscaleError: see `kdscale.errors`; the same command goes on from there.
     """
-    _check_folder(folder, recipe)
+    _open_folder(folder, recipe)
     teacher, weights = _teacher(recipe, folder, cache_root)
     path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
     places = {"cache_root": cache_root, "cache": path, "teacher_weights": weights}
-    kinds: list[Any] = ["none", "teacher", "cache"] if online else ["none", "cache"]
-    rows: list[dict[str, Any]] = [{"label": "teacher", "results": [teacher]}]
+    kinds: list[Targets] = ["none", "cache", "teacher"] if online else ["none", "cache"]
+    rows = [Row("teacher", [teacher])]
     for targets in kinds:
-        results = []
+        rows.append(Row(_FOLDERS[targets], []))
         for seed in seeds:
-            job = Job("student", targets, seed)
             run = folder / f"{_FOLDERS[targets]}-seed{seed}"
-            results.append(_train_or_reuse(recipe, job, run, **places))
-        label = "teacher-targets" if targets == "teacher" else targets
-        rows.append({"label": label, "results": results})
-    result = {
-        **rows[-1]["results"][0],
-        "recipe": recipe.name,
-        "cache_path": str(path),
-        "rows": rows,
-    }
-    if create_accelerator().is_main_process:
-        _write_report(folder, recipe, seeds[0], result)
-    return result
+            job = Job("student", targets, seed)
+            rows[-1].results.append(_train_or_reuse(recipe, job, run, **places))
+            _write_table(folder, rows)  # as they come
+    return _finish(folder, recipe, path, seeds[0], rows)
 
 
 _FOLDERS = {"none": "alone", "teacher": "online", "cache": "cache"}
@@ -86,7 +78,7 @@ def trained_teacher(recipe: config.Recipe, folder: Path) -> str | None:
     return None
 
 
-def _check_folder(folder: Path, recipe: config.Recipe) -> None:
+def _open_folder(folder: Path, recipe: config.Recipe) -> None:
     """A folder is one recipe's; a single run's is not taken over."""
     if (folder / "run.json").is_file():
         raise RunError(f"{folder} holds a single run of `kdscale train`: name another --run")
@@ -100,6 +92,8 @@ def _check_folder(folder: Path, recipe: config.Recipe) -> None:
                 + "\n".join(lines)
                 + "\nName another --run."
             )
+    elif create_accelerator().is_main_process:
+        write_durably(folder / "recipe.toml", config.dump_recipe(recipe).encode())
 
 
 def _teacher(
@@ -126,10 +120,21 @@ def _train_or_reuse(recipe: config.Recipe, job: Job, run: Path, **places: Any) -
 _WORDS = {"none": "labels alone", "teacher": "online teacher", "cache": "cached teacher"}
 
 
-def _write_report(
-    folder: Path, recipe: config.Recipe, first_seed: int, result: dict[str, Any]
-) -> None:
-    write_durably(folder / "recipe.toml", config.dump_recipe(recipe).encode())
-    shutil.copyfile(folder / f"cache-seed{first_seed}" / "metrics.jsonl", folder / "metrics.jsonl")
-    write_durably(folder / "report.md", (results_table(result["rows"]) + "\n").encode())
-    write_result(folder, result)
+def _write_table(folder: Path, rows: Sequence[Row]) -> None:
+    if create_accelerator().is_main_process:
+        write_durably(folder / "report.md", (results_table(rows) + "\n").encode())
+
+
+def _finish(
+    folder: Path, recipe: config.Recipe, cache: Path, first_seed: int, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """The folder reads like a run of its own: that of the first student taught by the cache."""
+    distilled = folder / f"{_FOLDERS['cache']}-seed{first_seed}"
+    tables = [asdict(row) for row in rows]
+    result = {
+        **read_result(distilled), "recipe": recipe.name, "cache_path": str(cache), "rows": tables
+    }  # fmt: skip
+    if create_accelerator().is_main_process:
+        shutil.copyfile(distilled / "metrics.jsonl", folder / "metrics.jsonl")
+        write_result(folder, result)
+    return result

@@ -24,7 +24,7 @@ from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
 from kdscale.engine.runs import Job, open_run
 from kdscale.engine.sources import CachedTargets, LiveTeacher, NoTargets, TargetSource
-from kdscale.losses.objective import SUPERVISED
+from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
 from kdscale.models.weights import save_weights
 from kdscale.runlog import write_result
@@ -62,14 +62,15 @@ def train(
     """
     accelerator = create_accelerator()
     section, settings = job.section(recipe)
+    loss = SUPERVISED if job.targets == "none" else components.objective(recipe)
     with main_process_first(accelerator):
         open_run(run, recipe, job, resume=resume, main=accelerator.is_main_process)
-        images = components.training_images(recipe, cache_root)
+        images = components.training_images(recipe, cache_root, labelled=loss.hard_weight > 0)
         test = components.test_images(recipe, cache_root)
     components.check_same_classes(images, test)
     resident = Images(images, accelerator.device)
     source = _source(recipe, job, images, cache, teacher_weights, accelerator)
-    loop = _loop(recipe, job, images, resident, source, accelerator)
+    loop = _loop(recipe, job, images, resident, source, loss, accelerator)
     evaluator = _evaluator(recipe, images, resident, test, accelerator)
     cadence = _cadence(settings, loop.loader.steps_per_epoch)
     metrics = restore_or_begin(run, loop)
@@ -96,10 +97,10 @@ def _source(
     """Where the targets come from; the loop cannot tell."""
     views = recipe.views
     if job.targets == "none":
-        # A teacher is not bound to the views that are cached: each epoch shows it a new one.
-        fresh = job.model == "teacher" and bool(views.operations)
-        _, settings = job.section(recipe)
-        return NoTargets(settings.epochs if fresh else views.count, views.seed)
+        # Labels are free: each epoch shows a new view, however few of them are cached.
+        settings = job.section(recipe)[1]
+        augmented = components.training_pipeline(recipe, settings).operations
+        return NoTargets(settings.epochs if augmented else 1, views.seed)
     if job.targets == "teacher":
         teacher = components.frozen_teacher(recipe, images, teacher_weights, accelerator.device)
         return LiveTeacher(teacher, views.count, views.seed)
@@ -131,6 +132,7 @@ def _loop(
     images: ImageSet,
     resident: Images,
     source: TargetSource,
+    loss: Objective,
     accelerator: Accelerator,
 ) -> Loop:
     section, settings = job.section(recipe)
@@ -138,7 +140,7 @@ def _loop(
     loader = Loader(
         resident,
         training,
-        components.pipeline(recipe),
+        components.training_pipeline(recipe, settings),
         source.view_of_epoch,
         seed=job.seed,
         global_batch_size=settings.global_batch_size,
@@ -152,7 +154,7 @@ def _loop(
         classifier.preprocess,
         loader,
         source,
-        SUPERVISED if job.targets == "none" else components.objective(recipe),
+        loss,
         components.optimizer(settings, model.parameters()),
         components.schedule(settings, loader.steps_per_epoch),
         accelerator,
