@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdscale.data.images import load_images
     from kdscale.data.views.pipeline import Pipeline
     from kdscale.engine.sources import CachedTargets
     from kdscale.losses.logits import kl_loss
@@ -14,9 +15,10 @@ _PUBLIC = {
     "CachedTargets": "kdscale.engine.sources",
     "Pipeline": "kdscale.data.views.pipeline",
     "kl_loss": "kdscale.losses.logits",
+    "load_images": "kdscale.data.images",
 }
 
-__all__ = ["CachedTargets", "Pipeline", "__version__", "kl_loss"]
+__all__ = ["CachedTargets", "Pipeline", "__version__", "kl_loss", "load_images"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,9 @@ class Section(BaseModel):
 class Data(Section):
     """Where images come from."""
 
-    source: str = Field(description="hub name, or a local parquet, arrow or image folder")
+    source: str = Field(
+        description="hub name, local parquet, arrow or image folder, or embedded:NAME"
+    )
     train_split: str = Field("train", description="split to train and build on")
     test_split: str = Field("test", description="split that accuracy is reported on")
     image: str | None = Field(None, description="column of images; found when not set")
@@ -48,7 +50,7 @@ class Views(Section):
 
     operations: list[str | dict[str, Any]] = Field([], description="native operations, in order")
     count: Positive = Field(1, description="number of distinct views; epochs cycle through them")
-    seed: int = Field(0, ge=0, description="seed of every draw")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="seed of every draw")
 
     @model_validator(mode="after")
     def _one_view_without_operations(self) -> "Views":

@@ -20,6 +20,14 @@ SHARD_ARRAYS = ("logits", "digests")
 """Written shard by shard; their objects are what a commit record vouches for."""
 _RECORD = len(SHARD_ARRAYS) + 1
 """A commit record: the CRC of each object, then the milliseconds that the shard took to build."""
+COMMITTED = np.uint64(1 << 32)
+"""Set in every value of a record: one that is not there reads as 0."""
+_UNREADABLE = np.uint64(1)
+"""Stands for the values of a damaged record; never stored."""
+LABELS_OBJECT = "labels/c/0"
+
+DAMAGE = (ValueError, RuntimeError, OSError, EOFError)
+"""What Zarr's codecs raise on bytes that are not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +64,29 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
     }  # fmt: skip
 
 
-def metadata_documents(manifest: Manifest) -> dict[str, bytes]:
-    """The bytes of each array's `zarr.json`, by key within the group."""
-    return {f"{name}/zarr.json": _metadata(layout) for name, layout in arrays(manifest).items()}
+def fixed_keys(manifest: Manifest) -> list[str]:
+    """Keys of the objects that the manifest itself vouches for: metadata and labels."""
+    return [*(f"{name}/zarr.json" for name in arrays(manifest)), LABELS_OBJECT]
 
 
-def _metadata(layout: ArrayLayout) -> bytes:
+def fixed_objects(manifest: Manifest, labels: np.ndarray) -> dict[str, bytes]:
+    """The bytes of the objects of `fixed_keys`."""
+    if labels.shape != (manifest.num_samples,) or labels.dtype != np.int64:
+        raise ValueError(
+            f"labels are {labels.dtype} {labels.shape}, wanted int64 ({manifest.num_samples},)"
+        )
     objects: dict[str, Any] = {}
-    zarr.create_array(
+    for name, layout in arrays(manifest).items():
+        array = _create(objects, name, layout)
+        if name == "labels":
+            array[:] = labels
+    return {key: objects[key].to_bytes() for key in fixed_keys(manifest)}
+
+
+def _create(objects: dict[str, Any], name: str, layout: ArrayLayout) -> "zarr.Array[Any]":
+    return zarr.create_array(
         MemoryStore(objects),
+        name=name,
         shape=layout.shape,
         chunks=layout.chunks,
         dtype=layout.dtype,
@@ -72,25 +94,20 @@ def _metadata(layout: ArrayLayout) -> bytes:
         dimension_names=layout.dimension_names,
         serializer=BytesCodec(endian="little"),
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        config={"write_empty_chunks": True},
     )
-    return bytes(objects["zarr.json"].to_bytes())
 
 
 def checksum(data: bytes) -> str:
-    """SHA-256 of an object that the manifest vouches for (metadata, labels)."""
+    """SHA-256 of an object that the manifest vouches for."""
     return hashlib.sha256(data).hexdigest()
 
 
-def open_array(store: Any, name: str, *, writable: bool = False) -> zarr.Array:
+def open_array(store: Any, name: str, *, writable: bool = False) -> "zarr.Array[Any]":
     """One array of the group in `store`."""
     return zarr.open_array(
         store, path=name, mode="r+" if writable else "r", config={"write_empty_chunks": True}
     )
-
-
-def shard_key(array: str, view: int, shard: int, dimensions: int) -> str:
-    """Key of the object that holds one shard of an array."""
-    return "/".join([array, "c", str(view), str(shard), *["0"] * (dimensions - 2)])
 
 
 def shard_name(view: int, shard: int) -> str:
@@ -102,8 +119,24 @@ def shard_objects(manifest: Manifest, view: int, shard: int) -> Iterator[str]:
     """Keys of the objects of a shard, in the order of its commit record."""
     layouts = arrays(manifest)
     for name in SHARD_ARRAYS:
-        yield shard_key(name, view, shard, len(layouts[name].shape))
+        rest = ["0"] * (len(layouts[name].shape) - 2)
+        yield "/".join([name, "c", str(view), str(shard), *rest])
 
 
-COMMITTED = np.uint64(1 << 32)
-"""Set in every committed value: a record that is not there reads as 0."""
+def read_records(commits: "zarr.Array[Any]", view: int) -> np.ndarray:
+    """Commit records of a view, uint64 [shards, fields].
+
+    A shard is committed where every value reaches `COMMITTED`. A record that is not there is 0, a
+    damaged one is neither.
+    """
+    try:
+        return np.asarray(commits[view])
+    except DAMAGE:
+        return np.stack([_read_record(commits, view, s) for s in range(commits.shape[1])])
+
+
+def _read_record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarray:
+    try:
+        return np.asarray(commits[view, shard])
+    except DAMAGE:
+        return np.full(_RECORD, _UNREADABLE)

@@ -1,11 +1,13 @@
 """What a cache says of itself: the manifest, its identity and how two of them differ.
 
-The manifest is the `kdscale` attribute of the group's `zarr.json`, so any Zarr reader shows it. It is
-JSON only: `kdscale cache info` reads it without importing Zarr or NumPy.
+The manifest is the `kdscale` attribute of the group's `zarr.json`, so any Zarr reader shows it. It
+is JSON only: `kdscale cache info` reads it without importing Zarr or NumPy. `cache/README.md` is
+the specification.
 """
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,14 +96,14 @@ class Manifest:
 
 
 def canonical(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: equal values, equal bytes."""
+    """ASCII JSON with sorted keys and no spaces: equal values, equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def group_document(manifest: Manifest) -> bytes:
     """The bytes of the group's `zarr.json`."""
     table = manifest.to_json()
-    table["checksum"] = hashlib.sha256(canonical(table)).hexdigest()
+    table["checksum"] = _checksum(table)
     document = {"zarr_format": 3, "node_type": "group", "attributes": {"kdscale": table}}
     return json.dumps(document, indent=1, allow_nan=False).encode()
 
@@ -116,20 +118,23 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         CacheNotFoundError: there is no cache there.
-        CacheCorruptError: the manifest is not what was written.
-        CacheError: it is of a newer format.
+        CacheCorruptError: the manifest is not what was written, or not kdscale's.
+        CacheError: it is of a newer format, or may not be read.
     """
     try:
         stored = (path / "zarr.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise CacheNotFoundError(
-            f"no cache at {path}: build one with `kdscale cache build RECIPE`, or see `kdscale cache list`"
+            f"no cache at {path}: build one with `kdscale cache build RECIPE`, "
+            "or see `kdscale cache list`"
         ) from None
-    try:
-        table = json.loads(stored)["attributes"]["kdscale"]
-        version = table["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise _corrupt(path) from None
+    except OSError as error:
+        raise CacheError(
+            f"cannot read {path / 'zarr.json'} ({error.strerror}): change its permissions, "
+            "or name another cache"
+        ) from error
+    table = _table(path, stored)
+    version = table.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CacheError(
             f"{path} has format version {version}, this kdscale reads up to {FORMAT_VERSION}: "
@@ -138,22 +143,44 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest = _parse(table)
         intact = group_document(manifest) == stored
-    except (KeyError, TypeError, ValueError):
-        raise _corrupt(path) from None
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        raise _damaged(path) from None
     if not intact:
-        raise _corrupt(path)
+        raise _damaged(path)
     return manifest
 
 
+def _table(path: Path, stored: bytes) -> dict[str, Any]:
+    """The attribute `kdscale`, its checksum verified: that holds for every format version."""
+    try:
+        table = json.loads(stored)["attributes"]["kdscale"]
+        expected = table["checksum"]
+        rest = {key: value for key, value in table.items() if key != "checksum"}
+        intact = _checksum(rest) == expected
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise CacheCorruptError(
+            f"{path / 'zarr.json'} is damaged, or was not written by kdscale (no manifest in its "
+            "attribute `kdscale`): name another folder (see `kdscale cache list`), or remove this "
+            "one and rebuild it with `kdscale cache build`"
+        ) from None
+    if not intact:
+        raise _damaged(path)
+    return rest
+
+
+def _checksum(table: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(table)).hexdigest()
+
+
 def _parse(table: Mapping[str, Any]) -> Manifest:
-    derived = {"format_version", "id", "checksum"}
+    derived = {"format_version", "id"}
     return Manifest(**{key: value for key, value in table.items() if key not in derived})
 
 
-def _corrupt(path: Path) -> CacheCorruptError:
+def _damaged(path: Path) -> CacheCorruptError:
     return CacheCorruptError(
         f"the manifest of {path} is damaged (its checksum does not fit): "
-        f"remove the folder and rebuild it with `kdscale cache build`"
+        "remove the folder and rebuild it with `kdscale cache build`"
     )
 
 
@@ -161,8 +188,16 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
     """The JSON object of `kdscale cache info`: the manifest and the bytes on disk."""
     table = manifest.to_json()
     table.pop("checksums")
-    sizes = (file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return {**table, "bytes": sum(sizes)}
+    return {**table, "bytes": sum(_size(file) for file in path.rglob("*"))}
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 of a folder, or of a temporary file that its builder just renamed."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def check_identity(path: Path, cache: Manifest, asked: Manifest) -> None:
@@ -174,31 +209,46 @@ def check_identity(path: Path, cache: Manifest, asked: Manifest) -> None:
     differing = list(_differences(cache.identity, asked.identity))
     if cache.num_views < asked.num_views:
         differing.append(("views.count", cache.num_views, asked.num_views))
-    if differing:
-        lines = [
-            f"  {name}: the cache has {_short(a)}, the recipe asks for {_short(b)}"
-            for name, a, b in differing
-        ]
-        raise CacheMismatchError(
-            f"{path} holds other targets than the recipe asks for:\n"
-            + "\n".join(lines)
-            + "\nChange the recipe, name another --cache, or build one with `kdscale cache build`."
-        )
+    if not differing:
+        return
+    lines = [
+        f"  {name}: the cache has {_short(ours)}, the recipe asks for {_short(theirs)}"
+        for name, ours, theirs in differing[:_SHOWN]
+    ]
+    if len(differing) > _SHOWN:
+        lines.append(f"  and {len(differing) - _SHOWN} more")
+    raise CacheMismatchError(
+        f"{path} holds other targets than the recipe asks for:\n"
+        + "\n".join(lines)
+        + "\nChange the recipe, name another --cache, or build one with `kdscale cache build`."
+    )
 
 
-def _differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(ours.keys() | theirs.keys()):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b
+_SHOWN = 20  # differing fields
+_ABSENT = "(nothing)"
+
+
+def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of the fields whose canonical JSON differs."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for key in sorted(ours.keys() | theirs.keys()):
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(ours.get(key, _ABSENT), theirs.get(key, _ABSENT), inner)
+    elif _is_list(ours) and _is_list(theirs) and len(ours) == len(theirs):
+        for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from _differences(one, other, f"{name}[{position}]")
+    elif canonical(ours) != canonical(theirs):
+        yield name, ours, theirs
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     if isinstance(value, str) and len(value) == 64:
         return f"{value[:12]}…"
+    if isinstance(value, list | tuple) and len(text) > 200:
+        return f"{text[:180]}… ({len(value)} entries)"
     return text if len(text) <= 200 else f"{text[:197]}…"

@@ -20,9 +20,13 @@ class DurableStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one object durably."""
+        await asyncio.to_thread(self.set_sync, key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """The same, for versions of Zarr that write without an event loop."""
         data = value.to_bytes()
         self.written[key] = crc(data)
-        await asyncio.to_thread(write_durably, self.root / key, data)
+        write_durably(self.root / key, data)
 
 
 def crc(data: bytes) -> int:

@@ -4,19 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from zarr.storage import LocalStore
 
-from kdscale.cache.layout import COMMITTED, open_array, shard_name, shard_objects
+from kdscale.cache.layout import open_array, read_records, shard_name
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.reader import damaged_metadata
-from kdscale.cache.store import crc
+from kdscale.cache.reader import damaged_objects, shard_state
 from kdscale.errors import CacheCorruptError
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What `verify` found; shards by name, damaged metadata by key."""
+    """What `verify` found; shards by name, metadata and labels by key."""
 
     complete: bool
     num_shards: int
@@ -55,38 +53,34 @@ def verify(path: Path) -> Verdict:
 
     Raises:
         CacheNotFoundError: there is no cache.
+        CacheError: it is of a newer format, or cannot be read.
     """
     try:
         manifest = read_manifest(path)
     except CacheCorruptError:
         return Verdict(False, 0, (), ("zarr.json",))
-    damaged = damaged_metadata(path, manifest)
-    if "commits/zarr.json" in damaged:
-        return Verdict(manifest.complete, 0, (), tuple(damaged))
-    missing = []
-    total = manifest.num_views * manifest.num_shards
-    commits = open_array(LocalStore(path, read_only=True), "commits")
-    for view, shard in np.ndindex(manifest.num_views, manifest.num_shards):
-        state = _shard_state(path, manifest, commits, view, shard)
-        if state == "missing":
-            missing.append(shard_name(view, shard))
-        elif state == "corrupt":
-            damaged.append(shard_name(view, shard))
-    return Verdict(manifest.complete, total, tuple(missing), tuple(damaged))
+    verdict = _verify(path, manifest)
+    if not verdict.ok and read_manifest(path) != manifest:
+        return verify(path)  # a build took it up meanwhile
+    return verdict
 
 
-def _shard_state(path: Path, manifest: Manifest, commits: Any, view: int, shard: int) -> str:
-    try:
-        record = np.asarray(commits[view, shard])
-    except (ValueError, RuntimeError, OSError):
-        return "corrupt"
-    if (record < COMMITTED).any():
-        return "missing"
-    # The record's last field is a time, without an object.
-    for key, expected in zip(shard_objects(manifest, view, shard), record, strict=False):
-        file = path / key
-        if not file.is_file():
-            return "missing"
-        if COMMITTED + np.uint64(crc(file.read_bytes())) != expected:
-            return "corrupt"
-    return "ok"
+def _verify(path: Path, manifest: Manifest) -> Verdict:
+    found: dict[str, list[str]] = {"ok": [], "missing": [], "corrupt": []}
+    damaged = damaged_objects(path, manifest)
+    for key in damaged:
+        # The next build of an unfinished cache writes these anew, whatever is there.
+        absent = not manifest.complete or not (path / key).exists()
+        found["missing" if absent else "corrupt"].append(key)
+    if "commits/zarr.json" not in damaged:
+        commits = open_array(LocalStore(path, read_only=True), "commits")
+        for view in range(manifest.num_views):
+            for shard, record in enumerate(read_records(commits, view)):
+                state = shard_state(path, manifest, view, shard, record)
+                found[state].append(shard_name(view, shard))
+    return Verdict(
+        complete=manifest.complete,
+        num_shards=manifest.num_views * manifest.num_shards,
+        missing_shards=tuple(found["missing"]),
+        corrupt_shards=tuple(found["corrupt"]),
+    )

@@ -1,6 +1,7 @@
-"""Writes a cache shard by shard. A shard is there when its commit record is; the rest is resumed."""
+"""Writes a cache shard by shard. A shard is there when its commit record is."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,19 @@ import numpy as np
 from kdscale.cache.layout import (
     COMMITTED,
     SHARD_ARRAYS,
+    arrays,
     checksum,
-    metadata_documents,
+    fixed_objects,
     open_array,
+    read_records,
     shard_objects,
 )
-from kdscale.cache.manifest import (
-    Manifest,
-    check_identity,
-    read_manifest,
-    write_manifest,
-)
+from kdscale.cache.manifest import Manifest, check_identity, read_manifest, write_manifest
 from kdscale.cache.store import DurableStore
 from kdscale.durable import write_durably
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, StorageError
+
+_STALE_SECONDS = 3600  # no write takes as long: a temporary file this old is nobody's
 
 
 def create_or_resume(path: Path, asked: Manifest, labels: np.ndarray) -> Manifest:
@@ -38,48 +38,52 @@ def create_or_resume(path: Path, asked: Manifest, labels: np.ndarray) -> Manifes
 
     Raises:
         CacheMismatchError: another cache is there.
+        CacheCorruptError: the manifest of the one there is damaged.
         StorageError: the disk is full, read-only or not permitted.
     """
     try:
         found = read_manifest(path)
     except CacheNotFoundError:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())) and not _started(path):
-            raise StorageError(
-                f"{path} exists and is no cache: name another --cache, or remove it"
-            ) from None
-        return _create(path, asked, labels)
+        _check_free(path)
+        return _lay_out(path, replace(asked, complete=False), labels)
     check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
     if found.complete and found.num_views >= asked.num_views:
         return found
-    if found.complete:  # while it grows, readers are told so rather than shown odd metadata
-        write_manifest(path, replace(found, complete=False))
-    kept = replace(
-        found, num_views=max(found.num_views, asked.num_views), complete=False,
-        fidelity=asked.fidelity, versions=asked.versions,
-    )  # fmt: skip
-    return _create(path, kept, labels)
+    larger = max(found, asked, key=lambda manifest: manifest.num_views)
+    taken_up = replace(
+        found,
+        views=larger.views,
+        num_views=larger.num_views,
+        fidelity=asked.fidelity,
+        versions=asked.versions,
+        complete=False,
+    )
+    return _lay_out(path, taken_up, labels)
 
 
-def _started(path: Path) -> bool:
-    """A build was killed before its first manifest: only arrays' metadata or temporary files."""
-    return all(child.name in _NAMES or child.name.endswith(".tmp") for child in path.iterdir())
+def _check_free(path: Path) -> None:
+    """Stop where something else is. The manifest comes first, so a killed start leaves no more."""
+    if not path.exists():
+        return
+    if not path.is_dir() or any(not c.match(".zarr.json.*.tmp") for c in path.iterdir()):
+        raise StorageError(
+            f"{path} exists and is not a cache (it has no zarr.json): name another --cache, "
+            "or remove it"
+        )
 
 
-_NAMES = {"logits", "digests", "labels", "commits"}
+def _lay_out(path: Path, manifest: Manifest, labels: np.ndarray) -> Manifest:
+    """Write an unfinished manifest, then what it vouches for; repeatable after a kill.
 
-
-def _create(path: Path, manifest: Manifest, labels: np.ndarray) -> Manifest:
-    """Write metadata and labels, then the manifest that vouches for them; repeatable after a kill."""
-    documents = metadata_documents(manifest)
-    store = DurableStore(path)
-    for key, document in documents.items():
-        if not _holds(path / key, document):
-            write_durably(path / key, document)
-    open_array(store, "labels", writable=True)[:] = labels
-    documents["labels/c/0"] = (path / "labels/c/0").read_bytes()
-    checksums = {key: checksum(document) for key, document in documents.items()}
+    In this order nobody finds metadata of more views under a manifest that says complete.
+    """
+    objects = fixed_objects(manifest, labels)
+    checksums = {key: checksum(data) for key, data in objects.items()}
     manifest = replace(manifest, checksums=checksums)
     write_manifest(path, manifest)
+    for key, data in objects.items():
+        if not _holds(path / key, data):
+            write_durably(path / key, data)
     return manifest
 
 
@@ -88,7 +92,10 @@ def _holds(path: Path, data: bytes) -> bool:
 
 
 class ShardWriter:
-    """Writes and commits shards of the cache at `path`; any number of processes may, each its own."""
+    """Writes and commits shards of the cache at `path`.
+
+    Any number of processes may, each its own shards.
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -107,13 +114,16 @@ class ShardWriter:
         Args:
             view: view number.
             shard: shard number.
-            values: for each of `SHARD_ARRAYS` its rows, [samples of the shard, ...].
+            values: for each of `SHARD_ARRAYS` its rows, [samples of the shard, ...]; digests plus
+                one.
             seconds: that it took to build.
 
         Raises:
             StorageError: the disk is full, read-only or not permitted.
+            ValueError: the rows are not those of the shard, or hold what stands for absence.
         """
         start, stop = self.manifest.shard_range(shard)
+        self._check(values, stop - start)
         for name in SHARD_ARRAYS:
             self._arrays[name][view, start:stop] = values[name]
         keys = shard_objects(self.manifest, view, shard)
@@ -121,14 +131,29 @@ class ShardWriter:
         record = np.array(fields, dtype=np.uint64) + COMMITTED
         self._arrays["commits"][view, shard] = record
 
+    def _check(self, values: Mapping[str, np.ndarray], rows: int) -> None:
+        """Zarr would cast and broadcast without a word."""
+        for name in SHARD_ARRAYS:
+            layout = arrays(self.manifest)[name]
+            wanted = (np.dtype(layout.dtype), (rows, *layout.shape[2:]))
+            got = (values[name].dtype, values[name].shape)
+            if got != wanted:
+                raise ValueError(f"{name} are {got[0]} {got[1]}, wanted {wanted[0]} {wanted[1]}")
+        if np.isnan(values["logits"]).any() or not values["digests"].all():
+            raise ValueError("a NaN among the logits, or a digest of 0: these stand for absence")
+
     def committed(self) -> np.ndarray:
         """bool [views, shards]: which shards are finished."""
-        return np.asarray((self._arrays["commits"][:] >= COMMITTED).all(axis=-1))
+        return np.asarray((self._records() >= COMMITTED).all(axis=-1))
 
     def seconds(self) -> float:
         """What the finished shards took to build, over all processes and resumes."""
-        milliseconds = np.asarray(self._arrays["commits"][..., -1])
+        milliseconds = self._records()[..., -1]
         return float((milliseconds[milliseconds >= COMMITTED] - COMMITTED).sum()) / 1000
+
+    def _records(self) -> np.ndarray:
+        views = range(self.manifest.num_views)
+        return np.stack([read_records(self._arrays["commits"], view) for view in views])
 
 
 def finish(path: Path, manifest: Manifest, build: Mapping[str, Any]) -> Manifest:
@@ -136,6 +161,7 @@ def finish(path: Path, manifest: Manifest, build: Mapping[str, Any]) -> Manifest
 
     Raises:
         CacheIncompleteError: shards are missing.
+        StorageError: the disk is full, read-only or not permitted.
     """
     writer = ShardWriter(path, manifest)
     missing = int((~writer.committed()).sum())
@@ -146,6 +172,14 @@ def finish(path: Path, manifest: Manifest, build: Mapping[str, Any]) -> Manifest
         )
     finished = manifest.finished({**build, "seconds": round(writer.seconds(), 3)})
     write_manifest(path, finished)
-    for leftover in path.rglob(".*.tmp"):  # of builders that were killed
-        leftover.unlink(missing_ok=True)
+    _remove_leftovers(path)
     return finished
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of builders that were killed, never those of one that still writes."""
+    now = (path / "zarr.json").stat().st_mtime  # just written: the clock of the files' own disk
+    for leftover in path.rglob(".*.tmp"):
+        with suppress(OSError):
+            if now - leftover.stat().st_mtime > _STALE_SECONDS:
+                leftover.unlink()

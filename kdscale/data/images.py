@@ -47,7 +47,7 @@ def load_images(
     source: str,
     *,
     split: str,
-    root: Path,
+    root: Path = Path("cache"),
     image_column: str | None = None,
     label_column: str | None = None,
     classes: Sequence[str | int] | None = None,

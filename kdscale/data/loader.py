@@ -1,7 +1,8 @@
 """Batches of views: which samples a step shows, and their pixels.
 
-The order is a pure function of (seed, epoch), a step's samples one of (order, step, process count):
-nothing needs saving for an exact resume, and batches do not depend on how many processes share them.
+The order is a pure function of (seed, epoch), a step's samples one of (order, step): nothing needs
+saving for an exact resume, and a batch does not depend on how many processes share it (but for the
+last one of an epoch, which is cut to split evenly).
 """
 
 import warnings
@@ -78,7 +79,7 @@ class Loader:
         process_index, num_processes: who we are.
 
     Raises:
-        DataError: fewer samples than processes.
+        DataError: fewer samples than processes, or a batch that does not split over them.
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class Loader:
             )
         if global_batch_size % num_processes:
             raise DataError(
-                f"global_batch_size {global_batch_size} does not split over {num_processes} processes"
+                f"global_batch_size {global_batch_size} does not split over "
+                f"{num_processes} processes: choose a multiple of {num_processes}"
             )
         self.images, self.samples, self.pipeline = images, samples, pipeline
         self.view_of_epoch = view_of_epoch
@@ -134,7 +136,7 @@ class Loader:
 
 
 def split_validation(num_samples: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices (int64) to train on and to validate on, a function of the sizes alone."""
+    """Indices (int64, ascending) to train on and to validate on, a function of both arguments."""
     order = permutation(num_samples, _VALIDATION)
     held_out = round(num_samples * share)
     return order[held_out:].sort().values, order[:held_out].sort().values

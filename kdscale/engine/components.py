@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
         labelled: whether a loss asks for labels. Without labels, the test split names the classes.
     """
     images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
+    if recipe.data.validation and not images.labelled:
+        raise ConfigError(
+            f"data.validation is {recipe.data.validation}, but split {images.split!r} of "
+            f"{images.name} has no labels to choose the best weights by: set data.validation = 0"
+        )
     if images.classes:
         return images
     return replace(images, classes=test_images(recipe, root).classes)
@@ -59,8 +65,8 @@ test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
 def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageSet:
-    return load_images(
-        recipe.data.source,
+    images = load_images(
+        _source(recipe.data.source),
         split=split,
         root=root,
         image_column=recipe.data.image,
@@ -68,6 +74,13 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
         classes=recipe.data.classes,
         require_labels=labelled,
     )
+    return replace(images, name=recipe.data.source)
+
+
+def _source(name: str) -> str:
+    """The hub name or path of a source; `embedded:NAME` comes with the package."""
+    embedded = name.removeprefix("embedded:")
+    return name if embedded == name else str(files("kdscale") / "assets" / embedded)
 
 
 def check_same_classes(train: ImageSet, test: ImageSet) -> None:

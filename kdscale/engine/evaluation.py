@@ -33,6 +33,8 @@ def evaluate(
         accelerator: its processes share the work.
         precision: of the forward pass.
     """
+    # Without DistributedDataParallel, which would wait for buffers at every batch of every process.
+    model = accelerator.unwrap_model(model)
     was_training = model.training
     model.eval()
     counts = Counts.none(num_classes, accelerator.device)

@@ -93,6 +93,7 @@ class Following:
             self._evaluate(loop)
         stopping = self._is_stopping(loop)
         if stopping or due(step, cadence.checkpoint, cadence.last):
+            self._finite_loss(loop)  # what is saved can be gone on with
             save_checkpoint(self.run, loop, self.metrics)
         if stopping and step < cadence.last:
             raise Interrupted(
@@ -106,13 +107,17 @@ class Following:
         asking = due(loop.state.step, _STOP_EVERY, self.cadence.last)
         return asking and self.stop.agreed(loop.accelerator)
 
-    def _log(self, loop: Loop) -> None:
+    def _finite_loss(self, loop: Loop) -> float:
         loss = mean_over_processes(loop.loss, loop.accelerator)
         if not math.isfinite(loss):
             raise KdscaleError(
                 f"the loss is {loss} at step {loop.state.step}: lower the learning rate, clip "
                 f"gradients (gradient_clip) or use float32; {self.run} keeps the last checkpoint"
             )
+        return loss
+
+    def _log(self, loop: Loop) -> None:
+        loss = self._finite_loss(loop)
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._record(
             loop,

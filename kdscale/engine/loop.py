@@ -120,7 +120,7 @@ class Loop:
             loss.backward()
             return loss.detach()
         total = torch.zeros((), device=self.accelerator.device)
-        parts = list(batch.split(self.accumulation))
+        parts = list(batch.split(min(self.accumulation, len(batch.index))))
         for part in parts[:-1]:
             with self.accelerator.no_sync(self.model):
                 total += self._backward_part(part, batch)

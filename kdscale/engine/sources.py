@@ -97,6 +97,10 @@ class CachedTargets:
         self.manifest: Manifest = reader.manifest
         self.num_views = num_views or reader.manifest.num_views
         self.device = device
+        self.pipeline = Pipeline.parse(
+            reader.manifest.views["operations"], reader.manifest.views["seed"]
+        )
+        """What makes the pixels that the teacher saw."""
         self._reader = reader
         self._resident: _ResidentView | None = None
         self._ahead: tuple[int, Future[_ResidentView]] | None = None
@@ -120,12 +124,6 @@ class CachedTargets:
                 f"{path} has {reader.manifest.num_views} views, {num_views} are asked for"
             )
         return cls(reader, torch.device(device), num_views)
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """The pipeline that makes the pixels the teacher saw."""
-        views = self.manifest.views
-        return Pipeline.parse(views["operations"], views["seed"])
 
     def view_of_epoch(self, epoch: int) -> int:
         """The view that an epoch shows: every view once in `num_views` epochs."""

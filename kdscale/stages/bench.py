@@ -40,6 +40,7 @@ from kdscale.runlog import MetricsLog
 from kdscale.targets import DenseTargets, encode
 
 MINIMUM_ROUNDS = 50  # single rounds scatter by tens of percent
+_BUILD_ROUNDS = 5  # at least
 _STEP_SHARE = 0.7  # of the time; the rest measures the build
 _ROUND_SECONDS = 0.05  # wanted at least for each variant in a round
 
@@ -289,26 +290,35 @@ def _measure_build(parts: _Parts, seconds: float) -> dict[str, Any]:
     manifest: Manifest = create_or_resume(path, asked, parts.images.labels)
     builder = ShardBuilder(parts.resident, pipeline, batches, ShardWriter(path, manifest))
 
-    ratios, rates, ended = [], [], perf_counter() + seconds
-    turn = 0
-    while turn < 5 or (perf_counter() < ended and turn < 100):
-        shard = turn % max(1, manifest.num_samples // shard_samples)
-        span = manifest.shard_range(shard)
+    together = _shards_a_round(manifest, per_image)
+    whole = manifest.num_samples // shard_samples // together
+    ratios, rates, ended, turn = [], [], perf_counter() + seconds, 0
+    while turn < _BUILD_ROUNDS or (perf_counter() < ended and turn < 100):
+        first = turn % whole * together
+        shards = range(first, first + together)
+        span = (first * shard_samples, (first + together) * shard_samples)
 
-        def ours(shard: int = shard) -> None:
-            builder.build(0, shard)
+        def ours(_: int, shards: range = shards) -> None:
+            for shard in shards:
+                builder.build(0, shard)
             builder.wait()
 
-        def plain(span: tuple[int, int] = span) -> None:
+        def plain(_: int, span: tuple[int, int] = span) -> None:
             bare(*span)
 
-        pair = [ours, plain] if turn % 2 else [plain, ours]
-        times = {f: _timed(lambda _, f=f: f(), 1) for f in pair}  # type: ignore[misc]
+        pair: list[Steps] = [ours, plain] if turn % 2 else [plain, ours]
+        times = {steps: _timed(steps, 1) for steps in pair}
         ratios.append(times[ours] / times[plain])
         rates.append((span[1] - span[0]) / times[ours])
         turn += 1
     builder.close()
-    return {"ratios": ratios, "rates": rates, "shard_samples": shard_samples}
+    return {"ratios": ratios, "rates": rates, "shard_samples": shard_samples, "shards": together}
+
+
+def _shards_a_round(manifest: Manifest, per_image: float) -> int:
+    """As many shards as take about a second: a build writes one while it asks about the next."""
+    wanted = round(1 / (per_image * manifest.shard_samples))
+    return max(1, min(wanted, 4, manifest.num_samples // manifest.shard_samples))
 
 
 def _shard_samples(
@@ -334,6 +344,7 @@ def _summary(
     _put(summary, "build_over_bare_teacher_time", build["ratios"])
     summary["build_images_per_second"] = round(median(build["rates"]), 1)
     summary["build_shard_samples"] = build["shard_samples"]
+    summary["build_shards_per_round"] = build["shards"]
     summary["rounds"] = len(steps.seconds["plain"])
     summary["steps_per_round"] = steps.images
     summary["build_rounds"] = len(build["ratios"])

@@ -105,7 +105,9 @@ def _is_finished(path: Path, asked: Manifest) -> bool:
 def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
     """NAME.zarr, or with the identity in its name where that one holds something else."""
     path = root / f"{recipe.name}.zarr"
-    return root / f"{recipe.name}-{asked.id[:8]}.zarr" if path.exists() else path
+    # A build that was killed before its first manifest left a temporary file at most.
+    taken = path.is_file() or any(child.suffix != ".tmp" for child in path.glob("*"))
+    return root / f"{recipe.name}-{asked.id[:8]}.zarr" if taken else path
 
 
 def _probe(

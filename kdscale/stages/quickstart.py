@@ -1,6 +1,5 @@
 """The whole idea in about a minute: a recipe on embedded data, then how fast its steps are."""
 
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from kdscale import config
@@ -18,13 +17,10 @@ def quickstart(*, folder: Path, cache_root: Path) -> str:
     Raises:
         KdscaleError: see `kdscale.errors`.
     """
-    with as_file(files("kdscale") / "assets" / "mnist-small") as data:
-        recipe = config.load_recipe("quickstart", data=str(data))
-        result = run_recipe(recipe, folder=folder, cache_root=cache_root, seeds=range(_SEEDS))
-        weights = trained_teacher(recipe, folder)
-        steps = bench(
-            recipe, cache_root=cache_root, seconds=_BENCH_SECONDS, teacher_weights=weights
-        )
+    recipe = config.load_recipe("quickstart")
+    result = run_recipe(recipe, folder=folder, cache_root=cache_root, seeds=range(_SEEDS))
+    weights = trained_teacher(recipe, folder)
+    steps = bench(recipe, cache_root=cache_root, seconds=_BENCH_SECONDS, teacher_weights=weights)
     return "\n".join(
         [
             "",

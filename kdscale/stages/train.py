@@ -12,6 +12,7 @@ from kdscale import config
 from kdscale.cache.manifest import check_identity, read_manifest
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
+from kdscale.data.views.generator import chain
 from kdscale.engine import components
 from kdscale.engine.following import (
     Cadence,
@@ -149,6 +150,8 @@ def _loop(
     )
     classifier = components.create_student(recipe, section, images, seed=job.seed, what=job.model)
     model = accelerator.prepare(classifier.model)
+    if accelerator.process_index:  # other dropout than the main process
+        torch.manual_seed(chain(job.seed, accelerator.process_index) >> 1)
     return Loop(
         model,
         classifier.preprocess,

@@ -2,10 +2,10 @@
 
     bits(seed, position, draw, view, index) -> 64 bits
 
-No global generator is touched and nothing is stored, so a view replays in any batch, order, process
-count and library version. The function is a chain of splitmix64 finalizers (Steele, Lea & Flood,
-"Fast splittable pseudorandom number generators", OOPSLA 2014) in 64-bit arithmetic with wrap-around;
-`docs/views.md` specifies it, with known answers.
+No global generator is touched and nothing is stored, so a view replays in any batch, order,
+process count and library version. The function is a chain of splitmix64 finalizers (Steele, Lea &
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) in 64-bit arithmetic with
+wrap-around; `docs/views.md` specifies it, with known answers.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,10 @@ def bits_KB(
 
 
 def integers(bits: Tensor, bound: int) -> Tensor:
-    """Uniform int64 in [0, bound) from the upper 32 bits, for bound < 2^31 (bias below bound/2^32)."""
+    """Uniform int64 in [0, bound) from the upper 32 bits, for bound < 2^31.
+
+    No value's probability is further than 2^-32 from 1/bound.
+    """
     assert 0 < bound < 1 << 31
     return (_shift_right(bits, 32) * bound) >> 32
 
@@ -91,6 +94,9 @@ def bernoulli(bits: Tensor, probability: float) -> Tensor:
 
 
 def permutation(num_samples: int, *fields: int) -> Tensor:
-    """A permutation of 0..num_samples-1 (int64) that is a pure function of `fields`."""
+    """A permutation of 0..num_samples-1 (int64) that is a pure function of `fields`.
+
+    The keys that are sorted all differ: for one state, a link of the chain is a bijection.
+    """
     state = torch.tensor(signed(chain(*fields)))
     return torch.argsort(absorb(state, torch.arange(num_samples)), stable=True)

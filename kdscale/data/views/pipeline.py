@@ -36,7 +36,7 @@ class Pipeline:
         return {
             "generator": GENERATOR_VERSION,
             "seed": self.seed,
-            "operations": [{"name": names[type(o)], **_arguments(o)} for o in self.operations],
+            "operations": [{"name": names[type(o)], **asdict(o)} for o in self.operations],
         }
 
     def __call__(self, images: Tensor, view: int | Tensor, index: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Pipeline:
         Returns:
             uint8 [B, C, H, W], on the device of `images`.
         """
-        if not self.operations:
+        if not self.operations or not len(images):
             return images
         index = index.to(images.device)
         if isinstance(view, Tensor):
@@ -81,19 +81,15 @@ def view_of_epoch(epoch: int, num_views: int, seed: int) -> int:
     return int(permutation(num_views, seed, cycle)[position])
 
 
-def _arguments(operation: Operation) -> dict[str, object]:
-    return asdict(operation)  # type: ignore[call-overload, no-any-return]
-
-
-def _parse_operation(entry: str | Mapping[str, object]) -> Operation:
-    arguments = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = arguments.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError(f"views.operations: {dict(entry)} has no name: write {{ name = ..., }}")
+def _parse_operation(entry: object) -> Operation:
+    table = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
+        raise ConfigError(f"views.operations: {entry!r} has no name: write {{ name = ..., ... }}")
     if name not in OPERATIONS:
         raise ConfigError(_unknown(f"views.operations: no operation {name!r}", name, OPERATIONS))
     operation = OPERATIONS[name]
-    known = {field.name: field for field in fields(operation)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(operation)}
+    arguments = {key: value for key, value in table.items() if key != "name"}
     for key, value in arguments.items():
         if key not in known:
             raise ConfigError(_unknown(f"{name}: no argument {key!r}", key, known))

@@ -1,0 +1,192 @@
+"""Result tables: `collect` keeps what was measured as JSON, `render` writes the tables from it."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdscale.stages.report import Row, bench_table, markdown_table, results_table, spread
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+LIBRARIES = ("torch", "torchvision", "accelerate", "datasets", "zarr", "numpy")
+ORDER = {"teacher": 0, "alone": 1, "online": 2, "cache": 3}
+
+
+# --------------------------------------------------------------------------- collect
+
+
+def collect(source: Path, target: Path, title: str, command: str, notes: list[str]) -> None:
+    """Keep a measurement with all that is needed to repeat it."""
+    found = json.loads(source.read_text())
+    document = {
+        "title": title,
+        "command": command,
+        "commit": os.environ.get("COMMIT") or _commit(),
+        "machine": _machine(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "notes": notes,
+        "found": _without_paths(found),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _without_paths(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if not key.endswith("_path")}
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+        model = names[0] if names else model
+    return f"{os.cpu_count()} CPU cores, {model}"
+
+
+# --------------------------------------------------------------------------- render
+
+
+def render(document: dict[str, Any]) -> str:
+    """The page of one measurement."""
+    found = document["found"]
+    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    lines = [
+        f"# {document['title']}",
+        "",
+        _table(found),
+        "",
+        *[f"* {note}" for note in document["notes"]],
+        f"* Machine: {document['machine']}; Python {document['python']}, {versions}.",
+        f"* Commit {document['commit']}. Command:",
+        "",
+        "```bash",
+        document["command"],
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(found: dict[str, Any]) -> str:
+    if "rows" in found:
+        table = results_table(_rows(found))
+        build = next((r for r in found["rows"] if r["label"] == "cache"), None)
+        gain = _gain(found)
+        return f"{table}\n\n{gain}" if build and gain else table
+    if "rounds" in found:
+        counts = (
+            "{rounds} rounds of {steps_per_round} steps of batch {global_batch_size}; {build_rounds} "
+            "rounds of {build_shards_per_round} shards of {build_shard_samples} samples; "
+            "{num_threads} threads, {device}."
+        ).format(**found)
+        return f"{bench_table(found)}\n\n{counts}"
+    rows = [[key, _number(value)] for key, value in found.items()]
+    return markdown_table(["what", "value"], rows)
+
+
+def _rows(found: dict[str, Any]) -> list[Row]:
+    return sorted((Row(**row) for row in found["rows"]), key=lambda row: ORDER[row.label])
+
+
+def _gain(found: dict[str, Any]) -> str:
+    """Distilled against alone, seed by seed."""
+    rows = {row.label: row.results for row in _rows(found)}
+    if "alone" not in rows or "cache" not in rows:
+        return ""
+    parts = []
+    for label, words in (("cache", "cached"), ("online", "online")):
+        if label in rows:
+            pairs = zip(rows[label], rows["alone"], strict=False)
+            gains = [100 * (a["top1_accuracy"] - b["top1_accuracy"]) for a, b in pairs]
+            parts.append(f"{words} {spread(gains, 2)}")
+    return f"Gain over the student alone, points of top-1, seed by seed: {'; '.join(parts)}."
+
+
+def _number(value: object) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else str(value)
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page and what it should hold."""
+    found = {
+        path.with_suffix(".md"): render(json.loads(path.read_text()))
+        for path in sorted(RESULTS.glob("*.json"))
+    }
+    readme = ROOT / "README.md"
+    begin, end = "<!-- results: benchmarks/results.py -->", "<!-- end of results -->"
+    before, _, rest = readme.read_text().partition(begin)
+    found[readme] = f"{before}{begin}\n\n{summary()}\n\n{end}{rest.partition(end)[2]}"
+    return found
+
+
+def summary() -> str:
+    """The README's table: one line a recipe."""
+    header = [
+        "recipe",
+        "teacher",
+        "alone",
+        "online",
+        "cached",
+        "alone s",
+        "online s",
+        "cached s",
+        "build s",
+    ]
+    lines = []
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text())["found"]
+        if "rows" not in found:
+            continue
+        rows = {row.label: row.results for row in _rows(found)}
+        accuracy = [
+            spread([100 * r["top1_accuracy"] for r in rows[k]], 2) if k in rows else ""
+            for k in ORDER
+        ]
+        seconds = [
+            spread([r["train_seconds"] for r in rows[k]], 0) if k in rows else ""
+            for k in ("alone", "online", "cache")
+        ]
+        build = f"{rows['cache'][0]['build_seconds']:.0f}"
+        name = f"[{found['recipe']}](docs/results/{path.stem}.md)"
+        lines.append([name, *accuracy, *seconds, build])
+    return markdown_table(header, lines)
+
+
+def main() -> None:
+    """Collect one measurement, or render all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="verb", required=True)
+    collecting = commands.add_parser("collect")
+    collecting.add_argument("source", type=Path)
+    collecting.add_argument("target", type=Path)
+    collecting.add_argument("--title", required=True)
+    collecting.add_argument("--command", required=True)
+    collecting.add_argument("--note", action="append", default=[])
+    commands.add_parser("render")
+    arguments = parser.parse_args()
+    if arguments.verb == "collect":
+        collect(
+            arguments.source, arguments.target, arguments.title, arguments.command, arguments.note
+        )
+        return
+    for path, text in pages().items():
+        path.write_text(text)
+        print(path.relative_to(ROOT), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

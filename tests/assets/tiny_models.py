@@ -1,0 +1,98 @@
+"""Models that tests name as `tiny_models:NAME`: small, and some of them difficult."""
+
+import time
+
+import torch
+from torch import nn
+
+SIDE = 8
+
+
+def linear(num_classes, in_channels, side=SIDE):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * side * side, num_classes))
+
+
+def mlp(num_classes, in_channels, hidden=16, dropout=0.0):
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(in_channels * SIDE * SIDE, hidden),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, num_classes),
+    )
+
+
+class _Sleep(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, values):
+        time.sleep(self.seconds)
+        return values
+
+
+def slow_mlp(num_classes, in_channels, seconds=0.01, dropout=0.3):
+    return nn.Sequential(_Sleep(seconds), *mlp(num_classes, in_channels, dropout=dropout))
+
+
+def batch_norm(num_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * (SIDE - 2) ** 2, num_classes),
+    )
+
+
+class _Unusual(nn.Module):
+    """A linear model that does something else too, before it answers."""
+
+    def __init__(self, num_classes, in_channels, before):
+        super().__init__()
+        self.body = linear(num_classes, in_channels)
+        self.before = before
+
+    def forward(self, pixels):
+        self.before(pixels)
+        return self.body(pixels)
+
+
+def slow(num_classes, in_channels, seconds=0.01):
+    return _Unusual(num_classes, in_channels, lambda _: time.sleep(seconds))
+
+
+def hungry(num_classes, in_channels, largest=8):
+    """Runs out of memory beyond `largest` images."""
+
+    def before(pixels):
+        if len(pixels) > largest:
+            raise torch.OutOfMemoryError(f"no memory for {len(pixels)} images")
+
+    return _Unusual(num_classes, in_channels, before)
+
+
+def hungry_cpu(num_classes, in_channels, largest=8):
+    """The same as a CPU says it."""
+
+    def before(pixels):
+        if len(pixels) > largest:
+            torch.empty(1 << 60, dtype=torch.uint8)
+
+    return _Unusual(num_classes, in_channels, before)
+
+
+def diverging(num_classes, in_channels):
+    """Gives NaN in training."""
+
+    class Diverging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = linear(num_classes, in_channels)
+
+        def forward(self, pixels):
+            logits = self.body(pixels)
+            return logits * float("nan") if self.training else logits
+
+    return Diverging()

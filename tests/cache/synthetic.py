@@ -1,0 +1,98 @@
+"""Small caches with made-up answers, for the tests of this folder: NumPy and Zarr alone."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.writer import ShardWriter, create_or_resume, finish
+
+CLASSES = ("ant", "bee", "cat", "dog", "elk")
+
+
+def asked(**changes):
+    """2 views of 10 samples in shards of 4, 4 and 2."""
+    manifest = Manifest(
+        dataset={
+            "fingerprint": "f" * 64,
+            "num_samples": 10,
+            "classes": list(CLASSES),
+            "source": "made-up",
+            "split": "train",
+        },
+        views={
+            "generator": 1,
+            "seed": 3,
+            "operations": [{"name": "crop", "padding": 4}, {"name": "flip"}],
+        },
+        teacher={
+            "weights_sha256": "a" * 64,
+            "preprocess": {"mean": [0.5], "std": [0.25], "size": None},
+            "precision": "float32",
+            "memory_format": "contiguous",
+            "model": "reference",
+            "top1_accuracy": 0.875,
+        },
+        encoding="float16",
+        num_views=2,
+        num_samples=10,
+        num_classes=5,
+        shard_samples=4,
+        bytes_per_target=10,
+        fidelity={"kl_t1": 1e-06},
+        versions={"kdscale": "0.0"},
+    )
+    return replace(manifest, **changes)
+
+
+def labels(manifest):
+    return np.arange(manifest.num_samples, dtype=np.int64) % manifest.num_classes
+
+
+def rows(manifest, view, shard):
+    """A function of (view, sample) alone, so whoever writes it writes the same."""
+    sample = np.arange(*manifest.shard_range(shard))
+    values = (view + 1) * 100 + sample[:, None] + np.arange(manifest.num_classes) / 8
+    return {
+        "logits": values.astype(manifest.encoding),
+        "digests": (sample * 2654435761 % 2**32 + view + 1).astype(np.uint64),
+    }
+
+
+def all_shards(manifest):
+    return [(v, s) for v in range(manifest.num_views) for s in range(manifest.num_shards)]
+
+
+def write_shards(path, manifest, shards, seconds=0.25):
+    writer = ShardWriter(path, manifest)
+    for view, shard in shards:
+        writer.write(view, shard, rows(manifest, view, shard), seconds)
+
+
+def build(path, manifest=None):
+    """A build as `kdscale cache build` does it: begun or taken up, what is missing, finished."""
+    manifest = create_or_resume(path, manifest or asked(), labels(manifest or asked()))
+    if manifest.complete:
+        return manifest
+    writer = ShardWriter(path, manifest)
+    missing = np.argwhere(~writer.committed())
+    for view, shard in missing.tolist():
+        writer.write(view, shard, rows(manifest, view, shard), 0.25)
+    return finish(path, manifest, {"num_processes": 1})
+
+
+def expected_view(manifest, view):
+    """What a reader gives for a view."""
+    parts = [rows(manifest, view, shard) for shard in range(manifest.num_shards)]
+    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    values["digests"] = (values["digests"] - 1).astype(np.uint32)
+    return values
+
+
+def files(path):
+    """Bytes by key, temporary files left out."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.suffix != ".tmp"
+    }

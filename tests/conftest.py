@@ -1,0 +1,290 @@
+"""Shared by all tests: no network, one thread, a small data set, a tiny teacher, a tiny cache."""
+
+import atexit
+import contextlib
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# `datasets` and `huggingface_hub` read these when they are imported.
+_HOME = tempfile.mkdtemp(prefix="kdscale-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ.update(HF_HOME=_HOME, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tomli_w
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+ASSETS = Path(__file__).parent / "assets"
+sys.path.append(str(ASSETS))  # tiny_models
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ASSETS), os.environ.get("PYTHONPATH", "")])
+
+SIDE = 8
+CLASSES = ["centre", "north", "sides", "south"]  # none of them turned into another by a flip
+
+
+# --------------------------------------------------------------------------- data
+
+
+def _pictures(num_samples, seed):
+    """Grey images whose class is where they are bright, under noise; with their labels."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(num_samples) % len(CLASSES)
+    pixels = random.integers(0, 150, (num_samples, SIDE, SIDE))
+    bright = {
+        "centre": np.s_[:, 2:6],
+        "north": np.s_[:4],
+        "sides": np.s_[:, [0, 1, 6, 7]],
+        "south": np.s_[4:],
+    }
+    for image, label in zip(pixels, labels, strict=True):
+        image[bright[CLASSES[label]]] += 60
+    return pixels.astype(np.uint8), labels
+
+
+def _png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write_parquet(path, pixels, labels, names):
+    cells = [{"bytes": _png(one), "path": None} for one in pixels]
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns = {"image": pa.array(cells, struct), "label": pa.array(labels)}
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+@pytest.fixture(scope="session")
+def make_dataset():
+    """Writes a parquet data set: `(folder, num_train, num_test, seed, unlabelled)`."""
+
+    def make(folder, num_train=128, num_test=64, *, seed=0, unlabelled=False):
+        pixels, labels = _pictures(num_train, seed)
+        labels = np.full(num_train, -1) if unlabelled else labels
+        _write_parquet(folder / "train.parquet", pixels, labels, CLASSES)
+        _write_parquet(folder / "test.parquet", *_pictures(num_test, seed + 1), CLASSES)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory, make_dataset):
+    """128 training and 64 test images of 4 classes, 8 x 8 grey."""
+    return make_dataset(tmp_path_factory.mktemp("data") / "tiny")
+
+
+# --------------------------------------------------------------------------- recipes
+
+
+def _merge(table, changes):
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(table.get(key), dict) and key != "options":
+            _merge(table[key], value)
+        elif value is None:
+            table.pop(key, None)
+        else:
+            table[key] = value
+    return table
+
+
+@pytest.fixture(scope="session")
+def recipe_table(dataset):
+    """A recipe's table with changes merged in; None removes a key, options are replaced."""
+
+    def make(**changes):
+        table = {
+            "name": "tiny",
+            "data": {"source": str(dataset)},
+            "views": {
+                "operations": [{"name": "random_crop", "padding": 1}, "random_horizontal_flip"],
+                "count": 3,
+            },
+            "cache": {"encoding": "float32", "shard_samples": 32},
+            "teacher": {
+                "model": "tiny_models:mlp",
+                "options": {"hidden": 32},
+                "input": {"mean": [0.4], "std": [0.25]},
+                "batch_size": 32,
+                "train": {"epochs": 6, "global_batch_size": 32, "learning_rate": 0.01},
+            },
+            "student": {
+                "model": "tiny_models:mlp",
+                "options": {"hidden": 8},
+                "train": {
+                    "epochs": 3,
+                    "global_batch_size": 32,
+                    "learning_rate": 0.01,
+                    "log_every": 1,
+                },
+            },
+        }
+        return _merge(table, changes)
+
+    return make
+
+
+@pytest.fixture
+def write_recipe(tmp_path, recipe_table):
+    """Writes a tiny recipe, with changes, and returns its path."""
+
+    def write(name="tiny", **changes):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(tomli_w.dumps(recipe_table(name=name, **changes)))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def load_table(recipe_table):
+    """A tiny recipe, with changes, parsed."""
+    from kdscale.config import parse_recipe
+
+    return lambda **changes: parse_recipe(recipe_table(**changes), "tiny")
+
+
+@pytest.fixture(scope="session")
+def shared_root(tmp_path_factory):
+    """A cache root for what many tests decode and ask alike. Not to be damaged."""
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory, load_table, shared_root):
+    """Weights of a teacher that is nearly always right."""
+    from kdscale.engine.runs import Job
+    from kdscale.stages.train import train
+
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    result = train(load_table(), Job("teacher", "none", 0), run=run, cache_root=shared_root)
+    assert result["top1_accuracy"] > 0.8
+    return str(run / "weights.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(load_table, tiny_teacher, shared_root):
+    """A finished float32 cache of 3 views in 4 shards each. Copy it before damaging it."""
+    from kdscale.stages.build import build
+
+    return build(load_table(), cache_root=shared_root, teacher_weights=tiny_teacher)
+
+
+@pytest.fixture
+def cache_copy(tiny_cache, tmp_path):
+    """A copy of the tiny cache, to be damaged."""
+    return Path(shutil.copytree(tiny_cache, tmp_path / "copy.zarr"))
+
+
+# --------------------------------------------------------------------------- commands
+
+
+@contextlib.contextmanager
+def _own_logging():
+    """The command line points kdscale's logger at a stream that ends with the call."""
+    logger = logging.getLogger("kdscale")
+    before = logger.handlers, logger.level, logger.propagate
+    try:
+        yield
+    finally:
+        logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def kdscale(tmp_path, monkeypatch):
+    """Runs a command in this process, in `tmp_path`; anything unexpected is raised."""
+    from click.testing import CliRunner
+
+    from kdscale.cli import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        with _own_logging():
+            return CliRunner(catch_exceptions=False).invoke(cli, [str(arg) for arg in args])
+
+    return run
+
+
+@pytest.fixture
+def kdscale_process(tmp_path):
+    """Runs a command as a user's shell does; returns the finished process."""
+
+    def run(*args, timeout=120, **extra):
+        return subprocess.run(
+            [sys.executable, "-m", "kdscale", *[str(arg) for arg in args]],
+            cwd=tmp_path,
+            env=os.environ | extra,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+class ForkedCommands:
+    """A server that forks a process for each command: a real one to kill, without the imports."""
+
+    def __init__(self):
+        self._server = subprocess.Popen(
+            [sys.executable, str(ASSETS / "fork_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, *args, cwd, output="output.txt"):
+        """Start a command; returns its process id. `wait` comes before the next start."""
+        self.output = Path(cwd) / output
+        request = {"args": [str(a) for a in args], "cwd": str(cwd), "output": str(self.output)}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        self.pid = int(self._server.stdout.readline())
+        return self.pid
+
+    def wait(self):
+        """The exit status of the command that was started; negative: the signal."""
+        return int(self._server.stdout.readline())
+
+    def run(self, *args, cwd):
+        """Start a command and wait for it: (exit status, everything it said)."""
+        self.start(*args, cwd=cwd)
+        status = self.wait()
+        return status, self.output.read_text()
+
+    def kill(self, number=signal.SIGKILL):
+        """Send the command a signal; it may have ended just before."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def close(self):
+        self._server.stdin.close()
+        self._server.wait(10)
+        self._server.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def commands():
+    """Commands in processes of their own."""
+    server = ForkedCommands()
+    yield server
+    server.close()

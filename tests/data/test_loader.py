@@ -1,0 +1,92 @@
+"""What a step shows of its samples."""
+
+import numpy as np
+import pytest
+import torch
+
+from kdscale.data.images import ImageSet
+from kdscale.data.loader import Batch, Images, Loader, as_tensor
+from kdscale.data.views.pipeline import Pipeline, view_of_epoch
+from tests.data import replay
+
+PIPELINE = Pipeline.parse([{"name": "random_crop", "padding": 1}, "random_horizontal_flip"])
+
+
+@pytest.fixture
+def split():
+    pixels = replay.sample_images(3, 6, 5, range(50))
+    labels = np.arange(50) * 7 % 50  # a permutation: a label tells its sample
+    pixels.setflags(write=False)
+    labels.setflags(write=False)
+    return ImageSet(pixels, labels, tuple(map(str, range(50))), "", "synthetic", "train")
+
+
+def loader(split, num_views=4, **options):
+    return Loader(
+        Images(split, torch.device("cpu")),
+        torch.arange(5, 47),
+        PIPELINE,
+        lambda epoch: view_of_epoch(epoch, num_views, 0),
+        **{"seed": 0, "global_batch_size": 8} | options,
+    )
+
+
+def test_batch_joins_pixels_labels_and_view_by_index(split):
+    found = loader(split)
+    for step in range(4 * found.steps_per_epoch):
+        batch = found.batch(step)
+        index = batch.index.numpy()
+        assert batch.view == replay.view_of_epoch(step // found.steps_per_epoch, 4, 0)
+        assert batch.index.equal(found.index(step))
+        np.testing.assert_array_equal(batch.labels, index * 7 % 50)
+        images = torch.from_numpy(replay.sample_images(3, 6, 5, index))
+        assert batch.pixels.equal(PIPELINE(images, batch.view, batch.index))
+
+
+def test_processes_together_show_the_pixels_of_one(split):
+    alone = loader(split)
+    parts = [loader(split, process_index=index, num_processes=2) for index in range(2)]
+    for step in (0, 3, alone.steps_per_epoch - 1, alone.steps_per_epoch):
+        batches = [part.batch(step) for part in parts]
+        expected = alone.batch(step)
+        assert torch.cat([batch.pixels for batch in batches]).equal(expected.pixels)
+        assert torch.cat([batch.labels for batch in batches]).equal(expected.labels)
+
+
+def test_resumed_step_shows_the_same_pixels(split):
+    whole = loader(split)
+    for step in range(13):
+        whole.batch(step)
+    batch, resumed = whole.batch(13), loader(split).batch(13)
+    assert batch.pixels.equal(resumed.pixels)
+    assert (batch.view, batch.index.tolist()) == (resumed.view, resumed.index.tolist())
+
+
+def test_every_view_of_every_sample_is_shown_once_a_cycle(split):
+    found = loader(split, num_views=3)
+    for cycle in range(2):
+        first = cycle * 3 * found.steps_per_epoch
+        batches = [found.batch(first + step) for step in range(3 * found.steps_per_epoch)]
+        shown = [(batch.view, i) for batch in batches for i in batch.index.tolist()]
+        assert sorted(shown) == [(view, i) for view in range(3) for i in range(5, 47)]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+def test_batch_splits_into_nearly_equal_pieces(split, parts):
+    batch = loader(split).batch(0)
+    pieces = list(batch.split(parts))
+    sizes = [len(piece.index) for piece in pieces]
+    assert len(pieces) == parts
+    assert max(sizes) - min(sizes) <= 1
+    assert all(isinstance(piece, Batch) and piece.view == batch.view for piece in pieces)
+    for name in ("pixels", "labels", "index"):
+        assert torch.cat([getattr(piece, name) for piece in pieces]).equal(getattr(batch, name))
+
+
+def test_images_share_the_memory_of_a_read_only_array(split):
+    assert as_tensor(split.pixels).data_ptr() == split.pixels.ctypes.data
+    kept = split.pixels.copy()
+    pixels, labels = Images(split, torch.device("cpu")).take(torch.tensor([3, 0]))
+    pixels.zero_()
+    assert labels.tolist() == [21, 0]
+    np.testing.assert_array_equal(split.pixels, kept)

@@ -1,0 +1,181 @@
+"""Two processes do what one does: the same cache, the same batches, the same losses."""
+
+import json
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from safetensors.torch import load_file
+
+from kdscale.cache.reader import CacheReader
+from kdscale.data.loader import Images, Loader
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine import components
+from kdscale.runlog import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDENTS = {
+    "none": ["--targets", "none"],
+    "cache": ["--targets", "cache"],
+    "accumulated": ["--targets", "cache", "--set", "student.train.accumulation=2"],
+    "norm": [
+        *("--targets", "none", "--set", "student.model=tiny_models:batch_norm"),
+        *("--set", "student.options={}"),
+    ],
+}
+
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, recipe_table, make_dataset, tiny_teacher):
+    """A data set whose test split is odd and larger than a batch of evaluation, and a recipe."""
+    folder = tmp_path_factory.mktemp("two")
+    data = make_dataset(folder / "data", num_test=1001)
+    table = recipe_table(
+        data={"source": str(data)}, teacher={"weights": tiny_teacher}, views={"count": 2}
+    )
+    (folder / "tiny.toml").write_text(tomli_w.dumps(table))
+    return folder
+
+
+def commands():
+    places = ["--cache-root", "cache", "--run"]
+    yield ["cache", "build", "tiny.toml", "--cache", "cache/two.zarr"]
+    for name, arguments in STUDENTS.items():
+        cache = ["--cache", "cache/two.zarr"] if "cache" in arguments else []
+        yield ["train", "tiny.toml", *places, f"two-{name}", *arguments, *cache]
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """The folder, after two processes built and trained in it."""
+    left_out = ("ACCELERATE_", "MASTER_", "TORCHELASTIC_", "COV_CORE_", "COVERAGE_")
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(left_out) and key not in {"WORLD_SIZE", "RANK", "LOCAL_RANK"}
+    }
+    environment["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{environment['PATH']}"
+    environment["KDSCALE_MODULE"] = "several_commands"
+    (folder / "commands.json").write_text(json.dumps(list(commands())))
+    done = subprocess.run(
+        [str(ROOT / "launch" / "cpu.sh"), "2", "commands.json"],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(folder, two):
+    """The folder, after one process did the same beside it."""
+    from click.testing import CliRunner
+
+    from kdscale.cli import cli
+
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for arguments in commands():
+            arguments = [argument.replace("two", "one") for argument in arguments]
+            done = CliRunner(catch_exceptions=False).invoke(cli, arguments)
+            assert done.exit_code == 0, done.stderr
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def losses(run):
+    return [record["loss"] for record in read_metrics(run) if "loss" in record]
+
+
+def result(run):
+    return json.loads((run / "result.json").read_text())
+
+
+def test_two_processes_build_the_same_cache_value_for_value(one):
+    ours, theirs = (CacheReader(one / "cache" / f"{name}.zarr") for name in ("two", "one"))
+    assert ours.manifest.build["num_processes"] == 2
+    assert theirs.manifest.build["num_processes"] == 1
+    assert ours.manifest.id == theirs.manifest.id
+    assert np.array_equal(ours.labels(), theirs.labels())
+    for view in range(2):
+        for name, array in ours.read_view(view).items():
+            assert np.array_equal(array, theirs.read_view(view)[name]), name
+
+
+@pytest.mark.parametrize("student", ["none", "cache", "accumulated"])
+def test_two_processes_train_with_the_same_losses(one, student):
+    """At equal global batch; without dropout and batch-norm, which see a process's part only."""
+    ours, theirs = (one / f"{name}-{student}" for name in ("two", "one"))
+    assert result(ours)["num_processes"] == 2
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+    weights, expected = (load_file(run / "weights.safetensors") for run in (ours, theirs))
+    for name, tensor in weights.items():
+        assert torch.allclose(tensor, expected[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("student", ["none", "cache", "accumulated"])
+def test_evaluation_of_two_processes_counts_every_sample_once(one, student):
+    ours, theirs = (result(one / f"{name}-{student}") for name in ("two", "one"))
+    share = ours["top1_accuracy"] * 1001
+    assert share == pytest.approx(round(share), abs=1e-6)
+    assert ours["top1_accuracy"] == pytest.approx(theirs["top1_accuracy"], abs=2 / 1001)
+
+
+def test_batch_norm_student_is_evaluated_by_two_processes_with_one_state(two, load_table):
+    """Processes have unequally many batches to evaluate: nobody may wait for the other in them."""
+    from kdscale.engine.evaluation import evaluate
+    from kdscale.engine.processes import create_accelerator
+    from kdscale.models.preprocess import Preprocess
+    from kdscale.models.registry import create_model
+
+    run = two / "two-norm"
+    model = create_model("tiny_models:batch_norm", num_classes=4, in_channels=1)
+    model.load_state_dict(load_file(run / "weights.safetensors"))
+    recipe = load_table(data={"source": str(two / "data")})
+    test = components.test_images(recipe, two / "cache")
+    found = evaluate(
+        model,
+        Preprocess((0.4,), (0.25,), None),
+        Images(test, torch.device("cpu")),
+        torch.arange(1001),
+        4,
+        create_accelerator(),
+    )
+    assert found["top1_accuracy"] == pytest.approx(result(run)["top1_accuracy"], abs=1e-9)
+
+
+def test_processes_share_out_the_samples_of_each_global_batch(load_table, shared_root):
+    images = components.training_images(load_table(), shared_root, labelled=True)
+
+    def loader(index, count):
+        return Loader(
+            Images(images, torch.device("cpu")),
+            torch.arange(126),
+            Pipeline((), 0),
+            lambda epoch: 0,
+            seed=3,
+            global_batch_size=32,
+            process_index=index,
+            num_processes=count,
+        )
+
+    whole, parts = loader(0, 1), [loader(index, 2) for index in (0, 1)]
+    assert whole.steps_per_epoch == parts[0].steps_per_epoch == 4
+    for step in range(8):
+        shared = [part.index(step) for part in parts]
+        assert len(shared[0]) == len(shared[1])
+        assert torch.equal(torch.cat(shared), whole.index(step))

@@ -1,0 +1,200 @@
+"""Recipes: what is accepted, what is refused and how the refusal reads."""
+
+import tomllib
+
+import pytest
+from pydantic import ValidationError
+
+from kdscale.config import (
+    differences,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+    recipe_text,
+)
+from kdscale.errors import ConfigError
+
+
+def problem_of(table):
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(table, "tiny.toml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipe_loads_and_is_named_after_its_file(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_resolved_recipe_is_read_back_equal(name, tmp_path):
+    recipe = load_recipe(name)
+    (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+    assert load_recipe(str(tmp_path / "recipe.toml")) == recipe
+
+
+def test_recipe_is_frozen(load_table):
+    with pytest.raises(ValidationError, match="frozen"):
+        load_table().loss.temperature = 2.0
+
+
+def test_every_field_without_an_obvious_name_says_what_it_means():
+    obvious = {"name", "description", "train", "optimizer", "weight_decay", "schedule"}
+
+    def undescribed(section, prefix=""):
+        for name, field in section.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and hasattr(inner, "model_fields"):
+                yield from undescribed(inner, f"{prefix}{name}.")
+            elif not field.description and name not in obvious:
+                yield prefix + name
+
+    from kdscale.config import Recipe
+
+    assert list(undescribed(Recipe)) == []
+
+
+def test_unknown_recipe_suggests_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"no recipe 'mnits': did you mean 'mnist'\?"):
+        load_recipe("mnits")
+
+
+def test_unknown_recipe_lists_the_known_ones_when_none_is_near():
+    with pytest.raises(ConfigError, match="known: .*mnist"):
+        load_recipe("zzzzzzzz")
+
+
+def test_missing_recipe_file_is_named():
+    with pytest.raises(ConfigError, match="no recipe file 'nowhere/x.toml'"):
+        load_recipe("nowhere/x.toml")
+
+
+def test_broken_toml_is_reported_with_its_line(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("[data\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML: .*line 1"):
+        load_recipe(str(path))
+
+
+def test_recipe_without_a_name_is_called_after_its_file(tmp_path, recipe_table):
+    import tomli_w
+
+    path = tmp_path / "my-experiment.toml"
+    path.write_text(tomli_w.dumps(recipe_table(name=None)))
+    assert load_recipe(str(path)).name == "my-experiment"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"los": {}}, "unknown key 'los': did you mean 'loss'?"),
+        ({"loss": {"temprature": 2.0}}, "'loss.temprature': did you mean 'temperature'?"),
+        ({"loss": {"alpha": 0.5}}, "unknown key 'loss.alpha': known: "),
+        (
+            {"student": {"train": {"learning_rte": 0.1}}},
+            "'student.train.learning_rte': did you mean 'learning_rate'?",
+        ),
+        ({"teacher": {"input": {"means": [0.1]}}}, "'teacher.input.means': did you mean 'mean'?"),
+    ],
+)
+def test_unknown_key_suggests_the_nearest_one(recipe_table, changes, expected):
+    assert expected in problem_of(recipe_table(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"loss": {"temperature": 0}}, "loss.temperature", "0"),
+        ({"loss": {"temperature": "hot"}}, "loss.temperature", "'hot'"),
+        ({"loss": {"temperature": float("inf")}}, "loss.temperature", "inf"),
+        ({"loss": {"hard_weight": -1.0}}, "loss.hard_weight", "-1"),
+        ({"loss": {"temperature": True}}, "loss.temperature", "True"),
+        ({"views": {"count": 0}}, "views.count", "0"),
+        ({"views": {"count": 1.5}}, "views.count", "1.5"),
+        ({"cache": {"encoding": "float64"}}, "cache.encoding", "'float64'"),
+        ({"student": {"train": {"epochs": "3"}}}, "student.train.epochs", "'3'"),
+        ({"student": {"train": {"optimizer": "adamm"}}}, "student.train.optimizer", "'adamm'"),
+        ({"data": {"validation": 1.0}}, "data.validation", "1.0"),
+        ({"teacher": {"input": {"mean": [0.1], "std": [0.0]}}}, "teacher.input.std.0", "0.0"),
+        ({"teacher": {"precision": "auto"}}, "teacher.precision", "'auto'"),
+        ({"name": "a/b"}, "name", "'a/b'"),
+    ],
+)
+def test_wrong_value_is_named_with_its_field(recipe_table, changes, field, value):
+    problem = problem_of(recipe_table(**changes))
+    assert problem.startswith(f"tiny.toml: {field} is {value}")
+
+
+def test_missing_field_is_named(recipe_table):
+    assert "'student.model' is missing" in problem_of(recipe_table(student={"model": None}))
+
+
+def test_every_problem_is_listed_at_once(recipe_table):
+    problem = problem_of(
+        recipe_table(loss={"temperature": -1.0}, views={"seed": -1}, student={"modle": "x"})
+    )
+    assert len(problem.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"loss": {"hard_weight": 0, "soft_weight": 0}}, "nothing would be learned"),
+        ({"views": {"operations": [], "count": 3}}, "without operations all views are alike"),
+        ({"teacher": {"input": {"mean": [0.1, 0.2]}}}, "mean has 2 values, std has 1"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(recipe_table, changes, expected):
+    assert expected in problem_of(recipe_table(**changes))
+
+
+def test_overrides_are_toml_and_bare_words_are_text():
+    recipe = load_recipe(
+        "mnist",
+        [
+            "loss.temperature=2.5",
+            "student.train.schedule=cosine",
+            'views.operations=[{ name = "random_crop", padding = 2 }]',
+            "views.count = 4",
+            "student.options.hidden=64",
+        ],
+    )
+    assert recipe.loss.temperature == 2.5
+    assert recipe.student.train is not None
+    assert recipe.student.train.schedule == "cosine"
+    assert recipe.views.operations == [{"name": "random_crop", "padding": 2}]
+    assert recipe.views.count == 4
+    assert recipe.student.options == {"hidden": 64}
+
+
+def test_later_override_wins():
+    recipe = load_recipe("mnist", ["loss.temperature=2", "loss.temperature=3"])
+    assert recipe.loss.temperature == 3
+
+
+@pytest.mark.parametrize("override", ["loss.temperature", "=3", "name.x=3"])
+def test_malformed_override_is_refused(override):
+    with pytest.raises(ConfigError, match="--set"):
+        load_recipe("mnist", [override])
+
+
+def test_local_data_replaces_the_source_whatever_its_name():
+    odd = 'a "quoted" \\ folder'
+    assert load_recipe("mnist", data=odd).data.source == odd
+
+
+def test_recipe_text_is_the_file_as_it_is():
+    assert tomllib.loads(recipe_text("mnist"))["name"] == "mnist"
+
+
+def test_differences_name_every_dotted_field_with_both_values():
+    ours = {"a": 1, "b": {"c": 2, "d": {"e": [1]}}, "only": None}
+    theirs = {"a": 1, "b": {"c": 3, "d": {"e": [2]}}, "new": 4}
+    assert differences(ours, theirs) == [
+        ("b.c", 2, 3),
+        ("b.d.e", [1], [2]),
+        ("new", None, 4),
+    ]

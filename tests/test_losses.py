@@ -1,0 +1,146 @@
+"""Losses against the textbook, and at the edges of what numbers hold."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdscale.losses.logits import kl_loss, label_loss
+from kdscale.losses.objective import SUPERVISED, Objective
+from kdscale.targets import DenseTargets
+
+
+def textbook_kl(student, teacher, temperature):
+    """Sum over classes of p (log p - log q), with plain exponentials, sample by sample."""
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        q = [math.exp(x / temperature) for x in s]
+        p = [math.exp(x / temperature) for x in t]
+        q = [x / sum(q) for x in q]
+        p = [x / sum(p) for x in p]
+        total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+    return temperature**2 * total / len(student)
+
+
+@pytest.fixture
+def logits():
+    random = torch.Generator().manual_seed(0)
+    return [3 * torch.randn(9, 7, generator=random) for _ in range(2)]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0, 20.0])
+def test_kl_is_the_textbooks(logits, temperature):
+    loss = kl_loss(*logits, temperature)
+    assert loss.item() == pytest.approx(textbook_kl(*logits, temperature), rel=1e-5)
+
+
+def test_kl_is_zero_with_zero_gradient_where_the_student_agrees(logits):
+    teacher = logits[1]
+    student = (teacher + 5.0).requires_grad_()  # softmax does not see the shift
+    loss = kl_loss(student, teacher, 4.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert student.grad.abs().max() < 1e-6
+
+
+def test_kl_is_positive_and_not_symmetric(logits):
+    one, other = kl_loss(*logits, 2.0), kl_loss(*reversed(logits), 2.0)
+    assert one > 0
+    assert other > 0
+    assert one.item() != pytest.approx(other.item(), rel=1e-3)
+
+
+def test_kl_is_a_mean_over_samples(logits):
+    student, teacher = logits
+    doubled = kl_loss(torch.cat([student] * 2), torch.cat([teacher] * 2), 3.0)
+    assert doubled.item() == pytest.approx(kl_loss(student, teacher, 3.0).item(), rel=1e-6)
+
+
+def gradient_size(student, teacher, temperature):
+    student = student.clone().requires_grad_()
+    kl_loss(student, teacher, temperature).backward()
+    return student.grad.norm().item()
+
+
+def test_gradient_keeps_its_size_at_any_high_temperature(logits):
+    """Hinton et al., equation 4: with T², it tends to a constant; without, it falls with T²."""
+    sizes = [gradient_size(*logits, temperature) for temperature in (50.0, 100.0, 400.0)]
+    assert sizes[1] == pytest.approx(sizes[2], rel=0.02)
+    assert sizes[0] == pytest.approx(sizes[2], rel=0.05)
+
+
+def test_gradient_is_the_closed_form(logits):
+    student, teacher = logits[0].clone().requires_grad_(), logits[1]
+    kl_loss(student, teacher, 4.0).backward()
+    expected = 4.0 * ((student / 4).softmax(1) - (teacher / 4).softmax(1)) / len(student)
+    assert torch.allclose(student.grad, expected, atol=1e-6)
+
+
+def test_kl_formula_passes_a_numerical_gradient_check(logits):
+    """In float64: the loss itself works in float32, too coarse for finite differences."""
+    student, teacher = (x.double() for x in logits)
+    student.requires_grad_()
+
+    def kl(s):
+        p, q = F.log_softmax(teacher / 4, 1), F.log_softmax(s / 4, 1)
+        return (p.exp() * (p - q)).sum(1).mean() * 16
+
+    assert torch.autograd.gradcheck(kl, student)
+    expected = torch.autograd.grad(kl(student), student)[0]
+    ours = logits[0].clone().requires_grad_()
+    kl_loss(ours, logits[1], 4.0).backward()
+    assert torch.allclose(ours.grad.double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_extreme_logits_give_a_finite_loss_and_gradient(temperature, size):
+    student = torch.tensor([[size, -size, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[-size, size, 0.0]])
+    loss = kl_loss(student, teacher, temperature)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad).all()
+    assert loss.item() == pytest.approx(2e4 * temperature, rel=1e-4)
+
+
+def test_half_precision_logits_are_weighed_in_float32(logits):
+    student, teacher = (x.bfloat16() for x in logits)
+    loss = kl_loss(student, teacher, 4.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(textbook_kl(student, teacher, 4.0), rel=1e-4)
+
+
+def test_no_gradient_reaches_the_teacher(logits):
+    student, teacher = logits
+    loss = kl_loss(student.requires_grad_(), DenseTargets(teacher).logits_BC, 2.0)
+    loss.backward()
+    assert teacher.grad is None
+
+
+def test_label_loss_is_the_mean_of_minus_log_probability():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    labels = torch.tensor([0, 0])
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
+    assert label_loss(logits, labels).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_objective_adds_its_terms_at_their_weights(logits):
+    student, teacher = logits
+    labels = torch.arange(9) % 7
+    found = Objective(0.3, 0.9, 4.0)(student, DenseTargets(teacher), labels)
+    expected = 0.3 * label_loss(student, labels) + 0.9 * kl_loss(student, teacher, 4.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_objective_without_hard_weight_never_looks_at_labels(logits):
+    student, teacher = logits
+    unlabelled = torch.full((9,), -1)
+    found = Objective(0.0, 1.0, 2.0)(student, DenseTargets(teacher), unlabelled)
+    assert found.item() == pytest.approx(kl_loss(student, teacher, 2.0).item())
+
+
+def test_supervised_objective_is_cross_entropy_at_weight_one(logits):
+    labels = torch.arange(9) % 7
+    assert torch.equal(SUPERVISED(logits[0], None, labels), label_loss(logits[0], labels))

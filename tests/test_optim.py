@@ -1,0 +1,91 @@
+"""Learning rates as functions of the step, and optimizers by name."""
+
+import pytest
+import torch
+
+from kdscale.optim import Schedule, create_optimizer
+
+
+def rates(schedule, num_steps):
+    return [schedule(step) for step in range(num_steps)]
+
+
+@pytest.mark.parametrize("kind", ["constant", "steps", "cosine", "one_cycle"])
+def test_schedule_is_a_pure_function_of_the_step(kind):
+    schedule = Schedule(kind, 0.1, 40, warmup_steps=5, milestones=[20], gamma=0.5)
+    forwards = rates(schedule, 40)
+    backwards = [schedule(step) for step in reversed(range(40))]
+    assert forwards == backwards[::-1]
+    assert all(0 <= rate <= 0.1 * (1 + 1e-12) for rate in forwards)
+
+
+def test_constant_is_constant():
+    assert set(rates(Schedule("constant", 0.1, 10), 10)) == {0.1}
+
+
+@pytest.mark.parametrize("kind", ["constant", "steps", "cosine"])
+def test_warmup_rises_linearly_to_the_peak(kind):
+    schedule = Schedule(kind, 0.1, 40, warmup_steps=4, milestones=[30])
+    assert rates(schedule, 4) == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert schedule(4) == pytest.approx(0.1)
+
+
+def test_steps_decay_at_each_milestone():
+    schedule = Schedule("steps", 1.0, 30, milestones=[10, 20], gamma=0.1)
+    assert [schedule(s) for s in (9, 10, 19, 20, 29)] == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_falls_from_the_peak_to_nearly_zero():
+    schedule = Schedule("cosine", 0.2, 100)
+    assert schedule(0) == pytest.approx(0.2)
+    assert schedule(50) == pytest.approx(0.1)
+    assert schedule(99) < 1e-4
+    assert rates(schedule, 100) == sorted(rates(schedule, 100), reverse=True)
+
+
+@pytest.mark.parametrize("num_steps", [20, 100, 470])
+def test_one_cycle_is_torchs(num_steps):
+    peak = 3e-3
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], peak)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=num_steps, pct_start=(0.3 * num_steps + 1) / num_steps
+    )
+    expected = []
+    for _ in range(num_steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < num_steps:
+            theirs.step()
+    assert rates(Schedule("one_cycle", peak, num_steps), num_steps) == pytest.approx(expected)
+
+
+def test_one_cycle_starts_at_a_25th_peaks_where_told_and_ends_at_almost_nothing():
+    schedule = Schedule("one_cycle", 1.0, 50, warmup_steps=10)
+    assert schedule(0) == pytest.approx(1 / 25)
+    assert schedule(10) == pytest.approx(1.0)
+    assert schedule(49) == pytest.approx(1 / 25 / 1e4)
+
+
+@pytest.mark.parametrize("kind", ["constant", "steps", "cosine", "one_cycle"])
+def test_schedule_of_a_single_step_has_a_rate(kind):
+    assert Schedule(kind, 0.1, 1)(0) >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)],
+)
+def test_optimizer_is_the_one_named_with_its_settings(name, kind):
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    optimizer = create_optimizer(name, parameters, learning_rate=0.3, weight_decay=0.01)
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0]["lr"] == 0.3
+    assert optimizer.param_groups[0]["weight_decay"] == 0.01
+
+
+def test_sgd_takes_momentum_and_nesterov():
+    optimizer = create_optimizer(
+        "sgd", [torch.nn.Parameter(torch.zeros(2))], learning_rate=0.3, momentum=0.8, nesterov=True
+    )
+    group = optimizer.param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.8, True)

@@ -1,0 +1,30 @@
+"""Tables say what the committed JSON says."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def results():
+    spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_are_those_that_the_json_renders_to(results):
+    stale = [path.name for path, text in results.pages().items() if path.read_text() != text]
+    assert stale == [], "run: python benchmarks/results.py render"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_result_says_how_it_was_measured(path):
+    document = json.loads(path.read_text())
+    for key in ("title", "command", "commit", "machine", "versions", "found"):
+        assert document[key], f"{path.name} does not say its {key}"
