@@ -89,8 +89,8 @@ def _table(found: dict[str, Any]) -> str:
         return f"{table}\n\n{gain}" if build and gain else table
     if "rounds" in found:
         counts = (
-            "{rounds} rounds of {steps_per_round} steps of batch {global_batch_size}; {build_rounds} "
-            "rounds of {build_shards_per_round} shards of {build_shard_samples} samples; "
+            "{rounds} rounds of {steps_per_round} steps of batch {global_batch_size}; "
+            "{build_rounds} rounds of {build_shards_per_round} shards of {build_shard_samples} samples; "
             "{num_threads} threads, {device}."
         ).format(**found)
         return f"{bench_table(found)}\n\n{counts}"

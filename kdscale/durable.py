@@ -1,6 +1,7 @@
 """Durable writes: a file is there whole, or not at all, whatever is killed or unplugged."""
 
 import os
+import socket
 from pathlib import Path
 
 from kdscale.errors import StorageError
@@ -14,8 +15,8 @@ def write_durably(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the disk is full, read-only or not permitted; the old file is untouched.
     """
-    # A random name: process numbers repeat across the machines that share a disk.
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    writer = f"{socket.gethostname()}.{os.getpid()}"  # see is_abandoned
+    temporary = path.with_name(f".{path.name}.{writer}.{os.urandom(4).hex()}.tmp")
     try:
         _create_folder(path.parent)
         try:
@@ -30,6 +31,20 @@ def write_durably(path: Path, data: bytes) -> None:
         flush_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Whether a temporary file's writer ran on this machine and no longer does."""
+    head, *rest = temporary.name.rsplit(".", 3)
+    if not head.endswith(f".{socket.gethostname()}") or not rest[0].isdecimal():
+        return False
+    try:
+        os.kill(int(rest[0]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False  # another user's
+    return False
 
 
 def _create_folder(folder: Path) -> None:

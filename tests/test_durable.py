@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.durable import write_durably
+from kdscale.durable import is_abandoned, write_durably
 from kdscale.errors import StorageError
 
 
@@ -79,3 +79,31 @@ def test_file_in_the_place_of_a_folder_is_a_storage_error(tmp_path, below):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot write"):
         write_durably(tmp_path / below, b"x")
+
+
+def test_temporary_file_of_a_running_process_is_not_abandoned(tmp_path, monkeypatch):
+    states = []
+    replace = Path.replace
+
+    def look(self, target):
+        states.append(is_abandoned(self))
+        monkeypatch.setattr(os, "kill", refuse(ProcessLookupError))
+        states.append(is_abandoned(self))
+        monkeypatch.setattr(os, "kill", refuse(PermissionError))
+        states.append(is_abandoned(self))
+        return replace(self, target)
+
+    def refuse(error):
+        def kill(_number, _signal):
+            raise error
+
+        return kill
+
+    monkeypatch.setattr(Path, "replace", look)
+    write_durably(tmp_path / "a.bin", b"x")
+    assert states == [False, True, False]
+
+
+@pytest.mark.parametrize("name", [".x.tmp", ".a.bin.some.where.x.y.tmp", "tmp"])
+def test_other_names_are_not_abandoned(name):
+    assert not is_abandoned(Path(name))

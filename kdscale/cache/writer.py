@@ -20,7 +20,7 @@ from kdscale.cache.layout import (
 )
 from kdscale.cache.manifest import Manifest, check_identity, read_manifest, write_manifest
 from kdscale.cache.store import DurableStore
-from kdscale.durable import write_durably
+from kdscale.durable import is_abandoned, write_durably
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, StorageError
 
 _STALE_SECONDS = 3600  # no write takes as long: a temporary file this old is nobody's
@@ -181,5 +181,6 @@ def _remove_leftovers(path: Path) -> None:
     now = (path / "zarr.json").stat().st_mtime  # just written: the clock of the files' own disk
     for leftover in path.rglob(".*.tmp"):
         with suppress(OSError):
-            if now - leftover.stat().st_mtime > _STALE_SECONDS:
+            old = now - leftover.stat().st_mtime > _STALE_SECONDS
+            if old or is_abandoned(leftover):
                 leftover.unlink()

@@ -1,5 +1,6 @@
 import errno
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -326,15 +327,24 @@ def test_metadata_that_a_killed_start_left_out_is_written(tmp_path):
     assert_holds_everything(tmp_path)
 
 
-def test_finish_removes_old_temporary_files_and_leaves_fresh_ones(tmp_path):
+def test_finish_removes_abandoned_temporary_files_and_leaves_those_of_writers(tmp_path):
     manifest = begin(tmp_path)
     synthetic.write_shards(tmp_path, manifest, synthetic.all_shards(manifest))
-    old, fresh = (tmp_path / f"logits/c/0/.0.{name}.tmp" for name in ("old", "fresh"))
-    for file in (old, fresh):
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    here, dead, alive = socket.gethostname(), int(done.stdout), os.getpid()
+    names = {
+        "old": "elsewhere.1.0123abcd",
+        "dead": f"{here}.{dead}.0123abcd",
+        "alive": f"{here}.{alive}.0123abcd",
+        "elsewhere": f"elsewhere.{dead}.0123abcd",
+    }
+    files = {what: tmp_path / f"logits/c/0/.0.{name}.tmp" for what, name in names.items()}
+    for file in files.values():
         file.write_bytes(b"torn")
-    os.utime(old, (0, 0))
+    os.utime(files["old"], (0, 0))
     finish(tmp_path, manifest, {})
-    assert (old.exists(), fresh.exists()) == (False, True)  # another builder may be writing
+    assert [what for what, file in files.items() if file.exists()] == ["alive", "elsewhere"]
     assert_holds_everything(tmp_path)
 
 
