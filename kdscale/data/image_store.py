@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from kdscale.data.decode import count_channels, decode
 from kdscale.data.source import EncodedSplit
+from kdscale.durable import flush_folder
 from kdscale.errors import StorageError
 
 FORMAT = "kdscale-images"
@@ -162,7 +163,7 @@ def _write(encoded: EncodedSplit, folder: Path) -> None:
     with (folder / "images.json").open("w", encoding="utf-8") as file:
         json.dump(description, file, indent=2, ensure_ascii=False)
         _flush(file)
-    _sync_folder(folder)
+    flush_folder(folder)
 
 
 def _open(folder: Path) -> StoredImages:
@@ -208,7 +209,7 @@ def _publish(partial: Path, folder: Path) -> None:
         if not folder.exists():
             raise
         return  # where locks do not work, another process may be first: its copy is as good
-    _sync_folder(folder.parent)
+    flush_folder(folder.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -236,14 +237,6 @@ def _only_one_process(folder: Path) -> Iterator[bool]:
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(array: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from kdscale.data.loader import Images
@@ -35,6 +36,11 @@ def evaluate(
     """
     # Without DistributedDataParallel, which would wait for buffers at every batch of every process.
     model = accelerator.unwrap_model(model)
+    # Unwrapped: processes may have unequally many batches, and the wrapper waits for all in each.
+    model = accelerator.unwrap_model(model)
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():  # batch-norm's differ between processes
+            broadcast(buffer)
     was_training = model.training
     model.eval()
     counts = Counts.none(num_classes, accelerator.device)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kdscale import checkpoint, config
 from kdscale.durable import write_durably
@@ -80,13 +80,29 @@ def check_same_run(run: Path, recipe: config.Recipe, job: Job) -> None:
     Raises:
         RunError: every differing field is named with both values.
     """
-    before = config.load_recipe(str(run / "recipe.toml"))
-    changed = config.differences(before.model_dump(), recipe.model_dump())
-    changed += config.differences(json.loads((run / "run.json").read_text()), asdict(job))
+    begun_as = json.loads((run / "run.json").read_text())
+    _refuse(run, [*_changed(run, recipe), *config.differences(begun_as, asdict(job))])
+
+
+def check_same_recipe(folder: Path, recipe: config.Recipe) -> None:
+    """Stop unless a folder of several runs was begun with this recipe.
+
+    Raises:
+        RunError: every differing field is named with both values.
+    """
+    _refuse(folder, _changed(folder, recipe))
+
+
+def _changed(folder: Path, recipe: config.Recipe) -> list[tuple[str, Any, Any]]:
+    before = config.load_recipe(str(folder / "recipe.toml"))
+    return config.differences(before.model_dump(), recipe.model_dump())
+
+
+def _refuse(folder: Path, changed: list[tuple[str, Any, Any]]) -> None:
     if changed:
-        lines = [f"  {key}: the run has {a!r}, now {b!r}" for key, a, b in changed]
+        lines = [f"  {key}: it has {a!r}, now {b!r}" for key, a, b in changed]
         raise RunError(
-            f"{run} was begun with other settings:\n"
+            f"{folder} was begun with other settings:\n"
             + "\n".join(lines)
             + "\nUse the same ones, or name another --run."
         )

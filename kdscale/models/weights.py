@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kdscale.errors import StorageError, WeightsError
+from kdscale.durable import write_durably
+from kdscale.errors import WeightsError
 from kdscale.models.checkpoints import read_metadata, read_tensors
 
 __all__ = ["load_weights", "read_metadata", "save_weights", "tensors_sha256"]
@@ -40,7 +40,7 @@ def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, o
         for name, tensor in _state(model).items()
     }
     header = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
-    _write_atomically(path, safetensors.torch.save(tensors, metadata=header))
+    write_durably(path, safetensors.torch.save(tensors, metadata=header))
 
 
 def load_weights(
@@ -101,32 +101,6 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
             "weights files cannot hold a module's extra state"
         )
     return dict(state)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write weights to {path}: {error}") from error
-    finally:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _renamed(

@@ -10,7 +10,14 @@ from typing import Any
 from kdscale import config
 from kdscale.durable import write_durably
 from kdscale.engine.processes import create_accelerator
-from kdscale.engine.runs import Job, Targets, check_same_run, is_begun, is_finished
+from kdscale.engine.runs import (
+    Job,
+    Targets,
+    check_same_recipe,
+    check_same_run,
+    is_begun,
+    is_finished,
+)
 from kdscale.errors import RunError
 from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build
@@ -83,15 +90,7 @@ def _open_folder(folder: Path, recipe: config.Recipe) -> None:
     if (folder / "run.json").is_file():
         raise RunError(f"{folder} holds a single run of `kdscale train`: name another --run")
     if (folder / "recipe.toml").is_file():
-        before = config.load_recipe(str(folder / "recipe.toml"))
-        changed = config.differences(before.model_dump(), recipe.model_dump())
-        if changed:
-            lines = [f"  {key}: the folder has {a!r}, now {b!r}" for key, a, b in changed]
-            raise RunError(
-                f"{folder} was begun with other settings:\n"
-                + "\n".join(lines)
-                + "\nName another --run."
-            )
+        check_same_recipe(folder, recipe)
     elif create_accelerator().is_main_process:
         write_durably(folder / "recipe.toml", config.dump_recipe(recipe).encode())
 

@@ -290,7 +290,7 @@ def test_columns_can_be_named(tmp_path, root):
         load(path, root)
     assert load(path, root, label_column="kind").labels.tolist() == [0, 1]
     assert load(path, root, image_column="photo", label_column="kind2").classes == ("a", "b")
-    with pytest.raises(DataError, match=r"no column 'kimd'.*data\.label_column"):
+    with pytest.raises(DataError, match=r"no column 'kimd'.*data\.label"):
         load(path, root, label_column="kimd")
     with pytest.raises(DataError, match=r"'kind' .*holds no encoded images"):
         load(path, root, image_column="kind")

@@ -1,0 +1,73 @@
+"""The benchmark measures what the issue names, and says it in the words of the issue."""
+
+import json
+
+import pytest
+
+VARIANTS = ("plain", "supervised", "staged", "cached", "online")
+RATIOS = (
+    "supervised_over_plain_time",
+    "cached_over_staged_time",
+    "cached_over_supervised_time",
+    "online_over_cached_time",
+    "build_over_bare_teacher_time",
+)
+CONTEXT = {
+    "recipe",
+    "rounds",
+    "steps_per_round",
+    "build_rounds",
+    "build_images_per_second",
+    "build_shard_samples",
+    "global_batch_size",
+    "device",
+    "num_threads",
+}
+
+
+@pytest.fixture
+def bench(kdscale, write_recipe):
+    def run(*args, **changes):
+        done = kdscale("bench", write_recipe(**changes), "--seconds", 1, *args)
+        assert done.exit_code == 0, done.stderr
+        return done
+
+    return run
+
+
+def test_json_holds_five_rates_and_five_ratios_with_their_spread(bench):
+    found = json.loads(bench("--json").stdout)
+    rates = {f"{name}_images_per_second" for name in VARIANTS}
+    spreads = {f"{name}_spread" for name in RATIOS}
+    assert found.keys() == rates | set(RATIOS) | spreads | CONTEXT
+    assert all(found[name] > 0 for name in rates)
+    for name in RATIOS:
+        low, high = found[f"{name}_spread"]
+        assert 0 < low <= found[name] <= high
+    assert found["rounds"] >= 50
+    assert found["recipe"] == "tiny"
+
+
+def test_table_shows_rates_and_ratios(bench):
+    shown = bench().stdout
+    assert "images/s" in shown
+    assert "smallest .. largest round" in shown
+    assert "reading targets: cached / in memory" in shown
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": {"hard_weight": 1.0, "soft_weight": 0.0}},
+        {"views": {"operations": [], "count": 1}, "student": {"train": {"gradient_clip": 1.0}}},
+    ],
+    ids=["without a soft loss", "without views"],
+)
+def test_any_recipe_can_be_measured(bench, changes):
+    assert json.loads(bench("--json", **changes).stdout)["cached_images_per_second"] > 0
+
+
+def test_bench_leaves_nothing_behind(bench, tmp_path):
+    bench()
+    assert not list((tmp_path / "cache").glob("*.zarr"))
+    assert not (tmp_path / "runs").exists()
