@@ -23,6 +23,7 @@ _EXISTING = click.Path(exists=True)
 
 
 _DISK = "free space, or choose other folders with --run and --cache-root"
+_INTERRUPTED = "interrupted; what is finished is kept: run the same command again"
 _MEMORY = "use a smaller global_batch_size (or more accumulation), or precision = 'bfloat16'"
 
 
@@ -35,7 +36,7 @@ class _Group(click.Group):
         except KdscaleError as error:
             self._fail(ctx, str(error), error.exit_code)
         except KeyboardInterrupt:
-            self._fail(ctx, "interrupted", Interrupted.exit_code)
+            self._fail(ctx, _INTERRUPTED, Interrupted.exit_code)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
                 raise

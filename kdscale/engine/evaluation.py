@@ -1,5 +1,7 @@
 """Evaluation: every sample counted once, whatever the number of processes."""
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 
 from kdscale.data.loader import Images
 from kdscale.engine.precision import autocast
+from kdscale.engine.processes import is_out_of_memory
 from kdscale.metrics import Counts, summarize
 from kdscale.models.preprocess import Preprocess
 
@@ -36,8 +39,6 @@ def evaluate(
     """
     # Without DistributedDataParallel, which would wait for buffers at every batch of every process.
     model = accelerator.unwrap_model(model)
-    # Unwrapped: processes may have unequally many batches, and the wrapper waits for all in each.
-    model = accelerator.unwrap_model(model)
     if accelerator.num_processes > 1:
         for buffer in model.buffers():  # batch-norm's differ between processes
             broadcast(buffer)
@@ -45,13 +46,27 @@ def evaluate(
     model.eval()
     counts = Counts.none(num_classes, accelerator.device)
     mine = samples[accelerator.process_index :: accelerator.num_processes]
-    for index in mine.split(_BATCH_SIZE):
-        pixels, labels = images.take(index)
+
+    def logits(pixels: Tensor) -> Tensor:
         with autocast(precision, accelerator.device):
-            logits = model(preprocess(pixels))
-        counts += Counts.of(logits.float(), labels)
+            return model(preprocess(pixels)).float()  # type: ignore[no-any-return]
+
+    for index in mine.split(_BATCH_SIZE):
+        counts += _count(logits, images, index)
     model.train(was_training)
     if accelerator.num_processes > 1:
         confusion = accelerator.reduce(counts.confusion_CC, "sum")
         counts = Counts(confusion, accelerator.reduce(counts.top5, "sum"))
     return summarize(counts)
+
+
+def _count(logits: Callable[[Tensor], Tensor], images: Images, index: Tensor) -> Counts:
+    """Counts of some samples, in halves where the device has no memory for them at once."""
+    pixels, labels = images.take(index)
+    try:
+        return Counts.of(logits(pixels), labels)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(index) == 1:
+            raise
+    first, second = index.tensor_split(2)
+    return _count(logits, images, first) + _count(logits, images, second)

@@ -77,6 +77,12 @@ def mean_over_processes(value: Tensor, accelerator: Accelerator) -> float:
     return float(value)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the device's memory is full; a CPU raises a plain RuntimeError."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)
+
+
 @dataclass(slots=True)
 class StopRequest:
     """Whether Ctrl-C, SIGTERM or SIGUSR1 asked for an orderly end."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdscale.engine.precision import autocast
+from kdscale.engine.processes import is_out_of_memory
 from kdscale.errors import DeviceMemoryError
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.weights import tensors_sha256
@@ -79,7 +80,7 @@ class SizedBatches:
             try:
                 return torch.cat([self.teacher.logits(p) for p in pixels.split(self.batch_size)])
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._halve()
 
@@ -93,9 +94,3 @@ class SizedBatches:
         log.warning("the device ran out of memory: teacher batches of %d now", self.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """A CPU's allocator raises a plain RuntimeError."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "can't allocate memory" in str(error)

@@ -71,6 +71,7 @@ def build(
         log.info("cache %s fits and is complete: reused", path)
         return path
 
+    _check_space(path, asked)
     batches = SizedBatches(teacher, recipe.teacher.batch_size)
     resident = Images(images, accelerator.device)
     probe = _probe(batches, resident, images, asked.encoding)
@@ -148,7 +149,6 @@ def _announce(
     committed = writer.committed()
     answers = manifest.num_views * manifest.num_samples
     left = answers * (1 - committed.mean())
-    num_bytes = left * (manifest.bytes_per_target + 8)
     if probe["top1_accuracy"] is not None:
         log.info(
             "teacher's top-1 on the first %d training images: %.1f %%",
@@ -158,14 +158,26 @@ def _announce(
         "%s: %d views of %d samples, %d of %d shards done; about %.1f MB and %.0f s to go "
         "for one process",
         path, manifest.num_views, manifest.num_samples, committed.sum(), committed.size,
-        num_bytes / 1e6, left / probe["images_per_second"],
+        left * _bytes_per_answer(manifest) / 1e6, left / probe["images_per_second"],
     )  # fmt: skip
-    free = shutil.disk_usage(path).free
-    if free < num_bytes:
+
+
+def _check_space(path: Path, asked: Manifest) -> None:
+    """Before anything is written, so that a build too large leaves what is there as it is."""
+    present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    wanted = asked.num_views * asked.num_samples * _bytes_per_answer(asked) - present
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
         raise StorageError(
-            f"{path} needs about {num_bytes / 1e6:.0f} MB more, {free / 1e6:.0f} MB are free: "
-            "free some, or choose another --cache-root"
+            f"{path} needs about {wanted / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free: "
+            "free some, choose another --cache-root, or fewer views"
         )
+
+
+def _bytes_per_answer(manifest: Manifest) -> int:
+    """Logits and digest, before compression."""
+    return manifest.bytes_per_target + 8
 
 
 def _build_shards(

@@ -12,17 +12,6 @@ RATIOS = (
     "online_over_cached_time",
     "build_over_bare_teacher_time",
 )
-CONTEXT = {
-    "recipe",
-    "rounds",
-    "steps_per_round",
-    "build_rounds",
-    "build_images_per_second",
-    "build_shard_samples",
-    "global_batch_size",
-    "device",
-    "num_threads",
-}
 
 
 @pytest.fixture
@@ -39,7 +28,8 @@ def test_json_holds_five_rates_and_five_ratios_with_their_spread(bench):
     found = json.loads(bench("--json").stdout)
     rates = {f"{name}_images_per_second" for name in VARIANTS}
     spreads = {f"{name}_spread" for name in RATIOS}
-    assert found.keys() == rates | set(RATIOS) | spreads | CONTEXT
+    measured = {name for name in found if name.endswith(("_images_per_second", "_time", "_spread"))}
+    assert measured == rates | set(RATIOS) | spreads | {"build_images_per_second"}
     assert all(found[name] > 0 for name in rates)
     for name in RATIOS:
         low, high = found[f"{name}_spread"]
