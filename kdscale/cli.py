@@ -163,10 +163,16 @@ def quickstart(run: Path, cache_root: Path) -> None:
 
 @cli.command()
 @click.argument("name", required=False)
-def recipes(name: str | None) -> None:
+@click.option("--reference", is_flag=True, help="Print every field of a recipe and its meaning.")
+def recipes(name: str | None, reference: bool) -> None:
     """List the recipes that come with kdscale, or print one."""
     from kdscale.config import load_recipe, recipe_names, recipe_text
 
+    if reference:
+        from kdscale.stages.report import recipe_reference
+
+        _print(recipe_reference().rstrip())
+        return
     if name is not None:
         _print(recipe_text(name).rstrip())
         return

@@ -93,11 +93,11 @@ class Train(Section):
     epochs: Positive = Field(description="passes over the training split")
     global_batch_size: Positive = Field(128, description="samples an optimizer step, all processes")
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="torch.optim's")
     learning_rate: float = Field(1e-3, gt=0, description="at its peak")
     momentum: Fraction = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
-    weight_decay: Weight = 0.0
+    weight_decay: Weight = Field(0.0, description="decoupled with adamw, else an L2 penalty")
     schedule: Literal["constant", "steps", "cosine", "one_cycle"] = "constant"
     warmup_epochs: float = Field(0.0, ge=0, description="linear from 0; one_cycle: the rising part")
     milestones: list[Positive] = Field([], description="steps only: epochs at which to decay")
@@ -132,7 +132,8 @@ class TeacherTrain(Train):
     """How a teacher is trained, which nothing binds to the views that it will be asked about."""
 
     operations: list[str | dict[str, Any]] | None = Field(
-        None, description="augmentation, a new view each epoch; [views] when not set"
+        None,
+        description="teacher only: its augmentation, a new view each epoch; [views] when not set",
     )
 
 
@@ -163,8 +164,10 @@ class Loss(Section):
 class Recipe(Section):
     """A named experiment."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names caches and run folders"
+    )
+    description: str = Field("", description="one line for `kdscale recipes`")
     data: Data
     views: Views = Views()
     cache: Cache = Cache()

@@ -1,5 +1,7 @@
 """Shared by all tests: no network, one thread, a small data set, a tiny teacher, a tiny cache."""
 
+# ruff: noqa: E402  (the environment is set before what reads it is imported)
+
 import atexit
 import contextlib
 import io

@@ -63,12 +63,12 @@ def test_unknown_recipe_suggests_the_nearest_name():
 
 
 def test_unknown_recipe_lists_the_known_ones_when_none_is_near():
-    with pytest.raises(ConfigError, match="known: .*mnist"):
+    with pytest.raises(ConfigError, match=r"known: .*mnist"):
         load_recipe("zzzzzzzz")
 
 
 def test_missing_recipe_file_is_named():
-    with pytest.raises(ConfigError, match="no recipe file 'nowhere/x.toml'"):
+    with pytest.raises(ConfigError, match=r"no recipe file 'nowhere/x\.toml'"):
         load_recipe("nowhere/x.toml")
 
 

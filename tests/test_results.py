@@ -23,6 +23,13 @@ def test_pages_are_those_that_the_json_renders_to(results):
     assert stale == [], "run: python benchmarks/results.py render"
 
 
+def test_recipe_reference_is_what_the_code_says():
+    from kdscale.stages.report import recipe_reference
+
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    assert text == recipe_reference(), "run: kdscale recipes --reference > docs/recipes.md"
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_every_result_says_how_it_was_measured(path):
     document = json.loads(path.read_text())

@@ -54,6 +54,6 @@ def test_logits_that_are_not_finite_are_refused(value, encoding):
 @pytest.mark.parametrize("value", [7e4, -7e4])
 def test_logit_beyond_the_encoding_is_refused_and_a_larger_one_named(value):
     logits = torch.tensor([[0.0, value]])
-    with pytest.raises(CacheError, match="float16's 65504: set cache.encoding = 'float32'"):
+    with pytest.raises(CacheError, match=r"float16's 65504: set cache\.encoding = 'float32'"):
         encode(logits, "float16")
     assert torch.equal(decode(encode(logits, "float32")).logits_BC, logits)

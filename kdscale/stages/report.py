@@ -1,9 +1,13 @@
 """Tables that people read: Markdown, aligned so that it reads well in a terminal too."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from kdscale import config
 
 _TITLES = {
     "teacher": "teacher",
@@ -22,24 +26,30 @@ class Row:
     results: list[dict[str, Any]]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up: the first to the left, the rest to the right."""
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True
+) -> str:
+    """A Markdown table whose columns line up.
+
+    Args:
+        header: titles of the columns.
+        rows: one cell a column.
+        numbers: all columns but the first hold numbers and line up on the right.
+    """
     lines = [list(header), *[list(row) for row in rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    rule = [f"{'-' * w}" if c == 0 else f"{'-' * (w - 1)}:" for c, w in enumerate(widths)]
+    right = [numbers and column > 0 for column in range(len(header))]
+    rule = ["-" * (w - r) + ":" * r for w, r in zip(widths, right, strict=True)]
     lines.insert(1, rule)
-    return "\n".join(
-        "| "
-        + " | ".join(
-            _aligned(cell, w, c) for c, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    )
+    return "\n".join(_table_line(line, widths, right) for line in lines)
 
 
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 else cell.rjust(width)
+def _table_line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    aligned = [
+        cell.rjust(width) if to_right else cell.ljust(width)
+        for cell, width, to_right in zip(cells, widths, right, strict=True)
+    ]
+    return f"| {' | '.join(aligned)} |"
 
 
 def results_table(rows: Sequence[Row]) -> str:
@@ -125,3 +135,60 @@ def bench_table(found: Mapping[str, Any]) -> str:
             markdown_table(["ratio of times", "median", "smallest .. largest round"], ratios),
         ]
     )
+
+
+def recipe_reference() -> str:
+    """Every field of a recipe: type, default, meaning; `docs/recipes.md` is this text."""
+    sections: dict[str, type[config.Section]] = {
+        "top": config.Recipe,
+        "data": config.Data,
+        "views": config.Views,
+        "cache": config.Cache,
+        "teacher": config.Teacher,
+        "student": config.Model,
+        "teacher.input, student.input": config.Input,
+        "teacher.train, student.train": config.TeacherTrain,
+        "loss": config.Loss,
+    }
+    parts = ["# Recipes, field by field", "", *_RECIPE_WORDS]
+    for title, section in sections.items():
+        heading = "At the top" if title == "top" else f"[{title}]"
+        parts += ["", f"## {heading}", "", _fields_table(section)]
+    return "\n".join(parts) + "\n"
+
+
+_RECIPE_WORDS = [
+    "Printed by `kdscale recipes --reference`. An unknown key is an error;",
+    "`--set section.field=value` changes any field, and every run keeps its resolved recipe.",
+]
+
+
+def _fields_table(section: type[config.Section]) -> str:
+    rows = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+            continue
+        optional = field.is_required() or field.get_default() is None
+        default = "" if optional else f"`{json.dumps(field.get_default())}`"
+        rows.append([f"`{name}`", _type_name(field.annotation), default, field.description or ""])
+    rows = [row for row in rows if "Section" not in row[1]]
+    header = ["field", "type", "default", "meaning"]
+    return markdown_table(header, rows, numbers=False)
+
+
+def _type_name(annotation: Any) -> str:
+    """`int`, `list of text`, `"adam" or "sgd"`, ...: as a recipe's writer sees it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{json.dumps(value)}`" for value in arguments)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(_type_name(a) for a in arguments if a is not type(None))
+    if origin is list:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return "table"
+    if isinstance(annotation, type) and issubclass(annotation, config.Section):
+        return "Section"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]

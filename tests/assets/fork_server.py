@@ -4,6 +4,8 @@ Reads one JSON object a line ({"args", "cwd", "output"}), forks, answers with th
 and, when the child has ended, with its exit status (negative: the signal).
 """
 
+# ruff: noqa: E402, T201  (threads are counted before anything starts some; print is the answer)
+
 import json
 import os
 import sys

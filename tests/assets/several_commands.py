@@ -3,6 +3,8 @@
 The only argument is a JSON file: a list of argument lists.
 """
 
+# ruff: noqa: E402  (threads are counted before anything starts some)
+
 import json
 import sys
 from pathlib import Path

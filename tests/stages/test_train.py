@@ -205,9 +205,9 @@ def test_resume_with_another_recipe_or_seed_names_every_field(kdscale, write_rec
     other = write_recipe(student={"train": {"learning_rate": 0.5}}, loss={"temperature": 2.0})
     done = kdscale("train", other, "--run", "run", "--resume", "--seed", 4)
     assert done.exit_code == 1
-    assert "  loss.temperature: the run has 4.0, now 2.0" in done.stderr
-    assert "  student.train.learning_rate: the run has 0.01, now 0.5" in done.stderr
-    assert "  seed: the run has 0, now 4" in done.stderr
+    assert "  loss.temperature: it has 4.0, now 2.0" in done.stderr
+    assert "  student.train.learning_rate: it has 0.01, now 0.5" in done.stderr
+    assert "  seed: it has 0, now 4" in done.stderr
 
 
 # --------------------------------------------------------------------------- data

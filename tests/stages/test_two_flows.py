@@ -213,7 +213,7 @@ def test_all_target_sources_train_on_the_same_batches_views_and_initial_weights(
 def test_student_does_not_depend_on_what_was_done_before_it_was_created(
     load_table, tiny_teacher, tiny_cache, shared_root, tmp_path
 ):
-    """Dropout included: building a cache and a teacher draws numbers, the student must not see it."""
+    """Dropout included: whatever numbers a build draws, the student does not see it."""
     recipe = load_table(student={"options": {"dropout": 0.3}})
     job = Job("student", "cache", 0)
     places = {"cache_root": shared_root, "cache": tiny_cache, "teacher_weights": tiny_teacher}
@@ -294,7 +294,7 @@ def test_run_with_other_settings_does_not_touch_what_is_there(kdscale, write_rec
     assert kdscale("run", write_recipe()).exit_code == 0
     other = kdscale("run", write_recipe(loss={"temperature": 2.0}))
     assert other.exit_code == 1
-    assert "loss.temperature: the folder has 4.0, now 2.0" in other.stderr
+    assert "loss.temperature: it has 4.0, now 2.0" in other.stderr
 
 
 def test_run_takes_a_teacher_that_the_recipe_names(kdscale, write_recipe, tiny_teacher, tmp_path):
