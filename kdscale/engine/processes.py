@@ -5,9 +5,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from types import FrameType
 from typing import TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -31,12 +33,38 @@ def create_accelerator() -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = False
     accelerator = Accelerator(mixed_precision="no")
     started = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = max(started, processes_asked_for(_launcher()))
+    if asked != accelerator.num_processes and "WORLD_SIZE" not in os.environ:
+        raise LaunchError(
+            f"the launcher was asked for {asked} processes but started one, as it does with --cpu: "
+            "on a CPU use launch/cpu.sh; see launch/README.md"
+        )
     if started != accelerator.num_processes:
         raise LaunchError(
-            f"{started} processes were started, but Accelerate sees {accelerator.num_processes}: "
+            f"{started} processes were started, Accelerate sees {accelerator.num_processes}: "
             "each would do all the work. On a CPU use launch/cpu.sh; see launch/README.md"
         )
     return accelerator
+
+
+def _launcher() -> list[str]:
+    """The command line of the process that started this one."""
+    try:
+        parent = psutil.Process().parent()
+        return parent.cmdline() if parent is not None else []
+    except psutil.Error:  # it has ended, or is another user's
+        return []
+
+
+def processes_asked_for(command: list[str]) -> int:
+    """What `accelerate launch --num_processes N` was asked for; 1 for any other command."""
+    if "launch" not in command:
+        return 1
+    words = " ".join(command[command.index("launch") :]).replace("=", " ").split()
+    for word, value in pairwise(words):
+        if word in ("--num_processes", "--num-processes") and value.isdecimal():
+            return int(value)
+    return 1
 
 
 @contextmanager

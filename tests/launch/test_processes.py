@@ -74,7 +74,7 @@ def test_launch_with_cpu_flag_starts_one_process_whatever_it_is_told(tmp_path):
         tmp_path,
     )
     assert [report["num_processes"] for report in reports] == [1]
-    assert reports[0]["world_size"] is None  # so kdscale cannot notice either
+    assert reports[0]["world_size"] is None  # so kdscale reads the launcher's command line
 
 
 def test_multi_gpu_file_with_use_cpu_starts_two_strangers(tmp_path):
@@ -89,3 +89,36 @@ def test_multi_gpu_file_with_use_cpu_starts_two_strangers(tmp_path):
     assert [report["process_index"] for report in reports] == [0, 0]
     assert [report["num_processes"] for report in reports] == [1, 1]
     assert [report["world_size"] for report in reports] == ["2", "2"]
+
+
+def test_kdscale_stops_where_the_launcher_started_fewer_processes_than_asked(tmp_path):
+    command = ["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "kdscale"]
+    done = subprocess.run(
+        [*command, "train", "quickstart", "--run", str(tmp_path / "run")],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "asked for 2 processes but started one" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        (["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "kdscale"], 2),
+        (["python", "accelerate", "launch", "--num_processes=4", "-m", "kdscale"], 4),
+        (["python", "accelerate", "launch", "-m", "kdscale"], 1),
+        (["bash", "-c", "kdscale train x --num_processes 3"], 1),
+        ([], 1),
+    ],
+)
+def test_processes_asked_for_are_read_from_the_launchers_command(command, asked):
+    from kdscale.engine.processes import processes_asked_for
+
+    assert processes_asked_for(command) == asked
