@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kdscale.durable import flush_folder, storage_error, write_durably
@@ -106,13 +106,8 @@ def _finished(folder: Path) -> list[Path]:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    except Exception as error:  # safetensors raises its own class for a full disk
-        raise storage_error(path, OSError(str(error))) from error
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_durably(path, save(contiguous))
 
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -36,7 +36,8 @@ class Schedule:
     """Learning rate at a step; nothing to save, so nothing to restore.
 
     `one_cycle` rises from 1/25 of the peak and ends at 1/10,000 of the start, both by half a cosine
-    (Smith & Topin, "Super-Convergence", 2018; torch's OneCycleLR without its momentum).
+    (Smith & Topin, "Super-Convergence", 2018; torch's OneCycleLR without its momentum, and
+    with the peak one step later).
     """
 
     kind: Literal["constant", "steps", "cosine", "one_cycle"]

@@ -1,6 +1,7 @@
 """A run's folder: recipe, metrics and result, as files a person or a script can read."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -47,6 +48,11 @@ class MetricsLog:
             except OSError as error:
                 raise storage_error(self.path, error) from error
 
+    def flush_to_disk(self) -> None:
+        """Make what was appended survive a power cut: a checkpoint counts on it."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def __enter__(self) -> Self:
         return self
 
@@ -74,11 +80,14 @@ def read_result(run: Path) -> dict[str, Any]:
     """
     path = run / "result.json"
     if not path.is_file():
-        what = (
-            "an unfinished run: go on with --resume"
-            if (run / "recipe.toml").is_file()
-            else "no run"
+        begun = (run / "recipe.toml").is_file()
+        raise RunError(
+            f"{run} holds an unfinished run: go on with it first"
+            if begun
+            else f"no run at {run}: name a folder that `kdscale train` or `kdscale run` wrote"
         )
-        raise RunError(f"{run} holds {what}")
-    result: dict[str, Any] = json.loads(path.read_text())
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): remove it, and run with --resume") from None
     return result

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, and back bit for bit."""
 
 import errno
+import os
 
 import pytest
 import torch
@@ -119,10 +120,10 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
 def test_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     write(tmp_path, *trained(), step=5)
 
-    def full(*_):
+    def full(_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):
         write(tmp_path, *trained(), step=6)
     assert checkpoint.newest(tmp_path).name == "step-00000005"

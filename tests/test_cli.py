@@ -16,6 +16,7 @@ from PIL import Image
 
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.verify import verify
+from kdscale.errors import StorageError
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 
@@ -363,18 +364,20 @@ def test_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
 ):
     from kdscale import checkpoint
 
-    original, written = checkpoint.save_file, []
+    original, written = checkpoint.write_durably, []
 
-    def fills_up(tensors, path):
+    def fills_up(path, data):
         written.append(path)
         if len(written) > 7:
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        original(tensors, path)
+            path.write_bytes(b"half")
+            raise StorageError(
+                f"cannot write {path} (No space left on device): what is finished is kept"
+            )
+        original(path, data)
 
     recipe = write_recipe()
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", fills_up)
+        patched.setattr(checkpoint, "write_durably", fills_up)
         done = kdscale("train", recipe, "--run", "run")
     assert done.exit_code == 1
     assert "No space left on device" in done.stderr

@@ -67,8 +67,8 @@ def test_result_is_read_back(tmp_path):
 
 
 def test_missing_result_tells_an_unfinished_run_from_none(tmp_path):
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="no run at"):
         read_result(tmp_path)
     (tmp_path / "recipe.toml").write_text("")
-    with pytest.raises(RunError, match="an unfinished run: go on with --resume"):
+    with pytest.raises(RunError, match="holds an unfinished run"):
         read_result(tmp_path)

@@ -155,6 +155,7 @@ def save_checkpoint(run: Path, loop: Loop, metrics: MetricsLog) -> None:
     """Write the loop's whole state; there whole or not at all."""
     folder, accelerator = run / "checkpoints", loop.accelerator
     loop.state.metrics_bytes = metrics.size
+    metrics.flush_to_disk()
     checkpoint.write_process_state(folder, accelerator.process_index)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(loop.model)

@@ -53,6 +53,8 @@ def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: 
             f"{run} holds a finished run (top-1 {read_result(run)['top1_accuracy']:.4f}), which is "
             "not overwritten: name another --run"
         )
+    if (run / "recipe.toml").is_file() and not (run / "run.json").is_file():
+        raise RunError(f"{run} holds the runs of a whole recipe: name another --run")
     if resume:
         if not is_begun(run):
             raise RunError(f"nothing to resume in {run}: start without --resume, or name its --run")

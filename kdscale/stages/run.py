@@ -9,6 +9,7 @@ from typing import Any
 
 from kdscale import config
 from kdscale.durable import write_durably
+from kdscale.engine.components import training_images
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import (
     Job,
@@ -57,7 +58,11 @@ def run_recipe(
     teacher, weights = _teacher(recipe, folder, cache_root)
     path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
     places = {"cache_root": cache_root, "cache": path, "teacher_weights": weights}
-    kinds: list[Targets] = ["none", "cache", "teacher"] if online else ["none", "cache"]
+    kinds: list[Targets] = ["cache", "teacher"] if online else ["cache"]
+    if training_images(recipe, cache_root, labelled=False).labelled:
+        kinds.insert(0, "none")
+    else:
+        log.info("the training split has no labels: no student alone to compare with")
     rows = [Row("teacher", [teacher])]
     for targets in kinds:
         rows.append(Row(_FOLDERS[targets], []))

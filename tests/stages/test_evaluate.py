@@ -37,7 +37,7 @@ def test_run_is_evaluated_on_a_copy_of_its_data(kdscale, trained, dataset, tmp_p
 
 @pytest.mark.parametrize(
     ("run", "problem"),
-    [("nowhere", "nowhere holds no run"), ("begun", "begun holds an unfinished run")],
+    [("nowhere", "no run at nowhere"), ("begun", "begun holds an unfinished run")],
 )
 def test_what_is_no_finished_run_is_refused(kdscale, tmp_path, run, problem):
     (tmp_path / "begun").mkdir()
