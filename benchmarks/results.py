@@ -21,7 +21,9 @@ ORDER = {"teacher": 0, "alone": 1, "online": 2, "cache": 3}
 # --------------------------------------------------------------------------- collect
 
 
-def collect(source: Path, target: Path, title: str, command: str, notes: list[str]) -> None:
+def collect(
+    source: Path, target: Path, title: str, command: str, notes: list[str], published: str
+) -> None:
     """Keep a measurement with all that is needed to repeat it."""
     found = json.loads(source.read_text())
     document = {
@@ -32,6 +34,7 @@ def collect(source: Path, target: Path, title: str, command: str, notes: list[st
         "versions": {name: version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "notes": notes,
+        "published": published,
         "found": _without_paths(found),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +179,7 @@ def main() -> None:
     collecting.add_argument("--title", required=True)
     collecting.add_argument("--command", required=True)
     collecting.add_argument("--note", action="append", default=[])
+    collecting.add_argument("--published", default="", help="teacher / alone / distilled")
     commands.add_parser("render")
     arguments = parser.parse_args()
     if arguments.verb == "collect":
