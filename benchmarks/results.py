@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 LIBRARIES = ("torch", "torchvision", "accelerate", "datasets", "zarr", "numpy")
 ORDER = {"teacher": 0, "alone": 1, "online": 2, "cache": 3}
+STUDENTS = ("alone", "online", "cache")
 
 
 # --------------------------------------------------------------------------- collect
@@ -34,6 +35,7 @@ def collect(
         "versions": {name: version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "notes": notes,
+        "published": published,
         "published": published,
         "found": _without_paths(found),
     }
@@ -84,19 +86,18 @@ def render(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_COUNTS = (
+    "{rounds} rounds of {steps_per_round} steps of batch {global_batch_size}; {build_rounds} rounds "
+    "of {build_shards_per_round} shards of {build_shard_samples} samples; {num_threads} threads, "
+    "{device}."
+)
+
+
 def _table(found: dict[str, Any]) -> str:
     if "rows" in found:
-        table = results_table(_rows(found))
-        build = next((r for r in found["rows"] if r["label"] == "cache"), None)
-        gain = _gain(found)
-        return f"{table}\n\n{gain}" if build and gain else table
+        return f"{results_table(_rows(found))}\n\n{_gain(found)}"
     if "rounds" in found:
-        counts = (
-            "{rounds} rounds of {steps_per_round} steps of batch {global_batch_size}; "
-            "{build_rounds} rounds of {build_shards_per_round} shards of {build_shard_samples} samples; "
-            "{num_threads} threads, {device}."
-        ).format(**found)
-        return f"{bench_table(found)}\n\n{counts}"
+        return f"{bench_table(found)}\n\n{_COUNTS.format(**found)}"
     rows = [[key, _number(value)] for key, value in found.items()]
     return markdown_table(["what", "value"], rows)
 
@@ -138,35 +139,25 @@ def pages() -> dict[Path, str]:
 
 def summary() -> str:
     """The README's table: one line a recipe."""
-    header = [
-        "recipe",
-        "teacher",
-        "alone",
-        "online",
-        "cached",
-        "alone s",
-        "online s",
-        "cached s",
-        "build s",
-    ]
+    header = ["recipe", "published", "teacher", "alone", "online", "cached"]
+    header += ["alone s", "online s", "cached s", "build s"]
     lines = []
     for path in sorted(RESULTS.glob("*.json")):
-        found = json.loads(path.read_text())["found"]
+        document = json.loads(path.read_text())
+        found = document["found"]
         if "rows" not in found:
             continue
         rows = {row.label: row.results for row in _rows(found)}
-        accuracy = [
-            spread([100 * r["top1_accuracy"] for r in rows[k]], 2) if k in rows else ""
-            for k in ORDER
-        ]
-        seconds = [
-            spread([r["train_seconds"] for r in rows[k]], 0) if k in rows else ""
-            for k in ("alone", "online", "cache")
-        ]
+        accuracy = [_spread_of(rows.get(label), "top1_accuracy", 100, 2) for label in ORDER]
+        seconds = [_spread_of(rows.get(k), "train_seconds", 1, 0) for k in STUDENTS]
         build = f"{rows['cache'][0]['build_seconds']:.0f}"
-        name = f"[{found['recipe']}](docs/results/{path.stem}.md)"
-        lines.append([name, *accuracy, *seconds, build])
+        name = f"[{path.stem}](docs/results/{path.stem}.md)"
+        lines.append([name, document["published"], *accuracy, *seconds, build])
     return markdown_table(header, lines)
+
+
+def _spread_of(results: list[dict[str, Any]] | None, key: str, scale: float, digits: int) -> str:
+    return spread([scale * result[key] for result in results], digits) if results else ""
 
 
 def main() -> None:
@@ -181,11 +172,9 @@ def main() -> None:
     collecting.add_argument("--note", action="append", default=[])
     collecting.add_argument("--published", default="", help="teacher / alone / distilled")
     commands.add_parser("render")
-    arguments = parser.parse_args()
-    if arguments.verb == "collect":
-        collect(
-            arguments.source, arguments.target, arguments.title, arguments.command, arguments.note
-        )
+    a = parser.parse_args()
+    if a.verb == "collect":
+        collect(a.source, a.target, a.title, a.command, a.note, a.published)
         return
     for path, text in pages().items():
         path.write_text(text)
