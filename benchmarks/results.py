@@ -36,7 +36,6 @@ def collect(
         "python": platform.python_version(),
         "notes": notes,
         "published": published,
-        "published": published,
         "found": _without_paths(found),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +86,9 @@ def render(document: dict[str, Any]) -> str:
 
 
 _COUNTS = (
-    "{rounds} rounds of {steps_per_round} steps of batch {global_batch_size}; {build_rounds} rounds "
-    "of {build_shards_per_round} shards of {build_shard_samples} samples; {num_threads} threads, "
-    "{device}."
+    "{rounds} rounds of {steps_per_round} steps of batch {global_batch_size}; "
+    "{build_rounds} rounds of {build_shards_per_round} shards of {build_shard_samples} samples; "
+    "{num_threads} threads, {device}."
 )
 
 
