@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from kdscale import __version__
-from kdscale.errors import Interrupted, KdscaleError
+from kdscale.errors import Interrupted, KdscaleError, MainProcessError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _EXISTING = click.Path(exists=True)
@@ -33,6 +33,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except MainProcessError:
+            ctx.exit(MainProcessError.exit_code)  # the main process has said why
         except KdscaleError as error:
             self._fail(ctx, str(error), error.exit_code)
         except KeyboardInterrupt:
@@ -49,8 +51,8 @@ class _Group(click.Group):
 
     @staticmethod
     def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
-        if _is_main_process():
-            click.echo(f"Error: {message}", err=True)
+        where = "" if _is_main_process() else f" in process {os.environ['RANK']}"
+        click.echo(f"Error{where}: {message}", err=True)
         ctx.exit(exit_code)
 
 
@@ -246,6 +248,7 @@ def train(
     if cache is not None and targets != "cache":
         raise click.UsageError(f"--cache goes with --targets cache, not with --targets {targets}")
     loaded = _load(recipe, overrides, data)
+    from kdscale.engine.components import check_recipe
     from kdscale.engine.runs import Job, open_run
     from kdscale.stages.build import build
     from kdscale.stages.run import teacher_folder, trained_teacher
@@ -256,9 +259,10 @@ def train(
     )
     job = Job(model, targets, seed)
     job.section(loaded)
-    weights = trained_teacher(loaded, _runs(loaded.name))
-    if targets == "cache" and cache is None:
-        open_run(folder, loaded, job, resume=resume, main=False)  # before hours of building
+    weights = None if targets == "none" else trained_teacher(loaded, _runs(loaded.name))
+    if targets == "cache" and cache is None:  # what is wrong is found before hours of building
+        check_recipe(loaded, cache_root)
+        open_run(folder, loaded, job, resume=resume, main=False)
         cache = build(loaded, cache_root=cache_root, teacher_weights=weights)
     result = start(
         loaded, job, run=folder, cache_root=cache_root, cache=cache, teacher_weights=weights,

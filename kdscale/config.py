@@ -114,6 +114,14 @@ class Train(Section):
         None, description="optimizer steps between checkpoints; each epoch's end when not set"
     )
 
+    @model_validator(mode="after")
+    def _warm_up_within_the_epochs(self) -> "Train":
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, more than all {self.epochs} epochs"
+            )
+        return self
+
 
 class Model(Section):
     """A model, its weights and how to get them."""

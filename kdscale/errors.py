@@ -66,6 +66,10 @@ class LaunchError(KdscaleError):
     """The processes were started in a way that cannot work."""
 
 
+class MainProcessError(KdscaleError):
+    """The main process has stopped, and has said why."""
+
+
 class StorageError(KdscaleError, OSError):
     """The disk is full, read-only or not permitted."""
 

@@ -105,6 +105,8 @@ class Loader:
                 f"global_batch_size {global_batch_size} does not split over "
                 f"{num_processes} processes: choose a multiple of {num_processes}"
             )
+        if self.num_samples > global_batch_size and self.num_samples % global_batch_size == 1:
+            self.num_samples -= 1  # batch-norm cannot train on a single sample
         self.images, self.samples, self.pipeline = images, samples, pipeline
         self.view_of_epoch = view_of_epoch
         self.steps_per_epoch = -(-self.num_samples // global_batch_size)

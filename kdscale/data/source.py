@@ -219,8 +219,24 @@ def _open_image_folder(path: Path, images: list[Path]) -> Mapping[str, Any]:
         )
     else:
         files, depth = {"train": [glob.escape(str(path)) + "/**"]}, 0
-    flat = all(len(file.parts) == depth + 1 for file in images)
-    return dict(load_dataset("imagefolder", data_files=files, drop_labels=True if flat else None))
+    # Splits with class folders are read together, so that they number the classes alike; splits
+    # without are read by themselves, since one flat split would take the labels of all.
+    opened: dict[str, Any] = {}
+    for flat, names in _by_labels(files, depth, images).items():
+        part = {name: files[name] for name in names}
+        opened |= load_dataset("imagefolder", data_files=part, drop_labels=True if flat else None)
+    return opened
+
+
+def _by_labels(
+    files: Mapping[str, list[str]], depth: int, images: list[Path]
+) -> dict[bool, list[str]]:
+    """The splits by whether all their images lie flat, in no class folder."""
+    groups: dict[bool, list[str]] = {}
+    for name in files:
+        mine = [i for i in images if depth == 0 or SPLIT_FOLDERS[i.parts[0].lower()] == name]
+        groups.setdefault(all(len(i.parts) == depth + 1 for i in mine), []).append(name)
+    return groups
 
 
 def _open_hub(name: str) -> Mapping[str, Any]:

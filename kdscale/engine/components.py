@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.data.images import ImageSet, load_images
-from kdscale.data.loader import split_validation
+from kdscale.data.loader import as_tensor, split_validation
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
@@ -96,6 +96,32 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
         )
 
 
+def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]:
+    """Find what is wrong with a recipe before hours go into a part of it.
+
+    Decodes both splits, parses all operations, and creates teacher and student once.
+
+    Returns:
+        The training and the test split.
+
+    Raises:
+        KdscaleError: the first thing that cannot work.
+    """
+    pipelines = [pipeline(recipe)]
+    if recipe.teacher.train is not None:
+        pipelines.append(training_pipeline(recipe, recipe.teacher.train))
+    train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
+    check_same_classes(train, test)
+    sample_indices(recipe, train)
+    first = as_tensor(train.pixels[:1])
+    for views in pipelines:
+        views(first, 0, torch.zeros(1, dtype=torch.int64))
+    trained_model(recipe, recipe.student, train, what="student")
+    if recipe.teacher.input is not None or recipe.teacher.weights is not None:
+        trained_model(recipe, recipe.teacher, train, what="teacher")
+    return train, test
+
+
 def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Tensor]:
     """Indices of the training split to train on and to validate on."""
     return split_validation(images.num_samples, recipe.data.validation)
@@ -164,9 +190,13 @@ def trained_model(
     )
     if weights is not None:
         load_weights(weights, model, rename=section.rename, what=what)
-    size = preprocess.size or images.pixels.shape[-1]
+    height, width = images.pixels.shape[2:]
     check_model(
-        model, num_classes=images.num_classes, channels=preprocess.channels, size=size, what=what
+        model,
+        num_classes=images.num_classes,
+        channels=preprocess.channels,
+        size=preprocess.size or (height, width),
+        what=what,
     )
     return Classifier(model, preprocess)
 

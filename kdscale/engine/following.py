@@ -3,7 +3,8 @@
 import logging
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ class Following:
     metrics: MetricsLog
     stop: StopRequest
     bar: "tqdm[Any]"
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    """Of weights: model, preprocessing, classes."""
     last: dict[str, float] | None = None
 
     def __call__(self, loop: Loop) -> None:
@@ -100,6 +103,12 @@ class Following:
                 f"stopped after step {step} of {cadence.last}; state saved in {self.run}: "
                 "run the same command with --resume to go on"
             )
+
+    def waits(self, step: int) -> bool:
+        """Whether something is due that waits for the device."""
+        cadence = self.cadence
+        often = (cadence.log, cadence.evaluate, cadence.checkpoint)
+        return any(due(step, every, cadence.last) for every in often)
 
     def _is_stopping(self, loop: Loop) -> bool:
         if loop.accelerator.num_processes == 1:
@@ -144,7 +153,8 @@ class Following:
         loop.state.best_validation_accuracy = validation
         if loop.accelerator.is_main_process:
             model = loop.accelerator.unwrap_model(loop.model)
-            save_weights(self.run / "best.safetensors", model, metadata={"step": loop.state.step})
+            metadata = {**self.metadata, "step": loop.state.step}
+            save_weights(self.run / "best.safetensors", model, metadata=metadata)
 
     def _record(self, loop: Loop, **values: Any) -> None:
         where = {"step": loop.state.step, "epoch": round(loop.epoch, 4)}

@@ -1,9 +1,8 @@
 """The training loop: one for teachers and students, for all losses and all sources of targets."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -86,7 +85,7 @@ class Loop:
         """Epochs done, as a fraction."""
         return self.state.step / self.loader.steps_per_epoch
 
-    def run(self, until: int, after_step: Callable[["Loop"], None] | None = None) -> None:
+    def run(self, until: int, after_step: "AfterStep | None" = None) -> None:
         """Train up to optimizer step `until`; `after_step` logs, saves, evaluates."""
         self.model.train()
         while self.state.step < until:
@@ -97,6 +96,8 @@ class Loop:
             self.loss = self._forward_backward(batch)
             self._update()
             self.state.step += 1
+            if after_step is not None and after_step.waits(self.state.step):
+                self._wait_for_device()  # or the steps' work would count as what follows them
             self.state.train_seconds += perf_counter() - began
             if after_step is not None:
                 after_step(self)
@@ -107,6 +108,10 @@ class Loop:
         with autocast(self.precision, self.accelerator.device):
             logits = self.model(self.preprocess(batch.pixels))
         return self.objective(logits, targets, batch.labels)
+
+    def _wait_for_device(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
 
     def _start_epoch(self) -> None:
         epoch = self.state.step // self.loader.steps_per_epoch
@@ -120,7 +125,7 @@ class Loop:
             loss.backward()
             return loss.detach()
         total = torch.zeros((), device=self.accelerator.device)
-        parts = list(batch.split(min(self.accumulation, len(batch.index))))
+        parts = list(batch.split(min(self.accumulation, max(1, len(batch.index) // 2))))
         for part in parts[:-1]:
             with self.accelerator.no_sync(self.model):
                 total += self._backward_part(part, batch)
@@ -140,6 +145,18 @@ class Loop:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+class AfterStep(Protocol):
+    """What follows a step."""
+
+    def __call__(self, loop: Loop) -> None:
+        """Do what is due."""
+        ...
+
+    def waits(self, step: int) -> bool:
+        """Whether it will wait for the device after `step`."""
+        ...
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -1,5 +1,6 @@
 """Processes, devices and signals: what every stage asks of Accelerate before it starts."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from kdscale.errors import KdscaleError, LaunchError
+from kdscale.errors import KdscaleError, LaunchError, MainProcessError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def create_accelerator() -> Accelerator:
@@ -86,7 +88,7 @@ def main_process_first(accelerator: Accelerator) -> Iterator[None]:
     if not accelerator.is_main_process:
         broadcast_object_list(problem)
         if problem[0] is not None:
-            raise KdscaleError("the main process stopped (its message says why)")
+            raise MainProcessError("the main process has stopped")
         yield
 
 
@@ -132,6 +134,7 @@ def orderly_stop() -> Iterator[StopRequest]:
 
     def receive(number: int, _frame: FrameType | None) -> None:
         request.received = number
+        log.info("stopping as soon as what is under way is safe; Ctrl-C again ends at once")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

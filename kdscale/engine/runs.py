@@ -35,6 +35,34 @@ class Job:
         return section, section.train
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a run has learned from, beyond what its recipe says: kept in `content.json`."""
+
+    dataset: str
+    """Fingerprint of the training split."""
+    test: str
+    """Fingerprint of the test split."""
+    teacher: str | None
+    """SHA-256 of the teacher's weights; None without one."""
+    cache: str | None
+    """Identity of the cache; None without one."""
+
+
+def keep_content(run: Path, content: Content, *, main: bool) -> None:
+    """Note what a run learns from, or stop where it has begun to learn from something else.
+
+    Raises:
+        RunError: naming what has changed, with both values.
+    """
+    path = run / "content.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        _refuse(run, config.differences(before, asdict(content)), "learned from something else")
+    elif main:
+        write_durably(path, json.dumps(asdict(content)).encode())
+
+
 def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: bool) -> None:
     """Start the run's folder, or make sure that it is the one to go on with.
 
@@ -55,15 +83,36 @@ def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: 
         )
     if (run / "recipe.toml").is_file() and not (run / "run.json").is_file():
         raise RunError(f"{run} holds the runs of a whole recipe: name another --run")
+    refuse_foreign_files(run, "run.json")
     if resume:
         if not is_begun(run):
-            raise RunError(f"nothing to resume in {run}: start without --resume, or name its --run")
+            raise RunError(f"nothing to resume in {run}: leave out --resume, or name its --run")
         check_same_run(run, recipe, job)
-    elif main:
-        if is_begun(run):
-            raise RunError(f"{run} holds an unfinished run: add --resume, or name another --run")
+        return
+    if is_begun(run):
+        raise RunError(f"{run} holds an unfinished run: add --resume, or name another --run")
+    if main:
+        (run / "content.json").unlink(missing_ok=True)  # of a start that got no further
         write_durably(run / "run.json", json.dumps(asdict(job)).encode())
         write_durably(run / "recipe.toml", config.dump_recipe(recipe).encode())
+
+
+def refuse_foreign_files(folder: Path, ours: str) -> None:
+    """Stop before writing among files that are no run's; `ours` tells a folder of kdscale's.
+
+    Raises:
+        RunError: naming some of the files.
+    """
+    if (folder / ours).is_file() or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(f"{folder} is a file: name another --run")
+    foreign = [p.name for p in folder.iterdir() if p.name != "teacher" and p.suffix != ".tmp"]
+    if foreign:
+        raise RunError(
+            f"{folder} holds files that are no run's ({', '.join(sorted(foreign)[:3])}): name a "
+            "new or an empty folder with --run"
+        )
 
 
 def is_finished(run: Path) -> bool:
@@ -83,7 +132,8 @@ def check_same_run(run: Path, recipe: config.Recipe, job: Job) -> None:
         RunError: every differing field is named with both values.
     """
     begun_as = json.loads((run / "run.json").read_text())
-    _refuse(run, [*_changed(run, recipe), *config.differences(begun_as, asdict(job))])
+    changed = [*_changed(run, recipe, job.model), *config.differences(begun_as, asdict(job))]
+    _refuse(run, changed)
 
 
 def check_same_recipe(folder: Path, recipe: config.Recipe) -> None:
@@ -92,19 +142,47 @@ def check_same_recipe(folder: Path, recipe: config.Recipe) -> None:
     Raises:
         RunError: every differing field is named with both values.
     """
-    _refuse(folder, _changed(folder, recipe))
+    _refuse(folder, _changed(folder, recipe, "student"))
 
 
-def _changed(folder: Path, recipe: config.Recipe) -> list[tuple[str, Any, Any]]:
+def check_same_teacher(run: Path, recipe: config.Recipe) -> None:
+    """Stop unless the run trained the teacher that a recipe describes, whatever its seed.
+
+    Raises:
+        RunError: every differing field is named with both values.
+    """
+    _refuse(run, _changed(run, recipe, "teacher"))
+
+
+def is_same_teacher(run: Path, recipe: config.Recipe) -> bool:
+    """Whether the finished run trained the teacher that a recipe describes."""
+    return is_finished(run) and not _changed(run, recipe, "teacher")
+
+
+def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
     before = config.load_recipe(str(folder / "recipe.toml"))
+    if model == "teacher":
+        return config.differences(_teacher_settings(before), _teacher_settings(recipe))
     return config.differences(before.model_dump(), recipe.model_dump())
 
 
-def _refuse(folder: Path, changed: list[tuple[str, Any, Any]]) -> None:
+def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
+    """What the training of a teacher depends on: one teacher serves any number of students."""
+    asking = {"precision", "memory_format", "batch_size"}  # matter once it is asked
+    settings = {
+        "data": recipe.data.model_dump(),
+        "teacher": recipe.teacher.model_dump(exclude=asking),
+    }
+    if recipe.teacher.train is None or recipe.teacher.train.operations is None:
+        settings["views"] = recipe.views.model_dump(exclude={"count"})
+    return settings
+
+
+def _refuse(
+    folder: Path, changed: list[tuple[str, Any, Any]], why: str = "was begun with other settings"
+) -> None:
     if changed:
         lines = [f"  {key}: it has {a!r}, now {b!r}" for key, a, b in changed]
         raise RunError(
-            f"{folder} was begun with other settings:\n"
-            + "\n".join(lines)
-            + "\nUse the same ones, or name another --run."
+            f"{folder} {why}:\n" + "\n".join(lines) + "\nUse the same ones, or name another --run."
         )

@@ -105,8 +105,8 @@ class CachedTargets:
         self._resident: _ResidentView | None = None
         self._ahead: tuple[int, Future[_ResidentView]] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="targets")
-        self._num_batches = 0  # of the resident view
-        self._num_checked = 0
+        self._num_batches = 0
+        self._num_checked = 0  # samples of the resident view
 
     @classmethod
     def open(
@@ -191,7 +191,7 @@ class CachedTargets:
                 self._resident, self._ahead = self._ahead[1].result(), None
             else:
                 self._resident = self._load(view)
-            self._num_batches = self._num_checked = 0
+            self._num_checked = 0
         return self._resident
 
     def _read_ahead(self, view: int) -> None:

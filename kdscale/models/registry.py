@@ -77,7 +77,12 @@ def create_model(
 
 
 def check_model(
-    model: nn.Module, *, num_classes: int, channels: int, size: int, what: str = "student"
+    model: nn.Module,
+    *,
+    num_classes: int,
+    channels: int,
+    size: int | tuple[int, int],
+    what: str = "student",
 ) -> None:
     """Make sure, by one forward of two black images, that a model fits the data.
 
@@ -87,13 +92,14 @@ def check_model(
         model: the model, on any device.
         num_classes: C, the classes of the data set.
         channels: channels of the preprocessed pixels.
-        size: side of the preprocessed images, pixels.
+        size: of the preprocessed images, pixels: a side, or height and width.
         what: the model's part, for messages: "teacher" or "student".
 
     Raises:
         ModelError: the model does not take such images, or does not give logits [B, num_classes].
     """
-    shape = (2, channels, size, size)
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (2, channels, height, width)
     output = _evaluated(model, shape, what)
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim != 2:
         raise ModelError(f"{what} gives {_kind(output)}, wanted logits of shape [B, {num_classes}]")

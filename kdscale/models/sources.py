@@ -37,6 +37,7 @@ def torchvision_model(
     builder_options = {key: value for key, value in options.items() if key != "weights"}
     fixed = {"weights": None, "num_classes": num_classes}
     model: nn.Module = build(name, models.get_model_builder(short), fixed, builder_options)
+    model.register_forward_hook(_logits_of)  # Inception's auxiliary heads answer in training mode
     if options.get("weights") is not None:
         _adopt(name, model, _torchvision_state(short, options["weights"]))
     return model
@@ -151,7 +152,7 @@ def _check_pretrained(
 
 
 def _logits_of(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Replace a transformers output by its logits; as a hook, it leaves all names as they are."""
+    """Replace an output by its logits; as a hook, it leaves all names as they are."""
     return getattr(output, "logits", output)
 
 

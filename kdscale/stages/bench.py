@@ -5,7 +5,7 @@ taken within a round: a machine that slows down slows both sides.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.data.images import ImageSet
-from kdscale.data.loader import Batch, Images, Loader
+from kdscale.data.loader import Batch, Images, Loader, as_tensor
 from kdscale.data.views.digest import digest
 from kdscale.data.views.generator import permutation
 from kdscale.engine import components
@@ -52,7 +53,16 @@ RATIOS = {
 }
 
 Steps = Callable[[int], None]
-"""Runs so many training steps."""
+"""Runs, or prepares, so many training steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to train, ready to go on for any number of steps."""
+
+    steps: Steps
+    prepare: Steps | None = None
+    """What is done before the clock starts."""
 
 
 def bench(
@@ -81,7 +91,7 @@ def bench(
             parts = _Parts(recipe, images, resident, teacher, accelerator, Path(folder), stack)
             steps = _measure_steps(_variants(parts, cache), seconds * _STEP_SHARE)
         build = _measure_build(parts, seconds * (1 - _STEP_SHARE))
-    return _summary(recipe, steps, build, accelerator)
+    return _summary(recipe, images.num_samples, steps, build, accelerator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,7 @@ def _temporary_cache(
     views = 2 if recipe.views.operations else 1
     manifest = create_or_resume(path, replace(asked, num_views=views), images.labels)
     writer, pipeline = ShardWriter(path, manifest), components.pipeline(recipe)
+    logits = _made_up_logits(images)
     for view in range(views):
         for shard in range(manifest.num_shards):
             index = torch.arange(*manifest.shard_range(shard))
@@ -114,46 +125,63 @@ def _temporary_cache(
                 digest(pipeline(resident.take(part)[0], view, part)).cpu()
                 for part in index.split(1024)
             ]
-            values = encode(torch.randn(len(index), images.num_classes), manifest.encoding)
+            values = encode(logits[index], manifest.encoding)
             values["digests"] = (torch.cat(digests) + 1).numpy().astype(np.uint64)
             writer.write(view, shard, values, 0.0)
     finish(path, manifest, {})
     return path
 
 
+def _made_up_logits(images: ImageSet) -> Tensor:
+    """[N, C] float32 that point to the labels, as a teacher's do.
+
+    Noise alone would drive units dead and gradients into denormals, and slow down what learns it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(images.num_samples, images.num_classes, generator=generator)
+    rows = torch.arange(images.num_samples)
+    logits[rows, as_tensor(images.labels)] += 6
+    return logits
+
+
 class _StagedTargets:
     """Targets that are already on the device: what reading them is judged against."""
 
-    def __init__(self, num_samples: int, num_classes: int, device: torch.device) -> None:
-        self._logits = torch.randn(num_samples, num_classes, device=device)
+    def __init__(self, cached: CachedTargets, logits_NC: Tensor) -> None:
+        self.view_of_epoch = cached.view_of_epoch
+        self._logits_NC = logits_NC.to(cached.device)
+        self._staged: Iterator[DenseTargets] = iter(())
 
-    def view_of_epoch(self, epoch: int) -> int:
-        return epoch % 2
+    def stage(self, loop: Loop, count: int) -> None:
+        """Gather the targets of the next steps, before the clock starts."""
+        first = loop.state.step
+        indices = [loop.loader.index(step) for step in range(first, first + count)]
+        table = self._logits_NC
+        self._staged = iter([DenseTargets(table[index.to(table.device)]) for index in indices])
 
     def start_epoch(self, epoch: int) -> None:
         pass
 
     def targets(self, batch: Batch) -> DenseTargets:
-        return DenseTargets(self._logits[: len(batch.index)])
+        return next(self._staged)
 
 
-def _variants(parts: _Parts, cache: Path) -> dict[str, Steps]:
+def _variants(parts: _Parts, cache: Path) -> dict[str, Variant]:
     cached = CachedTargets.open(cache, device=parts.accelerator.device)
     parts.stack.callback(cached.close)
     views = cached.num_views
     distill = components.objective(parts.recipe)
     if not distill.soft_weight:
         distill = Objective(1.0, 1.0, distill.temperature)
-    batch = parts.settings.global_batch_size
-    staged = _StagedTargets(batch, parts.images.num_classes, parts.accelerator.device)
-    if views == 1:
-        staged.view_of_epoch = cached.view_of_epoch  # type: ignore[method-assign]
+    staged = _StagedTargets(cached, _made_up_logits(parts.images))
+    staged_loop = _loop(parts, staged, distill)
+    online = LiveTeacher(parts.teacher, views, 0)
     return {
-        "plain": _plain(parts, views),
-        "supervised": _ours(parts, NoTargets(views, 0), SUPERVISED),
-        "staged": _ours(parts, staged, distill),
-        "cached": _ours(parts, cached, distill),
-        "online": _ours(parts, LiveTeacher(parts.teacher, views, 0), distill),
+        "plain": Variant(_plain(parts, views)),
+        "supervised": _ours(parts, _loop(parts, NoTargets(views, 0), SUPERVISED)),
+        "staged": _ours(parts, staged_loop, lambda count: staged.stage(staged_loop, count)),
+        "cached": _ours(parts, _loop(parts, cached, distill)),
+        "online": _ours(parts, _loop(parts, online, distill)),
     }
 
 
@@ -191,8 +219,7 @@ def _plain(parts: _Parts, num_views: int) -> Steps:
     return steps
 
 
-def _ours(parts: _Parts, source: TargetSource, objective: Objective) -> Steps:
-    """kdscale's loop, with everything that follows its steps but evaluation and checkpoints."""
+def _loop(parts: _Parts, source: TargetSource, objective: Objective) -> Loop:
     settings, accelerator = parts.settings, parts.accelerator
     student = components.create_student(
         parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
@@ -206,7 +233,7 @@ def _ours(parts: _Parts, source: TargetSource, objective: Objective) -> Steps:
         global_batch_size=settings.global_batch_size,
     )
     model = accelerator.prepare(student.model)
-    loop = Loop(
+    return Loop(
         model,
         student.preprocess,
         loader,
@@ -216,17 +243,22 @@ def _ours(parts: _Parts, source: TargetSource, objective: Objective) -> Steps:
         components.schedule(settings, loader.steps_per_epoch),
         accelerator,
         precision=settings.precision,
+        accumulation=settings.accumulation,
         gradient_clip=settings.gradient_clip,
     )
+
+
+def _ours(parts: _Parts, loop: Loop, prepare: Steps | None = None) -> Variant:
+    """kdscale's loop, with everything that follows its steps but evaluation and checkpoints."""
     metrics = parts.stack.enter_context(MetricsLog(parts.folder / f"{id(loop)}.jsonl"))
-    cadence = Cadence(log=settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER)
+    cadence = Cadence(log=parts.settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER)
     bar = tqdm(disable=True)
     following = Following(parts.folder, cadence, None, metrics, StopRequest(), bar)
 
     def steps(count: int) -> None:
         loop.run(loop.state.step + count, after_step=following)
 
-    return steps
+    return Variant(steps, prepare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +266,11 @@ class _Timings:
     """Seconds of each variant in each round."""
 
     seconds: Mapping[str, list[float]]
-    images: int
-    """Images a variant trains on in a round."""
+    steps: int
+    """Steps of each variant in a round."""
 
 
-def _measure_steps(variants: Mapping[str, Steps], seconds: float) -> _Timings:
+def _measure_steps(variants: Mapping[str, Variant], seconds: float) -> _Timings:
     once = {name: _timed(steps, 3) / 3 for name, steps in variants.items()}  # also warms up
     once = {name: _timed(steps, 2) / 2 for name, steps in variants.items()}
     wanted = max(1, round(_ROUND_SECONDS / min(once.values())))
@@ -254,10 +286,12 @@ def _measure_steps(variants: Mapping[str, Steps], seconds: float) -> _Timings:
     return _Timings(measured, count)
 
 
-def _timed(steps: Steps, count: int) -> float:
+def _timed(variant: Variant, count: int) -> float:
+    if variant.prepare is not None:
+        variant.prepare(count)
     _synchronize()
     began = perf_counter()
-    steps(count)
+    variant.steps(count)
     _synchronize()
     return perf_counter() - began
 
@@ -307,7 +341,7 @@ def _measure_build(parts: _Parts, seconds: float) -> dict[str, Any]:
             bare(*span)
 
         pair: list[Steps] = [ours, plain] if turn % 2 else [plain, ours]
-        times = {steps: _timed(steps, 1) for steps in pair}
+        times = {steps: _timed(Variant(steps), 1) for steps in pair}
         ratios.append(times[ours] / times[plain])
         rates.append((span[1] - span[0]) / times[ours])
         turn += 1
@@ -331,10 +365,14 @@ def _shard_samples(
 
 
 def _summary(
-    recipe: config.Recipe, steps: _Timings, build: Mapping[str, Any], accelerator: Accelerator
+    recipe: config.Recipe,
+    num_samples: int,
+    steps: _Timings,
+    build: Mapping[str, Any],
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     settings = Job("student", "none", 0).section(recipe)[1]
-    images = steps.images * settings.global_batch_size
+    images = steps.steps * num_samples / -(-num_samples // settings.global_batch_size)
     summary: dict[str, Any] = {"recipe": recipe.name}
     for name, seconds in steps.seconds.items():
         summary[f"{name}_images_per_second"] = round(images / median(seconds), 1)
@@ -346,7 +384,7 @@ def _summary(
     summary["build_shard_samples"] = build["shard_samples"]
     summary["build_shards_per_round"] = build["shards"]
     summary["rounds"] = len(steps.seconds["plain"])
-    summary["steps_per_round"] = steps.images
+    summary["steps_per_round"] = steps.steps
     summary["build_rounds"] = len(build["ratios"])
     summary["global_batch_size"] = settings.global_batch_size
     summary["device"] = _device_name(accelerator.device)

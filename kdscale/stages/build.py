@@ -60,6 +60,7 @@ def build(
     Raises:
         KdscaleError: see `kdscale.errors`; whole shards are kept and the next build goes on.
     """
+    _mention_ending(cache)
     accelerator = create_accelerator()
     with main_process_first(accelerator):
         images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
@@ -84,7 +85,7 @@ def build(
     accelerator.wait_for_everyone()
     builder = ShardBuilder(resident, pipeline(recipe), batches, writer)
     with orderly_stop() as stop:
-        _build_shards(builder, manifest, todo, stop, path)
+        _build_shards(builder, manifest, todo, stop, path, main=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     with main_process_first(accelerator):
         if accelerator.is_main_process:
@@ -101,6 +102,11 @@ def _is_finished(path: Path, asked: Manifest) -> bool:
         return False
     check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
     return found.complete and found.num_views >= asked.num_views
+
+
+def _mention_ending(cache: Path | None) -> None:
+    if cache is not None and cache.suffix != ".zarr":
+        log.warning("%s has no ending .zarr: it is not listed, nor found without --cache", cache)
 
 
 def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
@@ -186,6 +192,8 @@ def _build_shards(
     todo: list[tuple[int, int]],
     stop: StopRequest,
     path: Path,
+    *,
+    main: bool,
 ) -> None:
     interval = 0.5 if sys.stderr.isatty() else 30.0
     total = sum(stop - start for start, stop in (manifest.shard_range(s) for _, s in todo))
@@ -196,6 +204,7 @@ def _build_shards(
         mininterval=interval,
         delay=interval,
         leave=False,
+        disable=not main,
     )
     try:
         with bar:

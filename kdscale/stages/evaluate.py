@@ -42,14 +42,14 @@ def evaluate_run(run: Path, *, cache_root: Path, data: str | None = None) -> dic
         "rename": {},
         "input": None,
     }
-    metrics = evaluate_section(
-        recipe, section.model_copy(update=update), result["role"], cache_root
-    )
+    trained = section.model_copy(update=update)
+    precision = "float32" if section.train is None else section.train.precision
+    metrics = evaluate_section(recipe, trained, result["role"], cache_root, precision=precision)
     return {"run": str(run), "targets": result["targets"], "seed": result["seed"], **metrics}
 
 
 def evaluate_section(
-    recipe: config.Recipe, section: config.Model, what: str, cache_root: Path
+    recipe: config.Recipe, section: config.Model, what: str, cache_root: Path, *, precision: str
 ) -> dict[str, Any]:
     """Metrics of a recipe's model with its trained weights on the recipe's test split."""
     accelerator = create_accelerator()
@@ -64,6 +64,7 @@ def evaluate_section(
         torch.arange(test.num_samples),
         test.num_classes,
         accelerator,
+        precision,
     )
     return {
         "model": section.model,

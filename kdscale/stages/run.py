@@ -2,24 +2,31 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from kdscale import config
+from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.durable import write_durably
-from kdscale.engine.components import training_images
+from kdscale.engine.components import check_recipe
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import (
+    Content,
     Job,
     Targets,
     check_same_recipe,
     check_same_run,
+    check_same_teacher,
     is_begun,
     is_finished,
+    is_same_teacher,
+    keep_content,
+    refuse_foreign_files,
 )
-from kdscale.errors import RunError
+from kdscale.errors import Interrupted, RunError
 from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import evaluate_section
@@ -54,24 +61,39 @@ def run_recipe(
     Raises:
         KdscaleError: see `kdscale.errors`; the same command goes on from there.
     """
+    train_set, test_set = check_recipe(recipe, cache_root)
+    Job("student", "cache", seeds[0]).section(recipe)
     _open_folder(folder, recipe)
-    teacher, weights = _teacher(recipe, folder, cache_root)
-    path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
+    splits = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
+    teacher, weights = _teacher(recipe, folder, splits, cache_root)
+    with _stopped_with_advice(folder):
+        path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
     places = {"cache_root": cache_root, "cache": path, "teacher_weights": weights}
-    kinds: list[Targets] = ["cache", "teacher"] if online else ["cache"]
-    if training_images(recipe, cache_root, labelled=False).labelled:
-        kinds.insert(0, "none")
-    else:
+    contents = _contents(splits, read_manifest(path))
+    kinds: list[Targets] = ["none", "cache", "teacher"] if online else ["none", "cache"]
+    if not train_set.labelled:
         log.info("the training split has no labels: no student alone to compare with")
+        kinds.remove("none")
     rows = [Row("teacher", [teacher])]
     for targets in kinds:
         rows.append(Row(_FOLDERS[targets], []))
         for seed in seeds:
             run = folder / f"{_FOLDERS[targets]}-seed{seed}"
             job = Job("student", targets, seed)
-            rows[-1].results.append(_train_or_reuse(recipe, job, run, **places))
+            result = _train_or_reuse(recipe, job, run, contents[targets], **places)
+            rows[-1].results.append(result)
             _write_table(folder, rows)  # as they come
     return _finish(folder, recipe, path, seeds[0], rows)
+
+
+def _contents(splits: Content, manifest: Manifest) -> dict[Targets, Content]:
+    """What students learn from, by where their targets come from."""
+    teacher = manifest.teacher["weights_sha256"]
+    return {
+        "none": splits,
+        "teacher": replace(splits, teacher=teacher),
+        "cache": replace(splits, teacher=teacher, cache=manifest.id),
+    }
 
 
 _FOLDERS = {"none": "alone", "teacher": "online", "cache": "cache"}
@@ -83,42 +105,75 @@ def teacher_folder(folder: Path) -> Path:
 
 
 def trained_teacher(recipe: config.Recipe, folder: Path) -> str | None:
-    """Weights of the teacher that was trained in `folder`, where the recipe names none."""
+    """Weights of the teacher that was trained in `folder`, where the recipe names none.
+
+    Raises:
+        RunError: it was trained with other settings than the recipe's.
+    """
     run = teacher_folder(folder)
-    if recipe.teacher.weights is None and is_finished(run):
-        return str(run / "weights.safetensors")
-    return None
+    if recipe.teacher.weights is not None or not is_finished(run):
+        return None
+    check_same_teacher(run, recipe)
+    return str(run / "weights.safetensors")
 
 
 def _open_folder(folder: Path, recipe: config.Recipe) -> None:
-    """A folder is one recipe's; a single run's is not taken over."""
+    """A folder is one recipe's once a student has begun; a single run's is not taken over."""
     if (folder / "run.json").is_file():
         raise RunError(f"{folder} holds a single run of `kdscale train`: name another --run")
-    if (folder / "recipe.toml").is_file():
+    refuse_foreign_files(folder, "recipe.toml")
+    students = [run for kind in _FOLDERS.values() for run in folder.glob(f"{kind}-seed*")]
+    if any(is_begun(run) or is_finished(run) for run in students):
         check_same_recipe(folder, recipe)
     elif create_accelerator().is_main_process:
         write_durably(folder / "recipe.toml", config.dump_recipe(recipe).encode())
 
 
 def _teacher(
-    recipe: config.Recipe, folder: Path, cache_root: Path
+    recipe: config.Recipe, folder: Path, splits: Content, cache_root: Path
 ) -> tuple[dict[str, Any], str | None]:
-    """The teacher's result, and its weights where the recipe names none."""
+    """The teacher's result, and its weights where the recipe names none.
+
+    A teacher that another run of this recipe trained with the same settings is taken as it is.
+    """
     if recipe.teacher.weights is not None:
         log.info("teacher: weights of %s", recipe.teacher.weights)
-        return evaluate_section(recipe, recipe.teacher, "teacher", cache_root), None
+        section, precision = recipe.teacher, recipe.teacher.precision
+        return evaluate_section(recipe, section, "teacher", cache_root, precision=precision), None
     run = teacher_folder(folder)
-    result = _train_or_reuse(recipe, Job("teacher", "none", 0), run, cache_root=cache_root)
-    return result, trained_teacher(recipe, folder)
+    usual = teacher_folder(Path("runs") / recipe.name)
+    if not is_finished(run) and not is_begun(run) and is_same_teacher(usual, recipe):
+        run = usual
+    job = Job("teacher", "none", 0)
+    result = _train_or_reuse(recipe, job, run, splits, cache_root=cache_root)
+    return result, str(run / "weights.safetensors")
 
 
-def _train_or_reuse(recipe: config.Recipe, job: Job, run: Path, **places: Any) -> dict[str, Any]:
+def _train_or_reuse(
+    recipe: config.Recipe, job: Job, run: Path, content: Content, **places: Any
+) -> dict[str, Any]:
     if is_finished(run):
-        check_same_run(run, recipe, job)
+        if job.model == "teacher":
+            check_same_teacher(run, recipe)
+        else:
+            check_same_run(run, recipe, job)
+        keep_content(run, content, main=False)
         log.info("%s is finished: reused", run)
         return read_result(run)
     log.info("training %s (%s), seed %d", job.model, _WORDS[job.targets], job.seed)
-    return train(recipe, job, run=run, resume=is_begun(run), **places)
+    with _stopped_with_advice(run.parent):
+        return train(recipe, job, run=run, resume=is_begun(run), **places)
+
+
+@contextmanager
+def _stopped_with_advice(folder: Path) -> Iterator[None]:
+    """A whole recipe goes on by itself: it has no --resume."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(
+            f"stopped; all that is done in {folder} is kept: run the same command again to go on"
+        ) from stopped
 
 
 _WORDS = {"none": "labels alone", "teacher": "online teacher", "cache": "cached teacher"}

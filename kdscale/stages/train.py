@@ -23,7 +23,7 @@ from kdscale.engine.following import (
 )
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
-from kdscale.engine.runs import Job, open_run
+from kdscale.engine.runs import Content, Job, keep_content, open_run
 from kdscale.engine.sources import CachedTargets, LiveTeacher, NoTargets, TargetSource
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
@@ -71,17 +71,21 @@ def train(
     components.check_same_classes(images, test)
     resident = Images(images, accelerator.device)
     source = _source(recipe, job, images, cache, teacher_weights, accelerator)
+    keep_content(run, _content(images, test, source), main=accelerator.is_main_process)
     loop = _loop(recipe, job, images, resident, source, loss, accelerator)
     evaluator = _evaluator(recipe, images, resident, test, accelerator)
     cadence = _cadence(settings, loop.loader.steps_per_epoch)
+    metadata = _metadata(section, images, loop)
     metrics = restore_or_begin(run, loop)
     with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
-        following = Following(run, cadence, evaluator, metrics, stop, bar)
+        following = Following(run, cadence, evaluator, metrics, stop, bar, metadata)
         loop.run(cadence.last, after_step=following)
     last = following.last or evaluator(loop)["test"]  # None: killed between last step and result
     result = _result(job, section, settings, loop, last, source)
     if accelerator.is_main_process:
-        _save_weights(run / "weights.safetensors", loop, section, images, result)
+        model = accelerator.unwrap_model(loop.model)
+        metadata["metrics"] = result
+        save_weights(run / "weights.safetensors", model, metadata=metadata)
         write_result(run, result)
     accelerator.wait_for_everyone()
     return result
@@ -167,6 +171,19 @@ def _loop(
     )
 
 
+def _content(images: ImageSet, test: ImageSet, source: TargetSource) -> Content:
+    cache = source.manifest if isinstance(source, CachedTargets) else None
+    teacher = cache.teacher["weights_sha256"] if cache is not None else None
+    if isinstance(source, LiveTeacher):
+        teacher = source.teacher.weights_sha256
+    return Content(
+        dataset=images.fingerprint,
+        test=test.fingerprint,
+        teacher=teacher,
+        cache=cache.id if cache is not None else None,
+    )
+
+
 def _evaluator(
     recipe: config.Recipe,
     images: ImageSet,
@@ -219,20 +236,12 @@ def _result(
     return result
 
 
-def _save_weights(
-    path: Path,
-    loop: Loop,
-    section: config.Model,
-    images: ImageSet,
-    result: Mapping[str, Any],
-) -> None:
-    """Weights that say what they are: model, preprocessing, classes, metrics."""
-    metadata = {
+def _metadata(section: config.Model, images: ImageSet, loop: Loop) -> dict[str, object]:
+    """Weights say what they are: model, preprocessing, classes."""
+    return {
         "model": section.model,
         "options": dict(section.options),
         "num_classes": images.num_classes,
         "class_names": list(images.classes),
         "preprocess": loop.preprocess.describe(),
-        "metrics": dict(result),
     }
-    save_weights(path, loop.accelerator.unwrap_model(loop.model), metadata=metadata)

@@ -135,6 +135,8 @@ def epoch_order(samples, seed, epoch):
 def batch_indices(samples, seed, step, global_batch_size, process_index=0, num_processes=1):
     """The samples that one process shows at a step."""
     used = len(samples) - len(samples) % num_processes
+    if used > global_batch_size and used % global_batch_size == 1:
+        used -= 1
     steps_per_epoch = -(-used // global_batch_size)
     epoch, position = divmod(step, steps_per_epoch)
     batch = epoch_order(samples, seed, epoch)[:used][position * global_batch_size :]

@@ -181,7 +181,7 @@ def test_finished_run_is_not_overwritten(kdscale, write_recipe, tmp_path):
 def test_resume_with_nothing_to_resume_is_an_error(kdscale, write_recipe, tmp_path):
     done = kdscale("train", write_recipe(), "--run", "run", "--resume")
     assert done.exit_code == 1
-    assert done.stderr.startswith("Error: nothing to resume in run: start without --resume")
+    assert done.stderr.startswith("Error: nothing to resume in run: leave out --resume")
     assert not (tmp_path / "run").exists()
 
 
