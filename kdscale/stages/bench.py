@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -195,18 +196,22 @@ def _plain(parts: _Parts, num_views: int) -> Steps:
     model, preprocess = student.model.to(parts.accelerator.device), student.preprocess
     optimizer = components.optimizer(settings, model.parameters())
     size, device = settings.global_batch_size, parts.accelerator.device
-    state = {"epoch": -1, "batches": iter(())}
+    num_samples = parts.images.num_samples
+    schedule = components.schedule(settings, -(-num_samples // size))
+    batches = enumerate(
+        (epoch, index)
+        for epoch in count()
+        for index in torch.randperm(num_samples).split(size)
+        if len(index) > 1
+    )
 
-    def steps(count: int) -> None:
+    def steps(number: int) -> None:
         model.train()
-        for _ in range(count):
-            index = next(state["batches"], None)  # type: ignore[call-overload]
-            if index is None:
-                state["epoch"] += 1  # type: ignore[operator]
-                state["batches"] = iter(torch.randperm(parts.images.num_samples).split(size))
-                index = next(state["batches"])  # type: ignore[call-overload]
+        for step, (epoch, index) in islice(batches, number):
             pixels, labels = images.take(index)
-            pixels = pipeline(pixels, state["epoch"] % num_views, index)  # type: ignore[operator]
+            pixels = pipeline(pixels, epoch % num_views, index)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(step)
             with autocast(settings.precision, device):
                 logits = model(preprocess(pixels))
             loss = F.cross_entropy(logits.float(), labels)

@@ -716,3 +716,16 @@ def test_small_mnist_is_the_first_rows_of_mnist(root):
     small, whole = load(SMALL_MNIST, root), load(SHARED / "mnist", root)
     np.testing.assert_array_equal(small.pixels, whole.pixels[:10_000])
     np.testing.assert_array_equal(small.labels, whole.labels[:10_000])
+
+
+def test_flat_training_folder_beside_class_folders_is_unlabelled(tmp_path, root):
+    source = tmp_path / "set"
+    names = [f"train/{n}.png" for n in range(4)] + [f"test/{'ab'[n % 2]}/{n}.png" for n in range(4)]
+    for number, name in enumerate(names):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(source / name)
+    train = load(source, root, require_labels=False)
+    test = load(source, root, split="test")
+    assert train.labels.tolist() == [-1] * 4
+    assert test.classes == ("a", "b")
+    assert sorted(test.labels.tolist()) == [0, 0, 1, 1]

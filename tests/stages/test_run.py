@@ -1,0 +1,170 @@
+"""`kdscale run`: what is reused, what is refused, and what is found before hours go into it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+QUICK = {"train": {"epochs": 1, "global_batch_size": 32}}
+
+
+@pytest.fixture
+def quick(write_recipe, make_dataset, tmp_path):
+    """A recipe of one epoch each, on data of its own; with changes."""
+    data = str(make_dataset(tmp_path / "data", 64, 32))
+
+    def write(**changes):
+        table = {"data": {"source": data}, "student": QUICK, "views": {"count": 1}}
+        for section, values in changes.items():
+            table[section] = table.get(section, {}) | values
+        return write_recipe("quick", **table)
+
+    return write
+
+
+def change_one_weight(path):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + torch.ones(1)
+    save_file(tensors, path, metadata=metadata)
+
+
+def test_changed_teacher_does_not_leave_old_students_in_a_new_table(
+    kdscale, quick, tiny_teacher, tmp_path
+):
+    weights = shutil.copy(tiny_teacher, tmp_path / "teacher.safetensors")
+    recipe = quick(teacher={"weights": str(weights), "train": None})
+    assert kdscale("run", recipe, "--run", "r").exit_code == 0
+    before = (tmp_path / "r" / "result.json").read_text()
+    change_one_weight(weights)
+    done = kdscale("run", recipe, "--run", "r")
+    assert done.exit_code == 1
+    assert "learned from something else" in done.stderr
+    assert "teacher: it has" in done.stderr
+    assert (tmp_path / "r" / "result.json").read_text() == before
+
+
+def test_changed_data_is_noticed_when_a_run_is_gone_on_with(
+    kdscale, quick, make_dataset, tmp_path, monkeypatch
+):
+    from kdscale.engine.loop import Loop
+
+    def fails(self, batch):
+        if self.state.step == 1:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    original = Loop.loss_of
+    recipe = quick()
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "loss_of", fails)
+        kdscale("train", recipe, "--run", "r", "--set", "student.train.checkpoint_every=1")
+    shutil.rmtree(tmp_path / "data")
+    make_dataset(tmp_path / "data", 64, 32, seed=5)
+    done = kdscale("train", recipe, "--run", "r", "--resume",
+                   "--set", "student.train.checkpoint_every=1")  # fmt: skip
+    assert done.exit_code == 1
+    assert "dataset: it has" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("student.model=mnist-mpl", "mnist-mlp"),
+        ('views.operations=["random_crop"]', "padding is missing"),
+        ("data.test_split=tset", "tset"),
+        ("student.options={hiden=4}", "hiden"),
+    ],
+)
+def test_what_cannot_work_is_found_before_anything_is_trained(
+    kdscale, quick, tmp_path, change, message
+):
+    recipe = quick()
+    done = kdscale("run", recipe, "--run", "r", "--set", change)
+    assert done.exit_code in (1, 2)
+    assert message in done.stderr
+    assert not (tmp_path / "r").exists()
+    assert not list((tmp_path / "cache").glob("*.zarr"))
+
+
+def test_corrected_recipe_goes_on_in_the_same_folder(kdscale, quick, tmp_path):
+    recipe = quick()
+    assert kdscale("run", recipe, "--run", "r", "--set", "student.model=nothing").exit_code == 1
+    assert kdscale("run", recipe, "--run", "r").exit_code == 0
+    assert (tmp_path / "r" / "report.md").is_file()
+
+
+def test_another_student_is_taught_by_the_teacher_that_is_there(kdscale, quick):
+    recipe = quick()
+    assert kdscale("run", recipe).exit_code == 0
+    done = kdscale("run", recipe, "--run", "r2", "--set", "student.options.hidden=5")
+    assert done.exit_code == 0
+    assert "training teacher" not in done.stderr
+    assert "fits and is complete: reused" in done.stderr
+
+
+def test_teacher_of_other_settings_is_not_taken_for_the_recipes(kdscale, quick):
+    recipe = quick()
+    assert kdscale("train", recipe, "--model", "teacher", "--seed", 1).exit_code == 0
+    assert kdscale("cache", "build", recipe).exit_code == 0
+    done = kdscale("cache", "build", recipe, "--set", "teacher.train.epochs=2")
+    assert done.exit_code == 1
+    assert "teacher.train.epochs: it has 6, now 2" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_files_that_are_no_runs_are_left_alone(kdscale, quick, tmp_path, command):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.jsonl").write_text("precious")
+    done = kdscale(command, quick(), "--run", "mine")
+    assert done.exit_code == 1
+    assert "metrics.jsonl" in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "mine" / "metrics.jsonl").read_text() == "precious"
+
+
+def test_unlabelled_images_are_distilled_without_a_student_alone(
+    kdscale, quick, make_dataset, tiny_teacher, tmp_path
+):
+    data = make_dataset(tmp_path / "unlabelled", 64, 32, unlabelled=True)
+    recipe = quick(
+        data={"source": str(data)},
+        teacher={"weights": tiny_teacher, "train": None},
+        loss={"hard_weight": 0.0, "soft_weight": 1.0},
+    )
+    done = kdscale("run", recipe, "--run", "r")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads((tmp_path / "r" / "result.json").read_text())["rows"]
+    assert [row["label"] for row in rows] == ["teacher", "cache"]
+
+
+def test_best_weights_say_what_they_are(kdscale, quick, tmp_path):
+    from kdscale.models.weights import read_metadata
+
+    kdscale("train", quick(), "--run", "r", "--set", "data.validation=0.25")
+    best, last = (read_metadata(tmp_path / "r" / f"{n}.safetensors") for n in ("best", "weights"))
+    for key in ("model", "options", "num_classes", "class_names", "preprocess"):
+        assert best[key] == last[key]
+
+
+def test_stopped_recipe_says_to_run_the_same_command_again(kdscale, quick, monkeypatch):
+    import signal
+
+    from kdscale.engine.loop import Loop
+
+    original = Loop.loss_of
+
+    def stops(self, batch):
+        signal.raise_signal(signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(Loop, "loss_of", stops)
+    done = kdscale("run", quick(), "--run", "r")
+    assert done.exit_code == 130
+    assert "run the same command again" in done.stderr
+    assert "--resume" not in done.stderr.splitlines()[-1]
