@@ -141,15 +141,16 @@ def every_moment(root, begun):
 
 
 def random_moments(root, kills):
-    """Kill builds after random delays, those that resume too; returns kills that hit one."""
+    """Kill builds after random delays, those that resume too, until so many kills hit one."""
     reference = uninterrupted(root)
     random_delay = random.Random(20)
     began = time.perf_counter()
     assert in_child(lambda: synthetic.build(root / "timed.zarr", ASKED)) == 0
     longest = time.perf_counter() - began
     path = root / "killed.zarr"
-    hit = 0
-    for turn in range(kills):
+    hit = turn = 0
+    while hit < kills:
+        assert turn < 20 * kills, "builds end before they can be killed"
         if turn % 3 == 0:  # the other turns kill a build that resumes
             shutil.rmtree(path, ignore_errors=True)
         child = start_child(lambda: synthetic.build(path, ASKED))
@@ -157,8 +158,9 @@ def random_moments(root, kills):
         os.kill(child, signal.SIGKILL)
         hit += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         assert in_child(lambda: check_leftovers(path, 0)) == 0, f"turn {turn}"
-        if turn % 3 == 2 or turn == kills - 1:
+        if turn % 3 == 2 or hit == kills:
             assert in_child(lambda: check_completes(path, reference)) == 0, f"turn {turn}"
+        turn += 1
     return hit
 
 

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).with_name("crash_builds.py")
 
 
@@ -34,7 +32,7 @@ def test_growing_survives_a_kill_before_every_change_of_the_disk(tmp_path):
 
 
 def test_build_survives_kills_at_random_moments(tmp_path):
-    assert kills("random", tmp_path) > 0
+    assert kills("random", tmp_path) == 20
 
 
 # ------------------------------------------------------------------ full and read-only disks
@@ -73,7 +71,6 @@ assert writer.committed().tolist() == [[True, True], [False, False]]
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no file size limits")
 def test_write_that_does_not_fit_leaves_no_shard_and_goes_on_later(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL, tmp_path / "c.zarr"],

@@ -319,9 +319,12 @@ def kill_while_building(commands, recipe, tmp_path, seconds):
     return commands.wait() == -signal.SIGKILL
 
 
-def check_kills(commands, recipe, uninterrupted, tmp_path, moments):
+def check_kills(commands, recipe, uninterrupted, tmp_path, moments, kills):
+    """Kill builds at the moments, until so many kills have hit one before it ended."""
     killed = 0
     for moment in moments:
+        if killed == kills:
+            break
         shutil.rmtree(tmp_path / "cache" / "tiny.zarr", ignore_errors=True)
         killed += kill_while_building(commands, recipe, tmp_path, moment)
         status, output = commands.run("cache", "build", recipe, cwd=tmp_path)
@@ -330,15 +333,15 @@ def check_kills(commands, recipe, uninterrupted, tmp_path, moments):
         assert_same_values(tmp_path / "cache" / "tiny.zarr", uninterrupted)
         assert verify(tmp_path / "cache" / "tiny.zarr").ok
         assert not list((tmp_path / "cache" / "tiny.zarr").rglob("*.tmp"))
-    return killed
+    assert killed == kills, "builds end before they can be killed"
 
 
 def test_killed_build_started_again_equals_an_uninterrupted_one(
     commands, slow_recipe, uninterrupted, tmp_path
 ):
     number = random.Random(0)
-    moments = [0.0, *(number.uniform(0.0, 0.4) for _ in range(4))]
-    assert check_kills(commands, slow_recipe, uninterrupted, tmp_path, moments) >= 2
+    moments = [0.0, *(number.uniform(0.0, 0.4) for _ in range(60))]
+    check_kills(commands, slow_recipe, uninterrupted, tmp_path, moments, kills=5)
 
 
 @pytest.mark.slow
@@ -346,8 +349,8 @@ def test_build_killed_at_20_random_moments_equals_an_uninterrupted_one(
     commands, slow_recipe, uninterrupted, tmp_path
 ):
     number = random.Random(1)
-    moments = [number.uniform(0.0, 0.5) for _ in range(20)]
-    assert check_kills(commands, slow_recipe, uninterrupted, tmp_path, moments) >= 10
+    moments = (number.uniform(0.0, 0.5) for _ in range(200))
+    check_kills(commands, slow_recipe, uninterrupted, tmp_path, moments, kills=20)
 
 
 def test_build_killed_again_and_again_keeps_its_finished_shards(
