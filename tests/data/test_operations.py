@@ -3,7 +3,8 @@ import torch
 from torchvision.transforms.v2 import functional as reference
 
 from kdscale.data.views.generator import bernoulli, bits_KB, integers
-from kdscale.data.views.operations import OPERATIONS, RandomCrop, RandomHorizontalFlip
+from kdscale.data.views.operations.catalog import OPERATIONS
+from kdscale.data.views.operations.geometry import RandomCrop, RandomHorizontalFlip
 from kdscale.errors import ConfigError
 from tests.data import replay
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from kdscale.data.views.digest import digest
-from kdscale.data.views.operations import OPERATIONS
+from kdscale.data.views.operations.catalog import OPERATIONS
 from kdscale.data.views.pipeline import Pipeline, view_of_epoch
 from kdscale.errors import ConfigError
 from tests.data import replay

@@ -1,14 +1,18 @@
 """A pipeline of operations: images and (view, index) in, the view's pixels out."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
 from functools import lru_cache
+from typing import Any, Literal, get_args, get_origin
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from kdscale.data.views.generator import GENERATOR_VERSION, bits_KB, permutation
-from kdscale.data.views.operations import OPERATIONS, Operation
+from kdscale.data.views.operations.base import Operation
+from kdscale.data.views.operations.catalog import OPERATIONS
 from kdscale.errors import ConfigError
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -102,12 +106,24 @@ def _parse_operation(entry: object) -> Operation:
     return operation(**arguments)
 
 
-def _checked(name: str, key: str, value: object, wanted: object) -> object:
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(wanted, type) and type(value) is not wanted:
-        raise ConfigError(f"{name}: {key} is {value!r}, wanted {_TYPE_NAMES[wanted]}")
-    return value
+def _checked(name: str, key: str, value: object, wanted: Any) -> object:
+    """The value as the argument's type: a list where a tuple is wanted, an integer for a float."""
+    try:
+        return TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError, ValueError):
+        raise ConfigError(f"{name}: {key} is {value!r}, wanted {_type_name(wanted)}") from None
+
+
+def _type_name(wanted: Any) -> str:
+    if wanted in _TYPE_NAMES:
+        return _TYPE_NAMES[wanted]
+    if get_origin(wanted) is Literal:
+        return " or ".join(repr(value) for value in get_args(wanted))
+    if get_origin(wanted) is tuple:
+        inner = [_type_name(argument) for argument in get_args(wanted)]
+        return f"a list of {len(inner)} values ({', '.join(inner)})"
+    kinds = [kind for kind in get_args(wanted) if kind is not type(None)]
+    return " or ".join(_type_name(kind) for kind in kinds)
 
 
 def _unknown(message: str, name: str, known: Mapping[str, object]) -> str:

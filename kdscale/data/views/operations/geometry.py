@@ -1,38 +1,26 @@
-"""The native operations: one frozen dataclass each, in the dict at the end.
+"""Operations that move pixels: one frozen dataclass each.
 
 An operation takes a whole batch of uint8 images and its own random bits, and works in integers
 only, so that a view is bit-equal on every device and at every batch size. Names and arguments
-follow `torchvision.transforms.v2`. To add one: write the class, add it to `OPERATIONS`, specify its
-draws in `docs/views.md`.
+follow `torchvision.transforms.v2`.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdscale.data.views.generator import bernoulli, integers
+from kdscale.data.views.operations.base import Native, check_name, check_probability
 from kdscale.errors import ConfigError
 
 _MOST_PADDING = 1024  # pixels; beyond it a crop would show hardly any image
 
 
-class Operation(Protocol):
-    """One step of a pipeline: a dataclass whose fields are its arguments in a recipe."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-    num_draws: ClassVar[int]
-    """How many 64-bit draws a sample needs."""
-
-    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] and int64 bits [num_draws, B] -> uint8 [B, C, H', W']."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class RandomCrop:
+class RandomCrop(Native):
     """A crop of the image's own size out of the image padded on all sides.
 
     Draw 0 is the top edge, draw 1 the left one, each uniform in 0..2·padding.
@@ -48,13 +36,16 @@ class RandomCrop:
             raise ConfigError(
                 f"random_crop: padding is {self.padding}, wanted 1..{_MOST_PADDING} pixels"
             )
-        if self.padding_mode not in ("constant", "reflect", "edge"):
-            raise ConfigError(
-                f"random_crop: padding_mode is {self.padding_mode!r}, "
-                "wanted constant, reflect or edge"
-            )
+        check_name(
+            "random_crop", "padding_mode", self.padding_mode, ("constant", "reflect", "edge")
+        )
         if not 0 <= self.fill <= 255:
             raise ConfigError(f"random_crop: fill is {self.fill}, wanted a grey level 0..255")
+
+    @property
+    def choices(self) -> tuple[int, int]:
+        """Top edges and left edges."""
+        return (2 * self.padding + 1, 2 * self.padding + 1)
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The crops, as large as the images."""
@@ -90,15 +81,19 @@ class RandomCrop:
 
 
 @dataclass(frozen=True, slots=True)
-class RandomHorizontalFlip:
+class RandomHorizontalFlip(Native):
     """A mirror image, left to right, with probability `p`. Draw 0 decides."""
 
     num_draws: ClassVar[int] = 1
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ConfigError(f"random_horizontal_flip: p is {self.p}, wanted a probability 0..1")
+        check_probability("random_horizontal_flip", "p", self.p)
+
+    @property
+    def choices(self) -> tuple[int]:
+        """Mirrored or not."""
+        return (2 if 0 < self.p < 1 else 1,)
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them mirrored."""
@@ -107,9 +102,3 @@ class RandomHorizontalFlip:
         both = torch.cat((images, images.flip(-1)))
         sample_B = torch.arange(len(images), device=images.device)
         return both.index_select(0, sample_B + len(images) * flipped_B)
-
-
-OPERATIONS: dict[str, type[Operation]] = {
-    "random_crop": RandomCrop,
-    "random_horizontal_flip": RandomHorizontalFlip,
-}

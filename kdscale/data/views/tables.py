@@ -1,0 +1,120 @@
+"""Tables of what is not an integer: sines, log-uniform and Beta quantiles, rounded to integers.
+
+`sin`, `pow` and `log` differ in their last bits between instruction sets, libraries and batch
+sizes; decimal arithmetic is exactly specified, so these tables are the same everywhere. What is
+drawn is a place in a table. `docs/views.md` specifies them, with known answers.
+"""
+
+from collections.abc import Callable
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import lru_cache, wraps
+from typing import ParamSpec
+
+import torch
+from torch import Tensor
+
+UNITS_PER_DEGREE = 64
+"""Angles are integers: 64ths of a degree."""
+ONE = 1 << 16
+"""Sines, cosines, scales and ratios are integers: 65536ths."""
+QUANTILES = 1024
+"""Entries of a table of quantiles: the middles of so many equally likely intervals."""
+LARGEST_WEIGHT = 256
+"""Mixing weights are integers: 256ths."""
+
+_CONTEXT = Context(prec=40, rounding=ROUND_HALF_EVEN)
+
+Arguments = ParamSpec("Arguments")
+
+
+def _table(function: Callable[Arguments, list[int]]) -> Callable[Arguments, tuple[int, ...]]:
+    """Compute in 40 decimal digits, once."""
+
+    @lru_cache(maxsize=64)
+    @wraps(function)
+    def computed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> tuple[int, ...]:
+        with localcontext(_CONTEXT):
+            return tuple(function(*args, **kwargs))
+
+    return computed  # type: ignore[return-value]  # lru_cache loses the signature
+
+
+def on(device: torch.device, table: tuple[int, ...]) -> Tensor:
+    """A table as int64 on a device."""
+    return _on(device, table)
+
+
+@lru_cache(maxsize=128)
+def _on(device: torch.device, table: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(table, dtype=torch.int64, device=device)
+
+
+@_table
+def sines() -> list[int]:
+    """Sine of 0..90 degrees, [90 · UNITS_PER_DEGREE + 1] in 65536ths."""
+    half_pi = _arctangent_of_reciprocal(5) * 8 - _arctangent_of_reciprocal(239) * 2
+    steps = 90 * UNITS_PER_DEGREE
+    return [_rounded(_sine(half_pi * step / steps) * ONE) for step in range(steps + 1)]
+
+
+@_table
+def log_uniform(low: float, high: float) -> list[int]:
+    """Quantiles of exp(U(ln low, ln high)), [QUANTILES] in 65536ths, ascending."""
+    first, last = Decimal(low).ln(), Decimal(high).ln()
+    return [_rounded((first + (last - first) * p).exp() * ONE) for p in _middles()]
+
+
+@_table
+def beta(alpha: float) -> list[int]:
+    """Quantiles of Beta(alpha, alpha), [QUANTILES] in 256ths, ascending.
+
+    An entry is the number of middles (k - 1/2)/256, k = 1..256, at which the distribution function
+    does not exceed its probability: the quantile, rounded.
+    """
+    half = _beta_integral(Decimal("0.5"), Decimal(alpha)) * 2  # the function is 1/2 at 1/2
+    cuts = [(Decimal(k) - Decimal("0.5")) / LARGEST_WEIGHT for k in range(1, 129)]
+    lower = [_beta_integral(cut, Decimal(alpha)) / half for cut in cuts]
+    table = [sum(value <= p for value in lower) for p in _middles()[: QUANTILES // 2]]
+    return table + [LARGEST_WEIGHT - entry for entry in reversed(table)]
+
+
+def _middles() -> list[Decimal]:
+    return [(Decimal(step) + Decimal("0.5")) / QUANTILES for step in range(QUANTILES)]
+
+
+def _rounded(value: Decimal) -> int:
+    return int(value.to_integral_value(ROUND_HALF_EVEN))
+
+
+def _sine(x: Decimal) -> Decimal:
+    """Taylor's series, 0 <= x <= pi/2."""
+    term = total = x
+    for n in range(3, 60, 2):
+        term = -term * x * x / (n * (n - 1))
+        total += term
+    return total
+
+
+def _arctangent_of_reciprocal(n: int) -> Decimal:
+    """Gregory's series; pi/4 = 4 arctan(1/5) - arctan(1/239) (Machin, 1706)."""
+    power = Decimal(1) / n
+    total, k = power, 1
+    while abs(power) > Decimal(10) ** -45:
+        power /= -n * n
+        k += 2
+        total += power / k
+    return total
+
+
+def _beta_integral(x: Decimal, alpha: Decimal) -> Decimal:
+    """The integral of (t(1 - t))^(alpha - 1) from 0 to x <= 1/2, by the binomial series.
+
+    x^alpha · Σ_n (1 - alpha)_n / n! · x^n / (alpha + n)
+    (Abramowitz & Stegun, "Handbook of Mathematical Functions", 26.5.4 and 15.1.1).
+    """
+    coefficient, total = Decimal(1), 1 / alpha
+    for n in range(1, 160):
+        coefficient *= (n - alpha) / n * x
+        total += coefficient / (alpha + n)
+    return (alpha * x.ln()).exp() * total
