@@ -27,15 +27,15 @@ def compare(recipe: Any, states: int, cache_root: Path) -> dict[str, Any]:
     resident = Images(images, device)
     teacher = components.frozen_teacher(recipe, images, None, device)
     cached = CachedTargets.open(path, device=device)
-    online = LiveTeacher(teacher, recipe.views.count, recipe.views.seed)
+    online = LiveTeacher(teacher, components.shared_views(recipe))
     settings = recipe.student.train
     student = components.create_student(recipe, recipe.student, images, seed=0, what="student")
     model = student.model.to(device)
     loader = Loader(
         resident,
         torch.arange(images.num_samples),
-        components.pipeline(recipe),
-        cached.view_of_epoch,
+        components.pipeline(recipe, images.num_samples),
+        cached.schedule,
         seed=0,
         global_batch_size=settings.global_batch_size,
     )
@@ -46,7 +46,10 @@ def compare(recipe: Any, states: int, cache_root: Path) -> dict[str, Any]:
         optimizer.zero_grad()
         torch.manual_seed(0)  # the same dropout for both
         loss = objective(
-            model(student.preprocess(batch.pixels)), source.targets(batch), batch.labels
+            model(student.preprocess(batch.pixels)),
+            source.targets(batch),
+            batch.labels,
+            batch.mix,
         )
         loss.backward()
         grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]

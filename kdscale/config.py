@@ -48,9 +48,34 @@ class Data(Section):
 class Views(Section):
     """The augmented versions of each training image."""
 
-    operations: list[str | dict[str, Any]] = Field([], description="native operations, in order")
-    count: Positive = Field(1, description="number of distinct views; epochs cycle through them")
+    operations: list[str | dict[str, Any]] = Field(
+        [], description="operations of `docs/views.md`, or `v2.NAME` of torchvision, in order"
+    )
+    count: Positive | Literal["all"] = Field(
+        1,
+        description="number of distinct views, which epochs cycle through; "
+        '"all" shows each view of a finite pipeline once',
+    )
     seed: int = Field(0, ge=0, lt=1 << 63, description="seed of every draw")
+    shift_every: Positive | None = Field(
+        None,
+        description="consecutive samples that show the same view in an epoch, all when not set; "
+        "a multiple of cache.shard_samples reads each chunk once an epoch",
+    )
+    mode: Literal["replayed", "fixed"] = Field(
+        "replayed",
+        description="replayed: the teacher sees what the student is shown; fixed: for comparison "
+        "only, the teacher sees each image clean, once",
+    )
+
+    @model_validator(mode="after")
+    def _one_clean_view_in_fixed_mode(self) -> "Views":
+        if self.mode == "fixed" and (self.count != 1 or self.shift_every is not None):
+            raise ValueError(
+                "mode is 'fixed', where the teacher is asked about the clean images alone: leave "
+                "out count and shift_every"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_view_without_operations(self) -> "Views":

@@ -27,6 +27,30 @@ class DenseTargets:
     """float32 [B, C]"""
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Whom the samples of a batch are mixed with."""
+
+    index_B: Tensor
+    """int64 [B], the partners' positions in the data set."""
+    labels_B: Tensor
+    """int64 [B], the partners' labels."""
+    weight_B: Tensor
+    """float32 [B], share of a sample's own label, 0..1."""
+
+
+def mixed_targets(own: DenseTargets, other: DenseTargets, weight_B: Tensor) -> DenseTargets:
+    """What a teacher that saw both images clean would say of their mixture.
+
+    Its probabilities (temperature 1) are the weighted means of both; what is returned are their
+    logarithms, [B, C].
+    """
+    weight_B1 = weight_B.unsqueeze(1)
+    own_BC = own.logits_BC.log_softmax(1) + weight_B1.log()
+    other_BC = other.logits_BC.log_softmax(1) + (1 - weight_B1).log()
+    return DenseTargets(torch.logaddexp(own_BC, other_BC))
+
+
 def encode(logits_BC: Tensor, encoding: str) -> dict[str, np.ndarray]:
     """What is stored for float32 logits [B, C], by array name.
 

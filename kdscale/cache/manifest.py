@@ -20,10 +20,9 @@ FORMAT_VERSION = 1
 
 _IDENTITY = {
     "dataset": ("fingerprint", "num_samples", "classes"),
-    "views": ("generator", "seed", "operations"),
     "teacher": ("weights_sha256", "preprocess", "precision", "memory_format"),
 }
-"""What determines the content. View count, chunking, versions and names do not."""
+"""What determines the content, beside the views. Chunking, versions and names do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,8 @@ class Manifest:
             section: {name: getattr(self, section)[name] for name in names}
             for section, names in _IDENTITY.items()
         }
-        return {**tables, "encoding": self.encoding}
+        views = {name: value for name, value in self.views.items() if name != "count"}
+        return {**tables, "views": views, "encoding": self.encoding}
 
     @property
     def id(self) -> str:

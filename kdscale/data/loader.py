@@ -6,7 +6,7 @@ last one of an epoch, which is cut to split evenly).
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from kdscale.data.images import ImageSet
 from kdscale.data.views.generator import chain, permutation
-from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.pipeline import Pipeline, View
+from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import DataError
+from kdscale.targets import Mix
 
-_ORDER, _VALIDATION = chain(0x6F72646572), chain(0x76616C6964)  # "order", "valid"
+_ORDER = chain(0x6F72646572)  # "order"
 _RESIDENT_BYTES = 8 << 30  # below this a set is kept in a GPU's own memory
 
 
@@ -32,13 +34,22 @@ class Batch:
     """int64 [B], -1 where unlabelled."""
     index: Tensor
     """int64 [B], positions in the data set."""
-    view: int
+    view: View
+    """The view shown: one number, or int64 [B]."""
+    mix: Mix | None = None
+    """Whom the samples are mixed with; None where the views do not mix."""
 
     def split(self, parts: int) -> Iterator["Batch"]:
         """The batch in `parts` nearly equal pieces."""
-        pieces = (x.tensor_split(parts) for x in (self.pixels, self.labels, self.index))
-        for pixels, labels, index in zip(*pieces, strict=True):
-            yield Batch(pixels, labels, index, self.view)
+        for part in torch.arange(len(self.index)).tensor_split(parts):
+            yield self._slice(slice(int(part[0]), int(part[-1]) + 1))
+
+    def _slice(self, part: slice) -> "Batch":
+        mix, view = self.mix, self.view
+        if mix is not None:
+            mix = Mix(mix.index_B[part], mix.labels_B[part], mix.weight_B[part])
+        view = view if isinstance(view, int) else view[part]
+        return Batch(self.pixels[part], self.labels[part], self.index[part], view, mix)
 
 
 class Images:
@@ -58,6 +69,23 @@ class Images:
         pixels, labels = self.pixels.index_select(0, index), self.labels.index_select(0, index)
         return pixels.to(self.device), labels.to(self.device)
 
+    def labels_of(self, index: Tensor) -> Tensor:
+        """Labels of the samples `index` (int64 [B]), on the device."""
+        return self.labels.index_select(0, index.to(self.labels.device)).to(self.device)
+
+    def show(self, pipeline: Pipeline, view: View, index: Tensor) -> Batch:
+        """The views of the samples `index` (int64 [B]), ready to be shown to a model."""
+        shown = pipeline.show(self._prepare, view, index)
+        mix = None
+        if shown.partner is not None and shown.weight is not None:
+            mix = Mix(shown.partner, self.labels_of(shown.partner), shown.weight)
+        return Batch(shown.pixels, self.labels_of(index), index, view, mix)
+
+    def _prepare(self, view: View, index: Tensor) -> tuple[Tensor, int]:
+        """Images as decoded: no operation has been applied to them."""
+        pixels = self.pixels.index_select(0, index.to(self.pixels.device))
+        return pixels.to(self.device), 0
+
 
 def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor that shares the memory of a read-only array; it must not be written to."""
@@ -73,7 +101,7 @@ class Loader:
         images: the split.
         samples: int64 indices of the samples to train on.
         pipeline: what makes a view of an image.
-        view_of_epoch: which view an epoch shows.
+        schedule: which view an epoch shows.
         seed: of the order.
         global_batch_size: samples a step, over all processes.
         process_index, num_processes: who we are.
@@ -87,7 +115,7 @@ class Loader:
         images: Images,
         samples: Tensor,
         pipeline: Pipeline,
-        view_of_epoch: Callable[[int], int],
+        schedule: ViewSchedule,
         *,
         seed: int,
         global_batch_size: int,
@@ -108,7 +136,7 @@ class Loader:
         if self.num_samples > global_batch_size and self.num_samples % global_batch_size == 1:
             self.num_samples -= 1  # batch-norm cannot train on a single sample
         self.images, self.samples, self.pipeline = images, samples, pipeline
-        self.view_of_epoch = view_of_epoch
+        self.schedule = schedule
         self.steps_per_epoch = -(-self.num_samples // global_batch_size)
         self._seed, self._batch_size = seed, global_batch_size
         self._process_index, self._num_processes = process_index, num_processes
@@ -126,19 +154,23 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """This process's batch of a step, counted from 0 over all epochs."""
         index = self.index(step)
-        view = self.view_of_epoch(step // self.steps_per_epoch)
-        pixels, labels = self.images.take(index)
-        return Batch(self.pipeline(pixels, view, index), labels, index, view)
+        view = self.schedule.view(step // self.steps_per_epoch, index)
+        return self.images.show(self.pipeline, view, index)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
-            order = permutation(len(self.samples), _ORDER, self._seed, epoch)
-            self._order = (epoch, self.samples[order])
+            self._order = (epoch, self._ordered(epoch))
         return self._order[1]
 
-
-def split_validation(num_samples: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices (int64, ascending) to train on and to validate on, a function of both arguments."""
-    order = permutation(num_samples, _VALIDATION)
-    held_out = round(num_samples * share)
-    return order[held_out:].sort().values, order[:held_out].sort().values
+    def _ordered(self, epoch: int) -> Tensor:
+        view = self.schedule.view(epoch, self.samples)
+        if not self.pipeline.mixes or not isinstance(view, int):
+            return self.samples[permutation(len(self.samples), _ORDER, self._seed, epoch)]
+        # Partners side by side: a batch then prepares each of its images once, not twice.
+        partner = self.pipeline.partner(view, self.samples)
+        first = self.samples <= partner
+        pairs = torch.stack((self.samples[first], partner[first]), dim=1)
+        shown = pairs[permutation(len(pairs), _ORDER, self._seed, epoch)]
+        alone = shown[:, 0] == shown[:, 1]
+        keep = torch.stack((torch.ones_like(alone), ~alone), dim=1)
+        return shown[keep]

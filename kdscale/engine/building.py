@@ -36,8 +36,7 @@ class ShardBuilder:
         logits, digests = [], []
         start, stop = self._writer.manifest.shard_range(shard)
         for index in torch.arange(start, stop).split(self._teacher.batch_size):
-            images, _ = self._images.take(index)
-            pixels = self._pipeline(images, view, index)
+            pixels = self._images.show(self._pipeline, view, index).pixels
             logits.append(self._teacher.logits(pixels))
             digests.append(digest(pixels))
         values = encode(torch.cat(logits), self._writer.manifest.encoding)

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.data.images import ImageSet, load_images
-from kdscale.data.loader import as_tensor, split_validation
+from kdscale.data.loader import Images
+from kdscale.data.split import split_validation
+from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.losses.objective import Objective
@@ -107,15 +110,16 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     Raises:
         KdscaleError: the first thing that cannot work.
     """
-    pipelines = [pipeline(recipe)]
-    if recipe.teacher.train is not None:
-        pipelines.append(training_pipeline(recipe, recipe.teacher.train))
     train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
     check_same_classes(train, test)
     sample_indices(recipe, train)
-    first = as_tensor(train.pixels[:1])
+    num_views(recipe)
+    pipelines = [pipeline(recipe, train.num_samples)]
+    if recipe.teacher.train is not None:
+        pipelines.append(training_pipeline(recipe, recipe.teacher.train, train.num_samples))
+    first = Images(train, torch.device("cpu"))
     for views in pipelines:
-        views(first, 0, torch.zeros(1, dtype=torch.int64))
+        first.show(views, 0, torch.zeros(1, dtype=torch.int64))
     trained_model(recipe, recipe.student, train, what="student")
     if recipe.teacher.input is not None or recipe.teacher.weights is not None:
         trained_model(recipe, recipe.teacher, train, what="teacher")
@@ -127,16 +131,48 @@ def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Ten
     return split_validation(images.num_samples, recipe.data.validation)
 
 
-def pipeline(recipe: config.Recipe) -> Pipeline:
-    """The recipe's views."""
-    return Pipeline.parse(recipe.views.operations, recipe.views.seed)
+def pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
+    """The recipe's views of a split of so many samples."""
+    return Pipeline.parse(
+        recipe.views.operations,
+        recipe.views.seed,
+        pairing=Pairing(num_samples, recipe.data.validation),
+        enumerated=recipe.views.count == "all",
+    )
 
 
-def training_pipeline(recipe: config.Recipe, settings: config.Train) -> Pipeline:
+def cached_pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
+    """The views that the teacher is asked about: the recipe's; in fixed mode the clean images."""
+    return Pipeline(()) if recipe.views.mode == "fixed" else pipeline(recipe, num_samples)
+
+
+def training_pipeline(recipe: config.Recipe, settings: config.Train, num_samples: int) -> Pipeline:
     """The views that a model is trained on: the recipe's, unless a teacher has its own."""
     if isinstance(settings, config.TeacherTrain) and settings.operations is not None:
-        return Pipeline.parse(settings.operations, recipe.views.seed)
-    return pipeline(recipe)
+        pairing = Pairing(num_samples, recipe.data.validation)
+        return Pipeline.parse(settings.operations, recipe.views.seed, pairing=pairing)
+    return pipeline(recipe, num_samples)
+
+
+def num_views(recipe: config.Recipe) -> int:
+    """How many views the recipe's cache has."""
+    if recipe.views.count == "all":
+        return pipeline(recipe, num_samples=0).count_all()
+    return recipe.views.count
+
+
+def fresh_views(recipe: config.Recipe, settings: config.Train, num_samples: int) -> ViewSchedule:
+    """Another view each epoch, for who asks no cache: labels and a clean answer cost nothing."""
+    views = training_pipeline(recipe, settings, num_samples)
+    count = settings.epochs if views.operations else 1
+    if views.enumerated:
+        count = views.count_all()
+    return ViewSchedule(count, recipe.views.seed, recipe.views.shift_every)
+
+
+def shared_views(recipe: config.Recipe) -> ViewSchedule:
+    """The schedule of the recipe's cache, and of a teacher that answers in its stead."""
+    return ViewSchedule(num_views(recipe), recipe.views.seed, recipe.views.shift_every)
 
 
 def objective(recipe: config.Recipe) -> Objective:
@@ -305,10 +341,13 @@ def asked_manifest(recipe: config.Recipe, images: ImageSet, teacher: Mapping[str
             "source": images.name,
             "split": images.split,
         },
-        views={**pipeline(recipe).describe(), "count": recipe.views.count},
+        views={
+            **cached_pipeline(recipe, images.num_samples).describe(),
+            "count": num_views(recipe),
+        },
         teacher={**teacher, "model": recipe.teacher.model},
         encoding=recipe.cache.encoding,
-        num_views=recipe.views.count,
+        num_views=num_views(recipe),
         num_samples=images.num_samples,
         num_classes=images.num_classes,
         shard_samples=min(recipe.cache.shard_samples, images.num_samples),

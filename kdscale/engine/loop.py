@@ -107,7 +107,7 @@ class Loop:
         targets = self.source.targets(batch)
         with autocast(self.precision, self.accelerator.device):
             logits = self.model(self.preprocess(batch.pixels))
-        return self.objective(logits, targets, batch.labels)
+        return self.objective(logits, targets, batch.labels, batch.mix)
 
     def _wait_for_device(self) -> None:
         if self.accelerator.device.type == "cuda":

@@ -3,19 +3,21 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.data.loader import Batch
+from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
-from kdscale.data.views.pipeline import Pipeline, view_of_epoch
+from kdscale.data.views.pipeline import Pipeline, View
+from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine.teacher import FrozenTeacher
 from kdscale.errors import CacheMismatchError, ViewMismatchError
-from kdscale.targets import DenseTargets, decode
+from kdscale.targets import DenseTargets, decode, mixed_targets
 
 _CHECKED_SAMPLES = 256  # of each view, at its start
 _CHECKED_EVERY = 500  # batches, after that
@@ -24,8 +26,9 @@ _CHECKED_EVERY = 500  # batches, after that
 class TargetSource(Protocol):
     """What answers a batch with targets."""
 
-    def view_of_epoch(self, epoch: int) -> int:
-        """The view that an epoch shows."""
+    @property
+    def schedule(self) -> ViewSchedule:
+        """Which views epochs show."""
         ...
 
     def start_epoch(self, epoch: int) -> None:
@@ -41,12 +44,7 @@ class TargetSource(Protocol):
 class NoTargets:
     """Plain supervised training."""
 
-    num_views: int
-    seed: int
-
-    def view_of_epoch(self, epoch: int) -> int:
-        """The schedule's view."""
-        return view_of_epoch(epoch, self.num_views, self.seed)
+    schedule: ViewSchedule
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing to get ready."""
@@ -60,12 +58,7 @@ class LiveTeacher:
     """Online distillation: the teacher answers at every step."""
 
     teacher: FrozenTeacher
-    num_views: int
-    seed: int
-
-    def view_of_epoch(self, epoch: int) -> int:
-        """The schedule's view."""
-        return view_of_epoch(epoch, self.num_views, self.seed)
+    schedule: ViewSchedule
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing to get ready."""
@@ -76,9 +69,13 @@ class LiveTeacher:
         return DenseTargets(self.teacher.logits(batch.pixels).clone())
 
 
+_Wanted = int | tuple[Literal["epoch"], int]
+"""What is resident: a view, or what an epoch shows where its samples show different views."""
+
+
 @dataclass(frozen=True, slots=True)
-class _ResidentView:
-    view: int
+class _Resident:
+    wanted: _Wanted
     logits_NC: Tensor
     digests_N: Tensor
 
@@ -86,33 +83,48 @@ class _ResidentView:
 class CachedTargets:
     """A finished cache as a source of targets, joined by (view, sample index).
 
-    One view is resident on the device; the next one is read and decoded in a thread while this one
-    is trained on. The pixels' digests are compared with those that the teacher saw for the first
-    samples of each view and one batch now and then.
+    What an epoch shows is resident on the device; the next epoch's is read and decoded in a thread
+    while this one is trained on. The pixels' digests are compared with those that the teacher saw
+    for the first samples of each epoch's views and one batch now and then.
     """
 
     def __init__(
-        self, reader: CacheReader, device: torch.device, num_views: int | None = None
+        self,
+        reader: CacheReader,
+        device: torch.device,
+        num_views: int | None = None,
+        shift_every: int | None = None,
     ) -> None:
         self.manifest: Manifest = reader.manifest
         self.num_views = num_views or reader.manifest.num_views
         self.device = device
-        self.pipeline = Pipeline.parse(
-            reader.manifest.views["operations"], reader.manifest.views["seed"]
-        )
+        self.pipeline = Pipeline.from_description(reader.manifest.views)
         """What makes the pixels that the teacher saw."""
+        self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
+        """Which views epochs show: every view once in `num_views` epochs."""
         self._reader = reader
-        self._resident: _ResidentView | None = None
-        self._ahead: tuple[int, Future[_ResidentView]] | None = None
+        self._resident: _Resident | None = None
+        self._ahead: tuple[_Wanted, Future[_Resident]] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._num_batches = 0
-        self._num_checked = 0  # samples of the resident view
+        self._num_checked = 0  # samples of what is resident
 
     @classmethod
     def open(
-        cls, path: str | Path, *, device: str | torch.device = "cpu", num_views: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        num_views: int | None = None,
+        shift_every: int | None = None,
     ) -> Self:
-        """Open the cache at `path`; `num_views` uses only its first views.
+        """Open the cache at `path`.
+
+        Args:
+            path: the cache's folder.
+            device: where targets are wanted.
+            num_views: use only its first views.
+            shift_every: see `ViewSchedule`.
 
         Raises:
             CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
@@ -123,20 +135,19 @@ class CachedTargets:
             raise CacheMismatchError(
                 f"{path} has {reader.manifest.num_views} views, {num_views} are asked for"
             )
-        return cls(reader, torch.device(device), num_views)
-
-    def view_of_epoch(self, epoch: int) -> int:
-        """The view that an epoch shows: every view once in `num_views` epochs."""
-        return view_of_epoch(epoch, self.num_views, self.manifest.views["seed"])
+        return cls(reader, torch.device(device), num_views, shift_every)
 
     def start_epoch(self, epoch: int) -> None:
-        """Make the epoch's view resident and start to read the next one."""
-        self._make_resident(self.view_of_epoch(epoch))
-        self._read_ahead(self.view_of_epoch(epoch + 1))
+        """Make resident what the epoch shows and start to read what the next one will."""
+        self._make_resident(self._shown_in(epoch))
+        self._read_ahead(self._shown_in(epoch + 1))
 
     def targets(self, batch: Batch) -> DenseTargets:
         """The targets of a batch, after checking its pixels where that is due."""
-        return self.read(batch.view, batch.index, batch.pixels)
+        if isinstance(batch.view, int):
+            return self.read(batch.view, batch.index, batch.pixels)
+        assert self._resident is not None, "an epoch was started before its first batch"
+        return self._read(self._resident, batch.view, batch.index, batch.pixels)
 
     def read(self, view: int, index: Tensor, pixels: Tensor | None = None) -> DenseTargets:
         """The targets of samples `index` (int64 [B]) in a view.
@@ -150,11 +161,7 @@ class CachedTargets:
             ViewMismatchError: the pixels are not those that the teacher saw.
             CacheCorruptError: a chunk is missing or damaged.
         """
-        resident = self._make_resident(view)
-        index = index.to(self.device)
-        if pixels is not None and self._check_is_due(len(index)):
-            self.check(view, index, pixels)
-        return DenseTargets(resident.logits_NC.index_select(0, index))
+        return self._read(self._make_resident(view), view, index, pixels)
 
     def check(self, view: int, index: Tensor, pixels: Tensor) -> None:
         """Compare pixels with the digests of those that the teacher saw.
@@ -162,45 +169,105 @@ class CachedTargets:
         Raises:
             ViewMismatchError: they differ.
         """
-        resident = self._make_resident(view)
-        index = index.to(self.device)
-        differing = digest(pixels).to(self.device) != resident.digests_N.index_select(0, index)
-        if differing.any():
-            raise ViewMismatchError(
-                f"{self._reader.path}: in view {view}, {int(differing.sum())} of {len(index)} "
-                f"samples (first: {int(index[differing][0])}) are not the pixels the teacher saw: "
-                "images, their order, the views' settings or the decoder have changed. "
-                "Restore them, or build a new cache"
-            )
+        self._check(self._make_resident(view), view, index.to(self.device), pixels)
 
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _check_is_due(self, num_samples: int) -> bool:
+    def check_is_due(self, num_samples: int) -> bool:
+        """Whether the next batch should be checked, which is then taken as done."""
         self._num_batches += 1
         if self._num_checked >= _CHECKED_SAMPLES and self._num_batches % _CHECKED_EVERY:
             return False
         self._num_checked += num_samples
         return True
 
-    def _make_resident(self, view: int) -> _ResidentView:
-        if self._resident is None or self._resident.view != view:
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _read(
+        self, resident: _Resident, view: View, index: Tensor, pixels: Tensor | None
+    ) -> DenseTargets:
+        index = index.to(self.device)
+        if pixels is not None and self.check_is_due(len(index)):
+            self._check(resident, view, index, pixels)
+        return DenseTargets(resident.logits_NC.index_select(0, index))
+
+    def _check(self, resident: _Resident, view: View, index: Tensor, pixels: Tensor) -> None:
+        differing = digest(pixels).to(self.device) != resident.digests_N.index_select(0, index)
+        if differing.any():
+            first = int(differing.nonzero()[0])
+            shown = view if isinstance(view, int) else int(view[first])
+            raise ViewMismatchError(
+                f"{self._reader.path}: in view {shown}, {int(differing.sum())} of {len(index)} "
+                f"samples (first: {int(index[first])}) are not the pixels the teacher saw: "
+                "images, their order, the views' settings or the decoder have changed. "
+                "Restore them, or build a new cache"
+            )
+
+    def _shown_in(self, epoch: int) -> _Wanted:
+        view = self.schedule.view(epoch, torch.zeros(1, dtype=torch.int64))
+        return view if isinstance(view, int) else ("epoch", epoch)
+
+    def _make_resident(self, wanted: _Wanted) -> _Resident:
+        if self._resident is None or self._resident.wanted != wanted:
             self._resident = None  # its memory may be needed for the next one
-            if self._ahead is not None and self._ahead[0] == view:
+            if self._ahead is not None and self._ahead[0] == wanted:
                 self._resident, self._ahead = self._ahead[1].result(), None
             else:
-                self._resident = self._load(view)
+                self._resident = self._load(wanted)
             self._num_checked = 0
         return self._resident
 
-    def _read_ahead(self, view: int) -> None:
-        wanted = self._resident is not None and self._resident.view != view
-        if wanted and (self._ahead is None or self._ahead[0] != view):
-            self._ahead = (view, self._thread.submit(self._load, view))
+    def _read_ahead(self, wanted: _Wanted) -> None:
+        needed = self._resident is not None and self._resident.wanted != wanted
+        if needed and (self._ahead is None or self._ahead[0] != wanted):
+            self._ahead = (wanted, self._thread.submit(self._load, wanted))
 
-    def _load(self, view: int) -> _ResidentView:
-        arrays = self._reader.read_view(view)
+    def _load(self, wanted: _Wanted) -> _Resident:
+        if isinstance(wanted, int):
+            arrays = self._reader.read_view(wanted)
+        else:
+            arrays = self._mixed_views(wanted[1])
         digests = torch.from_numpy(arrays["digests"].astype("int64"))
         logits = decode(arrays).logits_BC
-        return _ResidentView(view, logits.to(self.device), digests.to(self.device))
+        return _Resident(wanted, logits.to(self.device), digests.to(self.device))
+
+    def _mixed_views(self, epoch: int) -> dict[str, np.ndarray]:
+        """What an epoch shows where its samples show different views: each shard read once for
+        each of its views, of which it has one where `shift_every` is a multiple of a shard.
+        """
+        parts = []
+        for shard in range(self.manifest.num_shards):
+            samples = torch.arange(*self.manifest.shard_range(shard))
+            views = np.asarray(self.schedule.view(epoch, samples))
+            rows: dict[str, np.ndarray] = {}
+            for view in np.unique(views).tolist():
+                for name, values in self._reader.read_shard(view, shard).items():
+                    kept = rows.setdefault(name, values)
+                    kept[views == view] = values[views == view]
+            parts.append(rows)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class FixedTargets:
+    """The teacher's answers to the clean images, whatever view of them the student is shown.
+
+    The way of most known systems, for comparison only: the targets belong to other pixels than the
+    student sees. Of mixed images the targets are mixed like the labels.
+    """
+
+    def __init__(self, clean: CachedTargets, images: Images, schedule: ViewSchedule) -> None:
+        self.clean, self.schedule = clean, schedule
+        self._images = images
+
+    def start_epoch(self, epoch: int) -> None:
+        """The clean answers are the same in each."""
+        self.clean.start_epoch(0)
+
+    def targets(self, batch: Batch) -> DenseTargets:
+        """The targets of a batch's clean images; those are checked where that is due."""
+        if self.clean.check_is_due(len(batch.index)):
+            self.clean.check(0, batch.index, self._images.take(batch.index)[0])
+        own = self.clean.read(0, batch.index)
+        if batch.mix is None:
+            return own
+        return mixed_targets(own, self.clean.read(0, batch.mix.index_B), batch.mix.weight_B)

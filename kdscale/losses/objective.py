@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kdscale.losses.logits import kl_loss, label_loss
-from kdscale.targets import DenseTargets
+from kdscale.targets import DenseTargets, Mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,17 @@ class Objective:
     soft_weight: float
     temperature: float = 1.0
 
-    def __call__(self, logits_BC: Tensor, targets: DenseTargets | None, labels_B: Tensor) -> Tensor:
+    def __call__(
+        self,
+        logits_BC: Tensor,
+        targets: DenseTargets | None,
+        labels_B: Tensor,
+        mix: Mix | None = None,
+    ) -> Tensor:
         """The scalar to minimise; a term of weight 0 is not computed."""
         terms = []
         if self.hard_weight:
-            terms.append(self.hard_weight * label_loss(logits_BC, labels_B))
+            terms.append(self.hard_weight * label_loss(logits_BC, labels_B, mix))
         if self.soft_weight:
             assert targets is not None, "an objective with a soft term is given targets"
             soft = kl_loss(logits_BC, targets.logits_BC, self.temperature)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from kdscale.data.images import ImageSet
 from kdscale.data.loader import Batch, Images, Loader, as_tensor
 from kdscale.data.views.digest import digest
 from kdscale.data.views.generator import permutation
+from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
 from kdscale.engine.building import ShardBuilder
 from kdscale.engine.following import NEVER, Cadence, Following
@@ -37,6 +37,7 @@ from kdscale.engine.processes import StopRequest, create_accelerator
 from kdscale.engine.runs import Job
 from kdscale.engine.sources import CachedTargets, LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import FrozenTeacher, SizedBatches
+from kdscale.losses.logits import label_loss
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.runlog import MetricsLog
 from kdscale.targets import DenseTargets, encode
@@ -117,13 +118,14 @@ def _temporary_cache(
     asked = components.asked_manifest(recipe, images, teacher.describe())
     views = 2 if recipe.views.operations else 1
     manifest = create_or_resume(path, replace(asked, num_views=views), images.labels)
-    writer, pipeline = ShardWriter(path, manifest), components.pipeline(recipe)
+    writer = ShardWriter(path, manifest)
+    pipeline = components.cached_pipeline(recipe, images.num_samples)
     logits = _made_up_logits(images)
     for view in range(views):
         for shard in range(manifest.num_shards):
             index = torch.arange(*manifest.shard_range(shard))
             digests = [
-                digest(pipeline(resident.take(part)[0], view, part)).cpu()
+                digest(resident.show(pipeline, view, part).pixels).cpu()
                 for part in index.split(1024)
             ]
             values = encode(logits[index], manifest.encoding)
@@ -149,7 +151,7 @@ class _StagedTargets:
     """Targets that are already on the device: what reading them is judged against."""
 
     def __init__(self, cached: CachedTargets, logits_NC: Tensor) -> None:
-        self.view_of_epoch = cached.view_of_epoch
+        self.schedule = cached.schedule
         self._logits_NC = logits_NC.to(cached.device)
         self._staged: Iterator[DenseTargets] = iter(())
 
@@ -176,10 +178,11 @@ def _variants(parts: _Parts, cache: Path) -> dict[str, Variant]:
         distill = Objective(1.0, 1.0, distill.temperature)
     staged = _StagedTargets(cached, _made_up_logits(parts.images))
     staged_loop = _loop(parts, staged, distill)
-    online = LiveTeacher(parts.teacher, views, 0)
+    schedule = ViewSchedule(views, 0)
+    online = LiveTeacher(parts.teacher, schedule)
     return {
         "plain": Variant(_plain(parts, views)),
-        "supervised": _ours(parts, _loop(parts, NoTargets(views, 0), SUPERVISED)),
+        "supervised": _ours(parts, _loop(parts, NoTargets(schedule), SUPERVISED)),
         "staged": _ours(parts, staged_loop, lambda count: staged.stage(staged_loop, count)),
         "cached": _ours(parts, _loop(parts, cached, distill)),
         "online": _ours(parts, _loop(parts, online, distill)),
@@ -189,7 +192,7 @@ def _variants(parts: _Parts, cache: Path) -> dict[str, Variant]:
 def _plain(parts: _Parts, num_views: int) -> Steps:
     """A bare PyTorch loop: same student, views, batches and optimizer, none of kdscale's loop."""
     settings, images = parts.settings, parts.resident
-    pipeline = components.pipeline(parts.recipe)
+    pipeline = components.pipeline(parts.recipe, parts.images.num_samples)
     student = components.create_student(
         parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
     )
@@ -208,13 +211,12 @@ def _plain(parts: _Parts, num_views: int) -> Steps:
     def steps(number: int) -> None:
         model.train()
         for step, (epoch, index) in islice(batches, number):
-            pixels, labels = images.take(index)
-            pixels = pipeline(pixels, epoch % num_views, index)
+            shown = images.show(pipeline, epoch % num_views, index)
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step)
             with autocast(settings.precision, device):
-                logits = model(preprocess(pixels))
-            loss = F.cross_entropy(logits.float(), labels)
+                logits = model(preprocess(shown.pixels))
+            loss = label_loss(logits, shown.labels, shown.mix)
             loss.backward()
             if settings.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
@@ -232,8 +234,8 @@ def _loop(parts: _Parts, source: TargetSource, objective: Objective) -> Loop:
     loader = Loader(
         parts.resident,
         torch.arange(parts.images.num_samples),
-        components.pipeline(parts.recipe),
-        source.view_of_epoch,
+        components.pipeline(parts.recipe, parts.images.num_samples),
+        source.schedule,
         seed=0,
         global_batch_size=settings.global_batch_size,
     )
@@ -309,14 +311,13 @@ def _synchronize() -> None:
 def _measure_build(parts: _Parts, seconds: float) -> dict[str, Any]:
     """Whole shards, written and flushed, against a bare teacher loop over the same views."""
     recipe, teacher = parts.recipe, parts.teacher
-    pipeline = components.pipeline(recipe)
+    pipeline = components.cached_pipeline(recipe, parts.images.num_samples)
     batches = SizedBatches(teacher, recipe.teacher.batch_size)
     size = recipe.teacher.batch_size
 
     def bare(start: int, stop: int) -> None:
         for index in torch.arange(start, stop).split(size):
-            pixels, _ = parts.resident.take(index)
-            teacher.logits(pipeline(pixels, 0, index)).cpu()
+            teacher.logits(parts.resident.show(pipeline, 0, index).pixels).cpu()
 
     bare(0, min(size, parts.images.num_samples))
     began = perf_counter()

@@ -21,7 +21,12 @@ from kdscale.config import Recipe
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.engine.building import ShardBuilder
-from kdscale.engine.components import asked_manifest, frozen_teacher, pipeline, training_images
+from kdscale.engine.components import (
+    asked_manifest,
+    cached_pipeline,
+    frozen_teacher,
+    training_images,
+)
 from kdscale.engine.processes import (
     StopRequest,
     create_accelerator,
@@ -83,7 +88,8 @@ def build(
     todo = _my_shards(writer, accelerator)
     _announce(path, manifest, probe, writer)
     accelerator.wait_for_everyone()
-    builder = ShardBuilder(resident, pipeline(recipe), batches, writer)
+    views = cached_pipeline(recipe, images.num_samples)
+    builder = ShardBuilder(resident, views, batches, writer)
     with orderly_stop() as stop:
         _build_shards(builder, manifest, todo, stop, path, main=accelerator.is_main_process)
     accelerator.wait_for_everyone()

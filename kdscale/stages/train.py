@@ -24,7 +24,8 @@ from kdscale.engine.following import (
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
 from kdscale.engine.runs import Content, Job, keep_content, open_run
-from kdscale.engine.sources import CachedTargets, LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.sources import CachedTargets, FixedTargets, LiveTeacher, NoTargets, TargetSource
+from kdscale.errors import ConfigError
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
 from kdscale.models.weights import save_weights
@@ -70,7 +71,7 @@ def train(
         test = components.test_images(recipe, cache_root)
     components.check_same_classes(images, test)
     resident = Images(images, accelerator.device)
-    source = _source(recipe, job, images, cache, teacher_weights, accelerator)
+    source = _source(recipe, job, images, resident, cache, teacher_weights, accelerator)
     keep_content(run, _content(images, test, source), main=accelerator.is_main_process)
     loop = _loop(recipe, job, images, resident, source, loss, accelerator)
     evaluator = _evaluator(recipe, images, resident, test, accelerator)
@@ -95,23 +96,43 @@ def _source(
     recipe: config.Recipe,
     job: Job,
     images: ImageSet,
+    resident: Images,
     cache: Path | None,
     teacher_weights: str | None,
     accelerator: Accelerator,
 ) -> TargetSource:
     """Where the targets come from; the loop cannot tell."""
-    views = recipe.views
+    fresh = components.fresh_views(recipe, job.section(recipe)[1], images.num_samples)
     if job.targets == "none":
-        # Labels are free: each epoch shows a new view, however few of them are cached.
-        settings = job.section(recipe)[1]
-        augmented = components.training_pipeline(recipe, settings).operations
-        return NoTargets(settings.epochs if augmented else 1, views.seed)
+        return NoTargets(fresh)
+    fixed = recipe.views.mode == "fixed"
     if job.targets == "teacher":
+        if fixed:
+            raise ConfigError(
+                "views.mode = 'fixed' takes the answers to the clean images from a cache: use "
+                "--targets cache"
+            )
         teacher = components.frozen_teacher(recipe, images, teacher_weights, accelerator.device)
-        return LiveTeacher(teacher, views.count, views.seed)
+        return LiveTeacher(teacher, components.shared_views(recipe))
     assert cache is not None, "the command line builds or finds a cache first"
     _check_cache(recipe, images, cache, teacher_weights)
-    return CachedTargets.open(cache, device=accelerator.device, num_views=views.count)
+    cached = CachedTargets.open(
+        cache,
+        device=accelerator.device,
+        num_views=components.num_views(recipe),
+        shift_every=recipe.views.shift_every,
+    )
+    if not fixed:
+        return cached
+    log.warning(_FIXED)
+    return FixedTargets(cached, resident, fresh)
+
+
+_FIXED = (
+    "views.mode = 'fixed': the teacher saw each image clean, the student is shown another picture "
+    "of it, so the targets are not those of what it sees; see docs/results/views.md for what that "
+    "costs. It is there for comparison: views.mode = 'replayed' trains on what the teacher saw"
+)
 
 
 def _check_cache(
@@ -145,8 +166,8 @@ def _loop(
     loader = Loader(
         resident,
         training,
-        components.training_pipeline(recipe, settings),
-        source.view_of_epoch,
+        components.training_pipeline(recipe, settings, images.num_samples),
+        source.schedule,
         seed=job.seed,
         global_batch_size=settings.global_batch_size,
         process_index=accelerator.process_index,
@@ -171,8 +192,15 @@ def _loop(
     )
 
 
+def _cached(source: TargetSource) -> CachedTargets | None:
+    if isinstance(source, FixedTargets):
+        return source.clean
+    return source if isinstance(source, CachedTargets) else None
+
+
 def _content(images: ImageSet, test: ImageSet, source: TargetSource) -> Content:
-    cache = source.manifest if isinstance(source, CachedTargets) else None
+    cached = _cached(source)
+    cache = None if cached is None else cached.manifest
     teacher = cache.teacher["weights_sha256"] if cache is not None else None
     if isinstance(source, LiveTeacher):
         teacher = source.teacher.weights_sha256
@@ -229,10 +257,10 @@ def _result(
     }
     if loop.state.best_validation_accuracy >= 0:
         result["best_validation_accuracy"] = loop.state.best_validation_accuracy
-    if isinstance(source, CachedTargets):
-        result["cache"] = source.manifest.id
-        result["build_seconds"] = source.manifest.build["seconds"]
-        source.close()
+    if (cached := _cached(source)) is not None:
+        result["cache"] = cached.manifest.id
+        result["build_seconds"] = cached.manifest.build["seconds"]
+        cached.close()
     return result
 
 

@@ -6,7 +6,8 @@ import torch
 
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Batch, Images, Loader, as_tensor
-from kdscale.data.views.pipeline import Pipeline, view_of_epoch
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.schedule import ViewSchedule
 from tests.data import replay
 
 PIPELINE = Pipeline.parse([{"name": "random_crop", "padding": 1}, "random_horizontal_flip"])
@@ -26,7 +27,7 @@ def loader(split, num_views=4, **options):
         Images(split, torch.device("cpu")),
         torch.arange(5, 47),
         PIPELINE,
-        lambda epoch: view_of_epoch(epoch, num_views, 0),
+        ViewSchedule(num_views, 0),
         **{"seed": 0, "global_batch_size": 8} | options,
     )
 

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdscale.data.images import ImageSet
-from kdscale.data.loader import Images, Loader, split_validation
+from kdscale.data.loader import Images, Loader
+from kdscale.data.split import split_validation
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import DataError
 from tests.data import replay
 
@@ -21,7 +23,7 @@ def loader(num_samples, *, samples=None, **options):
     samples = torch.arange(num_samples) if samples is None else samples
     options = {"seed": 0, "global_batch_size": 12} | options
     images = Images(split, torch.device("cpu"))
-    return Loader(images, samples, Pipeline.parse([]), lambda epoch: epoch, **options)
+    return Loader(images, samples, Pipeline.parse([]), ViewSchedule(1, 0), **options)
 
 
 def epoch_of(found, epoch):

@@ -44,8 +44,8 @@ def loader_of(recipe, images, source, seed=0):
     return Loader(
         Images(images, CPU),
         torch.arange(images.num_samples),
-        components.pipeline(recipe),
-        source.view_of_epoch,
+        components.pipeline(recipe, images.num_samples),
+        source.schedule,
         seed=seed,
         global_batch_size=recipe.student.train.global_batch_size,
     )
@@ -88,7 +88,7 @@ def test_cached_step_equals_online_step_at_30_student_states(
     online = loop_of(
         recipe,
         images,
-        LiveTeacher(teacher, recipe.views.count, recipe.views.seed),
+        LiveTeacher(teacher, components.shared_views(recipe)),
         student,
         optimizer,
     )
@@ -112,7 +112,7 @@ def cache_of_live_answers(path, recipe, images, teacher, seed):
     """A cache of exactly what the live teacher answers to the batches of a run with `seed`."""
     asked = components.asked_manifest(recipe, images, teacher.describe())
     manifest = create_or_resume(path, asked, images.labels)
-    live = LiveTeacher(teacher, recipe.views.count, recipe.views.seed)
+    live = LiveTeacher(teacher, components.shared_views(recipe))
     loader = loader_of(recipe, images, live, seed)
     shape = (manifest.num_views, manifest.num_samples)
     logits, digests = np.zeros((*shape, images.num_classes), np.float32), np.zeros(shape, np.uint64)

@@ -1,50 +1,162 @@
 """A pipeline of operations: images and (view, index) in, the view's pixels out."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from difflib import get_close_matches
-from functools import lru_cache
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+import torch
 from torch import Tensor
 
-from kdscale.data.views.generator import GENERATOR_VERSION, bits_KB, permutation
+from kdscale.data.views.generator import (
+    GENERATOR_VERSION,
+    absorb,
+    bits_KB,
+    chain,
+    integers,
+    signed,
+)
 from kdscale.data.views.operations.base import Operation
-from kdscale.data.views.operations.catalog import OPERATIONS
+from kdscale.data.views.operations.catalog import NAMES, parse_operation
+from kdscale.data.views.operations.mixing import Mixing
+from kdscale.data.views.operations.per_sample import PerSample
+from kdscale.data.views.pairing import Pairing
 from kdscale.errors import ConfigError
 
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_ALL = chain(0x616C6C)  # "all"
+_MOST_VIEWS = 1 << 20  # of an enumerated pipeline
+_LARGEST_WORD = (1 << 32) - 1
+
+View = int | Tensor
+"""A view number: one for all samples, or int64 [B]."""
+Prepare = Callable[[View, Tensor], tuple[Tensor, int]]
+"""Images of samples (int64 [B]), and how many leading operations have been applied to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Views as they are shown to teacher and student."""
+
+    pixels: Tensor
+    """uint8 [B, C, H, W]."""
+    partner: Tensor | None = None
+    """int64 [B], whom each sample is mixed with; None where nothing is mixed."""
+    weight: Tensor | None = None
+    """float32 [B], share of a sample's own label; None where nothing is mixed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What turns sample `index` into its view number `view`, under one seed."""
+    """What turns sample `index` into its view number `view`, under one seed.
 
-    operations: tuple[Operation, ...]
+    Raises:
+        ConfigError: two mixing operations, mixing without a pairing, or an enumeration of what is
+            not finite.
+    """
+
+    operations: tuple[Operation | Mixing, ...]
     seed: int = 0
+    pairing: Pairing | None = None
+    """Who is mixed with whom."""
+    enumerated: bool = False
+    """Views count through all outcomes instead of drawing them."""
+
+    def __post_init__(self) -> None:
+        mixing = [_name(o) for o in self.operations if isinstance(o, Mixing)]
+        if len(mixing) > 1:
+            raise ConfigError(
+                f"views.operations: {mixing[0]} and {mixing[1]}: only one operation may mix "
+                "(mixup_or_cutmix switches between both)"
+            )
+        if mixing and self.pairing is None:
+            raise ConfigError(
+                f"{mixing[0]} needs to know its partners: give the pipeline a pairing"
+            )
+        if self.enumerated:
+            self.count_all()
 
     @classmethod
-    def parse(cls, operations: Sequence[str | Mapping[str, object]], seed: int = 0) -> "Pipeline":
+    def parse(
+        cls,
+        operations: Sequence[str | Mapping[str, object]],
+        seed: int = 0,
+        *,
+        pairing: Pairing | None = None,
+        enumerated: bool = False,
+    ) -> "Pipeline":
         """A pipeline from names and tables: `["random_horizontal_flip", {"name": ..., ...}]`.
+
+        Args:
+            operations: in order.
+            seed: of every draw.
+            pairing: left out where nothing is mixed.
+            enumerated: see the field.
 
         Raises:
             ConfigError: unknown operation or argument (nearest name given), wrong type or range.
         """
-        return cls(tuple(_parse_operation(entry) for entry in operations), seed)
+        parsed = tuple(parse_operation(entry) for entry in operations)
+        mixes = any(isinstance(operation, Mixing) for operation in parsed)
+        return cls(parsed, seed, pairing if mixes else None, enumerated)
 
-    def describe(self) -> dict[str, object]:
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> "Pipeline":
+        """The pipeline that `describe` described, as a manifest's `views` has it.
+
+        Raises:
+            ConfigError: it cannot be replayed by this version.
+        """
+        if description["generator"] != GENERATOR_VERSION:
+            raise ConfigError(
+                f"views were made by generator {description['generator']}, this is generator "
+                f"{GENERATOR_VERSION}: use the kdscale that made them"
+            )
+        pairing = description.get("pairing")
+        return cls.parse(
+            description["operations"],
+            description["seed"],
+            pairing=None if pairing is None else Pairing(**pairing),
+            enumerated=description.get("enumerated", False),
+        )
+
+    def describe(self) -> dict[str, Any]:
         """The canonical description: everything the pixels depend on besides the images."""
-        names = {operation: name for name, operation in OPERATIONS.items()}
-        return {
+        description: dict[str, Any] = {
             "generator": GENERATOR_VERSION,
             "seed": self.seed,
-            "operations": [{"name": names[type(o)], **asdict(o)} for o in self.operations],
+            "operations": [_describe(operation) for operation in self.operations],
         }
+        if self.pairing is not None:
+            description["pairing"] = asdict(self.pairing)
+        if self.enumerated:
+            description["enumerated"] = True
+        return description
 
-    def __call__(self, images: Tensor, view: int | Tensor, index: Tensor) -> Tensor:
-        """The view's pixels.
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed with partners."""
+        return self.pairing is not None
+
+    @property
+    def leading(self) -> int:
+        """How many operations it takes until all views have one size; 0 where none fixes it."""
+        for position, operation in enumerate(self.operations):
+            if isinstance(operation, Mixing):
+                break
+            if operation.fixes_size:
+                return position + 1
+        return 0
+
+    def count_all(self) -> int:
+        """How many views there are in all.
+
+        Raises:
+            ConfigError: too many to count; the first operation that makes it so is named.
+        """
+        return prod(self._choices().values())
+
+    def __call__(self, images: Tensor, view: View, index: Tensor) -> Tensor:
+        """The pixels of views that are not mixed.
 
         Args:
             images: uint8 [B, C, H, W], as decoded.
@@ -53,80 +165,125 @@ class Pipeline:
 
         Returns:
             uint8 [B, C, H, W], on the device of `images`.
+
+        Raises:
+            ConfigError: the pipeline mixes.
         """
-        if not self.operations or not len(images):
+        if self.mixes:
+            raise ConfigError(
+                "this pipeline mixes samples with partners, whose images it needs too: use "
+                "`Images.show` (kdscale.data.loader) or `Pipeline.show`"
+            )
+        return self.apply(images, view, index)
+
+    def show(self, prepare: Prepare, view: View, index: Tensor) -> Shown:
+        """The views of samples, mixed with their partners where the pipeline says so.
+
+        Args:
+            prepare: gives the images of any samples.
+            view: view number, one for all or int64 [B].
+            index: int64 [B].
+        """
+        if not self.mixes:
+            images, done = prepare(view, index)
+            return Shown(self.apply(images, view, index, done))
+        partner = self.partner(view, index)
+        place, mixing = next(
+            (position, operation)
+            for position, operation in enumerate(self.operations)
+            if isinstance(operation, Mixing)
+        )
+        # Every image is asked for, and prepared, once: most partners are in the same batch.
+        views, samples, where = _once(view, torch.cat((index, partner)), index)
+        images, done = prepare(views, samples)
+        images = self.apply(images, views, samples, done, place)
+        where = where.to(images.device)
+        own, other = images[where[: len(index)]], images[where[len(index) :]]
+        bits = self._bits(place, place + 1, view, index.to(images.device))
+        mixed, weight = mixing.mix(own, other, bits)
+        return Shown(self.apply(mixed, view, index, place + 1), partner, weight)
+
+    def partner(self, view: View, index: Tensor) -> Tensor:
+        """Whom samples are mixed with: int64 [B]."""
+        assert self.pairing is not None, "only a pipeline that mixes has partners"
+        if isinstance(view, int):
+            return self.pairing.partners(self.seed, view).to(index.device)[index]
+        partner = index.clone()
+        for number in view.unique().tolist():
+            chosen = view == number
+            partner[chosen] = self.partner(number, index[chosen])
+        return partner
+
+    def apply(
+        self, images: Tensor, view: View, index: Tensor, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """The operations from number `start` up to `stop`, none of which mixes."""
+        stop = len(self.operations) if stop is None else stop
+        if start == stop or not len(images):
             return images
-        index = index.to(images.device)
-        if isinstance(view, Tensor):
-            view = view.to(images.device)
-        bits = bits_KB(self.seed, self._draws(), view, index)
-        start = 0
-        for operation in self.operations:
-            images = operation(images, bits[start : start + operation.num_draws])
-            start += operation.num_draws
+        bits, first = self._bits(start, stop, view, index.to(images.device)), 0
+        for operation in self.operations[start:stop]:
+            assert not isinstance(operation, Mixing), "partners' images are at hand in `show` alone"
+            images = operation(images, bits[first : first + operation.num_draws])
+            first += operation.num_draws
         return images
 
-    def _draws(self) -> list[tuple[int, int]]:
-        return [
+    def _bits(self, start: int, stop: int, view: View, index: Tensor) -> Tensor:
+        """The random bits of some operations, int64 [draws, B]."""
+        view = view if isinstance(view, int) else view.to(index.device)
+        draws = [
             (position, draw)
-            for position, operation in enumerate(self.operations)
-            for draw in range(operation.num_draws)
+            for position in range(start, stop)
+            for draw in range(self.operations[position].num_draws)
         ]
+        if self.enumerated:
+            return self._enumerated(draws, view, index)
+        return bits_KB(self.seed, draws, view, index)
+
+    def _enumerated(self, draws: Sequence[tuple[int, int]], view: View, index: Tensor) -> Tensor:
+        """Bits that lead to outcome (view + a number drawn for the sample) of all outcomes."""
+        choices = self._choices()
+        state = torch.tensor(signed(chain(_ALL, self.seed)), device=index.device)
+        total = prod(choices.values())
+        outcome = (integers(absorb(state, index), total) + view) % total
+        words = {}
+        for draw, count in reversed(choices.items()):
+            # The word that every draw of `count` values, integer or bernoulli, reads as its value.
+            words[draw] = (outcome % count) * _LARGEST_WORD // max(count - 1, 1) << 32
+            outcome = outcome // count
+        if not draws:
+            return index.new_empty((0, len(index)))
+        return torch.stack([words[draw] for draw in draws])
+
+    def _choices(self) -> dict[tuple[int, int], int]:
+        """How many values each (position, draw) of a finite pipeline chooses from."""
+        found: dict[tuple[int, int], int] = {}
+        for position, operation in enumerate(self.operations):
+            choices = None if isinstance(operation, Mixing) else operation.choices
+            if choices is None or prod(found.values()) * prod(choices) > _MOST_VIEWS:
+                raise ConfigError(
+                    f"views.count = 'all': {_name(operation)} has too many outcomes to show them "
+                    "all: set views.count to a number"
+                )
+            found |= {(position, draw): count for draw, count in enumerate(choices)}
+        return found
 
 
-@lru_cache(maxsize=1024)  # asked at every step
-def view_of_epoch(epoch: int, num_views: int, seed: int) -> int:
-    """Which view every sample shows in an epoch: each cycle of `num_views` epochs shows each once.
-
-    The order within a cycle is a function of (seed, cycle), so coverage is equal, no view waits for
-    a fixed turn, and an epoch resumed in its middle shows the view it began with.
-    """
-    cycle, position = divmod(epoch, num_views)
-    return int(permutation(num_views, seed, cycle)[position])
-
-
-def _parse_operation(entry: object) -> Operation:
-    table = {"name": entry} if isinstance(entry, str) else entry
-    if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
-        raise ConfigError(f"views.operations: {entry!r} has no name: write {{ name = ..., ... }}")
-    if name not in OPERATIONS:
-        raise ConfigError(_unknown(f"views.operations: no operation {name!r}", name, OPERATIONS))
-    operation = OPERATIONS[name]
-    known = {field.name: field for field in fields(operation)}
-    arguments = {key: value for key, value in table.items() if key != "name"}
-    for key, value in arguments.items():
-        if key not in known:
-            raise ConfigError(_unknown(f"{name}: no argument {key!r}", key, known))
-        arguments[key] = _checked(name, key, value, known[key].type)
-    missing = [k for k, f in known.items() if f.default is MISSING and k not in arguments]
-    if missing:
-        raise ConfigError(
-            f"{name}: {missing[0]} is missing: write {{ name = {name!r}, {missing[0]} = ... }}"
-        )
-    return operation(**arguments)
+def _once(view: View, samples: Tensor, index: Tensor) -> tuple[View, Tensor, Tensor]:
+    """The distinct (view, sample) pairs, and where each of `samples` is among them."""
+    if isinstance(view, int):
+        distinct, where = samples.unique(return_inverse=True)
+        return view, distinct, where
+    pairs = torch.stack((torch.cat((view, view)).to(index.device), samples))
+    distinct, where = pairs.unique(dim=1, return_inverse=True)
+    return distinct[0], distinct[1], where
 
 
-def _checked(name: str, key: str, value: object, wanted: Any) -> object:
-    """The value as the argument's type: a list where a tuple is wanted, an integer for a float."""
-    try:
-        return TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
-    except (ValidationError, TypeError, ValueError):
-        raise ConfigError(f"{name}: {key} is {value!r}, wanted {_type_name(wanted)}") from None
+def _name(operation: Operation | Mixing) -> str:
+    return operation.name if isinstance(operation, PerSample) else NAMES[type(operation)]
 
 
-def _type_name(wanted: Any) -> str:
-    if wanted in _TYPE_NAMES:
-        return _TYPE_NAMES[wanted]
-    if get_origin(wanted) is Literal:
-        return " or ".join(repr(value) for value in get_args(wanted))
-    if get_origin(wanted) is tuple:
-        inner = [_type_name(argument) for argument in get_args(wanted)]
-        return f"a list of {len(inner)} values ({', '.join(inner)})"
-    kinds = [kind for kind in get_args(wanted) if kind is not type(None)]
-    return " or ".join(_type_name(kind) for kind in kinds)
-
-
-def _unknown(message: str, name: str, known: Mapping[str, object]) -> str:
-    nearest = get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
-    return f"{message}: {hint}"
+def _describe(operation: Operation | Mixing) -> dict[str, Any]:
+    if isinstance(operation, PerSample):
+        return operation.describe()
+    return {"name": _name(operation), **asdict(operation)}
