@@ -32,6 +32,11 @@ class Job:
             raise ConfigError(
                 f"recipe {recipe.name!r} has no [{self.model}.train] section: add one, with epochs"
             )
+        if self.targets == "teacher" and recipe.views.mode == "fixed":
+            raise ConfigError(
+                "views.mode = 'fixed' takes the answers to the clean images from a cache: train "
+                "with --targets cache, without --online"
+            )
         return section, section.train
 
 

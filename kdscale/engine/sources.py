@@ -76,6 +76,8 @@ _Wanted = int | tuple[Literal["epoch"], int]
 @dataclass(frozen=True, slots=True)
 class _Resident:
     wanted: _Wanted
+    views_N: Tensor | None
+    """The view of each sample; None where all show the one that is wanted."""
     logits_NC: Tensor
     digests_N: Tensor
 
@@ -188,6 +190,9 @@ class CachedTargets:
     ) -> DenseTargets:
         index = index.to(self.device)
         if pixels is not None and self.check_is_due(len(index)):
+            if resident.views_N is not None:
+                shown = resident.views_N.index_select(0, index.to(resident.views_N.device))
+                assert shown.equal(torch.as_tensor(view)), "the epoch was started"
             self._check(resident, view, index, pixels)
         return DenseTargets(resident.logits_NC.index_select(0, index))
 
@@ -223,22 +228,26 @@ class CachedTargets:
             self._ahead = (wanted, self._thread.submit(self._load, wanted))
 
     def _load(self, wanted: _Wanted) -> _Resident:
+        views = None
         if isinstance(wanted, int):
             arrays = self._reader.read_view(wanted)
         else:
-            arrays = self._mixed_views(wanted[1])
+            shown = self.schedule.view(wanted[1], torch.arange(self.manifest.num_samples))
+            views = torch.as_tensor(shown)
+            arrays = self._mixed_views(views)
         digests = torch.from_numpy(arrays["digests"].astype("int64"))
         logits = decode(arrays).logits_BC
-        return _Resident(wanted, logits.to(self.device), digests.to(self.device))
+        return _Resident(wanted, views, logits.to(self.device), digests.to(self.device))
 
-    def _mixed_views(self, epoch: int) -> dict[str, np.ndarray]:
-        """What an epoch shows where its samples show different views: each shard read once for
-        each of its views, of which it has one where `shift_every` is a multiple of a shard.
+    def _mixed_views(self, views_N: Tensor) -> dict[str, np.ndarray]:
+        """Every sample in its own view.
+
+        A shard is read once for each of its views, of which it has one where `shift_every` is a
+        multiple of a shard's samples.
         """
         parts = []
         for shard in range(self.manifest.num_shards):
-            samples = torch.arange(*self.manifest.shard_range(shard))
-            views = np.asarray(self.schedule.view(epoch, samples))
+            views = views_N[slice(*self.manifest.shard_range(shard))].numpy()
             rows: dict[str, np.ndarray] = {}
             for view in np.unique(views).tolist():
                 for name, values in self._reader.read_shard(view, shard).items():

@@ -62,7 +62,7 @@ def run_recipe(
         KdscaleError: see `kdscale.errors`; the same command goes on from there.
     """
     train_set, test_set = check_recipe(recipe, cache_root)
-    Job("student", "cache", seeds[0]).section(recipe)
+    Job("student", "teacher" if online else "cache", seeds[0]).section(recipe)
     _open_folder(folder, recipe)
     splits = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
     teacher, weights = _teacher(recipe, folder, splits, cache_root)

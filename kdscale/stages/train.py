@@ -25,7 +25,6 @@ from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
 from kdscale.engine.runs import Content, Job, keep_content, open_run
 from kdscale.engine.sources import CachedTargets, FixedTargets, LiveTeacher, NoTargets, TargetSource
-from kdscale.errors import ConfigError
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
 from kdscale.models.weights import save_weights
@@ -107,11 +106,6 @@ def _source(
         return NoTargets(fresh)
     fixed = recipe.views.mode == "fixed"
     if job.targets == "teacher":
-        if fixed:
-            raise ConfigError(
-                "views.mode = 'fixed' takes the answers to the clean images from a cache: use "
-                "--targets cache"
-            )
         teacher = components.frozen_teacher(recipe, images, teacher_weights, accelerator.device)
         return LiveTeacher(teacher, components.shared_views(recipe))
     assert cache is not None, "the command line builds or finds a cache first"

@@ -126,6 +126,14 @@ def view_of_epoch(epoch, num_views, seed):
     return int(permutation(num_views, seed, cycle)[position])
 
 
+def shifted_view(epoch, index, num_views, seed, shift_every):
+    """Which view an epoch shows of a sample, where blocks of samples go through it shifted."""
+    cycle, position = divmod(epoch, num_views)
+    word = chain(chain(int.from_bytes(b"shift")), seed, index // shift_every)
+    place = (integer(word, num_views) + position) % num_views
+    return int(permutation(num_views, seed, cycle)[place])
+
+
 def epoch_order(samples, seed, epoch):
     """The samples of a split in the order in which an epoch shows them."""
     order = permutation(len(samples), chain(int.from_bytes(b"order")), seed, epoch)

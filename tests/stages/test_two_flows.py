@@ -27,6 +27,16 @@ CROP_AND_FLIP = {
     "count": 3,
 }
 NO_VIEWS = {"operations": [], "count": 1}
+MIXED = {"operations": ["random_horizontal_flip", "mixup_or_cutmix"], "count": 3}
+SHIFTED = {**MIXED, "shift_every": 32}  # of four shards, each shows a view of its own
+ALL = {"operations": ["random_horizontal_flip"], "count": "all"}
+VIEWS = {
+    "one view": NO_VIEWS,
+    "crop and flip": CROP_AND_FLIP,
+    "mixed": MIXED,
+    "shifted": SHIFTED,
+    "all": ALL,
+}
 
 
 def losses(run):
@@ -68,7 +78,7 @@ def loop_of(recipe, images, source, student, optimizer):
 # --------------------------------------------------------------------------- the same step
 
 
-@pytest.mark.parametrize("views", [NO_VIEWS, CROP_AND_FLIP], ids=["one view", "crop and flip"])
+@pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize("model", ["mlp", "batch_norm"])
 def test_cached_step_equals_online_step_at_30_student_states(
     load_table, tiny_teacher, shared_root, views, model
@@ -84,7 +94,8 @@ def test_cached_step_equals_online_step_at_30_student_states(
     student = components.create_student(recipe, recipe.student, images, seed=0, what="student")
     parameters = list(student.model.parameters())
     optimizer = components.optimizer(recipe.student.train, parameters)
-    cached = loop_of(recipe, images, CachedTargets.open(path), student, optimizer)
+    targets = CachedTargets.open(path, shift_every=recipe.views.shift_every)
+    cached = loop_of(recipe, images, targets, student, optimizer)
     online = loop_of(
         recipe,
         images,
@@ -97,10 +108,12 @@ def test_cached_step_equals_online_step_at_30_student_states(
         found = []
         for loop in (cached, online):
             batch = loop.loader.batch(step)
+            loop.source.start_epoch(step // loop.loader.steps_per_epoch)
             loss = loop.loss_of(batch)
-            found.append((batch.view, loss, torch.autograd.grad(loss, parameters)))
-        (view, loss, gradient), (other_view, other_loss, other_gradient) = found
-        assert view == other_view
+            found.append((batch, loss, torch.autograd.grad(loss, parameters)))
+        (batch, loss, gradient), (other, other_loss, other_gradient) = found
+        assert torch.equal(batch.pixels, other.pixels)
+        assert batch.index.equal(other.index)
         assert abs(loss - other_loss) <= 1e-5
         for ours, theirs in zip(gradient, other_gradient, strict=True):
             assert (ours - theirs).abs().max() <= 1e-5
@@ -131,12 +144,13 @@ def cache_of_live_answers(path, recipe, images, teacher, seed):
 
 
 @pytest.mark.parametrize("batch_size", [32, 128], ids=["batches of 32", "the whole set"])
-@pytest.mark.parametrize("views", [NO_VIEWS, CROP_AND_FLIP], ids=["one view", "crop and flip"])
+@pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
 def test_free_running_traces_are_bit_identical_when_the_logits_are(
     load_table, tiny_teacher, shared_root, tmp_path, views, batch_size
 ):
     """A teacher's answer may depend on its batch in the last bit: here every batch comes once."""
-    settings = {"epochs": views["count"], "global_batch_size": batch_size}
+    epochs = 2 if views["count"] == "all" else views["count"]
+    settings = {"epochs": epochs, "global_batch_size": batch_size}
     recipe = load_table(views=views, student={"options": {"dropout": 0.2}, "train": settings})
     images = components.training_images(recipe, shared_root, labelled=True)
     teacher = components.frozen_teacher(recipe, images, tiny_teacher, CPU)
@@ -145,7 +159,7 @@ def test_free_running_traces_are_bit_identical_when_the_logits_are(
     online, cached = tmp_path / "online", tmp_path / "cached"
     train(recipe, Job("student", "teacher", 5), run=online, **places)
     train(recipe, Job("student", "cache", 5), run=cached, cache=cache, **places)
-    assert len(losses(online)) == views["count"] * 128 // batch_size
+    assert len(losses(online)) == epochs * 128 // batch_size
     assert losses(online) == losses(cached)
     assert_same_weights(online, cached)
 

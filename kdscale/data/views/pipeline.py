@@ -198,7 +198,7 @@ class Pipeline:
         images, done = prepare(views, samples)
         images = self.apply(images, views, samples, done, place)
         where = where.to(images.device)
-        own, other = images[where[: len(index)]], images[where[len(index) :]]
+        own, other = (images.index_select(0, part) for part in where.tensor_split(2))
         bits = self._bits(place, place + 1, view, index.to(images.device))
         mixed, weight = mixing.mix(own, other, bits)
         return Shown(self.apply(mixed, view, index, place + 1), partner, weight)

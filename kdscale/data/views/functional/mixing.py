@@ -18,10 +18,8 @@ def blend(images: Tensor, partners: Tensor, weight_B: Tensor) -> Tensor:
         uint8 [B, C, H, W].
     """
     own = weight_B.to(torch.int32).view(-1, 1, 1, 1)
-    other = partners.to(torch.int32)
-    # other + own (image - other) / 256, in place: three passes over the pixels instead of five.
-    mixed = (images - other).mul_(own).add_(128).bitwise_right_shift_(8).add_(other)
-    return mixed.to(torch.uint8)
+    mixed = (images * own).add_(partners * (256 - own)).add_(128)
+    return mixed.bitwise_right_shift_(8).to(torch.uint8)
 
 
 def box_around(

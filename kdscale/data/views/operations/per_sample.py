@@ -106,7 +106,17 @@ def from_torchvision(name: str, arguments: Mapping[str, Any]) -> PerSample:
             f"{json.dumps(library_versions())}: it replays on the same versions only"
         )
     transform = _create(name, given)
-    return PerSample(transform, name, given, fixes_size=_fixes_size(name, given))
+
+    def checked(image: Tensor) -> object:
+        try:
+            return transform(image)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"{name} cannot transform an image of {list(image.shape)} [C, H, W]: {reason}"
+            ) from error
+
+    return PerSample(checked, name, given, fixes_size=_fixes_size(name, given))
 
 
 def library_versions() -> dict[str, str]:
@@ -127,8 +137,8 @@ def _create(name: str, arguments: Mapping[str, Any]) -> Any:
             f"did you mean '{PREFIX}{nearest[0]}'?" if nearest else "see torchvision.transforms.v2"
         )
         raise ConfigError(f"views.operations: torchvision has no transform {name!r}: {hint}")
-    values = {key: _value(key, value) for key, value in arguments.items()}
     try:
+        values = {key: _value(key, value) for key, value in arguments.items()}
         return getattr(v2, short)(**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from None
