@@ -1,5 +1,6 @@
 """Processes, devices and signals: what every stage asks of Accelerate before it starts."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from kdscale.errors import KdscaleError, LaunchError, MainProcessError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES = 1 << 30
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,8 @@ def create_accelerator() -> Accelerator:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     accelerator = Accelerator(mixed_precision="no")
+    if accelerator.device.type == "cpu":
+        _keep_freed_memory()
     started = int(os.environ.get("WORLD_SIZE", "1"))
     asked = max(started, processes_asked_for(_launcher()))
     if asked != accelerator.num_processes and "WORLD_SIZE" not in os.environ:
@@ -47,6 +53,18 @@ def create_accelerator() -> Accelerator:
             "each would do all the work. On a CPU use launch/cpu.sh; see launch/README.md"
         )
     return accelerator
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep the large buffers that each step frees, for the next step to use.
+
+    By default it gives them back to the system and asks for them again, page by page: on two busy
+    cores of a virtual machine that cost more than half of a small student's step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
 def _launcher() -> list[str]:

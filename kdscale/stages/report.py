@@ -110,12 +110,14 @@ _STEPS = {
     "staged": "kdscale, targets in memory",
     "cached": "kdscale, targets from the cache",
     "online": "kdscale, teacher at every step",
+    "views": "making the views alone",
 }
 _RATIOS = {
     "supervised_over_plain_time": "kdscale's loop / bare loop",
     "cached_over_staged_time": "reading targets: cached / in memory",
     "cached_over_supervised_time": "cached / supervised",
     "online_over_cached_time": "online / cached",
+    "views_over_supervised_time": "making the views / supervised",
     "build_over_bare_teacher_time": "build / bare teacher loop",
 }
 
@@ -123,11 +125,14 @@ _RATIOS = {
 def bench_table(found: Mapping[str, Any]) -> str:
     """What `kdscale bench` found."""
     rates = [
-        [label, f"{found[f'{name}_images_per_second']:,.0f}"] for name, label in _STEPS.items()
+        [label, f"{found[f'{name}_images_per_second']:,.0f}"]
+        for name, label in _STEPS.items()
+        if f"{name}_images_per_second" in found  # not in what older versions measured
     ]
     ratios = [
         [label, f"{found[name]:.3f}", "{:.3f} .. {:.3f}".format(*found[f"{name}_spread"])]
         for name, label in _RATIOS.items()
+        if name in found
     ]
     return "\n\n".join(
         [

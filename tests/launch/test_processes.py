@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -122,3 +124,32 @@ def test_processes_asked_for_are_read_from_the_launchers_command(command, asked)
     from kdscale.engine.processes import processes_asked_for
 
     assert processes_asked_for(command) == asked
+
+
+FAULTS = """
+import resource, sys, torch
+from kdscale.engine.processes import create_accelerator
+if sys.argv[1] == "kept":
+    create_accelerator()
+def step():
+    [torch.ones(1 << 20) for _ in range(4)]  # 16 MiB, as a small student's activations
+for _ in range(5):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_memory_that_a_step_frees_is_kept_for_the_next():
+    faults = {
+        mode: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for mode in ("kept", "given back")
+    }
+    assert faults["kept"] < faults["given back"] / 2, faults
