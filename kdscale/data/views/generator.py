@@ -73,7 +73,8 @@ def bits_KB(
     states = [chain(seed, position, draw) for position, draw in draws]
     if isinstance(view, int):
         states = [absorb_integer(state, view) for state in states]
-    state_K1 = torch.tensor([signed(s) for s in states], device=index.device).view(-1, 1)
+    words = [signed(state) for state in states]  # none at all where nothing is drawn
+    state_K1 = torch.tensor(words, dtype=torch.int64, device=index.device).view(-1, 1)
     if isinstance(view, Tensor):
         state_K1 = absorb(state_K1, view)
     return absorb(state_K1, index)

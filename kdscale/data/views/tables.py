@@ -8,7 +8,7 @@ drawn is a place in a table. `docs/views.md` specifies them, with known answers.
 from collections.abc import Callable
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import lru_cache, wraps
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ ONE = 1 << 16
 """Sines, cosines, scales and ratios are integers: 65536ths."""
 QUANTILES = 1024
 """Entries of a table of quantiles: the middles of so many equally likely intervals."""
+SIGMA_UNITS = 64
+"""Standard deviations are integers: 64ths of a pixel."""
 LARGEST_WEIGHT = 256
 """Mixing weights are integers: 256ths."""
 
 _CONTEXT = Context(prec=40, rounding=ROUND_HALF_EVEN)
 
 Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def _table(function: Callable[Arguments, list[int]]) -> Callable[Arguments, tuple[int, ...]]:
@@ -36,7 +39,13 @@ def _table(function: Callable[Arguments, list[int]]) -> Callable[Arguments, tupl
         with localcontext(_CONTEXT):
             return tuple(function(*args, **kwargs))
 
-    return computed  # type: ignore[return-value]  # lru_cache loses the signature
+    return _uncompiled(computed)
+
+
+def _uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Called as it is by compiled code: neither decimal numbers nor caches can be compiled."""
+    called: Callable[Arguments, Result] = torch.compiler.disable(function)
+    return called
 
 
 def on(device: torch.device, table: tuple[int, ...]) -> Tensor:
@@ -44,6 +53,7 @@ def on(device: torch.device, table: tuple[int, ...]) -> Tensor:
     return _on(device, table)
 
 
+@_uncompiled
 @lru_cache(maxsize=128)
 def _on(device: torch.device, table: tuple[int, ...]) -> Tensor:
     with torch.inference_mode(False):
@@ -53,9 +63,14 @@ def _on(device: torch.device, table: tuple[int, ...]) -> Tensor:
 @_table
 def sines() -> list[int]:
     """Sine of 0..90 degrees, [90 · UNITS_PER_DEGREE + 1] in 65536ths."""
-    half_pi = _arctangent_of_reciprocal(5) * 8 - _arctangent_of_reciprocal(239) * 2
-    steps = 90 * UNITS_PER_DEGREE
-    return [_rounded(_sine(half_pi * step / steps) * ONE) for step in range(steps + 1)]
+    return [_rounded(sine * ONE) for sine in _exact_sines()]
+
+
+@_table
+def tangents() -> list[int]:
+    """Tangent of 0 up to, but not, 90 degrees, [90 · UNITS_PER_DEGREE] in 65536ths."""
+    sine = _exact_sines()
+    return [_rounded(a / b * ONE) for a, b in zip(sine[:-1], sine[:0:-1], strict=True)]
 
 
 @_table
@@ -63,6 +78,24 @@ def log_uniform(low: float, high: float) -> list[int]:
     """Quantiles of exp(U(ln low, ln high)), [QUANTILES] in 65536ths, ascending."""
     first, last = Decimal(low).ln(), Decimal(high).ln()
     return [_rounded((first + (last - first) * p).exp() * ONE) for p in _middles()]
+
+
+@_table
+def gaussian(kernel_size: int, largest_sigma: int) -> list[int]:
+    """Weights of Gaussians, [largest_sigma · (kernel_size + 1)/2] in 32768ths, row by row.
+
+    Row s - 1 has a standard deviation of s/SIGMA_UNITS pixels. Its entry j is the weight of the
+    pixels at distance j; the middle one makes up for the rounding, so that a row and its mirror
+    image sum to 32768 exactly.
+    """
+    table = []
+    for sigma in range(1, largest_sigma + 1):
+        decay = (-Decimal(SIGMA_UNITS**2) / (2 * sigma**2)).exp()
+        sides = [decay ** (j * j) for j in range(1, kernel_size // 2 + 1)]
+        total = 1 + 2 * sum(sides)
+        weights = [_rounded(side / total * (ONE // 2)) for side in sides]
+        table += [ONE // 2 - 2 * sum(weights), *weights]
+    return table
 
 
 @_table
@@ -85,6 +118,12 @@ def _middles() -> list[Decimal]:
 
 def _rounded(value: Decimal) -> int:
     return int(value.to_integral_value(ROUND_HALF_EVEN))
+
+
+def _exact_sines() -> list[Decimal]:
+    half_pi = _arctangent_of_reciprocal(5) * 8 - _arctangent_of_reciprocal(239) * 2
+    steps = 90 * UNITS_PER_DEGREE
+    return [_sine(half_pi * step / steps) for step in range(steps + 1)]
 
 
 def _sine(x: Decimal) -> Decimal:

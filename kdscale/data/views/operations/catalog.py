@@ -13,14 +13,55 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from kdscale.data.views.operations.base import Operation
-from kdscale.data.views.operations.geometry import RandomCrop, RandomHorizontalFlip
+from kdscale.data.views.operations.color import (
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    RandomAdjustSharpness,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomGrayscale,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+)
+from kdscale.data.views.operations.erasing import Cutout, RandomErasing
+from kdscale.data.views.operations.geometry import (
+    RandomAffine,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomRotation,
+    RandomVerticalFlip,
+)
 from kdscale.data.views.operations.mixing import Cutmix, Mixing, Mixup, MixupOrCutmix
 from kdscale.data.views.operations.per_sample import PREFIX, from_torchvision
+from kdscale.data.views.operations.policies import RandAugment, TrivialAugmentWide
+from kdscale.data.views.operations.resizing import CenterCrop, RandomResizedCrop, Resize
 from kdscale.errors import ConfigError
 
 OPERATIONS: dict[str, type[Operation]] = {
     "random_crop": RandomCrop,
     "random_horizontal_flip": RandomHorizontalFlip,
+    "random_vertical_flip": RandomVerticalFlip,
+    "center_crop": CenterCrop,
+    "resize": Resize,
+    "random_resized_crop": RandomResizedCrop,
+    "random_rotation": RandomRotation,
+    "random_affine": RandomAffine,
+    "color_jitter": ColorJitter,
+    "random_grayscale": RandomGrayscale,
+    "grayscale": Grayscale,
+    "gaussian_blur": GaussianBlur,
+    "random_invert": RandomInvert,
+    "random_posterize": RandomPosterize,
+    "random_solarize": RandomSolarize,
+    "random_adjust_sharpness": RandomAdjustSharpness,
+    "random_autocontrast": RandomAutocontrast,
+    "random_equalize": RandomEqualize,
+    "rand_augment": RandAugment,
+    "trivial_augment_wide": TrivialAugmentWide,
+    "random_erasing": RandomErasing,
+    "cutout": Cutout,
 }
 
 MIXING: dict[str, type[Mixing]] = {

@@ -12,11 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdscale.data.views import tables
+from kdscale.data.views.functional import geometry
+from kdscale.data.views.functional.geometry import Interpolation
 from kdscale.data.views.generator import bernoulli, integers
-from kdscale.data.views.operations.base import Native, check_name, check_probability
+from kdscale.data.views.operations.base import (
+    Native,
+    check_interval,
+    check_name,
+    check_probability,
+    check_range,
+)
+from kdscale.data.views.operations.resizing import uniform
 from kdscale.errors import ConfigError
 
 _MOST_PADDING = 1024  # pixels; beyond it a crop would show hardly any image
+_SHIFT_UNITS = 64  # a shift is drawn in 64ths of a pixel, then rounded
+
+Angle = float | tuple[float, float]
+"""Degrees: [smallest, largest], or the largest in either direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +116,126 @@ class RandomHorizontalFlip(Native):
         both = torch.cat((images, images.flip(-1)))
         sample_B = torch.arange(len(images), device=images.device)
         return both.index_select(0, sample_B + len(images) * flipped_B)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomVerticalFlip(Native):
+    """A mirror image, top to bottom, with probability `p`. Draw 0 decides."""
+
+    num_draws: ClassVar[int] = 1
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability("random_vertical_flip", "p", self.p)
+
+    @property
+    def choices(self) -> tuple[int]:
+        """Mirrored or not."""
+        return (2 if 0 < self.p < 1 else 1,)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images, some of them mirrored."""
+        batch, channels, height, width = images.shape
+        flipped_B11 = bernoulli(bits[0], self.p).view(-1, 1, 1)
+        row_H = torch.arange(height, device=images.device)
+        first_BC = torch.arange(0, batch * channels * height, height, device=images.device)
+        line_BCH = first_BC.view(batch, channels, 1) + torch.where(
+            flipped_B11, height - 1 - row_H, row_H
+        )
+        lines = images.contiguous().view(-1, width)
+        return lines.index_select(0, line_BCH.flatten()).view(images.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomRotation(Native):
+    """A turn around the middle, counter-clockwise. Draw 0 is the angle, uniform in `degrees`."""
+
+    num_draws: ClassVar[int] = 1
+    degrees: Angle
+    interpolation: Interpolation = "nearest"
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        _check_angle("random_rotation", "degrees", self.degrees, 360)
+        _check_map("random_rotation", self.interpolation, self.fill)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The turned images, as large as before."""
+        matrix_B6 = geometry.rotation_matrix(_angle(bits[0], self.degrees))
+        return geometry.affine(images, matrix_B6, self.interpolation, self.fill)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomAffine(Native):
+    """A shear, a scaling, a turn clockwise around the middle and a shift.
+
+    Draw 0 is the angle, draws 1 and 2 are the shift right and down, draw 3 the scale, draws 4 and 5
+    the angles of the shear along rows and columns.
+    """
+
+    num_draws: ClassVar[int] = 6
+    degrees: Angle
+    translate: tuple[float, float] | None = None
+    scale: tuple[float, float] | None = None
+    shear: Angle | tuple[float, float, float, float] | None = None
+    interpolation: Interpolation = "nearest"
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        name = "random_affine"
+        _check_angle(name, "degrees", self.degrees, 360)
+        for share in self.translate or ():
+            check_range(name, "translate", share, 0, 1, "(share of width and of height)")
+        if self.scale is not None:
+            check_interval(name, "scale", self.scale, 0.01, 100, "(times as large)")
+        for shear in self._shears():
+            _check_angle(name, "shear", shear, 89)
+        _check_map(name, self.interpolation, self.fill)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The moved images, as large as before."""
+        height, width = images.shape[-2:]
+        share_x, share_y = self.translate or (0, 0)
+        shear_x, shear_y = self._shears()
+        matrix_B6 = geometry.affine_matrix(
+            _angle(bits[0], self.degrees),
+            _shift(bits[1], share_x, width),
+            _shift(bits[2], share_y, height),
+            uniform(bits[3], self.scale or (1, 1), tables.ONE),
+            _angle(bits[4], shear_x),
+            _angle(bits[5], shear_y),
+        )
+        return geometry.affine(images, matrix_B6, self.interpolation, self.fill)
+
+    def _shears(self) -> tuple[Angle, Angle]:
+        """Along the rows, along the columns."""
+        if isinstance(self.shear, tuple) and len(self.shear) == 4:
+            return self.shear[:2], self.shear[2:]
+        return (0.0 if self.shear is None else self.shear), 0.0
+
+
+# --------------------------------------------------------------------------- arguments and draws
+
+
+def _check_angle(operation: str, name: str, angle: Angle, largest: int) -> None:
+    if isinstance(angle, tuple):
+        check_interval(operation, name, angle, -largest, largest, "degrees")
+    else:
+        check_range(operation, name, angle, 0, largest, "degrees")
+
+
+def _check_map(operation: str, interpolation: str, fill: int) -> None:
+    check_name(operation, "interpolation", interpolation, ("nearest", "bilinear"))
+    check_range(operation, "fill", fill, 0, 255, "grey levels")
+
+
+def _angle(bits: Tensor, limits: Angle) -> Tensor:
+    """Of `limits`, in 64ths of a degree."""
+    both = limits if isinstance(limits, tuple) else (-limits, limits)
+    return uniform(bits, both, tables.UNITS_PER_DEGREE)
+
+
+def _shift(bits: Tensor, share: float, side: int) -> Tensor:
+    """Whole pixels, uniform in -share·side..share·side before they are rounded."""
+    largest = round(share * (_SHIFT_UNITS * side))
+    return (integers(bits, 2 * largest + 1) - largest + _SHIFT_UNITS // 2) // _SHIFT_UNITS

@@ -1,0 +1,250 @@
+"""Functions that change grey levels, at given integer parameters for each sample.
+
+Images are uint8 [B, C, H, W] with C = 1 or 3, parameters int64 [B]. Factors are in 4096ths, so a
+product with a pixel is exact, and every result is that of integer arithmetic: no order of
+summation, batch size or device can change it. Where torchvision has a function, this one follows
+its arithmetic on uint8 (blend, clamp, cut off what follows the point); `docs/views.md` says where
+floating point makes torchvision's differ.
+"""
+
+import torch
+from torch import Tensor
+
+from kdscale.data.views import tables
+from kdscale.data.views.functional.selection import in_parts
+
+FACTOR_BITS = 12
+ONE = 1 << FACTOR_BITS
+"""Factors and turns of hue are integers: 4096ths."""
+LARGEST_FACTOR = 16
+"""Beyond it, sums could leave int32."""
+_GREY_WEIGHTS = (1253677, 2462056, 478151)  # 0.2989, 0.587 and 0.114
+_GREY_BITS = 22  # in so fine parts, as many as int32 holds: floor then hardly ever differs
+
+
+def brightness(images: Tensor, factor_B: Tensor) -> Tensor:
+    """Black (0) to too bright: floor(pixel · factor), at most 255."""
+    return in_parts(_scale, images, factor_B, torch.zeros_like(factor_B))
+
+
+def contrast(images: Tensor, factor_B: Tensor) -> Tensor:
+    """Even grey (0) to too contrasted: away from the mean of the grey image."""
+    return in_parts(_contrast, images, factor_B)
+
+
+def saturation(images: Tensor, factor_B: Tensor) -> Tensor:
+    """Grey (0) to too colourful: away from the grey image. An image of one channel stays."""
+    return in_parts(_saturation, images, factor_B) if images.shape[1] == 3 else images
+
+
+def hue(images: Tensor, turn_B: Tensor) -> Tensor:
+    """Turn the colour circle by -2048..2048 4096ths. An image of one channel stays."""
+    return in_parts(_hue, images, turn_B) if images.shape[1] == 3 else images
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """The grey image, in as many channels as before."""
+    if images.shape[1] == 1:
+        return images
+    return in_parts(
+        lambda part: _grey(part).to(torch.uint8).expand(part.shape), images
+    ).contiguous()
+
+
+def sharpness(images: Tensor, factor_B: Tensor) -> Tensor:
+    """Smooth (0) to too sharp: away from a 3x3 mean; the outermost pixels stay."""
+    if min(images.shape[-2:]) <= 2:
+        return images
+    return in_parts(_sharpness, images, factor_B)
+
+
+def invert(images: Tensor, inverted_B: Tensor) -> Tensor:
+    """255 - pixel where bool `inverted_B` is true."""
+    return images ^ _per_sample(-inverted_B.to(torch.int16)).to(torch.uint8)
+
+
+def posterize(images: Tensor, bits_B: Tensor) -> Tensor:
+    """The upper 0..8 bits of each pixel, the others 0."""
+    return images & _per_sample(256 - (256 >> bits_B)).to(torch.uint8)
+
+
+def solarize(images: Tensor, threshold_B: Tensor) -> Tensor:
+    """255 - pixel where the pixel is at least the threshold, 0..256."""
+    # A sign shifted down is a mask, -1 or 0. `torch.where` takes ten times as long.
+    below = images.to(torch.int16).sub_(_per_sample(threshold_B).to(torch.int16)) >> 15
+    return images ^ below.bitwise_not_().to(torch.uint8)
+
+
+def autocontrast(images: Tensor) -> Tensor:
+    """Each channel stretched to 0..255: floor(255 · (pixel - least) / (most - least))."""
+    return in_parts(_autocontrast, images)
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Each channel's histogram made flat, as Pillow does it."""
+    return in_parts(_equalize, images)
+
+
+def gaussian_blur(images: Tensor, sigma_B: Tensor, kernel_size: int, largest_sigma: int) -> Tensor:
+    """A Gaussian over kernel_size x kernel_size pixels, the image mirrored at its edges.
+
+    Args:
+        images: uint8 [B, C, H, W], larger than half the kernel.
+        sigma_B: int64, 1..largest_sigma, standard deviation in 64ths of a pixel.
+        kernel_size: odd, in pixels.
+        largest_sigma: how far the table of weights reaches.
+    """
+    table = tables.gaussian(kernel_size, largest_sigma)
+    weights = tables.on(images.device, table).to(torch.int32).view(largest_sigma, -1)
+    return in_parts(_blur, images, weights[sigma_B - 1])
+
+
+def _quotient(dividend: Tensor, divisor: Tensor | int) -> Tensor:
+    return dividend.div(divisor, rounding_mode="floor")
+
+
+def _per_sample(values_B: Tensor) -> Tensor:
+    return values_B.view(-1, 1, 1, 1)
+
+
+def _finish(sums: Tensor) -> Tensor:
+    """4096ths (int32, overwritten) -> uint8."""
+    return sums.bitwise_right_shift_(FACTOR_BITS).clamp_(0, 255).to(torch.uint8)
+
+
+def _scale(images: Tensor, factor_B: Tensor, offset_B: Tensor) -> Tensor:
+    sums = images.to(torch.int32).mul_(_per_sample(factor_B).to(torch.int32))
+    return _finish(sums.add_(_per_sample(offset_B).to(torch.int32)))
+
+
+def _grey(images: Tensor) -> Tensor:
+    """The grey image, int32 [B, 1, H, W]."""
+    if images.shape[1] == 1:
+        return images.to(torch.int32)
+    red, green, blue = (
+        images[:, c : c + 1].to(torch.int32).mul_(w) for c, w in enumerate(_GREY_WEIGHTS)
+    )
+    return red.add_(green).add_(blue).bitwise_right_shift_(_GREY_BITS)
+
+
+def _contrast(images: Tensor, factor_B: Tensor) -> Tensor:
+    # A row's sum fits in int32, of which torch makes sums seven times faster than of int64.
+    total_B = _grey(images).sum(-1, dtype=torch.int32).sum((1, 2))
+    num_pixels = images.shape[-2] * images.shape[-1]
+    # Inside of the floor of (pixel · factor + x) / 4096, x may be rounded down first.
+    offset_B = _quotient(total_B * (ONE - factor_B), num_pixels)
+    return _scale(images, factor_B, offset_B)
+
+
+def _saturation(images: Tensor, factor_B: Tensor) -> Tensor:
+    factor = _per_sample(factor_B).to(torch.int32)
+    return _finish(images.to(torch.int32).mul_(factor).add_(_grey(images).mul_(ONE - factor)))
+
+
+def _sharpness(images: Tensor, factor_B: Tensor) -> Tensor:
+    factor = _per_sample(factor_B).to(torch.int32)
+    pixels = images.to(torch.int16)
+    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + pixels[..., 1:-1, 1:-1] * 4
+    # floor((2 · sum + 13) / 26), the mean rounded: exact for sums up to 13 · 255
+    mean = sums.to(torch.int32).mul_(2).add_(13).mul_(10083).bitwise_right_shift_(18)
+    inner = images[..., 1:-1, 1:-1].to(torch.int32).mul_(factor).add_(mean.mul_(ONE - factor))
+    sharpened = images.clone(memory_format=torch.contiguous_format)
+    sharpened[..., 1:-1, 1:-1] = _finish(inner)
+    return sharpened
+
+
+def _autocontrast(images: Tensor) -> Tensor:
+    least, most = (extreme.to(torch.int32) for extreme in _extremes(images))
+    span = most - least
+    flat = (span == 0).to(torch.int32)  # a channel of one grey level stays
+    # floor(255 · n / span) = floor(n · ceil(255 · 65536 / span) / 65536) for 0 <= n <= span <= 255
+    divisor = span + flat
+    reciprocal = _quotient(255 * 65536 + divisor - 1, divisor)
+    reciprocal = reciprocal * (1 - flat) + 65536 * flat
+    stretched = images.to(torch.int32).sub_(least * (1 - flat)).mul_(reciprocal)
+    return stretched.bitwise_right_shift_(16).to(torch.uint8)
+
+
+def _extremes(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest grey level of each channel, uint8 [B, C, 1, 1]."""
+    return images.amin((-2, -1), keepdim=True), images.amax((-2, -1), keepdim=True)
+
+
+def _equalize(images: Tensor) -> Tensor:
+    batch, channels, height, width = images.shape
+    pixels = images.reshape(batch * channels, height * width).to(torch.int64)
+    one = torch.ones((), dtype=torch.int32, device=images.device).expand(pixels.shape)
+    histogram = torch.zeros(len(pixels), 256, dtype=torch.int32, device=images.device)
+    histogram.scatter_add_(1, pixels, one)
+    brightest = _extremes(images)[1].view(-1, 1).to(torch.int64)
+    step = _quotient(height * width - histogram.gather(1, brightest), 255)
+    below = histogram.cumsum(1, dtype=torch.int32) - histogram
+    levels = _quotient(below + _quotient(step, 2), step.clamp(min=1))
+    same = torch.arange(256, dtype=torch.int32, device=images.device)
+    usable = (step > 0).to(torch.int32)
+    levels = (levels.clamp(max=255) * usable + same * (1 - usable)).to(torch.uint8)
+    return levels.gather(1, pixels).view(images.shape)
+
+
+def _hue(images: Tensor, turn_B: Tensor) -> Tensor:
+    red, green, blue = images.to(torch.int16).unbind(1)
+    most = torch.maximum(torch.maximum(red, green), blue)
+    least = torch.minimum(torch.minimum(red, green), blue)
+    span = most - least
+    # The hue in sixths of the circle is place / span. Masks are -1 (true) or 0.
+    place = red - green + 4 * span
+    place += (2 * span + blue - red - place) & ((most - green - 1) >> 15)
+    place += (green - blue - place) & ((most - red - 1) >> 15)
+    unit = span.to(torch.int32).mul_(ONE)
+    turn = (6 * turn_B).to(torch.int32).view(-1, 1, 1)
+    angle = place.to(torch.int32).mul_(ONE).add_(span.to(torch.int32).mul_(turn))
+    circle = 6 * unit
+    angle += circle & (angle >> 31)
+    angle -= circle & ((angle - circle) >> 31).bitwise_not_()
+    base = least.to(torch.int32).mul_(ONE)
+    zero = torch.zeros((), dtype=torch.int32, device=images.device)
+    rises = (
+        (angle - 3 * unit).abs_().sub_(unit),
+        2 * unit - (angle - 2 * unit).abs_(),
+        2 * unit - (angle - 4 * unit).abs_(),
+    )
+    levels = [rise.clamp_(zero, unit).add_(base) for rise in rises]
+    # torchvision cuts off 255.999 · level; 257/256 is that ratio to five digits
+    shift = FACTOR_BITS + 8
+    turned = [level.mul_(257).bitwise_right_shift_(shift).to(torch.uint8) for level in levels]
+    return torch.stack(turned, 1)
+
+
+def _blur(images: Tensor, weights_BR: Tensor) -> Tensor:
+    reach = weights_BR.shape[1] - 1
+    padded = _mirrored(images.to(torch.int32), reach)
+    weights = [_per_sample(weight) for weight in weights_BR.unbind(1)]
+    # 15 bits of weight and 8 of pixel, of which 16 are kept: the second sum stays below 2^31
+    rows = _weighted(padded, weights, -2).add_(1 << 6).bitwise_right_shift_(7)
+    sums = _weighted(rows, weights, -1).add_(1 << 22).bitwise_right_shift_(23)
+    return sums.to(torch.uint8)
+
+
+def _weighted(padded: Tensor, weights: list[Tensor], dim: int) -> Tensor:
+    """Symmetric weighted sums along `dim`, which gets shorter by twice the reach."""
+    reach = len(weights) - 1
+    size = padded.shape[dim] - 2 * reach
+    total = padded.narrow(dim, reach, size) * weights[0]
+    for distance in range(1, reach + 1):
+        sides = padded.narrow(dim, reach - distance, size) + padded.narrow(
+            dim, reach + distance, size
+        )
+        total.addcmul_(sides, weights[distance])
+    return total
+
+
+def _mirrored(images: Tensor, reach: int) -> Tensor:
+    """The images with `reach` more pixels on all sides, mirrored at the outermost pixels."""
+    for dim in (-2, -1):
+        if reach:
+            size = images.shape[dim]
+            before = images.narrow(dim, 1, reach).flip(dim)
+            after = images.narrow(dim, size - 1 - reach, reach).flip(dim)
+            images = torch.cat((before, images, after), dim)
+    return images

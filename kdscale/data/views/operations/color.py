@@ -1,0 +1,289 @@
+"""Operations that change grey levels: one frozen dataclass each.
+
+Names and arguments follow `torchvision.transforms.v2`. Images of one channel are treated as
+torchvision treats them: what needs colours leaves them as they are.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import permutations
+from typing import ClassVar
+
+from torch import Tensor
+
+from kdscale.data.views import tables
+from kdscale.data.views.functional import color
+from kdscale.data.views.functional.selection import by_kind, where_chosen
+from kdscale.data.views.generator import bernoulli, integers
+from kdscale.data.views.operations.base import (
+    Native,
+    check_interval,
+    check_probability,
+    check_range,
+)
+from kdscale.errors import ConfigError
+
+_LARGEST_KERNEL = 63  # pixels; a larger one would need the sums' upper bits
+_LARGEST_SIGMA = 16  # pixels
+_ORDERS = tuple(place for order in permutations(range(4)) for place in order)  # [24 · 4]
+
+Jitter = float | tuple[float, float]
+"""How far a factor may be from its middle, or its smallest and largest value."""
+
+
+class Sometimes(Native):
+    """What happens to a sample with probability `p`: draw 0 decides."""
+
+    __slots__ = ()
+    num_draws: ClassVar[int] = 1
+    p: float
+
+    @property
+    def choices(self) -> tuple[int]:
+        """Changed or not."""
+        return (2 if 0 < self.p < 1 else 1,)
+
+
+def _where_drawn(
+    function: Callable[[Tensor], Tensor], images: Tensor, bits: Tensor, p: float
+) -> Tensor:
+    return function(images) if p == 1 else where_chosen(function, images, bernoulli(bits[0], p))
+
+
+@dataclass(frozen=True, slots=True)
+class ColorJitter(Native):
+    """Brightness, contrast, saturation and hue, changed in an order drawn for each sample.
+
+    Draw 0 is the order, draws 1 to 4 the factors and the turn of hue.
+    """
+
+    num_draws: ClassVar[int] = 5
+    brightness: Jitter = 0.0
+    contrast: Jitter = 0.0
+    saturation: Jitter = 0.0
+    hue: Jitter = 0.0
+
+    def __post_init__(self) -> None:
+        most = float(color.LARGEST_FACTOR)
+        for name in ("brightness", "contrast", "saturation"):
+            _check_jitter("color_jitter", name, getattr(self, name), (0.0, most), most - 1)
+        _check_jitter("color_jitter", "hue", self.hue, (-0.5, 0.5), 0.5)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images in other colours."""
+        changes = {
+            kind: (function, low + integers(bits[kind + 1], high - low + 1))
+            for kind, (function, (low, high), neutral) in enumerate(self._ranges())
+            if (low, high) != (neutral, neutral)
+        }
+
+        def change(step: int, kind: int, part: Tensor, rows_B: Tensor) -> Tensor:
+            if kind not in changes:
+                return part
+            function, parameter_B = changes[kind]
+            return function(part, parameter_B[rows_B])
+
+        if len(changes) < 2:  # then the order does not matter
+            for function, parameter_B in changes.values():
+                images = function(images, parameter_B)
+            return images
+        orders = tables.on(images.device, _ORDERS).view(24, 4)
+        return by_kind(images, orders[integers(bits[0], 24)].T, 4, change)
+
+    def _ranges(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, int], int]]:
+        """Function, smallest and largest parameter, and the one that changes nothing."""
+        return [
+            (color.brightness, _bounds(self.brightness, 1.0), color.ONE),
+            (color.contrast, _bounds(self.contrast, 1.0), color.ONE),
+            (color.saturation, _bounds(self.saturation, 1.0), color.ONE),
+            (color.hue, _bounds(self.hue, 0.0), 0),
+        ]
+
+
+def _check_jitter(
+    operation: str, name: str, value: Jitter, limits: tuple[float, float], most: float
+) -> None:
+    if isinstance(value, float | int):
+        check_range(operation, name, value, 0.0, most, "to both sides")
+    else:
+        check_interval(
+            operation, name, value, *limits, "as a factor" if limits[0] == 0 else "turns"
+        )
+
+
+def _bounds(value: Jitter, middle: float) -> tuple[int, int]:
+    """Smallest and largest parameter in 4096ths."""
+    if isinstance(value, float | int):
+        lowest = 0.0 if middle else -math.inf
+        value = (max(middle - value, lowest), middle + value)
+    return round(value[0] * color.ONE), round(value[1] * color.ONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Grayscale(Native):
+    """The grey image, in as many channels as before."""
+
+    num_draws: ClassVar[int] = 0
+
+    @property
+    def choices(self) -> tuple[()]:
+        """Nothing is drawn."""
+        return ()
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The grey images."""
+        return color.grayscale(images)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomGrayscale(Sometimes):
+    """The grey image, in as many channels as before, with probability `p`."""
+
+    p: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_probability("random_grayscale", "p", self.p)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images, some of them grey."""
+        return _where_drawn(color.grayscale, images, bits, self.p)
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianBlur(Native):
+    """A Gaussian over `kernel_size` x `kernel_size` pixels. Draw 0 is its standard deviation."""
+
+    num_draws: ClassVar[int] = 1
+    kernel_size: int
+    sigma: Jitter = (0.1, 2.0)
+    """Standard deviation in pixels, fixed or between two."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.kernel_size <= _LARGEST_KERNEL and self.kernel_size % 2):
+            raise ConfigError(
+                f"gaussian_blur: kernel_size is {self.kernel_size}, wanted an odd number of pixels "
+                f"1..{_LARGEST_KERNEL}"
+            )
+        least = 1 / tables.SIGMA_UNITS
+        if isinstance(self.sigma, float | int):
+            check_range("gaussian_blur", "sigma", self.sigma, least, _LARGEST_SIGMA, "pixels")
+        else:
+            check_interval("gaussian_blur", "sigma", self.sigma, least, _LARGEST_SIGMA, "pixels")
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The blurred images."""
+        if self.kernel_size // 2 >= min(images.shape[-2:]):
+            raise ConfigError(
+                f"gaussian_blur: a kernel of {self.kernel_size} pixels is too large for images of "
+                f"{images.shape[-2]}x{images.shape[-1]}: choose a smaller kernel_size"
+            )
+        sigma = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
+        low, high = (round(value * tables.SIGMA_UNITS) for value in sigma)
+        sigma_B = low + integers(bits[0], high - low + 1)
+        return color.gaussian_blur(images, sigma_B, self.kernel_size, high)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomInvert(Sometimes):
+    """The negative, with probability `p`."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability("random_invert", "p", self.p)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images, some of them negatives."""
+        return color.invert(images, bernoulli(bits[0], self.p))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomPosterize(Sometimes):
+    """The upper `bits` bits of each pixel, with probability `p`."""
+
+    bits: int
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("random_posterize", "bits", self.bits, 0, 8, "bits")
+        check_probability("random_posterize", "p", self.p)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images, some of them in fewer grey levels."""
+        return color.posterize(images, 8 + bernoulli(bits[0], self.p) * (self.bits - 8))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomSolarize(Sometimes):
+    """The negative of all pixels of at least `threshold`, with probability `p`."""
+
+    threshold: float
+    """A grey level."""
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("random_solarize", "threshold", self.threshold, 0, 255, "grey levels")
+        check_probability("random_solarize", "p", self.p)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images, some of them solarized."""
+        least = math.ceil(self.threshold)
+        return color.solarize(images, 256 + bernoulli(bits[0], self.p) * (least - 256))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomAdjustSharpness(Sometimes):
+    """Smoother (below 1) or sharper (above 1), with probability `p`."""
+
+    sharpness_factor: float
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        most = color.LARGEST_FACTOR
+        check_range(
+            "random_adjust_sharpness",
+            "sharpness_factor",
+            self.sharpness_factor,
+            0,
+            most,
+            "as a factor",
+        )
+        check_probability("random_adjust_sharpness", "p", self.p)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images, some of them smoother or sharper."""
+        factor = round(self.sharpness_factor * color.ONE)
+
+        def sharpened(part: Tensor) -> Tensor:
+            return color.sharpness(part, bits.new_full((len(part),), factor))
+
+        return _where_drawn(sharpened, images, bits, self.p)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomAutocontrast(Sometimes):
+    """Each channel stretched to all grey levels, with probability `p`."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability("random_autocontrast", "p", self.p)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images, some of them stretched."""
+        return _where_drawn(color.autocontrast, images, bits, self.p)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomEqualize(Sometimes):
+    """Each channel's histogram made flat, with probability `p`."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability("random_equalize", "p", self.p)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images, some of them equalized."""
+        return _where_drawn(color.equalize, images, bits, self.p)

@@ -1,0 +1,173 @@
+"""Operations that change the size of an image: one frozen dataclass each.
+
+Names and arguments follow `torchvision.transforms.v2`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdscale.data.views import tables
+from kdscale.data.views.functional import resampling
+from kdscale.data.views.functional.geometry import Interpolation
+from kdscale.data.views.generator import integers
+from kdscale.data.views.operations.base import Native, check_interval, check_name, check_range
+
+_LARGEST_SIZE = 1 << 14  # pixels
+_ATTEMPTS = 10  # at a crop that fits, as torchvision has it
+Size = int | tuple[int, int]
+"""Pixels: of a side, or of height and width."""
+
+
+@dataclass(frozen=True, slots=True)
+class CenterCrop(Native):
+    """The middle of the image; what is missing of `size` becomes black. Nothing is drawn."""
+
+    num_draws: ClassVar[int] = 0
+    choices: ClassVar[tuple[()]] = ()
+    fixes_size: ClassVar[bool] = True
+    size: Size
+
+    def __post_init__(self) -> None:
+        _check_size("center_crop", self.size)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The crops."""
+        for axis, size in zip((-1, -2), _pair(self.size)[::-1], strict=True):
+            missing = size - images.shape[axis]
+            if missing > 0:
+                around = [0, 0] * (-1 - axis) + [missing // 2, (missing + 1) // 2]
+                images = F.pad(images, around)
+            else:
+                images = images.narrow(axis, round(-missing / 2), size)
+        return images.contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class Resize(Native):
+    """All of the image at another size. Nothing is drawn.
+
+    One number is the length of the shorter side; the longer one keeps the ratio, rounded down.
+    """
+
+    num_draws: ClassVar[int] = 0
+    choices: ClassVar[tuple[()]] = ()
+    size: Size
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        _check_size("resize", self.size)
+        check_name("resize", "interpolation", self.interpolation, ("bilinear", "nearest"))
+
+    @property
+    def fixes_size(self) -> bool:  # type: ignore[override]  # of an instance here, of a class there
+        """Whether both sides are given."""
+        return not isinstance(self.size, int)
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The images at their new size."""
+        height, width = images.shape[-2:]
+        if isinstance(self.size, int):
+            shorter = min(height, width)
+            new = (self.size * height // shorter, self.size * width // shorter)
+        else:
+            new = self.size
+        return resampling.resize(images, new, self.interpolation, self.antialias)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomResizedCrop(Native):
+    """A box of random area and shape, brought to one size.
+
+    Szegedy et al., "Going deeper with convolutions", CVPR 2015, section 6. Draws 2a and 2a + 1 are
+    the area and the ratio of width to height of attempt a; the first box that fits counts. Draws 20
+    and 21 are its top and left edge. Where none fits it is the largest one in the middle.
+    """
+
+    num_draws: ClassVar[int] = 2 * _ATTEMPTS + 2
+    fixes_size: ClassVar[bool] = True
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        name = "random_resized_crop"
+        _check_size(name, self.size)
+        check_interval(name, "scale", self.scale, 0.0001, 1, "(shares of the image's area)")
+        check_interval(name, "ratio", self.ratio, 0.01, 100, "(width to height)")
+        check_name(name, "interpolation", self.interpolation, ("bilinear", "nearest"))
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """The crops at their new size."""
+        height, width = images.shape[-2:]
+        height_B, width_B = self._box(bits[: 2 * _ATTEMPTS], height, width)
+        drawn_B = width_B > 0
+        middle_height, middle_width = self._middle_box(height, width)
+        height_B = torch.where(drawn_B, height_B, middle_height)
+        width_B = torch.where(drawn_B, width_B, middle_width)
+        rows_left_B, columns_left_B = height - height_B, width - width_B
+        top_B = torch.where(drawn_B, _below(bits[-2], rows_left_B + 1), rows_left_B // 2)
+        left_B = torch.where(drawn_B, _below(bits[-1], columns_left_B + 1), columns_left_B // 2)
+        box = (top_B, left_B, height_B, width_B)
+        return resampling.resized_crop(
+            images, *box, _pair(self.size), self.interpolation, self.antialias
+        )
+
+    def _box(self, bits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Height and width of the first attempt that fits, int64 [B]; 0 where none does."""
+        ratios = tables.on(bits.device, tables.log_uniform(*self.ratio))
+        scale_AB = uniform(bits[::2], self.scale, tables.ONE)
+        ratio_AB = ratios[integers(bits[1::2], tables.QUANTILES)]
+        area_AB = (height * width * scale_AB) >> 8  # 256ths of a pixel
+        width_AB = (_square_root((area_AB * ratio_AB) >> 22) + 1) >> 1
+        quotient_AB = torch.div(area_AB << 10, ratio_AB, rounding_mode="floor")
+        height_AB = (_square_root(quotient_AB) + 1) >> 1
+        fits_AB = (width_AB > 0) & (width_AB <= width) & (height_AB > 0) & (height_AB <= height)
+        # The first that fits, and no other, has no fitting one before it.
+        first_AB = fits_AB & (fits_AB.cumsum(0) == 1)
+        return (height_AB * first_AB).sum(0), (width_AB * first_AB).sum(0)
+
+    def _middle_box(self, height: int, width: int) -> tuple[int, int]:
+        """The largest box whose ratio is within the limits."""
+        low, high = (round(limit * tables.ONE) for limit in self.ratio)
+        if width * tables.ONE < low * height:
+            return max(1, (2 * width * tables.ONE + low) // (2 * low)), width
+        if width * tables.ONE > high * height:
+            return height, max(1, (2 * height * high + tables.ONE) // (2 * tables.ONE))
+        return height, width
+
+
+# --------------------------------------------------------------------------- arguments and draws
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _check_size(operation: str, size: Size) -> None:
+    for side in _pair(size):
+        check_range(operation, "size", side, 1, _LARGEST_SIZE, "pixels")
+
+
+def uniform(bits: Tensor, limits: tuple[float, float], units: int) -> Tensor:
+    """Uniform int64 from the first limit to the last, both in `units` and rounded."""
+    low, high = (round(limit * units) for limit in limits)
+    return low + integers(bits, high - low + 1)
+
+
+def _below(bits: Tensor, bound_B: Tensor) -> Tensor:
+    """`integers` with a bound for each sample."""
+    return (((bits >> 32) & 0xFFFFFFFF) * bound_B) >> 32
+
+
+def _square_root(square: Tensor) -> Tensor:
+    """The largest integer whose square is not above, for int64 below 2^52."""
+    root = square.to(torch.float64).sqrt().to(torch.int64)
+    root = root - (root * root > square).to(torch.int64)  # whatever a device's sqrt rounds to
+    return root + ((root + 1) * (root + 1) <= square).to(torch.int64)
