@@ -80,12 +80,12 @@ def bits_KB(
     return absorb(state_K1, index)
 
 
-def integers(bits: Tensor, bound: int) -> Tensor:
-    """Uniform int64 in [0, bound) from the upper 32 bits, for bound < 2^31.
+def integers(bits: Tensor, bound: int | Tensor) -> Tensor:
+    """Uniform int64 in [0, bound) from the upper 32 bits, for bound < 2^31, also one a sample.
 
     No value's probability is further than 2^-32 from 1/bound.
     """
-    assert 0 < bound < 1 << 31
+    assert isinstance(bound, Tensor) or 0 < bound < 1 << 31
     return (_shift_right(bits, 32) * bound) >> 32
 
 

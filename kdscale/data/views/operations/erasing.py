@@ -53,8 +53,8 @@ class RandomErasing(Native):
         erased_B = bernoulli(bits[0], self.p)
         height_B, width_B = self._rectangles(height, width, bits[3:-1])
         height_B, width_B = height_B * erased_B, width_B * erased_B
-        top_B = _below(bits[1], height - height_B + 1)
-        left_B = _below(bits[2], width - width_B + 1)
+        top_B = integers(bits[1], height - height_B + 1)
+        left_B = integers(bits[2], width - width_B + 1)
         inside = _inside(images, top_B, top_B + height_B, left_B, left_B + width_B)
         if self.value == "random":
             return _covered(images, inside, in_parts(_noise, images, bits[-1]))
@@ -102,11 +102,6 @@ class Cutout(Native):
         left_B = integers(bits[2], images.shape[-1]) - self.size // 2
         inside = _inside(images, top_B, top_B + size_B, left_B, left_B + size_B)
         return _covered(images, inside, self.value)
-
-
-def _below(bits: Tensor, bound_B: Tensor) -> Tensor:
-    """`integers` with a bound for each sample."""
-    return (((bits >> 32) & 0xFFFFFFFF) * bound_B) >> 32
 
 
 def _half_up_root(four_squares: Tensor, most: int) -> Tensor:

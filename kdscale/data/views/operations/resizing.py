@@ -112,8 +112,8 @@ class RandomResizedCrop(Native):
         height_B = torch.where(drawn_B, height_B, middle_height)
         width_B = torch.where(drawn_B, width_B, middle_width)
         rows_left_B, columns_left_B = height - height_B, width - width_B
-        top_B = torch.where(drawn_B, _below(bits[-2], rows_left_B + 1), rows_left_B // 2)
-        left_B = torch.where(drawn_B, _below(bits[-1], columns_left_B + 1), columns_left_B // 2)
+        top_B = torch.where(drawn_B, integers(bits[-2], rows_left_B + 1), rows_left_B // 2)
+        left_B = torch.where(drawn_B, integers(bits[-1], columns_left_B + 1), columns_left_B // 2)
         box = (top_B, left_B, height_B, width_B)
         return resampling.resized_crop(
             images, *box, _pair(self.size), self.interpolation, self.antialias
@@ -159,11 +159,6 @@ def uniform(bits: Tensor, limits: tuple[float, float], units: int) -> Tensor:
     """Uniform int64 from the first limit to the last, both in `units` and rounded."""
     low, high = (round(limit * units) for limit in limits)
     return low + integers(bits, high - low + 1)
-
-
-def _below(bits: Tensor, bound_B: Tensor) -> Tensor:
-    """`integers` with a bound for each sample."""
-    return (((bits >> 32) & 0xFFFFFFFF) * bound_B) >> 32
 
 
 def _square_root(square: Tensor) -> Tensor:
