@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdscale.errors import ConfigError
 
@@ -43,6 +43,11 @@ class Data(Section):
     validation: Fraction = Field(
         0.0, description="share of the training split held out to choose the best weights; 0 = none"
     )
+    clean: list[str | dict[str, Any]] = Field(
+        [],
+        description="resize, center_crop and others without draws: the image to evaluate on, and "
+        "to show where no views are named; needed where sizes differ",
+    )
 
 
 class Views(Section):
@@ -67,6 +72,13 @@ class Views(Section):
         description="replayed: the teacher sees what the student is shown; fixed: for comparison "
         "only, the teacher sees each image clean, once",
     )
+
+    @field_validator("count", mode="before")
+    @classmethod
+    def _number_or_all(cls, count: object) -> object:
+        if count == "all" or (type(count) is int and count >= 1):
+            return count
+        raise ValueError('wanted a whole number, 1 or more, or "all"')
 
     @model_validator(mode="after")
     def _one_clean_view_in_fixed_mode(self) -> "Views":

@@ -3,6 +3,10 @@
 `ROOT/KEY/` holds `pixels.npy`, `labels.npy` and `images.json`. KEY hashes the encoded images,
 labels and class names, so any change of the source leads elsewhere. A folder appears whole, by
 rename.
+
+Images of several sizes are not stored: `ROOT/KEY.json` notes what their headers say. They are
+identified by KEY, which also holds the version of the rules in `decode.py`: decoding all of them
+to hash their pixels would cost what a pass of training does.
 """
 
 import fcntl
@@ -14,14 +18,15 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from kdscale.data.decode import count_channels, decode
+from kdscale.data.decode import Headers, SizesDifferError, decode, read_headers
+from kdscale.data.encoded import EncodedImages, read_note, write_note
 from kdscale.data.source import EncodedSplit
 from kdscale.durable import flush_folder
 from kdscale.errors import StorageError
@@ -36,9 +41,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StoredImages:
-    """Content of one folder of the store."""
+    """Content of one folder of the store, or the images of a set that is not stored."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray | EncodedImages
     labels: np.ndarray
     fingerprint: str
 
@@ -48,7 +53,10 @@ class _DamagedError(Exception):
 
 
 def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
-    """The stored copy if there is a sound one, else decode. Any number of processes may call."""
+    """The stored copy if there is a sound one, else decode. Any number of processes may call.
+
+    What has several sizes is not decoded, and comes back as it is.
+    """
     key = source_key(encoded)
     folder = root / key
     if folder.exists():
@@ -56,6 +64,8 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
             return _open(folder)
         except _DamagedError as error:
             logger.warning("decoded images in %s are damaged (%s): decoding again", folder, error)
+    if (noted := read_note(_note(folder))) is not None:
+        return _left_encoded(encoded, noted, key)
     try:
         return _decode_into(encoded, folder)
     except OSError as error:
@@ -98,6 +108,15 @@ def content_fingerprint(
     )
 
 
+def _left_encoded(encoded: EncodedSplit, headers: Headers, key: str) -> StoredImages:
+    encoded.labels.flags.writeable = False
+    return StoredImages(EncodedImages(encoded, headers), encoded.labels, key)
+
+
+def _note(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
 def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _only_one_process(folder) as alone:
@@ -106,16 +125,15 @@ def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
                 return _open(folder)  # another process was first
             except _DamagedError:
                 _remove(folder)
-        if alone:
-            for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
-        try:
-            partial.mkdir()
-            _write(encoded, partial)
-            _publish(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        headers = read_note(_note(folder)) or read_headers(encoded)
+        if headers.one_size:
+            try:
+                _write_whole(encoded, headers.channels, folder, alone=alone)
+            except SizesDifferError:
+                headers = replace(headers, one_size=False)
+        if not headers.one_size:
+            write_note(_note(folder), headers)
+            return _left_encoded(encoded, headers, folder.name)
     try:
         return _open(folder)
     except _DamagedError as error:
@@ -125,8 +143,21 @@ def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
         ) from error
 
 
-def _write(encoded: EncodedSplit, folder: Path) -> None:
-    channels = count_channels(encoded)
+def _write_whole(encoded: EncodedSplit, channels: int, folder: Path, *, alone: bool) -> None:
+    """Write a folder elsewhere, then give it its name; what killed writers left is removed."""
+    if alone:
+        for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+    try:
+        partial.mkdir()
+        _write(encoded, channels, partial)
+        _publish(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
     num_samples = len(encoded.labels)
     shape: tuple[int, ...] = (num_samples, channels, 0, 0)
     digest = hashlib.sha256()

@@ -1,31 +1,42 @@
-"""Images of one split as uint8 pixels, decoded once and shared by all processes and runs."""
+"""Images of one split: of one size, decoded once for all processes and runs; or still encoded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from kdscale.data.encoded import EncodedImages
 from kdscale.data.image_store import open_or_decode
 from kdscale.data.source import open_source
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """One split, decoded."""
+    """One split."""
 
-    pixels: np.ndarray
-    """uint8 [N, C, H, W], a read-only memory map; C is 1 for grey sets and 3 for all others."""
+    pixels: np.ndarray | EncodedImages
+    """uint8 [N, C, H, W], a read-only memory map; C is 1 for grey sets and 3 for all others. Where
+    sizes differ, the images as they are encoded: `kdscale.data.loader.Images` shows both alike."""
     labels: np.ndarray
     """int64 [N], -1 where a sample has no label."""
     classes: tuple[str, ...]
     """Names in label order; empty where nothing names them."""
     fingerprint: str
-    """sha256 of shape, decoded pixels, labels and class names: the content, not the files."""
+    """sha256 of shape, decoded pixels, labels and class names: the content, not the files. Where
+    sizes differ, of encoded images, labels, class names and the version of the decoding rules."""
     name: str
     """The source as the user named it."""
     split: str
     """The split as the source calls it."""
+    clean: tuple[str | Mapping[str, Any], ...] = ()
+    """Operations without draws, as a recipe names them, of images that are not to be augmented."""
+
+    @property
+    def one_size(self) -> bool:
+        """Whether all images have the same height and width."""
+        return not isinstance(self.pixels, EncodedImages)
 
     @property
     def labelled(self) -> bool:
@@ -54,6 +65,8 @@ def load_images(
     require_labels: bool = True,
 ) -> ImageSet:
     """Find the split, decode it or reuse the decoded copy under `root/images`.
+
+    Images of several sizes stay encoded, whatever their number.
 
     Args:
         source: a hub name, a folder (parquet, arrow, images, `save_to_disk`) or one parquet or

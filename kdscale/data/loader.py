@@ -5,23 +5,24 @@ saving for an exact resume, and a batch does not depend on how many processes sh
 last one of an epoch, which is cut to split evenly).
 """
 
-import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kdscale.data.encoded import EncodedImages
 from kdscale.data.images import ImageSet
+from kdscale.data.pixels import Decoded, Pixels, Stored, as_tensor
 from kdscale.data.views.generator import chain, permutation
-from kdscale.data.views.pipeline import Pipeline, View
+from kdscale.data.views.pipeline import Pipeline, Prepare, View
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import DataError
 from kdscale.targets import Mix
 
 _ORDER = chain(0x6F72646572)  # "order"
-_RESIDENT_BYTES = 8 << 30  # below this a set is kept in a GPU's own memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,45 +54,67 @@ class Batch:
 
 
 class Images:
-    """An image set on a device: uint8 pixels and labels by index."""
+    """An image set on a device: uint8 pixels and labels by index.
+
+    Of one size or of several, decoded or not: who asks cannot tell, but for the time it takes.
+    """
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
-        resident = device.type != "cpu" and images.pixels.nbytes <= _RESIDENT_BYTES
-        self.device = device
-        self.pixels = as_tensor(images.pixels)
-        self.labels = as_tensor(images.labels)
-        if resident:
-            self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
+        self.device, self.clean = device, Pipeline.parse(images.clean)
+        self.labels = as_tensor(images.labels).to(device)
+        self._pixels: Pixels
+        if isinstance(images.pixels, EncodedImages):
+            self._pixels = Decoded(images.pixels, device)
+        else:
+            self._pixels = Stored(images.pixels, device)
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels and labels of the samples `index` (int64 [B]), on the device."""
-        index = index.to(self.pixels.device)
-        pixels, labels = self.pixels.index_select(0, index), self.labels.index_select(0, index)
-        return pixels.to(self.device), labels.to(self.device)
+        """Clean pixels and labels of the samples `index` (int64 [B]), on the device."""
+        return next(self.take_each([index]))
+
+    def take_each(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `take` gives for one index after another; the next ones are prepared meanwhile."""
+        for batch in self.show_each(self.clean, ((0, index) for index in indices)):
+            yield batch.pixels, batch.labels
 
     def labels_of(self, index: Tensor) -> Tensor:
         """Labels of the samples `index` (int64 [B]), on the device."""
-        return self.labels.index_select(0, index.to(self.labels.device)).to(self.device)
+        return self.labels.index_select(0, index.to(self.device))
 
     def show(self, pipeline: Pipeline, view: View, index: Tensor) -> Batch:
         """The views of the samples `index` (int64 [B]), ready to be shown to a model."""
-        shown = pipeline.show(self._prepare, view, index)
+        return self.ask(pipeline, view, index)()
+
+    def show_each(
+        self, pipeline: Pipeline, wanted: Iterable[tuple[View, Tensor]]
+    ) -> Iterator[Batch]:
+        """What `show` gives for one view and index after another, prepared meanwhile."""
+        asked: deque[Callable[[], Batch]] = deque()
+        for view, index in wanted:
+            asked.append(self.ask(pipeline, view, index))
+            if len(asked) > self.ahead(len(index)):
+                yield asked.popleft()()
+        while asked:
+            yield asked.popleft()()
+
+    def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Callable[[], Batch]:
+        """Start to prepare what `show` would give; the result waits for it.
+
+        Raises:
+            ConfigError: images of several sizes, and no operation that fixes the size.
+        """
+        return partial(self._shown, self._pixels.ask(pipeline, view, index), pipeline, view, index)
+
+    def ahead(self, batch_size: int) -> int:
+        """How many batches are worth asking for before the one that is needed now."""
+        return self._pixels.ahead(batch_size)
+
+    def _shown(self, prepare: Prepare, pipeline: Pipeline, view: View, index: Tensor) -> Batch:
+        shown = pipeline.show(prepare, view, index)
         mix = None
         if shown.partner is not None and shown.weight is not None:
             mix = Mix(shown.partner, self.labels_of(shown.partner), shown.weight)
         return Batch(shown.pixels, self.labels_of(index), index, view, mix)
-
-    def _prepare(self, view: View, index: Tensor) -> tuple[Tensor, int]:
-        """Images as decoded: no operation has been applied to them."""
-        pixels = self.pixels.index_select(0, index.to(self.pixels.device))
-        return pixels.to(self.device), 0
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """A tensor that shares the memory of a read-only array; it must not be written to."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
 
 
 class Loader:
@@ -140,7 +163,8 @@ class Loader:
         self.steps_per_epoch = -(-self.num_samples // global_batch_size)
         self._seed, self._batch_size = seed, global_batch_size
         self._process_index, self._num_processes = process_index, num_processes
-        self._order = (-1, samples)
+        self._orders: dict[int, Tensor] = {}
+        self._asked: dict[int, Callable[[], Batch]] = {}
 
     def index(self, step: int) -> Tensor:
         """This process's samples of a step: int64 [B]."""
@@ -152,15 +176,24 @@ class Loader:
         return self._epoch_order(epoch)[start : start + part]
 
     def batch(self, step: int) -> Batch:
-        """This process's batch of a step, counted from 0 over all epochs."""
+        """This process's batch of a step, counted from 0 over all epochs.
+
+        Those of the steps that follow are prepared meanwhile, where that takes time.
+        """
+        near = range(step, step + 1 + self.images.ahead(self._batch_size // self._num_processes))
+        self._asked = {one: self._asked.get(one) or self._ask(one) for one in near}
+        return self._asked.pop(step)()
+
+    def _ask(self, step: int) -> Callable[[], Batch]:
         index = self.index(step)
         view = self.schedule.view(step // self.steps_per_epoch, index)
-        return self.images.show(self.pipeline, view, index)
+        return self.images.ask(self.pipeline, view, index)
 
     def _epoch_order(self, epoch: int) -> Tensor:
-        if self._order[0] != epoch:
-            self._order = (epoch, self._ordered(epoch))
-        return self._order[1]
+        if epoch not in self._orders:  # where one epoch ends, the next one is asked for too
+            kept = {one: order for one, order in self._orders.items() if abs(one - epoch) == 1}
+            self._orders = {**kept, epoch: self._ordered(epoch)}
+        return self._orders[epoch]
 
     def _ordered(self, epoch: int) -> Tensor:
         view = self.schedule.view(epoch, self.samples)

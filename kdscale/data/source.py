@@ -64,6 +64,16 @@ class EncodedSplit:
             ]
             start += len(table)
 
+    def read_one(self, sample: int) -> bytes:
+        """The encoded image of one sample; any number of threads may call.
+
+        Raises:
+            DataError: there is none, or its file cannot be read.
+        """
+        # Of a row that is asked for by number, `datasets` gives a table of it alone.
+        (cell,) = _cells(self.dataset[int(sample)].column(0))
+        return self._bytes(sample, cell)
+
     def place(self, sample: int) -> str:
         """How messages name a sample."""
         return f"row {self.rows[sample]} of split '{self.split}' of {self.name}"

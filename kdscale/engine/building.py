@@ -1,13 +1,15 @@
 """Building shards: images -> views -> teacher -> encoded -> written, in the background."""
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from kdscale.cache.writer import ShardWriter
-from kdscale.data.loader import Images
+from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.teacher import SizedBatches
@@ -32,13 +34,33 @@ class ShardBuilder:
 
     def build(self, view: int, shard: int) -> None:
         """Build one shard; an error of an earlier shard's writing is raised here or by `close`."""
+        for _ in self.build_each([(view, shard)]):
+            pass
+
+    def build_each(self, todo: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Build one (view, shard) after another, and say so after each; errors as of `build`.
+
+        The images of the next shard are prepared while this one's are asked about.
+        """
+        wanted = ((view, index) for view, shard in todo for index in self._batches(shard))
+        shown = self._images.show_each(self._pipeline, wanted)
+        for view, shard in todo:
+            self._build(view, shard, shown)
+            yield view, shard
+
+    def _batches(self, shard: int) -> Iterator[Tensor]:
+        samples = torch.arange(*self._writer.manifest.shard_range(shard))
+        yield from samples.split(self._teacher.batch_size)
+
+    def _build(self, view: int, shard: int, shown: Iterator[Batch]) -> None:
         began = perf_counter()
-        logits, digests = [], []
+        logits, digests, done = [], [], 0
         start, stop = self._writer.manifest.shard_range(shard)
-        for index in torch.arange(start, stop).split(self._teacher.batch_size):
-            pixels = self._images.show(self._pipeline, view, index).pixels
+        while done < stop - start:
+            pixels = next(shown).pixels
             logits.append(self._teacher.logits(pixels))
             digests.append(digest(pixels))
+            done += len(pixels)
         values = encode(torch.cat(logits), self._writer.manifest.encoding)
         # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
         values["digests"] = (torch.cat(digests).cpu() + 1).numpy().astype("uint64")

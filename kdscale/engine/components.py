@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest
+from kdscale.data.encoded import EncodedImages
 from kdscale.data.images import ImageSet, load_images
 from kdscale.data.loader import Images
+from kdscale.data.pixels import check_fixes_size
 from kdscale.data.split import split_validation
+from kdscale.data.views.operations.catalog import parse_operation
 from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
@@ -49,6 +52,7 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
         labelled: whether a loss asks for labels. Without labels, the test split names the classes.
     """
     images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
+    _check_views_fix_size(recipe, images)
     if recipe.data.validation and not images.labelled:
         raise ConfigError(
             f"data.validation is {recipe.data.validation}, but split {images.split!r} of "
@@ -69,7 +73,7 @@ test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageSet:
     images = load_images(
-        _source(recipe.data.source),
+        source_path(recipe.data.source),
         split=split,
         root=root,
         image_column=recipe.data.image,
@@ -77,10 +81,23 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
         classes=recipe.data.classes,
         require_labels=labelled,
     )
-    return replace(images, name=recipe.data.source)
+    clean = clean_pipeline(recipe)
+    if isinstance(images.pixels, EncodedImages):
+        check_fixes_size(images.pixels, clean, "data.clean")
+    return replace(images, name=recipe.data.source, clean=tuple(recipe.data.clean))
 
 
-def _source(name: str) -> str:
+def _check_views_fix_size(recipe: config.Recipe, images: ImageSet) -> None:
+    """Whatever may be trained on gives images of several sizes one size."""
+    if not isinstance(images.pixels, EncodedImages):
+        return
+    check_fixes_size(images.pixels, pipeline(recipe, images.num_samples), "views.operations")
+    if recipe.teacher.train is not None:
+        views = training_pipeline(recipe, recipe.teacher.train, images.num_samples)
+        check_fixes_size(images.pixels, views, "teacher.train.operations")
+
+
+def source_path(name: str) -> str:
     """The hub name or path of a source; `embedded:NAME` comes with the package."""
     embedded = name.removeprefix("embedded:")
     return name if embedded == name else str(files("kdscale") / "assets" / embedded)
@@ -134,23 +151,49 @@ def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Ten
 def pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
     """The recipe's views of a split of so many samples."""
     return Pipeline.parse(
-        recipe.views.operations,
+        recipe.views.operations or recipe.data.clean,
         recipe.views.seed,
         pairing=Pairing(num_samples, recipe.data.validation),
         enumerated=recipe.views.count == "all",
     )
 
 
+def clean_pipeline(recipe: config.Recipe) -> Pipeline:
+    """What makes the images that are not augmented.
+
+    Raises:
+        ConfigError: an operation that draws at random, or mixes.
+    """
+    try:
+        operations = [parse_operation(entry) for entry in recipe.data.clean]
+    except ConfigError as error:  # which names the field where operations usually are
+        raise ConfigError(str(error).replace("views.operations", "data.clean")) from None
+    for entry, operation in zip(recipe.data.clean, operations, strict=True):
+        if operation.num_draws:
+            name = entry if isinstance(entry, str) else entry["name"]
+            raise ConfigError(
+                f"data.clean: {name} draws at random, so what it makes is not the clean image: "
+                "name operations without draws, such as resize and center_crop"
+            )
+    return Pipeline(tuple(operations))
+
+
 def cached_pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
     """The views that the teacher is asked about: the recipe's; in fixed mode the clean images."""
-    return Pipeline(()) if recipe.views.mode == "fixed" else pipeline(recipe, num_samples)
+    if recipe.views.mode == "fixed":
+        return clean_pipeline(recipe)
+    return pipeline(recipe, num_samples)
 
 
 def training_pipeline(recipe: config.Recipe, settings: config.Train, num_samples: int) -> Pipeline:
-    """The views that a model is trained on: the recipe's, unless a teacher has its own."""
+    """The views that a model is trained on: the recipe's, unless a teacher has its own.
+
+    Without operations they are the clean images.
+    """
     if isinstance(settings, config.TeacherTrain) and settings.operations is not None:
         pairing = Pairing(num_samples, recipe.data.validation)
-        return Pipeline.parse(settings.operations, recipe.views.seed, pairing=pairing)
+        operations = settings.operations or recipe.data.clean
+        return Pipeline.parse(operations, recipe.views.seed, pairing=pairing)
     return pipeline(recipe, num_samples)
 
 
@@ -164,7 +207,7 @@ def num_views(recipe: config.Recipe) -> int:
 def fresh_views(recipe: config.Recipe, settings: config.Train, num_samples: int) -> ViewSchedule:
     """Another view each epoch, for who asks no cache: labels and a clean answer cost nothing."""
     views = training_pipeline(recipe, settings, num_samples)
-    count = settings.epochs if views.operations else 1
+    count = settings.epochs if any(one.num_draws for one in views.operations) else 1
     if views.enumerated:
         count = views.count_all()
     return ViewSchedule(count, recipe.views.seed, recipe.views.shift_every)
@@ -226,15 +269,20 @@ def trained_model(
     )
     if weights is not None:
         load_weights(weights, model, rename=section.rename, what=what)
-    height, width = images.pixels.shape[2:]
     check_model(
         model,
         num_classes=images.num_classes,
         channels=preprocess.channels,
-        size=preprocess.size or (height, width),
+        size=preprocess.size or _clean_size(images),
         what=what,
     )
     return Classifier(model, preprocess)
+
+
+def _clean_size(images: ImageSet) -> tuple[int, int]:
+    """Height and width of the clean images."""
+    pixels, _ = Images(images, torch.device("cpu")).take(torch.zeros(1, dtype=torch.int64))
+    return pixels.shape[2], pixels.shape[3]
 
 
 def create_student(
@@ -340,6 +388,8 @@ def asked_manifest(recipe: config.Recipe, images: ImageSet, teacher: Mapping[str
             "classes": list(images.classes),
             "source": images.name,
             "split": images.split,
+            "image_column": recipe.data.image,
+            "label_column": recipe.data.label,
         },
         views={
             **cached_pipeline(recipe, images.num_samples).describe(),

@@ -51,8 +51,8 @@ def evaluate(
         with autocast(precision, accelerator.device):
             return model(preprocess(pixels)).float()  # type: ignore[no-any-return]
 
-    for index in mine.split(_BATCH_SIZE):
-        counts += _count(logits, images, index)
+    for pixels, labels in images.take_each(mine.split(_BATCH_SIZE)):
+        counts += _count(logits, pixels, labels)
     model.train(was_training)
     if accelerator.num_processes > 1:
         confusion = accelerator.reduce(counts.confusion_CC, "sum")
@@ -60,13 +60,13 @@ def evaluate(
     return summarize(counts)
 
 
-def _count(logits: Callable[[Tensor], Tensor], images: Images, index: Tensor) -> Counts:
+def _count(logits: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor) -> Counts:
     """Counts of some samples, in halves where the device has no memory for them at once."""
-    pixels, labels = images.take(index)
     try:
         return Counts.of(logits(pixels), labels)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(index) == 1:
+        if not is_out_of_memory(error) or len(labels) == 1:
             raise
-    first, second = index.tensor_split(2)
-    return _count(logits, images, first) + _count(logits, images, second)
+    halves = zip(pixels.tensor_split(2), labels.tensor_split(2), strict=True)
+    first, second = (_count(logits, *half) for half in halves)
+    return first + second

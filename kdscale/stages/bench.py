@@ -24,7 +24,8 @@ from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.data.images import ImageSet
-from kdscale.data.loader import Batch, Images, Loader, as_tensor
+from kdscale.data.loader import Batch, Images, Loader
+from kdscale.data.pixels import as_tensor
 from kdscale.data.views.digest import digest
 from kdscale.data.views.generator import permutation
 from kdscale.data.views.schedule import ViewSchedule
@@ -52,6 +53,7 @@ RATIOS = {
     "cached_over_staged_time": ("cached", "staged"),
     "cached_over_supervised_time": ("cached", "supervised"),
     "online_over_cached_time": ("online", "cached"),
+    "views_over_supervised_time": ("views", "supervised"),
 }
 
 Steps = Callable[[int], None]
@@ -181,15 +183,27 @@ def _variants(parts: _Parts, cache: Path) -> dict[str, Variant]:
     schedule = ViewSchedule(views, 0)
     online = LiveTeacher(parts.teacher, schedule)
     return {
-        "plain": Variant(_plain(parts, views)),
+        "plain": Variant(_plain(parts, schedule)),
         "supervised": _ours(parts, _loop(parts, NoTargets(schedule), SUPERVISED)),
         "staged": _ours(parts, staged_loop, lambda count: staged.stage(staged_loop, count)),
         "cached": _ours(parts, _loop(parts, cached, distill)),
         "online": _ours(parts, _loop(parts, online, distill)),
+        "views": Variant(_views_alone(parts, schedule)),
     }
 
 
-def _plain(parts: _Parts, num_views: int) -> Steps:
+def _views_alone(parts: _Parts, schedule: ViewSchedule) -> Steps:
+    """The views of a step's batches, shown to nobody."""
+    loader, steps_done = _loader(parts, schedule), count()
+
+    def steps(number: int) -> None:
+        for step in islice(steps_done, number):
+            loader.batch(step)
+
+    return steps
+
+
+def _plain(parts: _Parts, schedule: ViewSchedule) -> Steps:
     """A bare PyTorch loop: same student, views, batches and optimizer, none of kdscale's loop."""
     settings, images = parts.settings, parts.resident
     pipeline = components.pipeline(parts.recipe, parts.images.num_samples)
@@ -198,22 +212,17 @@ def _plain(parts: _Parts, num_views: int) -> Steps:
     )
     model, preprocess = student.model.to(parts.accelerator.device), student.preprocess
     optimizer = components.optimizer(settings, model.parameters())
-    size, device = settings.global_batch_size, parts.accelerator.device
-    num_samples = parts.images.num_samples
-    schedule = components.schedule(settings, -(-num_samples // size))
-    batches = enumerate(
-        (epoch, index)
-        for epoch in count()
-        for index in torch.randperm(num_samples).split(size)
-        if len(index) > 1
-    )
+    device, loader = parts.accelerator.device, _loader(parts, schedule)
+    rates = components.schedule(settings, loader.steps_per_epoch)
+    wanted = ((step // loader.steps_per_epoch, loader.index(step)) for step in count())
+    views = ((schedule.view(epoch, index), index) for epoch, index in wanted)
+    batches = enumerate(images.show_each(pipeline, views))
 
     def steps(number: int) -> None:
         model.train()
-        for step, (epoch, index) in islice(batches, number):
-            shown = images.show(pipeline, epoch % num_views, index)
+        for step, shown in islice(batches, number):
             for group in optimizer.param_groups:
-                group["lr"] = schedule(step)
+                group["lr"] = rates(step)
             with autocast(settings.precision, device):
                 logits = model(preprocess(shown.pixels))
             loss = label_loss(logits, shown.labels, shown.mix)
@@ -231,14 +240,7 @@ def _loop(parts: _Parts, source: TargetSource, objective: Objective) -> Loop:
     student = components.create_student(
         parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
     )
-    loader = Loader(
-        parts.resident,
-        torch.arange(parts.images.num_samples),
-        components.pipeline(parts.recipe, parts.images.num_samples),
-        source.schedule,
-        seed=0,
-        global_batch_size=settings.global_batch_size,
-    )
+    loader = _loader(parts, source.schedule)
     model = accelerator.prepare(student.model)
     return Loop(
         model,
@@ -252,6 +254,17 @@ def _loop(parts: _Parts, source: TargetSource, objective: Objective) -> Loop:
         precision=settings.precision,
         accumulation=settings.accumulation,
         gradient_clip=settings.gradient_clip,
+    )
+
+
+def _loader(parts: _Parts, schedule: ViewSchedule) -> Loader:
+    return Loader(
+        parts.resident,
+        torch.arange(parts.images.num_samples),
+        components.pipeline(parts.recipe, parts.images.num_samples),
+        schedule,
+        seed=0,
+        global_batch_size=parts.settings.global_batch_size,
     )
 
 

@@ -214,12 +214,13 @@ def _build_shards(
     )
     try:
         with bar:
-            for view, shard in todo:
+            building = builder.build_each(todo)
+            for _, shard in todo:
                 if stop.received is not None:
                     raise Interrupted(
                         f"stopped; finished shards of {path} are kept: run the same command again"
                     )
-                builder.build(view, shard)
+                next(building)
                 start, end = manifest.shard_range(shard)
                 bar.update(end - start)
     finally:

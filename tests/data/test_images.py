@@ -458,13 +458,12 @@ def test_exif_orientation_is_applied():
     np.testing.assert_array_equal(decode_image(turned, 3), pixels_of(upright))
 
 
-def test_sizes_that_differ_are_refused(tmp_path, root):
+def test_sizes_that_differ_leave_the_set_encoded(tmp_path, root):
     images = [encode(picture(0)), encode(picture(1)), encode(picture(2, size=(5, 4)))]
-    path = write_table(tmp_path / "t.parquet", images, [0, 1, 2])
-    with pytest.raises(
-        DataError, match=r"6x4 in row 0 .*5x4 in row 2\. Variable sizes are not supported yet"
-    ):
-        load(path, root)
+    found = load(write_table(tmp_path / "t.parquet", images, [0, 1, 2]), root)
+    assert not found.one_size
+    assert found.pixels.headers.sizes == ((4, 4), (5, 6))
+    np.testing.assert_array_equal(found.pixels.decode(2), pixels_of(picture(2, size=(5, 4))))
     assert store_folders(root) == []
 
 

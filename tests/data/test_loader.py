@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from kdscale.data.images import ImageSet
-from kdscale.data.loader import Batch, Images, Loader, as_tensor
+from kdscale.data.loader import Batch, Images, Loader
+from kdscale.data.pixels import as_tensor
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from tests.data import replay

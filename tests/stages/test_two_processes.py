@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
 from kdscale.runlog import read_metrics
 
@@ -166,7 +167,7 @@ def test_processes_share_out_the_samples_of_each_global_batch(load_table, shared
             Images(images, torch.device("cpu")),
             torch.arange(126),
             Pipeline((), 0),
-            lambda epoch: 0,
+            ViewSchedule(1, 0),
             seed=3,
             global_batch_size=32,
             process_index=index,
