@@ -4,10 +4,14 @@ It imports neither torch nor kdscale. What it replays from the JSON of `Pipeline
 what kdscale makes, bit for bit.
 """
 
+import functools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
+
+from tests.data.replay_pixels import MIXING, OPERATIONS
 
 GENERATOR = 1
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -63,46 +67,108 @@ def permutation(num_samples, *fields):
 # --------------------------------------------------------------------------- views
 
 
-def random_crop(image, words, padding, padding_mode, fill):
-    """A crop of the image's own size out of the padded image; image is [C, H, W]."""
-    _, height, width = image.shape
-    options = {"constant_values": fill} if padding_mode == "constant" else {}
-    around = ((0, 0), (padding, padding), (padding, padding))
-    padded = np.pad(image, around, mode=padding_mode, **options)
-    top, left = (integer(word, 2 * padding + 1) for word in words)
-    return padded[:, top : top + height, left : left + width]
+class Draws:
+    """The random choices of one operation for one sample.
 
+    `word(draw, outcomes)` gives the bits of a draw that has so many outcomes.
+    """
 
-def random_horizontal_flip(image, words, p):
-    """The image or its mirror image."""
-    return image[:, :, ::-1] if bernoulli(words[0], p) else image
+    def __init__(self, word):
+        self.word = word
 
+    def integer(self, draw, bound):
+        """Uniform in 0..bound-1."""
+        return integer(self.word(draw, bound), bound)
 
-OPERATIONS = {
-    "random_crop": (random_crop, 2),
-    "random_horizontal_flip": (random_horizontal_flip, 1),
-}
+    def between(self, draw, low, high, units):
+        """Uniform in the integers from round(units low) to round(units high)."""
+        first, last = round(units * low), round(units * high)
+        return first + self.integer(draw, last - first + 1)
+
+    def bernoulli(self, draw, p):
+        """True with probability p."""
+        return bernoulli(self.word(draw, 1 if p in (0, 1) else 2), p)
+
+    def noise(self, draw, count):
+        """So many uint8 pixels out of words that are drawn from one, the lowest byte first."""
+        state = uint64(self.word(draw, None))
+        words = absorb(state, np.arange(-(-count // 8), dtype=np.uint64))
+        return np.frombuffer(words.astype("<u8").tobytes(), np.uint8)[:count]
 
 
 def replay(description, images, views, indices):
-    """The views of images [B, C, H, W], from the JSON text of a pipeline's description."""
+    """The views of images [B, C, H, W], from the JSON text of a pipeline's description.
+
+    Where the pipeline mixes, the partners must be among the images.
+    """
     pipeline = json.loads(description)
-    assert pipeline["generator"] == GENERATOR
+    known = dict(zip(indices, images, strict=True))
+    samples = zip(images, views, indices, strict=True)
     return np.stack(
-        [
-            _replay_one(pipeline, image, view, index)
-            for image, view, index in zip(images, views, indices, strict=True)
-        ]
+        [_replay_one(pipeline, {**known, i: image}, view, i) for image, view, i in samples]
     )
 
 
-def _replay_one(pipeline, image, view, index):
-    for position, entry in enumerate(pipeline["operations"]):
-        arguments = {key: value for key, value in entry.items() if key != "name"}
-        operation, num_draws = OPERATIONS[entry["name"]]
-        words = [bits(pipeline["seed"], position, draw, view, index) for draw in range(num_draws)]
-        image = operation(image, words, **arguments)
+def replay_cache(manifest, images, view, indices):
+    """One view of some samples of a cache, by its manifest; `images` are those of all samples."""
+    return np.stack([_replay_one(manifest["views"], images, view, index) for index in indices])
+
+
+def _replay_one(pipeline, images, view, index):
+    """One view of one sample; `images[index]` is its image."""
+    assert pipeline["generator"] == GENERATOR
+    seed = pipeline["seed"]
+
+    def draws_of(position, sample):
+        return Draws(lambda draw, _: bits(seed, position, draw, view, sample))
+
+    if pipeline.get("enumerated"):
+        outcomes = []
+        counting = Draws(lambda _, count: outcomes.append(count) or 0)
+        _apply(pipeline, images, view, index, lambda *_: counting)
+        words = iter(_enumerated_words(outcomes, seed, view, index))
+        enumerating = Draws(lambda *_: next(words))
+        return _apply(pipeline, images, view, index, lambda *_: enumerating)
+    return _apply(pipeline, images, view, index, draws_of)
+
+
+def _apply(pipeline, images, view, index, draws_of, count=None):
+    """The sample after the first `count` operations."""
+    image = images[index]
+    for position, entry in enumerate(pipeline["operations"][:count]):
+        arguments = dict(entry)
+        name, draws = arguments.pop("name"), draws_of(position, index)
+        if name in MIXING:
+            partner = partners(**pipeline["pairing"], seed=pipeline["seed"], view=view)[index]
+            other = _apply(pipeline, images, view, partner, draws_of, position)
+            image = MIXING[name](image, other, draws, **arguments)
+        elif name in OPERATIONS:
+            image = OPERATIONS[name](image, draws, **arguments)
+        else:
+            raise NotImplementedError(f"{name} is no native operation: torchvision replays it")
     return image
+
+
+def _enumerated_words(outcomes, seed, view, index):
+    """The bits of all draws, which have so many outcomes each, where a view is an outcome."""
+    total = math.prod(outcomes)
+    outcome = (view + integer(chain(chain(int.from_bytes(b"all")), seed, index), total)) % total
+    words = []
+    for count in reversed(outcomes):
+        outcome, digit = divmod(outcome, count)
+        words.append(digit * (2**32 - 1) // max(count - 1, 1) << 32)
+    return words[::-1]
+
+
+@functools.lru_cache(maxsize=1000)
+def partners(num_samples, validation, seed, view):
+    """The partner of every sample in a view."""
+    found = list(range(num_samples))
+    for number, group in enumerate(split_validation(num_samples, validation)):
+        order = permutation(len(group), chain(int.from_bytes(b"pairs")), number, seed, view)
+        for first, second in zip(order[::2], order[1::2], strict=False):
+            found[group[first]], found[group[second]] = group[second], group[first]
+    return found
 
 
 def digest(image):

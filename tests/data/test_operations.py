@@ -9,6 +9,19 @@ from kdscale.errors import ConfigError
 from tests.data import replay
 
 MODES = ("constant", "edge", "reflect")
+RESIZING = ("center_crop", "resize", "random_resized_crop")
+REQUIRED = {
+    "random_crop": {"padding": 2},
+    "random_rotation": {"degrees": 30},
+    "random_affine": {"degrees": 30},
+    "gaussian_blur": {"kernel_size": 3},
+    "random_posterize": {"bits": 4},
+    "random_solarize": {"threshold": 128.0},
+    "random_adjust_sharpness": {"sharpness_factor": 2.0},
+    "cutout": {"size": 3},
+    **{name: {"size": (7, 9)} for name in RESIZING},
+}
+"""Arguments for operations that have no default for all of theirs."""
 
 
 def images(count, channels=3, height=12, width=10):
@@ -63,12 +76,15 @@ def test_flip_equals_torchvision(p):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_leaves_its_input_alone_and_keeps_type_and_shape(name):
-    operation = OPERATIONS[name](**({"padding": 2} if name == "random_crop" else {}))
+    arguments = REQUIRED.get(name, {})
+    operation = OPERATIONS[name](**arguments)
     pixels = images(5)
     kept = pixels.clone()
-    found = operation(pixels, torch.zeros(operation.num_draws, 5, dtype=torch.int64))
+    draws = [(0, draw) for draw in range(operation.num_draws)]
+    found = operation(pixels, bits_KB(1, draws, 0, torch.arange(5)))
     assert pixels.equal(kept)
-    assert (found.dtype, found.shape) == (torch.uint8, pixels.shape)
+    sides = arguments["size"] if name in RESIZING else pixels.shape[2:]
+    assert (found.dtype, found.shape) == (torch.uint8, (*pixels.shape[:2], *sides))
     assert found.is_contiguous()
 
 

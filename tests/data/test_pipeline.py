@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from kdscale.data.views.digest import digest
-from kdscale.data.views.operations.catalog import OPERATIONS
+from kdscale.data.views.operations.catalog import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError
@@ -40,8 +40,7 @@ def canonical(pipeline):
 
 
 def parse(description):
-    table = json.loads(description)
-    return Pipeline.parse(table["operations"], table["seed"])
+    return Pipeline.from_description(json.loads(description))
 
 
 def images(count, channels=3, height=32, width=32):
@@ -60,11 +59,24 @@ def test_description_is_canonical_and_parsed_back(description):
     ("name", "shape", "view", "index", "drawn", "expected"), replay.known_answers("views")
 )
 def test_views_give_the_documented_digests(name, shape, view, index, drawn, expected):
-    sample = replay.sample_images(*shape, [index])
-    found = parse(DOCUMENTED[name])(torch.from_numpy(sample), view, torch.tensor([index]))
-    replayed = replay.replay(DOCUMENTED[name], sample, [view], [index])
-    assert digest(found).item() == replay.digest(replayed[0]) == expected
-    table = json.loads(DOCUMENTED[name])
+    pipeline = parse(DOCUMENTED[name])
+
+    def prepare(_, indices):
+        return torch.from_numpy(replay.sample_images(*shape, indices.tolist())), 0
+
+    found = pipeline.show(prepare, view, torch.tensor([index])).pixels
+    samples = range(pipeline.pairing.num_samples) if pipeline.pairing else [index]
+    views = [view] * len(samples)
+    replayed = replay.replay(
+        DOCUMENTED[name], replay.sample_images(*shape, samples), views, samples
+    )[samples.index(index)]
+    assert digest(found).item() == replay.digest(replayed) == expected
+    if drawn != "-":
+        assert drawn_numbers(json.loads(DOCUMENTED[name]), view, index) == drawn
+
+
+def drawn_numbers(table, view, index):
+    """Top, left and flipped, of a pipeline of crops and flips."""
     draws = []
     for position, entry in enumerate(table["operations"]):
         words = [replay.bits(table["seed"], position, draw, view, index) for draw in (0, 1)]
@@ -72,7 +84,7 @@ def test_views_give_the_documented_digests(name, shape, view, index, drawn, expe
             draws += [replay.integer(w, 2 * entry["padding"] + 1) for w in words]
         else:
             draws.append(int(replay.bernoulli(words[0], entry["p"])))
-    assert draws == ([] if drawn == "-" else drawn)
+    return draws
 
 
 @settings(max_examples=150, deadline=None)
@@ -200,7 +212,7 @@ def test_every_cycle_shows_every_view_once(num_views, seed, cycle):
     ("entry", "message"),
     [
         ("random_crap", r"no operation 'random_crap': did you mean 'random_crop'\?"),
-        ("blur", "no operation 'blur': known: .*random_crop, random_horizontal_flip"),
+        ("blur", "no operation 'blur': known: .*random_crop, .*random_horizontal_flip"),
         ({"name": "random_crop", "paddin": 4}, r"no argument 'paddin': did you mean 'padding'\?"),
         ({"name": FLIP, "num_draws": 2}, "no argument 'num_draws': known: p"),
         ({"name": "random_crop"}, "padding is missing: write"),
@@ -236,5 +248,13 @@ def test_parsing_leaves_its_input_alone():
 
 def test_every_operation_is_specified():
     text = replay.SPECIFICATION.read_text(encoding="utf-8")
-    assert all(f"### `{name}`" in text for name in OPERATIONS)
+    headings = "".join(line for line in text.splitlines() if line.startswith("### `"))
+    assert all(f"`{name}`" in headings for name in [*OPERATIONS, *MIXING])
     assert set(replay.OPERATIONS) == set(OPERATIONS)
+    assert set(replay.MIXING) == set(MIXING)
+
+
+@pytest.mark.parametrize("name", [*OPERATIONS, *MIXING])
+def test_every_operation_has_a_known_answer(name):
+    shown = {row[0] for row in replay.known_answers("views")}
+    assert any(f'"name":"{name}"' in DOCUMENTED[pipeline] for pipeline in shown)

@@ -147,13 +147,14 @@ def _arctangent_of_reciprocal(n: int) -> Decimal:
 
 
 def _beta_integral(x: Decimal, alpha: Decimal) -> Decimal:
-    """The integral of (t(1 - t))^(alpha - 1) from 0 to x <= 1/2, by the binomial series.
+    """The integral of (t(1 - t))^(alpha - 1) from 0 to x <= 1/2, by a series of positive terms.
 
-    x^alpha · Σ_n (1 - alpha)_n / n! · x^n / (alpha + n)
-    (Abramowitz & Stegun, "Handbook of Mathematical Functions", 26.5.4 and 15.1.1).
+    (x (1 - x))^alpha / alpha · Σ_n x^n · Π_{k=1..n} (2 alpha + k - 1) / (alpha + k)
+    (Abramowitz & Stegun, "Handbook of Mathematical Functions", 26.5.4). The binomial series, whose
+    signs alternate, loses all its digits where alpha is large.
     """
-    coefficient, total = Decimal(1), 1 / alpha
-    for n in range(1, 160):
-        coefficient *= (n - alpha) / n * x
-        total += coefficient / (alpha + n)
-    return (alpha * x.ln()).exp() * total
+    term = total = Decimal(1)
+    for n in range(1, 400):
+        term *= (2 * alpha + n - 1) / (alpha + n) * x
+        total += term
+    return (alpha * (x * (1 - x)).ln()).exp() * total / alpha

@@ -16,7 +16,9 @@ def in_parts(function: Callable[..., Tensor], images: Tensor, *parameters: Tenso
         images: [B, C, H, W].
         parameters: tensors [B, ...].
     """
-    samples = max(1, _PART // max(1, images[:1].numel()))
+    threads = torch.get_num_threads()
+    part = _PART if threads == 1 else 2 * threads * _PART  # enough for all of them to share
+    samples = max(1, part // max(1, images[:1].numel()))
     whole = images.device.type != "cpu" or torch.compiler.is_compiling()
     if whole or len(images) <= samples:
         return function(images, *parameters)

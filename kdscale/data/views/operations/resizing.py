@@ -121,6 +121,19 @@ class RandomResizedCrop(Native):
 
     def _box(self, bits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Height and width of the first attempt that fits, int64 [B]; 0 where none does."""
+        if bits.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._first_of(bits, height, width)
+        # Most first attempts fit: where no device has to be waited for, the others are made for
+        # those samples alone that need them.
+        height_B, width_B = self._first_of(bits[:2], height, width)
+        misses = (width_B == 0).nonzero().flatten()
+        if len(misses):
+            again = self._first_of(bits[2:, misses], height, width)
+            height_B[misses], width_B[misses] = again
+        return height_B, width_B
+
+    def _first_of(self, bits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The same for any number of attempts, two draws each."""
         ratios = tables.on(bits.device, tables.log_uniform(*self.ratio))
         scale_AB = uniform(bits[::2], self.scale, tables.ONE)
         ratio_AB = ratios[integers(bits[1::2], tables.QUANTILES)]
