@@ -136,6 +136,19 @@ _cache = click.option(
 _run = click.option(
     "--run", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]"
 )
+_out = click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+    help="The picture to write: .png, .jpg or .webp.",
+)  # fmt: skip
+_samples = click.option(
+    "--samples", type=click.IntRange(1), metavar="N",
+    help="Rows, spread over the classes.  [default: 10]",
+)  # fmt: skip
+_views = click.option(
+    "--views", type=click.IntRange(1), metavar="N", help="Columns.  [default: 6, if there are]"
+)
+_choice = click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=0,
+                       show_default=True, help="Another one shows other samples.")  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -317,6 +330,33 @@ def bench(
         _print(bench_table(found))
 
 
+@cli.command(name="views")
+@_recipe_options
+@_out
+@_samples
+@_views
+@_cache_root
+@_choice
+def views_command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    out: Path,
+    samples: int | None,
+    views: int | None,
+    cache_root: Path,
+    seed: int,
+) -> None:
+    """Draw views of some images, to look at before anything is built."""
+    loaded = _load(recipe, overrides, data)
+    from kdscale.stages.show import show_views
+
+    shown = show_views(
+        loaded, out=out, samples=samples, views=views, cache_root=cache_root, seed=seed
+    )
+    _print(str(shown))
+
+
 # --------------------------------------------------------------------------- caches
 
 
@@ -401,6 +441,32 @@ def cache_verify(path: Path, as_json: bool) -> None:
         _print(verdict.describe(path))
     if not verdict.ok:
         sys.exit(1)
+
+
+@cache_group.command(name="show")
+@click.argument("path", metavar="CACHE", type=click.Path(path_type=Path))
+@_out
+@_samples
+@_views
+@click.option("--data", type=_EXISTING, help="A local copy of the data set.")
+@_cache_root
+@_choice
+def cache_show(
+    path: Path,
+    out: Path,
+    samples: int | None,
+    views: int | None,
+    data: str | None,
+    cache_root: Path,
+    seed: int,
+) -> None:
+    """Draw views of some images, with what the teacher said of each."""
+    from kdscale.stages.show import show_cache
+
+    shown = show_cache(
+        path, out=out, samples=samples, views=views, data=data, cache_root=cache_root, seed=seed
+    )
+    _print(str(shown))
 
 
 def _outline(value: Any, indent: str = "") -> str:

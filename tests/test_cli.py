@@ -43,8 +43,9 @@ def flip_a_bit(path):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "quickstart", "recipes", "run", "train", "evaluate", "bench", "cache", "cache build",
-     "cache info", "cache list", "cache verify"],
+    ["", "quickstart", "recipes", "run", "train", "evaluate", "bench", "views", "cache",
+     "cache build",
+     "cache info", "cache list", "cache show", "cache verify"],
 )  # fmt: skip
 def test_every_command_has_help(kdscale, command):
     done = kdscale(*command.split(), "--help")

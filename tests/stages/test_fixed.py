@@ -71,8 +71,9 @@ def test_weight_0_and_1_leave_one_of_both():
 def test_clean_images_are_checked(parts):
     source, resident, pipeline, _ = parts
     batch = resident.show(pipeline, 0, torch.arange(128))
-    resident.pixels = resident.pixels.clone()
-    resident.pixels[7, 0, 0, 0] ^= 1
+    stored = resident._pixels
+    stored._pixels = stored._pixels.clone()
+    stored._pixels[7, 0, 0, 0] ^= 1
     with pytest.raises(ViewMismatchError, match=r"in view 0, 1 of 128 samples \(first: 7\)"):
         source.targets(batch)
 
