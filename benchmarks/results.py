@@ -42,6 +42,15 @@ def collect(
     target.write_text(json.dumps(document, indent=1) + "\n")
 
 
+def gather(results: list[Path]) -> dict[str, Any]:
+    """Results of single runs, `runs/LABEL-seedN/result.json`, as one comparison by label."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(results):
+        label = path.parent.name.rpartition("-seed")[0]
+        groups.setdefault(label, []).append(json.loads(path.read_text()))
+    return {"groups": groups}
+
+
 def _without_paths(found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.endswith("_path")}
 
@@ -95,10 +104,54 @@ _COUNTS = (
 def _table(found: dict[str, Any]) -> str:
     if "rows" in found:
         return f"{results_table(_rows(found))}\n\n{_gain(found)}"
+    if "groups" in found:
+        return _groups_table(found["groups"])
+    if "views" in found:
+        return _views_table(found)
+    if "digests" in found:
+        return _digests_table(found["digests"])
     if "rounds" in found:
         return f"{bench_table(found)}\n\n{_COUNTS.format(**found)}"
     rows = [[key, _number(value)] for key, value in found.items()]
     return markdown_table(["what", "value"], rows)
+
+
+def _groups_table(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """Kinds of runs side by side; the label's first word names who is compared with whom."""
+    alone = {
+        label.split(": ")[0]: results for label, results in groups.items() if "labels" in label
+    }
+    rows = []
+    for label, results in groups.items():
+        accuracy = [100 * result["top1_accuracy"] for result in results]
+        base = {r["seed"]: 100 * r["top1_accuracy"] for r in alone.get(label.split(": ")[0], [])}
+        gains = [100 * r["top1_accuracy"] - base[r["seed"]] for r in results if r["seed"] in base]
+        shown = spread(gains, 2) if gains and "labels" not in label else ""
+        rows.append([label, str(len(results)), spread(accuracy, 2), shown])
+    header = ["student", "seeds", "top-1 %", "over labels alone, points, seed by seed"]
+    return markdown_table(header, rows)
+
+
+def _views_table(found: dict[str, Any]) -> str:
+    rows = []
+    for name, rates in found["views"].items():
+        line = [name, f"{rates['kdscale_images_per_second']:,}"]
+        if "ratio" in rates:
+            faster = f"{rates[rates['faster'] + '_images_per_second']:,} ({rates['faster']})"
+            low, high = rates["ratio_spread"]
+            line += [faster, f"{rates['ratio']:.1f}", f"{low:.1f} .. {high:.1f}"]
+        rows.append([*line, *[""] * (5 - len(line))])
+    header = ["pipeline", "kdscale, images/s", "torchvision, images/s", "ratio", "spread"]
+    counts = (
+        "Batches of {batch_size}, {threads} threads against {workers} workers, {view_rounds} rounds"
+    )
+    return f"{markdown_table(header, rows)}\n\n{counts.format(**found)} of {found['seconds']} s."
+
+
+def _digests_table(rows: dict[str, dict[str, int]]) -> str:
+    header = ["what was compared", "samples", "pixels differ", "misses", "false alarms"]
+    keys = ("samples", "pixels_differ", "misses", "false_alarms")
+    return markdown_table(header, [[n, *[f"{r[k]:,}" for k in keys]] for n, r in rows.items()])
 
 
 def _rows(found: dict[str, Any]) -> list[Row]:
@@ -171,7 +224,11 @@ def main() -> None:
     collecting.add_argument("--note", action="append", default=[])
     collecting.add_argument("--published", default="", help="teacher / alone / distilled")
     commands.add_parser("render")
+    commands.add_parser("gather").add_argument("results", nargs="+", type=Path)
     a = parser.parse_args()
+    if a.verb == "gather":
+        print(json.dumps(gather(a.results), indent=1))
+        return
     if a.verb == "collect":
         collect(a.source, a.target, a.title, a.command, a.note, a.published)
         return
