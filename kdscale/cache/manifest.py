@@ -16,7 +16,9 @@ from typing import Any
 from kdscale.durable import write_durably
 from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheNotFoundError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest one: caches are written in the oldest that says all they hold."""
+_VIEWS_OF_VERSION_1 = {"generator", "seed", "operations", "count"}
 
 _IDENTITY = {
     "dataset": ("fingerprint", "num_samples", "classes"),
@@ -60,6 +62,11 @@ class Manifest:
         return hashlib.sha256(canonical(self.identity)).hexdigest()[:16]
 
     @property
+    def format_version(self) -> int:
+        """1, or 2 where the views have what a reader of version 1 does not know."""
+        return 2 if self.views.keys() - _VIEWS_OF_VERSION_1 else 1
+
+    @property
     def num_shards(self) -> int:
         """Shards a view: the samples of one view that are committed together."""
         return -(-self.num_samples // self.shard_samples)
@@ -76,7 +83,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The JSON object that is stored and printed."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "id": self.id,
             "complete": self.complete,
             "num_views": self.num_views,

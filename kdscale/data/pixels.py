@@ -174,10 +174,11 @@ def check_fixes_size(images: EncodedImages, pipeline: Pipeline, setting: str) ->
     if pipeline.leading:
         return
     heights, widths = images.headers.sizes
+    early = " before the images are mixed" if pipeline.mixes else ""
     raise ConfigError(
         f"{images.split.name}, split {images.split.split!r}: images differ in size (heights "
         f"{heights[0]}..{heights[1]}, widths {widths[0]}..{widths[1]} pixels), and no operation of "
-        f"{setting} gives them one: {_HINTS.get(setting, _VIEWS_HINT)}"
+        f"{setting} gives them one{early}: {_HINTS.get(setting, _VIEWS_HINT)}"
     )
 
 

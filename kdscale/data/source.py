@@ -75,8 +75,17 @@ class EncodedSplit:
         return self._bytes(sample, cell)
 
     def place(self, sample: int) -> str:
-        """How messages name a sample."""
-        return f"row {self.rows[sample]} of split '{self.split}' of {self.name}"
+        """How messages name a sample: its row, and its file where it has one."""
+        file = self._file(sample)
+        where = f" ({file})" if file else ""
+        return f"row {self.rows[sample]} of split '{self.split}' of {self.name}{where}"
+
+    def _file(self, sample: int) -> str:
+        column = self.dataset[int(sample)].column(0)
+        names = [field.name for field in column.type] if column.type.num_fields else []
+        if "path" not in names:
+            return ""
+        return column.flatten()[names.index("path")][0].as_py() or ""
 
     def _bytes(self, sample: int, cell: bytes | str | None) -> bytes:
         if not cell:

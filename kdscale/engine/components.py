@@ -17,11 +17,11 @@ from kdscale.data.encoded import EncodedImages
 from kdscale.data.images import ImageSet, load_images
 from kdscale.data.loader import Images
 from kdscale.data.pixels import check_fixes_size
-from kdscale.data.split import split_validation
 from kdscale.data.views.operations.catalog import parse_operation
 from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.views.split import split_validation
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.losses.objective import Objective
@@ -164,10 +164,7 @@ def clean_pipeline(recipe: config.Recipe) -> Pipeline:
     Raises:
         ConfigError: an operation that draws at random, or mixes.
     """
-    try:
-        operations = [parse_operation(entry) for entry in recipe.data.clean]
-    except ConfigError as error:  # which names the field where operations usually are
-        raise ConfigError(str(error).replace("views.operations", "data.clean")) from None
+    operations = [parse_operation(entry, "data.clean") for entry in recipe.data.clean]
     for entry, operation in zip(recipe.data.clean, operations, strict=True):
         if operation.num_draws:
             name = entry if isinstance(entry, str) else entry["name"]
@@ -193,14 +190,22 @@ def training_pipeline(recipe: config.Recipe, settings: config.Train, num_samples
     if isinstance(settings, config.TeacherTrain) and settings.operations is not None:
         pairing = Pairing(num_samples, recipe.data.validation)
         operations = settings.operations or recipe.data.clean
-        return Pipeline.parse(operations, recipe.views.seed, pairing=pairing)
+        return Pipeline.parse(
+            operations, recipe.views.seed, pairing=pairing, field="teacher.train.operations"
+        )
     return pipeline(recipe, num_samples)
 
 
 def num_views(recipe: config.Recipe) -> int:
     """How many views the recipe's cache has."""
+    views = pipeline(recipe, num_samples=0)
     if recipe.views.count == "all":
-        return pipeline(recipe, num_samples=0).count_all()
+        return views.count_all()
+    if recipe.views.count > 1 and not any(o.num_draws for o in views.operations):
+        raise ConfigError(
+            f"views.count is {recipe.views.count}, but no operation draws anything, so all views "
+            "are alike: set views.count = 1"
+        )
     return recipe.views.count
 
 
@@ -269,20 +274,28 @@ def trained_model(
     )
     if weights is not None:
         load_weights(weights, model, rename=section.rename, what=what)
-    check_model(
-        model,
-        num_classes=images.num_classes,
-        channels=preprocess.channels,
-        size=preprocess.size or _clean_size(images),
-        what=what,
-    )
+    for size in {preprocess.size or shown for shown in _sizes(recipe, images, what)}:
+        check_model(
+            model,
+            num_classes=images.num_classes,
+            channels=preprocess.channels,
+            size=size,
+            what=what,
+        )
     return Classifier(model, preprocess)
 
 
-def _clean_size(images: ImageSet) -> tuple[int, int]:
-    """Height and width of the clean images."""
-    pixels, _ = Images(images, torch.device("cpu")).take(torch.zeros(1, dtype=torch.int64))
-    return pixels.shape[2], pixels.shape[3]
+def _sizes(recipe: config.Recipe, images: ImageSet, what: str) -> set[tuple[int, int]]:
+    """Height and width of what a model is shown: clean images and views."""
+    first = torch.zeros(1, dtype=torch.int64)
+    shown = Images(images, torch.device("cpu"))
+    views = [pipeline(recipe, images.num_samples), shown.clean]
+    if what == "teacher":
+        views[0] = cached_pipeline(recipe, images.num_samples)
+        if recipe.teacher.train is not None and recipe.teacher.weights is None:
+            views.append(training_pipeline(recipe, recipe.teacher.train, images.num_samples))
+    pixels = (shown.show(view, 0, first).pixels for view in views)
+    return {(one.shape[2], one.shape[3]) for one in pixels}
 
 
 def create_student(
@@ -373,14 +386,21 @@ def _names(names: "list[str] | tuple[str, ...]") -> str:
     return f"{shown}, … ({len(names)})" if len(names) > 5 else f"{shown} ({len(names)})"
 
 
-def asked_manifest(recipe: config.Recipe, images: ImageSet, teacher: Mapping[str, Any]) -> Manifest:
+def asked_manifest(
+    recipe: config.Recipe,
+    images: ImageSet,
+    teacher: Mapping[str, Any],
+    views: Pipeline | None = None,
+) -> Manifest:
     """The manifest of the cache that a recipe asks for.
 
     Args:
         recipe: the recipe.
         images: its training split.
         teacher: what `FrozenTeacher.describe` says of its teacher.
+        views: what the teacher is asked about, where that is not the recipe's.
     """
+    views = views or cached_pipeline(recipe, images.num_samples)
     return Manifest(
         dataset={
             "fingerprint": images.fingerprint,
@@ -392,7 +412,7 @@ def asked_manifest(recipe: config.Recipe, images: ImageSet, teacher: Mapping[str
             "label_column": recipe.data.label,
         },
         views={
-            **cached_pipeline(recipe, images.num_samples).describe(),
+            **views.describe(),
             "count": num_views(recipe),
         },
         teacher={**teacher, "model": recipe.teacher.model},

@@ -179,7 +179,9 @@ def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
         "teacher": recipe.teacher.model_dump(exclude=asking),
     }
     if recipe.teacher.train is None or recipe.teacher.train.operations is None:
-        settings["views"] = recipe.views.model_dump(exclude={"count"})
+        # A teacher sees a new view each epoch, however many are cached, whatever it is asked.
+        settings["views"] = recipe.views.model_dump(exclude={"count", "mode"})
+        settings["views"]["enumerated"] = recipe.views.count == "all"
     return settings
 
 

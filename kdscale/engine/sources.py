@@ -1,7 +1,7 @@
 """Where targets come from: nowhere, the cache, a live teacher. The loop cannot tell them apart."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.cache.manifest import Manifest
+from kdscale.cache.manifest import Manifest, check_identity
 from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
@@ -96,11 +96,12 @@ class CachedTargets:
         device: torch.device,
         num_views: int | None = None,
         shift_every: int | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         self.manifest: Manifest = reader.manifest
         self.num_views = num_views or reader.manifest.num_views
         self.device = device
-        self.pipeline = Pipeline.from_description(reader.manifest.views)
+        self.pipeline = pipeline or Pipeline.from_description(reader.manifest.views)
         """What makes the pixels that the teacher saw."""
         self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
         """Which views epochs show: every view once in `num_views` epochs."""
@@ -119,6 +120,7 @@ class CachedTargets:
         device: str | torch.device = "cpu",
         num_views: int | None = None,
         shift_every: int | None = None,
+        pipeline: Pipeline | None = None,
     ) -> Self:
         """Open the cache at `path`.
 
@@ -127,6 +129,8 @@ class CachedTargets:
             device: where targets are wanted.
             num_views: use only its first views.
             shift_every: see `ViewSchedule`.
+            pipeline: what made the views, where it holds a callable of your own (`PerSample`),
+                which a manifest can only name.
 
         Raises:
             CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
@@ -137,7 +141,10 @@ class CachedTargets:
             raise CacheMismatchError(
                 f"{path} has {reader.manifest.num_views} views, {num_views} are asked for"
             )
-        return cls(reader, torch.device(device), num_views, shift_every)
+        if pipeline is not None:
+            views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}
+            check_identity(reader.path, reader.manifest, replace(reader.manifest, views=views))
+        return cls(reader, torch.device(device), num_views, shift_every, pipeline)
 
     def start_epoch(self, epoch: int) -> None:
         """Make resident what the epoch shows and start to read what the next one will."""
@@ -146,16 +153,14 @@ class CachedTargets:
 
     def targets(self, batch: Batch) -> DenseTargets:
         """The targets of a batch, after checking its pixels where that is due."""
-        if isinstance(batch.view, int):
-            return self.read(batch.view, batch.index, batch.pixels)
-        assert self._resident is not None, "an epoch was started before its first batch"
-        return self._read(self._resident, batch.view, batch.index, batch.pixels)
+        return self.read(batch.view, batch.index, batch.pixels)
 
-    def read(self, view: int, index: Tensor, pixels: Tensor | None = None) -> DenseTargets:
+    def read(self, view: View, index: Tensor, pixels: Tensor | None = None) -> DenseTargets:
         """The targets of samples `index` (int64 [B]) in a view.
 
         Args:
-            view: view number.
+            view: view number; int64 [B], as the schedule of a started epoch gives it, with
+                `shift_every`.
             index: positions in the data set.
             pixels: the view's uint8 pixels [B, C, H, W], to be checked where that is due.
 
@@ -163,15 +168,15 @@ class CachedTargets:
             ViewMismatchError: the pixels are not those that the teacher saw.
             CacheCorruptError: a chunk is missing or damaged.
         """
-        return self._read(self._make_resident(view), view, index, pixels)
+        return self._read(self._resident_for(view), view, index, pixels)
 
-    def check(self, view: int, index: Tensor, pixels: Tensor) -> None:
+    def check(self, view: View, index: Tensor, pixels: Tensor) -> None:
         """Compare pixels with the digests of those that the teacher saw.
 
         Raises:
             ViewMismatchError: they differ.
         """
-        self._check(self._make_resident(view), view, index.to(self.device), pixels)
+        self._check(self._resident_for(view), view, index.to(self.device), pixels)
 
     def check_is_due(self, num_samples: int) -> bool:
         """Whether the next batch should be checked, which is then taken as done."""
@@ -211,6 +216,12 @@ class CachedTargets:
     def _shown_in(self, epoch: int) -> _Wanted:
         view = self.schedule.view(epoch, torch.zeros(1, dtype=torch.int64))
         return view if isinstance(view, int) else ("epoch", epoch)
+
+    def _resident_for(self, view: View) -> _Resident:
+        if isinstance(view, int):
+            return self._make_resident(view)
+        assert self._resident is not None, "an epoch was started before its first batch"
+        return self._resident
 
     def _make_resident(self, wanted: _Wanted) -> _Resident:
         if self._resident is None or self._resident.wanted != wanted:

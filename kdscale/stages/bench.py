@@ -38,6 +38,7 @@ from kdscale.engine.processes import StopRequest, create_accelerator
 from kdscale.engine.runs import Job
 from kdscale.engine.sources import CachedTargets, LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import FrozenTeacher, SizedBatches
+from kdscale.errors import ConfigError
 from kdscale.losses.logits import label_loss
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.runlog import MetricsLog
@@ -84,7 +85,8 @@ def bench(
         Images a second and ratios of times: medians, with [smallest, largest] over rounds.
     """
     accelerator = create_accelerator()
-    images = components.training_images(recipe, cache_root, labelled=True)
+    images = components.training_images(recipe, cache_root, labelled=False)
+    _check_measurable(recipe, images)
     resident = Images(images, accelerator.device)
     teacher = components.frozen_teacher_or_random(
         recipe, images, teacher_weights, accelerator.device
@@ -96,6 +98,18 @@ def bench(
             steps = _measure_steps(_variants(parts, cache), seconds * _STEP_SHARE)
         build = _measure_build(parts, seconds * (1 - _STEP_SHARE))
     return _summary(recipe, images.num_samples, steps, build, accelerator)
+
+
+def _check_measurable(recipe: config.Recipe, images: ImageSet) -> None:
+    if not images.labelled:
+        raise ConfigError(
+            f"split {images.split!r} of {images.name} has no labels, and bench compares with steps "
+            "on labels: name a labelled split (data.train_split)"
+        )
+    if recipe.views.mode == "fixed":
+        raise ConfigError(
+            "bench measures steps on what the teacher saw: set views.mode = 'replayed'"
+        )
 
 
 @dataclass(frozen=True, slots=True)

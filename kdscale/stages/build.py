@@ -20,6 +20,7 @@ from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.config import Recipe
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
+from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.building import ShardBuilder
 from kdscale.engine.components import (
     asked_manifest,
@@ -50,6 +51,7 @@ def build(
     cache_root: Path,
     cache: Path | None = None,
     teacher_weights: str | None = None,
+    views: Pipeline | None = None,
 ) -> Path:
     """Build the cache that a recipe asks for, go on with one begun, or find it finished.
 
@@ -58,6 +60,8 @@ def build(
         cache_root: where caches and decoded images lie.
         cache: the cache's folder; found by content, or named after the recipe, when None.
         teacher_weights: used where the recipe names none.
+        views: what the teacher is asked about, in place of the recipe's operations: from Python, a
+            pipeline may hold callables of your own (`PerSample`).
 
     Returns:
         The folder of the finished cache.
@@ -70,7 +74,8 @@ def build(
     with main_process_first(accelerator):
         images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, teacher_weights, accelerator.device)
-    asked = asked_manifest(recipe, images, teacher.describe())
+    views = views or cached_pipeline(recipe, images.num_samples)
+    asked = asked_manifest(recipe, images, teacher.describe(), views)
     path = cache or find_cache(cache_root, asked) or _free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
     if _is_finished(path, asked):
@@ -80,7 +85,7 @@ def build(
     _check_space(path, asked)
     batches = SizedBatches(teacher, recipe.teacher.batch_size)
     resident = Images(images, accelerator.device)
-    probe = _probe(batches, resident, images, asked.encoding)
+    probe = _probe(batches, resident, images, views, asked.encoding)
     asked = _with_probe(asked, probe)
     with main_process_first(accelerator):
         manifest = create_or_resume(path, asked, images.labels)
@@ -88,7 +93,6 @@ def build(
     todo = _my_shards(writer, accelerator)
     _announce(path, manifest, probe, writer)
     accelerator.wait_for_everyone()
-    views = cached_pipeline(recipe, images.num_samples)
     builder = ShardBuilder(resident, views, batches, writer)
     with orderly_stop() as stop:
         _build_shards(builder, manifest, todo, stop, path, main=accelerator.is_main_process)
@@ -124,7 +128,7 @@ def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
 
 
 def _probe(
-    batches: SizedBatches, resident: Images, images: ImageSet, encoding: str
+    batches: SizedBatches, resident: Images, images: ImageSet, views: Pipeline, encoding: str
 ) -> dict[str, Any]:
     """Ask the teacher about the first clean samples: is it right, how fast, how well stored?"""
     index = torch.arange(min(_PROBE_SAMPLES, images.num_samples))
@@ -138,9 +142,19 @@ def _probe(
     stored = decode(encode(logits, encoding)).logits_BC
     return {
         "top1_accuracy": hits,
-        "images_per_second": len(index) / seconds,
+        "images_per_second": 1 / (seconds / len(index) + _seconds_a_view(resident, views)),
         "fidelity": {**fidelity(logits.cpu(), stored), "num_samples": len(index)},
     }
+
+
+def _seconds_a_view(resident: Images, views: Pipeline) -> float:
+    """Native views cost next to nothing, those of others' transforms may cost the most."""
+    index = torch.arange(min(64, len(resident.labels)))
+    resident.show(views, 0, index[:2])
+    began = perf_counter()
+    pixels = resident.show(views, 0, index).pixels
+    _synchronize(pixels.device)
+    return (perf_counter() - began) / len(index)
 
 
 def _with_probe(asked: Manifest, probe: Mapping[str, Any]) -> Manifest:

@@ -3,7 +3,7 @@ import json
 import pytest
 import synthetic
 
-from kdscale.cache.manifest import read_manifest, write_manifest
+from kdscale.cache.manifest import FORMAT_VERSION, read_manifest, write_manifest
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import create_or_resume
 from kdscale.errors import CacheError, CacheNotFoundError
@@ -172,8 +172,8 @@ def test_no_cache_and_what_is_no_cache_are_told_apart(tmp_path):
 
 
 def test_newer_format_is_not_called_corrupt(cache, monkeypatch):
-    monkeypatch.setattr("kdscale.cache.manifest.FORMAT_VERSION", 2)
+    monkeypatch.setattr("kdscale.cache.manifest.Manifest.format_version", FORMAT_VERSION + 1)
     write_manifest(cache, synthetic.asked())
     monkeypatch.undo()
-    with pytest.raises(CacheError, match="format version 2"):
+    with pytest.raises(CacheError, match=f"format version {FORMAT_VERSION + 1}"):
         verify(cache)

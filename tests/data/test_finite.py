@@ -92,6 +92,12 @@ def test_description_tells_an_enumeration_from_draws():
     assert "enumerated" not in Pipeline.parse([FLIP]).describe()
 
 
+def test_description_of_a_newer_version_is_refused():
+    described = {**finite(FLIP).describe(), "from_the_future": 3}
+    with pytest.raises(ConfigError, match="described by from_the_future, which this kdscale"):
+        Pipeline.from_description(described)
+
+
 @pytest.mark.parametrize(
     ("operations", "name"),
     [([FLIP, "mixup"], "mixup"), ([crop(1024), crop(1024)], "random_crop")],

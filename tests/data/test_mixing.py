@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
-from kdscale.data.split import split_validation
 from kdscale.data.views import tables
 from kdscale.data.views.functional.mixing import blend, box_around, paste
 from kdscale.data.views.generator import bits_KB, integers
@@ -19,6 +18,7 @@ from kdscale.data.views.operations.mixing import Cutmix, Mixup, MixupOrCutmix
 from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.views.split import split_validation
 from kdscale.errors import ConfigError
 from tests.data import replay
 

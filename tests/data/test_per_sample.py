@@ -1,5 +1,6 @@
 """Transforms of others, replayed exactly, one sample at a time."""
 
+import json
 import random
 
 import numpy as np
@@ -21,6 +22,8 @@ TRANSFORMS = [
         "name": "v2.RandomChoice",
         "transforms": [{"name": "v2.AutoAugment"}, {"name": "v2.RandAugment"}],
     },
+    {"name": "v2.AutoAugment", "policy": "cifar10"},
+    {"name": "v2.RandomApply", "transforms": ["v2.RandomVerticalFlip"], "p": 0.7},
     {"name": "v2.ScaleJitter", "target_size": [16, 16], "scale_range": [1.0, 1.0]},
 ]  # fmt: skip
 
@@ -104,6 +107,20 @@ def test_description_names_the_libraries_and_replays():
     assert again(images(), 0, torch.arange(6)).equal(views(images(), 0, torch.arange(6)))
 
 
+def test_spelling_of_numbers_does_not_matter():
+    one, other = (Pipeline.parse([{"name": "v2.RandomInvert", "p": p}]) for p in (1, 1.0))
+    assert one == other
+    assert json.dumps(one.describe()) == json.dumps(other.describe())
+
+
+def test_transform_without_draws_is_finite_and_draws_nothing():
+    views = Pipeline.parse([{"name": "v2.CenterCrop", "size": 8}, FLIP], enumerated=True)
+    assert (views.operations[0].num_draws, views.count_all()) == (0, 2)
+    shown = views(images(), 0, torch.arange(6))
+    middle = images()[..., 4:12, 4:12]
+    assert all(s.equal(m) or s.equal(m.flip(-1)) for s, m in zip(shown, middle, strict=True))
+
+
 def test_other_library_versions_are_refused():
     table = {"name": "v2.AutoAugment", "libraries": {**library_versions(), "torchvision": "0.1"}}
     with pytest.raises(ConfigError, match=r'made with .*"torchvision": "0\.1".*same versions'):
@@ -121,6 +138,7 @@ def test_other_library_versions_are_refused():
         ({"name": "v2.RandomRotation", "degrees": 3, "angle": 2}, "angle"),
         ({"name": "v2.RandomPosterize", "bits": "x", "p": 3}, "v2.RandomPosterize: "),
         ({"name": "v2.Resize", "size": 3, "interpolation": "softly"}, "softly"),
+        ({"name": "v2.RandomApply", "p": float("inf")}, "an argument is not finite"),
     ],
 )
 def test_wrong_transform_is_refused(entry, message):
@@ -132,6 +150,7 @@ def test_wrong_transform_is_refused(entry, message):
     ("transform", "message"),
     [
         ({"name": "v2.ToDtype", "dtype": "float32"}, "v2.ToDtype"),
+        ({"name": "v2.UniformTemporalSubsample", "num_samples": 2}, "cannot transform an image"),
         ("v2.ElasticTransform", r"cannot transform an image of \[3, 16, 16\].*[Pp]adding"),
         ({"name": "v2.ToPILImage"}, "returned Image, wanted a uint8 tensor"),
         ({"name": "v2.Grayscale"}, "returned 1 channels of 3"),

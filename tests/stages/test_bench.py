@@ -1,6 +1,7 @@
 """The benchmark measures what the issue names, and says it in the words of the issue."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,22 @@ def test_table_shows_rates_and_ratios(bench):
 )
 def test_any_recipe_can_be_measured(bench, changes):
     assert json.loads(bench("--json", **changes).stdout)["cached_images_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"views": {"mode": "fixed", "count": None}}, "set views.mode = 'replayed'"),
+        ({"loss": {"hard_weight": 0.0}, "data": {"source": "unlabelled"}}, "has no labels"),
+    ],
+    ids=["fixed mode", "unlabelled"],
+)
+def test_what_cannot_be_measured_is_refused(kdscale, write_recipe, make_dataset, changes, message):
+    if "data" in changes:
+        make_dataset(Path("unlabelled"), unlabelled=True)
+    done = kdscale("bench", write_recipe(**changes), "--seconds", 1)
+    assert done.exit_code == 2
+    assert message in done.stderr
 
 
 def test_bench_leaves_nothing_behind(bench, tmp_path):

@@ -232,7 +232,7 @@ def test_teachers_views_without_a_size_are_refused(kdscale, write):
     ("clean", "message"),
     [
         (["random_horizontal_flip"], "data.clean: random_horizontal_flip draws at random"),
-        ([{"name": "v2.CenterCrop", "size": 8}], "data.clean: v2.CenterCrop draws at random"),
+        (["v2.RandomVerticalFlip"], "data.clean: v2.RandomVerticalFlip draws at random"),
         (["mixup"], "data.clean: mixup draws at random"),
         (["centre_crop"], "data.clean: no operation 'centre_crop': did you mean 'center_crop'?"),
     ],

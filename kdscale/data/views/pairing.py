@@ -6,8 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdscale.data.split import split_validation
 from kdscale.data.views.generator import chain, permutation
+from kdscale.data.views.split import split_validation
 
 _PAIRS = chain(0x7061697273)  # "pairs"
 

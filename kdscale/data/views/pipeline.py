@@ -24,6 +24,7 @@ from kdscale.data.views.pairing import Pairing
 from kdscale.errors import ConfigError
 
 _ALL = chain(0x616C6C)  # "all"
+_DESCRIBED = {"generator", "seed", "operations", "pairing", "enumerated", "count"}
 _MOST_VIEWS = 1 << 20  # of an enumerated pipeline
 _LARGEST_WORD = (1 << 32) - 1
 
@@ -83,6 +84,7 @@ class Pipeline:
         *,
         pairing: Pairing | None = None,
         enumerated: bool = False,
+        field: str = "views.operations",
     ) -> "Pipeline":
         """A pipeline from names and tables: `["random_horizontal_flip", {"name": ..., ...}]`.
 
@@ -91,11 +93,12 @@ class Pipeline:
             seed: of every draw.
             pairing: left out where nothing is mixed.
             enumerated: see the field.
+            field: of the recipe, for messages.
 
         Raises:
             ConfigError: unknown operation or argument (nearest name given), wrong type or range.
         """
-        parsed = tuple(parse_operation(entry) for entry in operations)
+        parsed = tuple(parse_operation(entry, field) for entry in operations)
         mixes = any(isinstance(operation, Mixing) for operation in parsed)
         return cls(parsed, seed, pairing if mixes else None, enumerated)
 
@@ -106,6 +109,12 @@ class Pipeline:
         Raises:
             ConfigError: it cannot be replayed by this version.
         """
+        unknown = description.keys() - _DESCRIBED
+        if unknown:
+            raise ConfigError(
+                f"views are described by {', '.join(sorted(unknown))}, which this kdscale does not "
+                "know: use the one that made them"
+            )
         if description["generator"] != GENERATOR_VERSION:
             raise ConfigError(
                 f"views were made by generator {description['generator']}, this is generator "

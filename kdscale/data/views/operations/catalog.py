@@ -75,22 +75,22 @@ NAMES = {kind: name for name, kind in _KINDS.items()}
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def parse_operation(entry: object) -> Operation | Mixing:
-    """The operation that a recipe names: a name, or a table of `name` and arguments.
+def parse_operation(entry: object, field: str = "views.operations") -> Operation | Mixing:
+    """The operation that a recipe's `field` names: a name, or a table of `name` and arguments.
 
     Raises:
         ConfigError: unknown operation or argument (nearest name given), wrong type or range.
     """
     table = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
-        raise ConfigError(f"views.operations: {entry!r} has no name: write {{ name = ..., ... }}")
+        raise ConfigError(f"{field}: {entry!r} has no name: write {{ name = ..., ... }}")
     arguments = {key: value for key, value in table.items() if key != "name"}
     if name.startswith(PREFIX):
         return from_torchvision(name, arguments)
     if name not in _KINDS:
-        raise ConfigError(_unknown(f"views.operations: no operation {name!r}", name, _KINDS))
+        raise ConfigError(_unknown(f"{field}: no operation {name!r}", name, _KINDS))
     operation = _KINDS[name]
-    known = {field.name: field for field in fields(operation)}
+    known = {argument.name: argument for argument in fields(operation)}
     for key, value in arguments.items():
         if key not in known:
             raise ConfigError(_unknown(f"{name}: no argument {key!r}", key, known))
@@ -125,5 +125,6 @@ def _type_name(wanted: Any) -> str:
 
 def _unknown(message: str, name: str, known: Mapping[str, object]) -> str:
     nearest = get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
+    all_known = f"known: {', '.join(sorted(known))}" if known else "it takes none"
+    hint = f"did you mean {nearest[0]!r}?" if nearest else all_known
     return f"{message}: {hint}"

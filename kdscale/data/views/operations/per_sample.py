@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ PREFIX = "v2."
 """Names of torchvision's transforms begin so: `v2.RandomPerspective`."""
 LIBRARIES = ("torch", "torchvision", "numpy")
 
+_WITHOUT_DRAWS = {"CenterCrop", "FiveCrop", "Grayscale", "Identity", "Pad", "Resize"}
 _BATCH_TRANSFORMS = {"MixUp": "mixup", "CutMix": "cutmix"}
 
 
@@ -38,13 +39,24 @@ class PerSample(Native):
         name: what it is, in manifests; give it another name whenever it changes.
         arguments: what it was made with, in manifests.
         fixes_size: whether its results are of one size, whatever the sizes of the images.
+        draws: whether it draws anything at all.
     """
 
-    num_draws: ClassVar[int] = 1
-    function: Callable[[Tensor], object]
+    function: Callable[[Tensor], object] = field(compare=False)
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     fixes_size: bool = False  # type: ignore[misc]  # of an instance here, of the class elsewhere
+    draws: bool = True
+
+    @property
+    def num_draws(self) -> int:
+        """The seed, if it draws."""
+        return int(self.draws)
+
+    @property
+    def choices(self) -> tuple[int, ...] | None:
+        """One outcome where nothing is drawn, else too many."""
+        return None if self.draws else ()
 
     def describe(self) -> dict[str, Any]:
         """Name, arguments, and the versions it was made with."""
@@ -57,11 +69,9 @@ class PerSample(Native):
             ConfigError: the results are not uint8 images of one size.
         """
         samples = images.cpu()
+        seeds = bits[0].tolist() if self.draws else [0] * len(samples)
         with _generators_put_back():
-            made = [
-                self._one(sample, seed)
-                for sample, seed in zip(samples, bits[0].tolist(), strict=True)
-            ]
+            made = [self._one(*both) for both in zip(samples, seeds, strict=True)]
         sizes = sorted({tuple(one.shape[-2:]) for one in made})
         if len(sizes) > 1:
             raise ConfigError(
@@ -105,18 +115,24 @@ def from_torchvision(name: str, arguments: Mapping[str, Any]) -> PerSample:
             f"{name} was made with {json.dumps(libraries)}, installed are "
             f"{json.dumps(library_versions())}: it replays on the same versions only"
         )
+    given = {key: _plain(value) for key, value in given.items()}
+    try:
+        json.dumps(given, allow_nan=False)
+    except ValueError:
+        raise ConfigError(f"{name}: an argument is not finite: {given}") from None
     transform = _create(name, given)
 
     def checked(image: Tensor) -> object:
         try:
             return transform(image)
-        except (RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # whatever somebody else's code raises on such an image
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 f"{name} cannot transform an image of {list(image.shape)} [C, H, W]: {reason}"
             ) from error
 
-    return PerSample(checked, name, given, fixes_size=_fixes_size(name, given))
+    draws = name.removeprefix(PREFIX) not in _WITHOUT_DRAWS
+    return PerSample(checked, name, given, fixes_size=_fixes_size(name, given), draws=draws)
 
 
 def library_versions() -> dict[str, str]:
@@ -148,17 +164,37 @@ def _is_transform(kind: object, base: type) -> bool:
     return isinstance(kind, type) and issubclass(kind, base) and kind is not base
 
 
-def _value(key: str, value: Any) -> Any:
-    """An argument as torchvision wants it."""
-    if key == "interpolation" and isinstance(value, str):
-        from torchvision.transforms import InterpolationMode
+def _plain(value: Any) -> Any:
+    """An argument as it is described: 1 and 1.0 are the same one."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
-        return InterpolationMode(value)
+
+def _value(key: str, value: Any) -> Any:
+    """An argument as torchvision wants it: enumerations and types by name, nested transforms."""
+    if isinstance(value, str):
+        if value.startswith(PREFIX):
+            return _create(value, {})
+        if key == "dtype":
+            return getattr(torch, value, value)
+        return _enumeration(key)(value)
     if isinstance(value, Mapping) and isinstance(name := value.get("name"), str):
         return _create(name, {k: v for k, v in value.items() if k != "name"})
     if isinstance(value, list):
         return [_value(key, item) for item in value]
     return value
+
+
+def _enumeration(key: str) -> Callable[[str], Any]:
+    """What makes an argument of its name; most texts stay what they are."""
+    from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
+
+    kinds: dict[str, Callable[[str], Any]]
+    kinds = {"interpolation": InterpolationMode, "policy": AutoAugmentPolicy}
+    return kinds.get(key, str)
 
 
 def _fixes_size(name: str, arguments: Mapping[str, Any]) -> bool:
