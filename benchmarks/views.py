@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from kdscale.data.images import load_images
+from kdscale.data.images import ImageSet, load_images
 from kdscale.data.loader import Images
 from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine.processes import keep_freed_memory
 
 BATCH_SIZE = 512
 ROUNDS = 5
@@ -172,13 +173,13 @@ def images_per_second(batches: Generator[Any], seconds: float) -> float:
     return shown / (perf_counter() - began)
 
 
-def compare(row: Row, images: Images, seconds: float, workers: int) -> dict[str, Any]:
+def compare(row: Row, split: ImageSet, seconds: float, workers: int) -> dict[str, Any]:
     """Rates in turns; the ratio is taken within a round."""
     names = ["kdscale", *(("tensor", "pillow") if row[1] else ())]
     rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         for name in names:
-            rates[name].append(_rate(name, row, images, seconds, workers))
+            rates[name].append(_rate(name, row, split, seconds, workers))
     found: dict[str, Any] = {
         f"{name}_images_per_second": round(median(values)) for name, values in rates.items()
     }
@@ -193,12 +194,13 @@ def compare(row: Row, images: Images, seconds: float, workers: int) -> dict[str,
     return found
 
 
-def _rate(name: str, row: Row, images: Images, seconds: float, workers: int) -> float:
+def _rate(name: str, row: Row, split: ImageSet, seconds: float, workers: int) -> float:
     """One measurement. Workers live for it alone: idle ones would fetch ahead beside the next."""
     if name == "kdscale":
+        images = Images(split, torch.device("cpu"))
         batches, warm_up = our_batches(row, images), 2
     else:
-        pixels = images.pixels[:_OF_TORCHVISION]
+        pixels = torch.tensor(split.pixels[:_OF_TORCHVISION])
         batches = torchvision_batches(row, pixels, workers, pillow=name == "pillow")
         warm_up = _FETCHED_AHEAD * workers + 2  # what was fetched before the clock starts
     for _ in range(warm_up):
@@ -216,12 +218,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=ROWS)
     parser.add_argument("--cache-root", type=Path, default=Path("cache"))
     a = parser.parse_args()
-    images = Images(load_images(a.source, split="train", root=a.cache_root), torch.device("cpu"))
+    keep_freed_memory()  # as every command does; torchvision's workers inherit it
+    split = load_images(a.source, split="train", root=a.cache_root)
     workers = os.cpu_count() or 1
     found: dict[str, Any] = {"workers": workers, "threads": torch.get_num_threads()}
     found |= {"batch_size": BATCH_SIZE, "view_rounds": ROUNDS, "seconds": a.seconds, "views": {}}
     for name in a.only or ROWS:
-        found["views"][name] = compare(ROWS[name], images, a.seconds, workers)
+        found["views"][name] = compare(ROWS[name], split, a.seconds, workers)
         print(name, found["views"][name], file=sys.stderr)
     print(json.dumps(found, indent=1))
 

@@ -39,7 +39,7 @@ def create_accelerator() -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = False
     accelerator = Accelerator(mixed_precision="no")
     if accelerator.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     started = int(os.environ.get("WORLD_SIZE", "1"))
     asked = max(started, processes_asked_for(_launcher()))
     if asked != accelerator.num_processes and "WORLD_SIZE" not in os.environ:
@@ -55,7 +55,7 @@ def create_accelerator() -> Accelerator:
     return accelerator
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Make glibc keep the large buffers that each step frees, for the next step to use.
 
     By default it gives them back to the system and asks for them again, page by page: on two busy

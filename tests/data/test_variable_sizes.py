@@ -305,7 +305,7 @@ def test_error_of_a_decoder_names_the_sample(tmp_path):
     path = tmp_path / "set" / "dog" / "3.jpg"
     path.write_bytes(path.read_bytes()[:-40])  # the header is sound
     found = load_images(str(tmp_path / "set"), split="train", root=tmp_path / "root")
-    place = r"row 4 of split 'train' of .*set cannot be decoded: .*Repair or remove it"
+    place = r"row 4 of split 'train' of .*set \(.*3\.jpg\) cannot be decoded: .*Repair or remove it"
     images = shown(found)
     for _ in range(2):
         with pytest.raises(DataError, match=place):

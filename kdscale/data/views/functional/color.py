@@ -142,16 +142,28 @@ def _saturation(images: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, factor_B: Tensor) -> Tensor:
-    factor = _per_sample(factor_B).to(torch.int32)
-    pixels = images.to(torch.int16)
-    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
-    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + pixels[..., 1:-1, 1:-1] * 4
+    pixels = images.to(torch.int16).contiguous()
     # floor((2 · sum + 13) / 26), the mean rounded: exact for sums up to 13 · 255
-    mean = sums.to(torch.int32).mul_(2).add_(13).mul_(10083).bitwise_right_shift_(18)
-    inner = images[..., 1:-1, 1:-1].to(torch.int32).mul_(factor).add_(mean.mul_(ONE - factor))
+    mean = _neighbours(pixels).to(torch.int32).mul_(2 * 10083).add_(13 * 10083)
+    mean = mean.bitwise_right_shift_(18).view(images.shape)
+    factor = _per_sample(factor_B).to(torch.int32)
+    blend = _finish(mean.mul_(ONE - factor).add_(pixels.to(torch.int32).mul_(factor)))
     sharpened = images.clone(memory_format=torch.contiguous_format)
-    sharpened[..., 1:-1, 1:-1] = _finish(inner)
+    sharpened[..., 1:-1, 1:-1] = blend[..., 1:-1, 1:-1]
     return sharpened
+
+
+def _neighbours(pixels: Tensor) -> Tensor:
+    """Sums of 3x3 pixels, the middle one five times; what stands for the outermost is void.
+
+    All pixels of a batch in one line: twice as fast as line by line, where these are short.
+    """
+    line, width = pixels.flatten(), pixels.shape[-1]
+    rows = (line[: -2 * width] + line[width:-width]).add_(line[2 * width :])
+    inner = slice(width + 1, -width - 1)
+    sums = torch.zeros_like(line)
+    sums[inner] = (rows[:-2] + rows[1:-1]).add_(rows[2:]).add_(line[inner], alpha=4)
+    return sums
 
 
 def _autocontrast(images: Tensor) -> Tensor:
@@ -177,14 +189,13 @@ def _equalize(images: Tensor) -> Tensor:
     one = torch.ones((), dtype=torch.int32, device=images.device).expand(pixels.shape)
     histogram = torch.zeros(len(pixels), 256, dtype=torch.int32, device=images.device)
     histogram.scatter_add_(1, pixels, one)
-    brightest = _extremes(images)[1].view(-1, 1).to(torch.int64)
+    brightest = images.amax((-2, -1)).view(-1, 1).to(torch.int64)
     step = _quotient(height * width - histogram.gather(1, brightest), 255)
-    below = histogram.cumsum(1, dtype=torch.int32) - histogram
-    levels = _quotient(below + _quotient(step, 2), step.clamp(min=1))
-    same = torch.arange(256, dtype=torch.int32, device=images.device)
-    usable = (step > 0).to(torch.int32)
-    levels = (levels.clamp(max=255) * usable + same * (1 - usable)).to(torch.uint8)
-    return levels.gather(1, pixels).view(images.shape)
+    # For integers below 2^52, the floor of their float64 quotient is exact, and it is faster.
+    below = histogram.cumsum(1, dtype=torch.int32).sub_(histogram).add_(_quotient(step, 2))
+    levels = below.to(torch.float64).div_(step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
+    same = torch.arange(256, dtype=torch.uint8, device=images.device)
+    return torch.where(step > 0, levels, same).gather(1, pixels).view(images.shape)
 
 
 def _hue(images: Tensor, turn_B: Tensor) -> Tensor:

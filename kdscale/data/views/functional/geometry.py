@@ -20,6 +20,7 @@ Interpolation = Literal["nearest", "bilinear"]
 
 _PLACE_ONE = 1 << 12  # places are 4096ths of a pixel: int32 reaches 524,288 pixels
 _FARTHEST = 1 << 30  # in these; two terms of a place still add up in int32
+_PART = 1 << 19  # pixels at a time; there are more steps for samples and lines than for pixels
 _BORDER = 2  # pixels of `fill` around an image, for the neighbours of what lies just outside
 
 # --------------------------------------------------------------------------- affine maps
@@ -36,89 +37,92 @@ def affine(images: Tensor, matrix_B6: Tensor, interpolation: Interpolation, fill
         interpolation: what a source between pixels shows: the nearest one or the weighted four.
         fill: grey level of what lies outside.
     """
-    return in_parts(
-        partial(_affine, interpolation=interpolation, fill=fill), images, matrix_B6.contiguous()
-    )
+    moved = partial(_affine, interpolation=interpolation, fill=fill)
+    return in_parts(moved, images, matrix_B6.contiguous(), pixels=_PART)
+
+
+def places(matrix_B6: Tensor, height: int, width: int) -> Tensor:
+    """Where `affine` finds the nearest pixels of images of a size: int64 [B, H, W].
+
+    For `taken`: matrices that come again and again need not be multiplied out each time.
+    """
+    padded_shape = torch.Size((1, 1, height + 2 * _BORDER, width + 2 * _BORDER))
+    return _places(*_sources(matrix_B6, padded_shape, _PLACE_ONE // 2), padded_shape)
+
+
+def taken(images: Tensor, place_BHW: Tensor, fill: int) -> Tensor:
+    """The images made of the pixels at these places, `fill` outside."""
+    return _take(F.pad(images, [_BORDER] * 4, value=fill), place_BHW).view(images.shape)
 
 
 def _affine(images: Tensor, matrix_B6: Tensor, interpolation: Interpolation, fill: int) -> Tensor:
-    x_BHW, y_BHW = _sources(matrix_B6, *images.shape[-2:])
+    if interpolation == "nearest":
+        return taken(images, places(matrix_B6, *images.shape[2:]), fill)
     padded = F.pad(images, [_BORDER] * 4, value=fill)
-    moved = _nearest if interpolation == "nearest" else _bilinear
-    return moved(padded, x_BHW, y_BHW)
+    return _bilinear(padded, matrix_B6).view(images.shape)
 
 
-def _nearest(padded: Tensor, x_BHW: Tensor, y_BHW: Tensor) -> Tensor:
-    half = _PLACE_ONE // 2
-    place_BHW = _places(x_BHW + half, y_BHW + half, padded.shape)
-    return torch.stack([_take(plane, place_BHW) for plane in _planes(padded)], 1)
-
-
-def _bilinear(padded: Tensor, x_BHW: Tensor, y_BHW: Tensor) -> Tensor:
-    x_BHW, y_BHW = x_BHW + 8, y_BHW + 8  # rounded to 256ths when the lowest bits are dropped
+def _bilinear(padded: Tensor, matrix_B6: Tensor) -> Tensor:
+    # rounded to 256ths when the lowest four bits are dropped
+    x_BHW, y_BHW = _sources(matrix_B6, padded.shape, 8)
+    right_B1P, below_B1P = _fraction(x_BHW), _fraction(y_BHW)
     place_BHW = _places(x_BHW, y_BHW, padded.shape)
-    right_BHW, below_BHW = _fraction(x_BHW), _fraction(y_BHW)
     row = padded.shape[3]
-    channels = []
-    for plane in _planes(padded):
-        corners = (_take(plane[k:], place_BHW).to(torch.float32) for k in (0, 1, row, row + 1))
-        upper = torch.lerp(next(corners), next(corners), right_BHW)
-        lower = torch.lerp(next(corners), next(corners), right_BHW)
-        channels.append(rounded(torch.lerp(upper, lower, below_BHW)))
-    return torch.stack(channels, 1)
+    corners = (_take(padded, place_BHW, k).to(torch.float32) for k in (0, 1, row, row + 1))
+    upper = next(corners).lerp_(next(corners), right_B1P)
+    lower = next(corners).lerp_(next(corners), right_B1P)
+    return rounded(upper.lerp_(lower, below_B1P))
 
 
-def _sources(matrix_B6: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _sources(matrix_B6: Tensor, padded_shape: torch.Size, more: int) -> tuple[Tensor, Tensor]:
     """Columns and rows, int32 [B, H, W] in 4096ths of a pixel, 0 the middle of the first one.
 
     Each term is rounded to 4096ths on its own: what is done for every pixel then fits int32.
+    `more` is added to both.
     """
+    height, width = (size - 2 * _BORDER for size in padded_shape[2:])
     a, b, c, d, e, f = matrix_B6.unsqueeze(-1).unbind(1)
     device = matrix_B6.device
     # Twice the distance from the middle: whole numbers also where that lies between pixels.
     x_W = 2 * torch.arange(width, device=device) - (width - 1)
     y_H = 2 * torch.arange(height, device=device) - (height - 1)
-    x_BHW = _sum(a * x_W, b * y_H + 2 * c + ((width - 1) << 16))
-    return x_BHW, _sum(d * x_W, e * y_H + 2 * f + ((height - 1) << 16))
+    x_BHW = _sum(a * x_W, b * y_H + 2 * c + ((width - 1) << 16), more)
+    return x_BHW, _sum(d * x_W, e * y_H + 2 * f + ((height - 1) << 16), more)
 
 
-def _sum(by_column_BW: Tensor, by_row_BH: Tensor) -> Tensor:
+def _sum(by_column_BW: Tensor, by_row_BH: Tensor, more: int) -> Tensor:
     """The sum for every pixel, from 131072ths to 4096ths."""
     columns, rows = (
         ((term + 16) >> 5).clamp_(-_FARTHEST, _FARTHEST - 1).to(torch.int32)
         for term in (by_column_BW, by_row_BH)
     )
-    return columns.unsqueeze(1) + rows.unsqueeze(2)
+    return columns.unsqueeze(1) + rows.add_(more).unsqueeze(2)
 
 
 def _places(x_BHW: Tensor, y_BHW: Tensor, padded_shape: torch.Size) -> Tensor:
-    """Where the first plane of each padded image holds a place, int64 [B, H, W].
+    """Where each padded plane holds a place (overwritten), int64 [B, H, W].
 
     Places are rounded down to pixels; those farther out than the border are moved onto it.
     """
-    batch, channels, padded_height, padded_width = padded_shape
-    column = (x_BHW >> 12).clamp_(-_BORDER, padded_width - 2 * _BORDER)
-    row = (y_BHW >> 12).clamp_(-_BORDER, padded_height - 2 * _BORDER)
-    start_B = torch.arange(batch, device=x_BHW.device) * (channels * padded_height * padded_width)
+    padded_height, padded_width = padded_shape[2:]
+    # Counted from the first pixel of the border on.
+    column = (x_BHW.bitwise_right_shift_(12)).clamp_(-_BORDER, padded_width - 2 * _BORDER)
+    row = (y_BHW.bitwise_right_shift_(12)).clamp_(-_BORDER, padded_height - 2 * _BORDER)
     first_pixel = _BORDER * padded_width + _BORDER
-    inside = torch.add(column, row, alpha=padded_width).to(torch.int64)
-    return inside.add_((start_B + first_pixel).view(-1, 1, 1))
+    return column.add_(row, alpha=padded_width).add_(first_pixel).to(torch.int64)
 
 
-def _planes(padded: Tensor) -> list[Tensor]:
-    """The pixels from each channel's first one on, so that one set of places serves them all."""
-    plane = padded.shape[2] * padded.shape[3]
-    return [padded.flatten()[channel * plane :] for channel in range(padded.shape[1])]
+def _take(padded: Tensor, place_BHW: Tensor, ahead: int = 0) -> Tensor:
+    """The pixels so far ahead of the places, in each channel: uint8 [B, C, H W]."""
+    batch, channels = padded.shape[:2]
+    place_BCP = place_BHW.view(batch, 1, -1).expand(-1, channels, -1)
+    return padded.flatten(2)[..., ahead:].gather(2, place_BCP)
 
 
-def _take(plane: Tensor, place_BHW: Tensor) -> Tensor:
-    """Copying pixels one channel after the other is three times faster than a gather of all."""
-    return plane.index_select(0, place_BHW.flatten()).view(place_BHW.shape)
-
-
-def _fraction(axis: Tensor) -> Tensor:
-    """How far a place lies behind a pixel, in whole 256ths of a pixel."""
-    return ((axis >> 4) & 255).to(torch.float32).mul_(1 / 256)
+def _fraction(axis_BHW: Tensor) -> Tensor:
+    """How far a place lies behind a pixel, in whole 256ths of a pixel: float32 [B, 1, H W]."""
+    fraction = (axis_BHW >> 4).bitwise_and_(255).to(torch.float32).mul_(1 / 256)
+    return fraction.view(len(fraction), 1, -1)
 
 
 def rounded(grey_levels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from kdscale.data.views.functional.selection import in_parts
 
 _WEIGHT_ONE = 1 << 14
 _SMALL = 48  # pixels a side, up to which the weights of all boxes fit into memory
+_PART = 1 << 21  # pixels; products gain less from smaller parts than these cost
 _LARGE = 1 << 16  # pixels; from here on the box alone is worth a step of its own for each sample
 
 
@@ -56,9 +57,7 @@ def resized_crop(
         ]
         return torch.cat([resize(image, size, interpolation, antialias) for image in cut])
     if interpolation == "bilinear" and _has_tables(images, size):
-        rows_BNM = _weights_of_boxes(images.shape[2], size[0], antialias, top_B, height_B)
-        columns_BNM = _weights_of_boxes(images.shape[3], size[1], antialias, left_B, width_B)
-        return _as_products(images, rows_BNM, columns_BNM)
+        return _with_tables(images, (top_B, height_B), (left_B, width_B), size, antialias)
     taps = partial(_taps, interpolation=interpolation, antialias=antialias)
     rows = taps(top_B, height_B, size[0], images.shape[2])
     columns = taps(left_B, width_B, size[1], images.shape[3])
@@ -99,47 +98,62 @@ def _has_tables(images: Tensor, size: tuple[int, int]) -> bool:
     return exact and torch.get_float32_matmul_precision() == "highest"
 
 
-def _weights_of_boxes(
-    old_size: int, size: int, antialias: bool, start_B: Tensor, length_B: Tensor
+def _with_tables(
+    images: Tensor,
+    rows: tuple[Tensor, Tensor],
+    columns: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    antialias: bool,
 ) -> Tensor:
-    """Weights float32 [B, N, M] of every old line in every new one."""
-    table = _table_of_boxes(old_size, size, antialias, start_B.device)
-    # Boxes are numbered by length, then by start: there are old_size - length + 1 of each length.
-    before_B = (length_B - 1) * (2 * old_size - length_B + 2) // 2
-    return table.index_select(0, before_B + start_B)
+    """The crops of small images; `rows` and `columns` are start and length, int64 [B]."""
+    old_height, old_width = images.shape[2:]
+    row_table = _table_of_boxes(old_height, size[0], antialias, images.device)
+    column_table = _table_of_boxes(old_width, size[1], antialias, images.device)
+    return in_parts(
+        partial(_as_products, row_table=row_table[0], column_table=column_table[1]),
+        images,
+        _box_number(*rows, old_height),
+        _box_number(*columns, old_width),
+        pixels=_PART,
+    )
+
+
+def _box_number(start_B: Tensor, length_B: Tensor, old_size: int) -> Tensor:
+    """By length, then by start: there are old_size - length + 1 boxes of each length."""
+    return (length_B - 1) * (2 * old_size - length_B + 2) // 2 + start_B
 
 
 @lru_cache(maxsize=8)
-def _table_of_boxes(old_size: int, size: int, antialias: bool, device: torch.device) -> Tensor:
-    """The weights of all boxes of a small axis, 2 MB for 32 lines, 11 MB for 48."""
+def _table_of_boxes(
+    old_size: int, size: int, antialias: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The weights of all boxes of a small axis, 2 MB for 32 lines, 11 MB for 48.
+
+    Returns:
+        Weights float32 [boxes, N, M] of every old line in every new one, and [boxes, M, N]: a
+        product is a quarter faster where no factor has to be transposed.
+    """
     with torch.inference_mode(False):
         boxes = [(s, n) for n in range(1, old_size + 1) for s in range(old_size - n + 1)]
         start, length = torch.tensor(boxes, device=device).unbind(1)
         line, weight = _taps(start, length, size, old_size, "bilinear", antialias)
         empty = torch.zeros(len(boxes), size, old_size, device=device)
-        return empty.scatter_add_(2, line, weight)
+        table = empty.scatter_add_(2, line, weight)
+        return table, table.transpose(1, 2).contiguous()
 
 
-def _as_products(images: Tensor, rows_BNM: Tensor, columns_BNM: Tensor) -> Tensor:
-    """Two matrix products: twice as fast as bags where lines are short."""
+def _as_products(
+    images: Tensor, row_box_B: Tensor, column_box_B: Tensor, row_table: Tensor, column_table: Tensor
+) -> Tensor:
+    """Two matrix products: 1.5 times as fast as bags where lines are short."""
     batch, channels, height, width = images.shape
-    # The channels of a line side by side: both products then take whole samples at once.
-    lines = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    lines = images.to(torch.float32, memory_format=torch.contiguous_format)
+    row_box_BC = row_box_B.repeat_interleave(channels)
     with torch.autocast(images.device.type, enabled=False):
-        narrow = _product(lines.view(batch, height * channels, width), columns_BNM.transpose(1, 2))
-        made = _product(rows_BNM, narrow.round_().view(batch, height, -1))
-    made = made.round_().to(torch.int16).to(torch.uint8)  # by way of int16: twice as fast
-    made = made.view(batch, rows_BNM.shape[1], channels, columns_BNM.shape[1])
-    return made.transpose(1, 2).contiguous()
-
-
-def _product(one: Tensor, other: Tensor) -> Tensor:
-    """The matrix product, a little above itself: rounding halves to even then rounds them up.
-
-    All values are multiples of 2^-14 below 2^8, so half of that is added exactly.
-    """
-    above = torch.full((1, 1, 1), 0.5 / _WEIGHT_ONE, device=one.device)
-    return torch.baddbmm(above.expand(len(one), one.shape[1], other.shape[2]), one, other)
+        narrow = lines.view(batch, -1, width).bmm(column_table.index_select(0, column_box_B))
+        narrow = narrow.add_(0.5).floor_().view(batch * channels, height, -1)
+        made = row_table.index_select(0, row_box_BC).bmm(narrow)
+    return rounded(made).view(batch, channels, *made.shape[1:])
 
 
 def _as_bags(

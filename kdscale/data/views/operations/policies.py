@@ -11,12 +11,13 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from kdscale.data.views import tables
 from kdscale.data.views.functional import color
-from kdscale.data.views.functional.geometry import affine
-from kdscale.data.views.functional.selection import by_kind
+from kdscale.data.views.functional.geometry import affine, places, taken
+from kdscale.data.views.functional.selection import by_kind, in_parts
 from kdscale.data.views.generator import integers
 from kdscale.data.views.operations.base import Native, check_name, check_range
 
@@ -50,8 +51,11 @@ _GREY_LEVELS = (
     lambda images, _: color.equalize(images),
 )
 _IDENTITY, _MOVE, _CHANGE = 0, 1, 2  # what runs together; the last are as many as _GREY_LEVELS
-_GROUPS = (_IDENTITY, *[_MOVE] * 5, *range(_CHANGE, _CHANGE + len(_GREY_LEVELS)))
+_MOVES = range(1, 6)  # kinds
+_GROUPS = (_IDENTITY, *[_MOVE] * len(_MOVES), *range(_CHANGE, _CHANGE + len(_GREY_LEVELS)))
 _MOST_BINS = 1024
+_MOST_PLACES = 1 << 21  # 16 MB
+_PART = 1 << 20  # pixels that move at a time
 _MOST_OPS = 16
 
 
@@ -161,17 +165,42 @@ def _apply(
 ) -> Tensor:
     """S rounds of operations whose parameters are rows of six numbers in a table."""
     table = tables.on(images.device, rows).view(-1, 6)
+    first, last = (len(table) // len(KINDS) * kind for kind in (_MOVES.start, _MOVES.stop))
+    found = None
+    if interpolation == "nearest" and not torch.compiler.is_compiling():
+        found = _place_table(rows[6 * first : 6 * last], *images.shape[-2:], images.device)
+
+    def move(part: Tensor, row_B: Tensor) -> Tensor:
+        assert found is not None
+        return taken(part, found.index_select(0, row_B), fill)
 
     def change(step: int, group: int, part: Tensor, rows_B: Tensor) -> Tensor:
         if group == _IDENTITY:
             return part
-        parameters_B6 = table[row_SB[step, rows_B]]
+        row_B = row_SB[step].index_select(0, rows_B)
+        if group == _MOVE and found is not None:
+            return in_parts(move, part, row_B - first, pixels=_PART)
+        parameters_B6 = table.index_select(0, row_B)
         if group == _MOVE:
             return affine(part, parameters_B6, interpolation, fill)
         return _GREY_LEVELS[group - _CHANGE](part, parameters_B6[:, 0])
 
     groups = tables.on(images.device, _GROUPS)
     return by_kind(images, groups[kind_SB], _GROUPS[-1] + 1, change)
+
+
+@lru_cache(maxsize=8)
+def _place_table(
+    matrices: tuple[int, ...], height: int, width: int, device: torch.device
+) -> Tensor | None:
+    """Where each matrix finds its pixels, int64 [matrices, H, W]; None where that is too much.
+
+    There are few matrices: to look up places takes a tenth of the time to compute them.
+    """
+    if len(matrices) // 6 * height * width > _MOST_PLACES:
+        return None
+    with torch.inference_mode(False):
+        return places(torch.tensor(matrices, device=device).view(-1, 6), height, width)
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ Names and arguments follow `torchvision.transforms.v2`.
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -105,46 +106,44 @@ class RandomResizedCrop(Native):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The crops at their new size."""
-        height, width = images.shape[-2:]
-        height_B, width_B = self._box(bits[: 2 * _ATTEMPTS], height, width)
-        drawn_B = width_B > 0
-        middle_height, middle_width = self._middle_box(height, width)
-        height_B = torch.where(drawn_B, height_B, middle_height)
-        width_B = torch.where(drawn_B, width_B, middle_width)
-        rows_left_B, columns_left_B = height - height_B, width - width_B
-        top_B = torch.where(drawn_B, integers(bits[-2], rows_left_B + 1), rows_left_B // 2)
-        left_B = torch.where(drawn_B, integers(bits[-1], columns_left_B + 1), columns_left_B // 2)
-        box = (top_B, left_B, height_B, width_B)
+        # Both axes at once, [2, ...]: what counts in so small tensors is the number of steps.
+        largest_2 = (images.shape[-2], images.shape[-1])
+        sides_2B = self._box(bits[: 2 * _ATTEMPTS], largest_2)
+        drawn_B = sides_2B[1] > 0
+        middle_2 = tables.on(bits.device, self._middle_box(*largest_2))
+        sides_2B = torch.where(drawn_B, sides_2B, middle_2.view(2, 1))
+        left_over_2B = tables.on(bits.device, largest_2).view(2, 1) - sides_2B
+        start_2B = torch.where(drawn_B, integers(bits[-2:], left_over_2B + 1), left_over_2B >> 1)
+        box = (start_2B[0], start_2B[1], sides_2B[0], sides_2B[1])
         return resampling.resized_crop(
             images, *box, _pair(self.size), self.interpolation, self.antialias
         )
 
-    def _box(self, bits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Height and width of the first attempt that fits, int64 [B]; 0 where none does."""
+    def _box(self, bits: Tensor, largest_2: tuple[int, int]) -> Tensor:
+        """Height and width of the first attempt that fits, int64 [2, B]; 0 where none does."""
         if bits.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._first_of(bits, height, width)
+            return self._first_of(bits, largest_2)
         # Most first attempts fit: where no device has to be waited for, the others are made for
         # those samples alone that need them.
-        height_B, width_B = self._first_of(bits[:2], height, width)
-        misses = (width_B == 0).nonzero().flatten()
+        sides_2B = self._first_of(bits[:2], largest_2)
+        misses = (sides_2B[1] == 0).nonzero().flatten()
         if len(misses):
-            again = self._first_of(bits[2:, misses], height, width)
-            height_B[misses], width_B[misses] = again
-        return height_B, width_B
+            sides_2B[:, misses] = self._first_of(bits[2:, misses], largest_2)
+        return sides_2B
 
-    def _first_of(self, bits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def _first_of(self, bits: Tensor, largest_2: tuple[int, int]) -> Tensor:
         """The same for any number of attempts, two draws each."""
         ratios = tables.on(bits.device, tables.log_uniform(*self.ratio))
         scale_AB = uniform(bits[::2], self.scale, tables.ONE)
         ratio_AB = ratios[integers(bits[1::2], tables.QUANTILES)]
-        area_AB = (height * width * scale_AB) >> 8  # 256ths of a pixel
-        width_AB = (_square_root((area_AB * ratio_AB) >> 22) + 1) >> 1
-        quotient_AB = torch.div(area_AB << 10, ratio_AB, rounding_mode="floor")
-        height_AB = (_square_root(quotient_AB) + 1) >> 1
-        fits_AB = (width_AB > 0) & (width_AB <= width) & (height_AB > 0) & (height_AB <= height)
+        area_AB = (prod(largest_2) * scale_AB) >> 8  # 256ths of a pixel
+        height_AB = torch.div(area_AB << 10, ratio_AB, rounding_mode="floor")
+        sides_2AB = (_square_root(torch.stack((height_AB, (area_AB * ratio_AB) >> 22))) + 1) >> 1
+        largest_211 = tables.on(bits.device, largest_2).view(2, 1, 1)
+        fits_AB = ((sides_2AB > 0) & (sides_2AB <= largest_211)).all(0)
         # The first that fits, and no other, has no fitting one before it.
         first_AB = fits_AB & (fits_AB.cumsum(0) == 1)
-        return (height_AB * first_AB).sum(0), (width_AB * first_AB).sum(0)
+        return (sides_2AB * first_AB).sum(1)
 
     def _middle_box(self, height: int, width: int) -> tuple[int, int]:
         """The largest box whose ratio is within the limits."""
@@ -175,7 +174,9 @@ def uniform(bits: Tensor, limits: tuple[float, float], units: int) -> Tensor:
 
 
 def _square_root(square: Tensor) -> Tensor:
-    """The largest integer whose square is not above, for int64 below 2^52."""
-    root = square.to(torch.float64).sqrt().to(torch.int64)
-    root = root - (root * root > square).to(torch.int64)  # whatever a device's sqrt rounds to
-    return root + ((root + 1) * (root + 1) <= square).to(torch.int64)
+    """The largest integer whose square is not above, for int64 below 2^52.
+
+    IEEE 754 wants the root of a float64 rounded correctly, and k - 1/2k, about the root of k^2 - 1,
+    is then not rounded to k.
+    """
+    return square.to(torch.float64).sqrt().to(torch.int64)
