@@ -124,9 +124,9 @@ def _source(
 
 _FIXED = (
     "views.mode = 'fixed': the teacher saw each image clean, the student is shown another picture "
-    "of it, so the targets are not those of what it sees: that cost 0.6 points of top-1 on CIFAR-10 "
-    "with crop, flip and mixup. It is there for comparison: views.mode = 'replayed' trains on what "
-    "the teacher saw"
+    "of it, so the targets are not those of what it sees: that cost 0.6 points of top-1 on "
+    "CIFAR-10 with crop, flip and mixup. It is there for comparison: views.mode = 'replayed' "
+    "trains on what the teacher saw"
 )
 
 
