@@ -29,7 +29,6 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.processes import keep_freed_memory
 
 BATCH_SIZE = 512
-ROUNDS = 5
 _FETCHED_AHEAD = 2  # batches a worker, as is torch's default
 _OF_TORCHVISION = 25_600  # images, enough for a measurement without a new epoch's start
 CROP = {"name": "random_crop", "padding": 4}
@@ -173,11 +172,11 @@ def images_per_second(batches: Generator[Any], seconds: float) -> float:
     return shown / (perf_counter() - began)
 
 
-def compare(row: Row, split: ImageSet, seconds: float, workers: int) -> dict[str, Any]:
+def compare(row: Row, split: ImageSet, seconds: float, workers: int, rounds: int) -> dict[str, Any]:
     """Rates in turns; the ratio is taken within a round."""
     names = ["kdscale", *(("tensor", "pillow") if row[1] else ())]
     rates: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name in names:
             rates[name].append(_rate(name, row, split, seconds, workers))
     found: dict[str, Any] = {
@@ -215,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="CIFAR-10: a hub name or a local copy")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=ROWS)
     parser.add_argument("--cache-root", type=Path, default=Path("cache"))
     a = parser.parse_args()
@@ -222,9 +222,9 @@ def main() -> None:
     split = load_images(a.source, split="train", root=a.cache_root)
     workers = os.cpu_count() or 1
     found: dict[str, Any] = {"workers": workers, "threads": torch.get_num_threads()}
-    found |= {"batch_size": BATCH_SIZE, "view_rounds": ROUNDS, "seconds": a.seconds, "views": {}}
+    found |= {"batch_size": BATCH_SIZE, "view_rounds": a.rounds, "seconds": a.seconds, "views": {}}
     for name in a.only or ROWS:
-        found["views"][name] = compare(ROWS[name], split, a.seconds, workers)
+        found["views"][name] = compare(ROWS[name], split, a.seconds, workers, a.rounds)
         print(name, found["views"][name], file=sys.stderr)
     print(json.dumps(found, indent=1))
 
