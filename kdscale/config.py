@@ -109,7 +109,7 @@ class Cache(Section):
     )
     top_k: Positive = Field(20, description="topk only: classes kept of each answer")
     temperatures: list[Annotated[float, Field(gt=0)]] = Field(
-        [1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0],
+        [1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0],
         description="topk only, ascending: where the weight of the other classes is exact; "
         "interpolated between them, refused beyond",
     )

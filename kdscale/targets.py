@@ -286,8 +286,12 @@ def _encode_integers(logits_BC: Tensor, encoding: Encoding) -> dict[str, np.ndar
 
 def _encode_top_k(logits_BC: Tensor, encoding: Encoding) -> dict[str, np.ndarray]:
     assert encoding.top_k is not None, "an encoding of this kind says how many it keeps"
-    kept = logits_BC.topk(encoding.top_k, dim=1)
-    rest_BC = logits_BC.scatter(1, kept.indices, -torch.inf)
+    # In the order of their ids, so that a stable sort puts the first of equal logits first, as
+    # arg-max does.
+    ids_BK = logits_BC.topk(encoding.top_k, dim=1).indices.sort(dim=1).values
+    kept = logits_BC.gather(1, ids_BK).sort(dim=1, descending=True, stable=True)
+    ids_BK = ids_BK.gather(1, kept.indices)
+    rest_BC = logits_BC.scatter(1, ids_BK, -torch.inf)
     tails_BG = log_sums(rest_BC, encoding.temperatures)
     if not torch.isfinite(tails_BG).all():
         raise CacheError(
@@ -295,7 +299,7 @@ def _encode_top_k(logits_BC: Tensor, encoding: Encoding) -> dict[str, np.ndarray
             f"{encoding.temperatures[0]:g}: set cache.temperatures, or cache.encoding = 'float32'"
         )
     return {
-        "ids": kept.indices.cpu().numpy().astype(encoding.id_dtype),
+        "ids": ids_BK.cpu().numpy().astype(encoding.id_dtype),
         "logits": _narrowed(kept.values, _KEPT_DTYPE.name, "float16"),
         "tails": tails_BG.cpu().numpy(),
     }

@@ -78,6 +78,11 @@ def test_top_k_gives_back_the_largest_and_the_weight_of_the_rest(rows):
         assert torch.allclose(found.tails_BG[:, number].double(), exact, atol=1e-5, rtol=1e-6)
 
 
+def test_equal_logits_are_kept_in_the_order_of_their_classes():
+    logits = torch.tensor([[1.0, 4.0, 4.0, 0.0], [4.0, 1.0, 0.0, 4.0]])
+    assert there_and_back(logits, "topk").ids_BK.tolist() == [[1, 2], [0, 3]]
+
+
 @pytest.mark.parametrize("name", ["float32", "float16"])
 def test_encoding_twice_changes_nothing_more(name):
     once = there_and_back(torch.randn(16, 5) * 20, name).logits_BC

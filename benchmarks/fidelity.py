@@ -1,7 +1,7 @@
 """What each encoding costs on a real teacher: divergence, gradient, agreement, bytes.
 
-Asks a recipe's teacher about the first view of training images, and compares the stored answers with
-the full ones. Prints JSON for `benchmarks/results.py collect`.
+Asks a recipe's teacher about the first view of training images, and compares the stored answers
+with the full ones. Prints JSON for `benchmarks/results.py collect`.
 """
 
 import argparse
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale.config import load_recipe
+from kdscale.config import Cache, load_recipe
 from kdscale.data.loader import Images
 from kdscale.engine import components
 from kdscale.fidelity import fidelity
 from kdscale.targets import Encoding, decode, encode
 
-GRID = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
+GRID = tuple(Cache().temperatures)
 
 
 def answers(recipe: Any, cache_root: Path, samples: int) -> tuple[Tensor, Tensor]:
