@@ -108,6 +108,8 @@ def _table(found: dict[str, Any]) -> str:
         return _groups_table(found["groups"])
     if "views" in found:
         return _views_table(found)
+    if "encodings" in found:
+        return _encodings_table(found["encodings"])
     if "digests" in found:
         return _digests_table(found["digests"])
     if "rounds" in found:
@@ -146,6 +148,24 @@ def _views_table(found: dict[str, Any]) -> str:
         "Batches of {batch_size}, {threads} threads against {workers} workers, {view_rounds} rounds"
     )
     return f"{markdown_table(header, rows)}\n\n{counts.format(**found)} of {found['seconds']} s."
+
+
+def _encodings_table(rows: dict[str, dict[str, Any]]) -> str:
+    keys = ("kl_t1", "kl_t2", "kl_t4", "max_probability_error")
+    cosines = ("gradient_cosine", "gradient_cosine_t2", "gradient_cosine_t4")
+    header = ["encoding", "bytes", *[f"T²·KL, T {t}" for t in (1, 2, 4)], "largest error of p"]
+    header += [*[f"cosine, T {t}" for t in (1, 2, 4)], "same top-1 %", "ECE %", "tail's error %"]
+    lines = []
+    for name, row in rows.items():
+        line = [name, str(row["bytes_per_target"]), *[_number(row[key]) for key in keys]]
+        line += [f"{row[key]:.5f}" for key in cosines]
+        line += [
+            f"{100 * row['top1_agreement']:.2f}",
+            f"{100 * row['calibration_error_stored']:.2f}",
+        ]
+        tail = row.get("tail_interpolation_error")
+        lines.append([*line, "" if tail is None else f"{100 * tail:.3f}"])
+    return markdown_table(header, lines)
 
 
 def _digests_table(rows: dict[str, dict[str, int]]) -> str:

@@ -102,10 +102,33 @@ class Views(Section):
 class Cache(Section):
     """How the teacher's answers are stored."""
 
-    encoding: Literal["float32", "float16"] = Field("float16", description="type of stored logits")
+    encoding: Literal["float32", "float16", "int8", "int4", "topk", "auto"] = Field(
+        "float16",
+        description="how logits are stored; auto: float16, int8, int4 or topk, the first of them "
+        "within budget_bytes",
+    )
+    top_k: Positive = Field(20, description="topk only: classes kept of each answer")
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0],
+        description="topk only, ascending: where the weight of the other classes is exact; "
+        "interpolated between them, refused beyond",
+    )
+    budget_bytes: Positive = Field(
+        256, description="auto only: largest size of one answer, before compression"
+    )
     shard_samples: Positive = Field(
         4096, description="samples of one view that are committed together (not identity)"
     )
+
+    @field_validator("temperatures")
+    @classmethod
+    def _ascending_about_one(cls, grid: list[float]) -> list[float]:
+        if not grid or grid != sorted(set(grid)) or not grid[0] <= 1 <= grid[-1]:
+            raise ValueError(
+                "wanted ascending temperatures, the first at most 1 and the last at least 1, where "
+                "the teacher's own probabilities are"
+            )
+        return grid
 
 
 class Input(Section):

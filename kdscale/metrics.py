@@ -51,26 +51,3 @@ def summarize(counts: Counts) -> dict[str, float]:
         "macro_precision": float((hits / confusion.sum(0).clamp(min=1)).mean()),
         "macro_recall": float((hits / confusion.sum(1).clamp(min=1)).mean()),
     }
-
-
-def fidelity(full_BC: Tensor, stored_BC: Tensor) -> dict[str, float]:
-    """How close stored logits are to the full ones they were encoded from.
-
-    Returns:
-        T²·KL(full‖stored) at T 1, 2 and 4, mean over samples in nats; the largest error of a
-        probability; the share of equal arg-max; the cosine between the gradients that a student
-        with uniform predictions would get.
-    """
-    full, stored = full_BC.double(), stored_BC.double()
-    report = {}
-    for temperature in (1, 2, 4):
-        p, q = (torch.log_softmax(x / temperature, 1) for x in (full, stored))
-        divergence = (p.exp() * (p - q)).sum(1).mean() * temperature**2
-        report[f"kl_t{temperature}"] = max(0.0, float(divergence))
-    p, q = full.softmax(1), stored.softmax(1)
-    uniform = 1 / full.shape[1]
-    cosine = torch.cosine_similarity((uniform - p).flatten(), (uniform - q).flatten(), dim=0)
-    report["max_probability_error"] = float((p - q).abs().max())
-    report["top1_agreement"] = float((p.argmax(1) == q.argmax(1)).double().mean())
-    report["gradient_cosine"] = float(cosine)
-    return report

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdscale.losses.logits import kl_loss, label_loss
+from kdscale.errors import ConfigError
+from kdscale.losses.logits import bucket_kl_loss, kl_loss, label_loss
 from kdscale.losses.objective import SUPERVISED, Objective
-from kdscale.targets import DenseTargets
+from kdscale.targets import DenseTargets, TopKTargets
 
 
 def textbook_kl(student, teacher, temperature):
@@ -144,3 +145,111 @@ def test_objective_without_hard_weight_never_looks_at_labels(logits):
 def test_supervised_objective_is_cross_entropy_at_weight_one(logits):
     labels = torch.arange(9) % 7
     assert torch.equal(SUPERVISED(logits[0], None, labels), label_loss(logits[0], labels))
+
+
+# ------------------------------------------------------------------ the largest classes alone
+
+
+def textbook_bucket_kl(student, teacher, ids, temperature):
+    """In float64, from all logits of both: kept classes, and one outcome for all others."""
+    both = []
+    for logits in (teacher, student):
+        log_p = (logits.double() / temperature).log_softmax(1)
+        rest = log_p.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
+        both.append(torch.cat([log_p.gather(1, ids), rest], dim=1))
+    p, q = both
+    return float(((p.exp() * (p - q)).sum(1).mean()) * temperature**2)
+
+
+def top_k_of(teacher, top_k, temperatures):
+    """Unrounded: what is tested here is the loss, not float16."""
+    kept = teacher.double().topk(top_k, dim=1)
+    rest = teacher.double().scatter(1, kept.indices, -math.inf)
+    tails = torch.stack([(rest / t).logsumexp(1) for t in temperatures], dim=1)
+    return TopKTargets(
+        kept.indices.int(), kept.values.float(), tails.float(), temperatures, teacher.shape[1]
+    )
+
+
+TAILS = {"1e-12": 27.6, "1e-4": 9.2, "half": 0.0, "0.999": -6.9}
+
+
+@pytest.mark.parametrize("gap", TAILS.values(), ids=TAILS)
+@pytest.mark.parametrize("student_gap", TAILS.values(), ids=[f"student {name}" for name in TAILS])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_bucket_kl_is_the_textbooks_to_float32(gap, student_gap, temperature):
+    random = torch.Generator().manual_seed(1)
+    teacher, student = (torch.randn(16, 30, generator=random) / 100 for _ in range(2))
+    # Five classes are kept; the others' weight beside them is e^-gap, at the loss's temperature.
+    balance = math.log(25 / 5)
+    teacher[:, :5] += (gap + balance) * temperature
+    student[:, :5] += (student_gap + balance) * temperature
+    if gap + balance < 1:  # or others would be among the largest
+        teacher[:, :5] = teacher[:, :5].clamp(min=1.0)
+        teacher[:, 5:] += max(0.0, -(gap + balance)) * temperature
+        teacher[:, 5:] = teacher[:, 5:].clamp(max=float(teacher[:, :5].min()) - 1e-3)
+    targets = top_k_of(teacher, 5, (1.0, 2.0, 4.0))
+    found = bucket_kl_loss(student, targets, temperature).item()
+    expected = textbook_bucket_kl(student, teacher, targets.ids_BK.long(), temperature)
+    assert found == pytest.approx(expected, rel=2e-6, abs=2e-6)
+
+
+def test_bucket_kl_where_the_student_agrees_on_the_rest_is_the_kl_of_all_classes(logits):
+    teacher = logits[1]
+    student = teacher.clone()
+    top = teacher.topk(3, dim=1).indices
+    student.scatter_add_(1, top, torch.randn(9, 3, generator=torch.Generator().manual_seed(2)))
+    for temperature in (1.0, 2.0, 4.0):
+        found = bucket_kl_loss(student, top_k_of(teacher, 3, (1.0, 2.0, 4.0)), temperature)
+        expected = textbook_kl(student, teacher, temperature)
+        assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_bucket_kl_is_at_most_the_kl_of_all_classes(logits):
+    student, teacher = logits
+    for top_k in range(1, 6):
+        bucket = bucket_kl_loss(student, top_k_of(teacher, top_k, (2.0,)), 2.0)
+        assert 0 < bucket < kl_loss(student, teacher, 2.0)
+
+
+def test_bucket_kl_of_all_but_one_class_is_the_kl_of_all_classes(logits):
+    student, teacher = logits
+    found = bucket_kl_loss(student, top_k_of(teacher, 6, (2.0,)), 2.0)
+    assert found.item() == pytest.approx(kl_loss(student, teacher, 2.0).item(), rel=1e-5)
+
+
+def test_bucket_gradient_is_that_of_the_textbook(logits):
+    student, teacher = logits[0].clone().requires_grad_(), logits[1]
+    targets = top_k_of(teacher, 3, (1.0, 4.0))
+    bucket_kl_loss(student, targets, 4.0).backward()
+    reference = logits[0].double().requires_grad_()
+    ids = targets.ids_BK.long()
+    p, q = ((x.double() / 4).log_softmax(1) for x in (teacher, reference))
+    rest = [x.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True) for x in (p, q)]
+    p, q = (torch.cat([x.gather(1, ids), r], 1) for x, r in zip((p, q), rest, strict=True))
+    ((p.exp() * (p - q)).sum(1).mean() * 16).backward()
+    assert torch.allclose(student.grad.double(), reference.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_bucket_kl_of_extreme_logits_is_finite(size):
+    student = torch.tensor([[size, -size, 0.0, 1.0]], requires_grad=True)
+    targets = top_k_of(torch.tensor([[-size, size, 0.0, 1.0]]), 2, (1.0, 4.0))
+    loss = bucket_kl_loss(student, targets, 4.0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_temperature_beyond_the_grid_is_refused_not_guessed(logits):
+    with pytest.raises(ConfigError, match="temperature 5 is beyond the cache's grid, 1 to 4"):
+        bucket_kl_loss(logits[0], top_k_of(logits[1], 3, (1.0, 4.0)), 5.0)
+
+
+def test_objective_takes_what_the_targets_are(logits):
+    student, teacher = logits
+    labels = torch.arange(9) % 7
+    targets = top_k_of(teacher, 3, (1.0, 4.0))
+    found = Objective(0.3, 0.9, 4.0)(student, targets, labels)
+    expected = 0.3 * label_loss(student, labels) + 0.9 * bucket_kl_loss(student, targets, 4.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -16,10 +16,6 @@ from zarr.storage import MemoryStore
 
 from kdscale.cache.manifest import Manifest
 
-SHARD_ARRAYS = ("logits", "digests")
-"""Written shard by shard; their objects are what a commit record vouches for."""
-_RECORD = len(SHARD_ARRAYS) + 1
-"""A commit record: the CRC of each object, then the milliseconds that the shard took to build."""
 COMMITTED = np.uint64(1 << 32)
 """Set in every value of a record: one that is not there reads as 0."""
 _UNREADABLE = np.uint64(1)
@@ -42,26 +38,83 @@ class ArrayLayout:
 
 
 def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
-    """The cache's arrays by name.
+    """The cache's arrays by name: those of its encoding, then those that every cache has.
 
-    An absent chunk reads as the fill value. Logits are never NaN, digests are stored plus one and
-    commits carry bit 32, so absence cannot be taken for content.
+    An absent chunk reads as the fill value. Digests are stored plus one and commits carry bit 32;
+    for the others see `_target_arrays`. So absence cannot be taken for content.
     """
-    views, samples = manifest.num_views, manifest.num_samples
-    shard = min(manifest.shard_samples, samples)
-    classes = manifest.num_classes
+    samples = manifest.num_samples
+    targets = {name: _rows(manifest, *of) for name, of in _target_arrays(manifest).items()}
+    # The CRC of each object of a shard, then the milliseconds that the shard took to build.
+    record = len(targets) + 2
     return {
-        "logits": ArrayLayout(
-            (views, samples, classes), (1, shard, classes), manifest.encoding, float("nan"),
-            ("view", "sample", "class"),
-        ),
-        "digests": ArrayLayout((views, samples), (1, shard), "uint64", 0, ("view", "sample")),
+        **targets,
+        "digests": _rows(manifest, "uint64", 0),
         "labels": ArrayLayout((samples,), (samples,), "int64", -1, ("sample",)),
         "commits": ArrayLayout(
-            (views, manifest.num_shards, _RECORD), (1, 1, _RECORD), "uint64", 0,
+            (manifest.num_views, manifest.num_shards, record), (1, 1, record), "uint64", 0,
             ("view", "shard", "field"),
         ),
     }  # fmt: skip
+
+
+def shard_arrays(manifest: Manifest) -> tuple[str, ...]:
+    """Those that are written shard by shard, in the order of a commit record's fields."""
+    return (*_target_arrays(manifest), "digests")
+
+
+_NAN = float("nan")
+
+
+def _target_arrays(manifest: Manifest) -> dict[str, tuple[Any, ...]]:
+    """Type, fill value and, where a row has more than one value, how many and of what.
+
+    No content is a row that is all fill value: floats are never NaN, ids are below the largest of
+    their type, and among a row's codes is that of its smallest logit, 0.
+    """
+    classes = manifest.num_classes
+    if manifest.encoding == "topk":
+        ids = np.min_scalar_type(classes)  # ids end at classes - 1
+        return {
+            "ids": (ids.name, int(np.iinfo(ids).max), manifest.top_k, "rank"),
+            "logits": ("float16", _NAN, manifest.top_k, "rank"),
+            "tails": ("float32", _NAN, len(manifest.temperatures), "temperature"),
+        }
+    if manifest.encoding in ("int8", "int4"):
+        wide = (classes, "class") if manifest.encoding == "int8" else (-(-classes // 2), "pair")
+        return {
+            "codes": ("uint8", 255, *wide),
+            "scale": ("float32", _NAN),
+            "offset": ("float32", _NAN),
+        }
+    return {"logits": (manifest.encoding, _NAN, classes, "class")}
+
+
+def _rows(
+    manifest: Manifest, dtype: str, fill_value: float, width: int | None = None, of: str = ""
+) -> ArrayLayout:
+    """An array with a row, or a single value, for each sample of each view."""
+    views, samples = manifest.num_views, manifest.num_samples
+    shard = min(manifest.shard_samples, samples)
+    shape, chunks, names = (views, samples), (1, shard), ("view", "sample")
+    if width is None:
+        return ArrayLayout(shape, chunks, dtype, fill_value, names)
+    return ArrayLayout((*shape, width), (*chunks, width), dtype, fill_value, (*names, of))
+
+
+def absent_rows(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
+    """bool [rows]: which rows of an array, [rows, ...], read as one that is not there."""
+    columns = values.reshape(len(values), -1)
+    absent = _is_fill(columns[:, 0], layout)
+    candidates = np.flatnonzero(absent)  # few, if any: the other columns are rarely looked at
+    absent[candidates] = _is_fill(columns[candidates], layout).all(axis=1)
+    return absent
+
+
+def _is_fill(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
+    if np.isnan(layout.fill_value):
+        return np.asarray(np.isnan(values))
+    return np.asarray(values == layout.fill_value)
 
 
 def fixed_keys(manifest: Manifest) -> list[str]:
@@ -118,7 +171,7 @@ def shard_name(view: int, shard: int) -> str:
 def shard_objects(manifest: Manifest, view: int, shard: int) -> Iterator[str]:
     """Keys of the objects of a shard, in the order of its commit record."""
     layouts = arrays(manifest)
-    for name in SHARD_ARRAYS:
+    for name in shard_arrays(manifest):
         rest = ["0"] * (len(layouts[name].shape) - 2)
         yield "/".join([name, "c", str(view), str(shard), *rest])
 
@@ -139,4 +192,4 @@ def _read_record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarra
     try:
         return np.asarray(commits[view, shard])
     except DAMAGE:
-        return np.full(_RECORD, _UNREADABLE)
+        return np.full(commits.shape[2], _UNREADABLE)

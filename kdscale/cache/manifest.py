@@ -8,7 +8,7 @@ the specification.
 import hashlib
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, Ca
 FORMAT_VERSION = 2
 """The newest one: caches are written in the oldest that says all they hold."""
 _VIEWS_OF_VERSION_1 = {"generator", "seed", "operations", "count"}
+_ENCODINGS_OF_VERSION_1 = {"float32", "float16"}
 
 _IDENTITY = {
     "dataset": ("fingerprint", "num_samples", "classes"),
@@ -35,6 +36,9 @@ class Manifest:
     views: Mapping[str, Any]
     teacher: Mapping[str, Any]
     encoding: str
+    top_k: int | None = None
+    """Classes kept; of top-k targets alone, as are `temperatures`, of their tails."""
+    temperatures: Sequence[float] = ()
     num_views: int
     num_samples: int
     num_classes: int
@@ -54,7 +58,14 @@ class Manifest:
             for section, names in _IDENTITY.items()
         }
         views = {name: value for name, value in self.views.items() if name != "count"}
-        return {**tables, "views": views, "encoding": self.encoding}
+        return {**tables, "views": views, "encoding": self.encoding, **self._kept}
+
+    @property
+    def _kept(self) -> dict[str, Any]:
+        """The settings of top-k targets; nothing of others."""
+        if self.top_k is None:
+            return {}
+        return {"top_k": self.top_k, "temperatures": list(self.temperatures)}
 
     @property
     def id(self) -> str:
@@ -63,8 +74,9 @@ class Manifest:
 
     @property
     def format_version(self) -> int:
-        """1, or 2 where the views have what a reader of version 1 does not know."""
-        return 2 if self.views.keys() - _VIEWS_OF_VERSION_1 else 1
+        """1, or 2 where views or encoding are what a reader of version 1 does not know."""
+        known = self.encoding in _ENCODINGS_OF_VERSION_1
+        return 1 if known and not self.views.keys() - _VIEWS_OF_VERSION_1 else 2
 
     @property
     def num_shards(self) -> int:
@@ -91,6 +103,7 @@ class Manifest:
             "num_classes": self.num_classes,
             "shard_samples": self.shard_samples,
             "encoding": self.encoding,
+            **self._kept,
             "bytes_per_target": self.bytes_per_target,
             "dataset": self.dataset,
             "views": self.views,

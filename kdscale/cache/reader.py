@@ -10,11 +10,13 @@ from kdscale.cache.layout import (
     COMMITTED,
     DAMAGE,
     LABELS_OBJECT,
-    SHARD_ARRAYS,
+    absent_rows,
+    arrays,
     checksum,
     fixed_keys,
     open_array,
     read_records,
+    shard_arrays,
     shard_name,
     shard_objects,
 )
@@ -36,11 +38,11 @@ class CacheReader:
         self.path = path
         self.manifest: Manifest = _finished_manifest(path)
         store = LocalStore(path, read_only=True)
-        names = (*SHARD_ARRAYS, "labels", "commits")
-        self._arrays = {name: open_array(store, name) for name in names}
+        self._layouts = arrays(self.manifest)
+        self._arrays = {name: open_array(store, name) for name in self._layouts}
 
     def read_view(self, view: int) -> dict[str, np.ndarray]:
-        """All samples of one view: `logits` [N, C] as stored and `digests` uint32 [N].
+        """All samples of one view: the encoding's arrays as stored and `digests` uint32 [N].
 
         Raises:
             CacheCorruptError: an object is missing or damaged; its shard is named.
@@ -81,11 +83,14 @@ class CacheReader:
 
     def _read(self, view: int, start: int, stop: int) -> dict[str, np.ndarray]:
         try:
-            values = {n: np.asarray(self._arrays[n][view, start:stop]) for n in SHARD_ARRAYS}
+            values = {
+                name: np.asarray(self._arrays[name][view, start:stop])
+                for name in shard_arrays(self.manifest)
+            }
         except DAMAGE as error:
             raise CacheCorruptError(f"{self.path}: view {view} cannot be read: {error}") from error
         # An object that went away since the check reads as the fill value, in all its rows.
-        if np.isnan(values["logits"][:, 0]).any() or not values["digests"].all():
+        if any(absent_rows(rows, self._layouts[name]).any() for name, rows in values.items()):
             raise CacheCorruptError(f"{self.path}: objects of view {view} went away while reading")
         values["digests"] = (values["digests"] - np.uint64(1)).astype(np.uint32)
         return values

@@ -10,12 +10,13 @@ import numpy as np
 
 from kdscale.cache.layout import (
     COMMITTED,
-    SHARD_ARRAYS,
+    absent_rows,
     arrays,
     checksum,
     fixed_objects,
     open_array,
     read_records,
+    shard_arrays,
     shard_objects,
 )
 from kdscale.cache.manifest import Manifest, check_identity, read_manifest, write_manifest
@@ -103,7 +104,7 @@ class ShardWriter:
         self._store = DurableStore(path)
         self._arrays = {
             name: open_array(self._store, name, writable=True)
-            for name in (*SHARD_ARRAYS, "commits")
+            for name in (*shard_arrays(manifest), "commits")
         }
 
     def write(
@@ -114,7 +115,7 @@ class ShardWriter:
         Args:
             view: view number.
             shard: shard number.
-            values: for each of `SHARD_ARRAYS` its rows, [samples of the shard, ...]; digests plus
+            values: for each of `shard_arrays` its rows, [samples of the shard, ...]; digests plus
                 one.
             seconds: that it took to build.
 
@@ -124,7 +125,7 @@ class ShardWriter:
         """
         start, stop = self.manifest.shard_range(shard)
         self._check(values, stop - start)
-        for name in SHARD_ARRAYS:
+        for name in shard_arrays(self.manifest):
             self._arrays[name][view, start:stop] = values[name]
         keys = shard_objects(self.manifest, view, shard)
         fields = [self._store.written.pop(key) for key in keys] + [round(seconds * 1000)]
@@ -133,14 +134,15 @@ class ShardWriter:
 
     def _check(self, values: Mapping[str, np.ndarray], rows: int) -> None:
         """Zarr would cast and broadcast without a word."""
-        for name in SHARD_ARRAYS:
-            layout = arrays(self.manifest)[name]
+        layouts = arrays(self.manifest)
+        for name in shard_arrays(self.manifest):
+            layout = layouts[name]
             wanted = (np.dtype(layout.dtype), (rows, *layout.shape[2:]))
             got = (values[name].dtype, values[name].shape)
             if got != wanted:
                 raise ValueError(f"{name} are {got[0]} {got[1]}, wanted {wanted[0]} {wanted[1]}")
-        if np.isnan(values["logits"]).any() or not values["digests"].all():
-            raise ValueError("a NaN among the logits, or a digest of 0: these stand for absence")
+            if np.isnan(values[name]).any() or absent_rows(values[name], layout).any():
+                raise ValueError(f"{name} hold a NaN or what stands for absence")
 
     def committed(self) -> np.ndarray:
         """bool [views, shards]: which shards are finished."""

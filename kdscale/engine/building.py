@@ -12,6 +12,7 @@ from kdscale.cache.writer import ShardWriter
 from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine.encoding import encoding_of
 from kdscale.engine.teacher import SizedBatches
 from kdscale.targets import encode
 
@@ -61,12 +62,19 @@ class ShardBuilder:
             logits.append(self._teacher.logits(pixels))
             digests.append(digest(pixels))
             done += len(pixels)
-        values = encode(torch.cat(logits), self._writer.manifest.encoding)
-        # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
-        values["digests"] = (torch.cat(digests).cpu() + 1).numpy().astype("uint64")
+        answers, seen = torch.cat(logits), torch.cat(digests).cpu()
         seconds = perf_counter() - began
-        self._pending.append(self._thread.submit(self._writer.write, view, shard, values, seconds))
+        pending = self._thread.submit(self._write, view, shard, answers, seen, seconds)
+        self._pending.append(pending)
         self.wait(_PENDING)
+
+    def _write(
+        self, view: int, shard: int, logits: Tensor, digests: Tensor, seconds: float
+    ) -> None:
+        values = encode(logits, encoding_of(self._writer.manifest))
+        # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
+        values["digests"] = (digests + 1).numpy().astype("uint64")
+        self._writer.write(view, shard, values, seconds)
 
     def wait(self, allowed: int = 0) -> None:
         """Wait until at most `allowed` shards are still being written."""

@@ -22,6 +22,7 @@ from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.views.split import split_validation
+from kdscale.engine.encoding import check_mixing, check_temperature, choose_encoding
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.losses.objective import Objective
@@ -30,7 +31,7 @@ from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import check_model, create_model
 from kdscale.models.weights import load_weights
 from kdscale.optim import Schedule, create_optimizer
-from kdscale.targets import bytes_per_target
+from kdscale.targets import Encoding
 
 LIBRARIES = ("kdscale", "torch", "torchvision", "accelerate", "datasets", "zarr", "numpy", "pillow")
 
@@ -129,6 +130,7 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     """
     train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
     check_same_classes(train, test)
+    check_temperature(_encoding(recipe, train), recipe.loss)
     sample_indices(recipe, train)
     num_views(recipe)
     pipelines = [pipeline(recipe, train.num_samples)]
@@ -386,6 +388,14 @@ def _names(names: "list[str] | tuple[str, ...]") -> str:
     return f"{shown}, … ({len(names)})" if len(names) > 5 else f"{shown} ({len(names)})"
 
 
+def _encoding(recipe: config.Recipe, images: ImageSet) -> Encoding:
+    """How the recipe's targets are stored."""
+    encoding, _ = choose_encoding(recipe.cache, images.num_classes)
+    if recipe.views.mode == "fixed":
+        check_mixing(encoding, pipeline(recipe, images.num_samples))
+    return encoding
+
+
 def asked_manifest(
     recipe: config.Recipe,
     images: ImageSet,
@@ -401,6 +411,7 @@ def asked_manifest(
         views: what the teacher is asked about, where that is not the recipe's.
     """
     views = views or cached_pipeline(recipe, images.num_samples)
+    encoding = _encoding(recipe, images)
     return Manifest(
         dataset={
             "fingerprint": images.fingerprint,
@@ -416,11 +427,13 @@ def asked_manifest(
             "count": num_views(recipe),
         },
         teacher={**teacher, "model": recipe.teacher.model},
-        encoding=recipe.cache.encoding,
+        encoding=encoding.name,
+        top_k=encoding.top_k,
+        temperatures=list(encoding.temperatures),
         num_views=num_views(recipe),
         num_samples=images.num_samples,
         num_classes=images.num_classes,
         shard_samples=min(recipe.cache.shard_samples, images.num_samples),
-        bytes_per_target=bytes_per_target(images.num_classes, recipe.cache.encoding),
+        bytes_per_target=encoding.bytes_per_target,
         versions={name: version(name) for name in LIBRARIES},
     )

@@ -15,9 +15,10 @@ from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline, View
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.engine.encoding import encoding_of
 from kdscale.engine.teacher import FrozenTeacher
 from kdscale.errors import CacheMismatchError, ViewMismatchError
-from kdscale.targets import DenseTargets, decode, mixed_targets
+from kdscale.targets import DenseTargets, Targets, decode, mixed_targets
 
 _CHECKED_SAMPLES = 256  # of each view, at its start
 _CHECKED_EVERY = 500  # batches, after that
@@ -35,7 +36,7 @@ class TargetSource(Protocol):
         """Get ready for an epoch."""
         ...
 
-    def targets(self, batch: Batch) -> DenseTargets | None:
+    def targets(self, batch: Batch) -> Targets | None:
         """The targets of a batch, on the device; None where there are none."""
         ...
 
@@ -78,7 +79,7 @@ class _Resident:
     wanted: _Wanted
     views_N: Tensor | None
     """The view of each sample; None where all show the one that is wanted."""
-    logits_NC: Tensor
+    targets_N: Targets
     digests_N: Tensor
 
 
@@ -151,11 +152,11 @@ class CachedTargets:
         self._make_resident(self._shown_in(epoch))
         self._read_ahead(self._shown_in(epoch + 1))
 
-    def targets(self, batch: Batch) -> DenseTargets:
+    def targets(self, batch: Batch) -> Targets:
         """The targets of a batch, after checking its pixels where that is due."""
         return self.read(batch.view, batch.index, batch.pixels)
 
-    def read(self, view: View, index: Tensor, pixels: Tensor | None = None) -> DenseTargets:
+    def read(self, view: View, index: Tensor, pixels: Tensor | None = None) -> Targets:
         """The targets of samples `index` (int64 [B]) in a view.
 
         Args:
@@ -192,14 +193,14 @@ class CachedTargets:
 
     def _read(
         self, resident: _Resident, view: View, index: Tensor, pixels: Tensor | None
-    ) -> DenseTargets:
+    ) -> Targets:
         index = index.to(self.device)
         if pixels is not None and self.check_is_due(len(index)):
             if resident.views_N is not None:
                 shown = resident.views_N.index_select(0, index.to(resident.views_N.device))
                 assert shown.equal(torch.as_tensor(view)), "the epoch was started"
             self._check(resident, view, index, pixels)
-        return DenseTargets(resident.logits_NC.index_select(0, index))
+        return resident.targets_N.rows(index)
 
     def _check(self, resident: _Resident, view: View, index: Tensor, pixels: Tensor) -> None:
         differing = digest(pixels).to(self.device) != resident.digests_N.index_select(0, index)
@@ -247,8 +248,8 @@ class CachedTargets:
             views = torch.as_tensor(shown)
             arrays = self._mixed_views(views)
         digests = torch.from_numpy(arrays["digests"].astype("int64"))
-        logits = decode(arrays).logits_BC
-        return _Resident(wanted, views, logits.to(self.device), digests.to(self.device))
+        targets = decode(arrays, encoding_of(self.manifest))
+        return _Resident(wanted, views, targets.to(self.device), digests.to(self.device))
 
     def _mixed_views(self, views_N: Tensor) -> dict[str, np.ndarray]:
         """Every sample in its own view.
@@ -283,7 +284,7 @@ class FixedTargets:
         """The clean answers are the same in each."""
         self.clean.start_epoch(0)
 
-    def targets(self, batch: Batch) -> DenseTargets:
+    def targets(self, batch: Batch) -> Targets:
         """The targets of a batch's clean images; those are checked where that is due."""
         if self.clean.check_is_due(len(batch.index)):
             self.clean.check(0, batch.index, self._images.take(batch.index)[0])

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kdscale.losses.logits import kl_loss, label_loss
-from kdscale.targets import DenseTargets, Mix
+from kdscale.losses.logits import bucket_kl_loss, kl_loss, label_loss
+from kdscale.targets import DenseTargets, Mix, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Objective:
     def __call__(
         self,
         logits_BC: Tensor,
-        targets: DenseTargets | None,
+        targets: Targets | None,
         labels_B: Tensor,
         mix: Mix | None = None,
     ) -> Tensor:
@@ -29,9 +29,14 @@ class Objective:
             terms.append(self.hard_weight * label_loss(logits_BC, labels_B, mix))
         if self.soft_weight:
             assert targets is not None, "an objective with a soft term is given targets"
-            soft = kl_loss(logits_BC, targets.logits_BC, self.temperature)
-            terms.append(self.soft_weight * soft)
+            terms.append(self.soft_weight * self._soft_loss(logits_BC, targets))
         return sum(terms[1:], terms[0])
+
+    def _soft_loss(self, logits_BC: Tensor, targets: Targets) -> Tensor:
+        """The divergence from what the targets hold: all classes, or the largest and the rest."""
+        if isinstance(targets, DenseTargets):
+            return kl_loss(logits_BC, targets.logits_BC, self.temperature)
+        return bucket_kl_loss(logits_BC, targets, self.temperature)
 
 
 SUPERVISED = Objective(hard_weight=1.0, soft_weight=0.0)

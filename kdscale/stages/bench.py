@@ -31,6 +31,7 @@ from kdscale.data.views.generator import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
 from kdscale.engine.building import ShardBuilder
+from kdscale.engine.encoding import encoding_of
 from kdscale.engine.following import NEVER, Cadence, Following
 from kdscale.engine.loop import Loop
 from kdscale.engine.precision import autocast
@@ -42,7 +43,7 @@ from kdscale.errors import ConfigError
 from kdscale.losses.logits import label_loss
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.runlog import MetricsLog
-from kdscale.targets import DenseTargets, encode
+from kdscale.targets import Targets, decode, encode
 
 MINIMUM_ROUNDS = 50  # single rounds scatter by tens of percent
 _BUILD_ROUNDS = 5  # at least
@@ -144,7 +145,7 @@ def _temporary_cache(
                 digest(resident.show(pipeline, view, part).pixels).cpu()
                 for part in index.split(1024)
             ]
-            values = encode(logits[index], manifest.encoding)
+            values = encode(logits[index], encoding_of(manifest))
             values["digests"] = (torch.cat(digests) + 1).numpy().astype(np.uint64)
             writer.write(view, shard, values, 0.0)
     finish(path, manifest, {})
@@ -168,20 +169,21 @@ class _StagedTargets:
 
     def __init__(self, cached: CachedTargets, logits_NC: Tensor) -> None:
         self.schedule = cached.schedule
-        self._logits_NC = logits_NC.to(cached.device)
-        self._staged: Iterator[DenseTargets] = iter(())
+        encoding = encoding_of(cached.manifest)
+        self._targets_N = decode(encode(logits_NC, encoding), encoding).to(cached.device)
+        self._device = cached.device
+        self._staged: Iterator[Targets] = iter(())
 
     def stage(self, loop: Loop, count: int) -> None:
         """Gather the targets of the next steps, before the clock starts."""
         first = loop.state.step
         indices = [loop.loader.index(step) for step in range(first, first + count)]
-        table = self._logits_NC
-        self._staged = iter([DenseTargets(table[index.to(table.device)]) for index in indices])
+        self._staged = iter([self._targets_N.rows(index.to(self._device)) for index in indices])
 
     def start_epoch(self, epoch: int) -> None:
         pass
 
-    def targets(self, batch: Batch) -> DenseTargets:
+    def targets(self, batch: Batch) -> Targets:
         return next(self._staged)
 
 

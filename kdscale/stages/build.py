@@ -28,6 +28,7 @@ from kdscale.engine.components import (
     frozen_teacher,
     training_images,
 )
+from kdscale.engine.encoding import choose_encoding, encoding_of
 from kdscale.engine.processes import (
     StopRequest,
     create_accelerator,
@@ -37,8 +38,8 @@ from kdscale.engine.processes import (
 )
 from kdscale.engine.teacher import SizedBatches
 from kdscale.errors import CacheNotFoundError, Interrupted, StorageError
-from kdscale.metrics import fidelity
-from kdscale.targets import decode, encode
+from kdscale.fidelity import fidelity
+from kdscale.targets import Encoding, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def build(
     teacher = frozen_teacher(recipe, images, teacher_weights, accelerator.device)
     views = views or cached_pipeline(recipe, images.num_samples)
     asked = asked_manifest(recipe, images, teacher.describe(), views)
+    _mention_encoding(recipe, asked)
     path = cache or find_cache(cache_root, asked) or _free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
     if _is_finished(path, asked):
@@ -85,7 +87,7 @@ def build(
     _check_space(path, asked)
     batches = SizedBatches(teacher, recipe.teacher.batch_size)
     resident = Images(images, accelerator.device)
-    probe = _probe(batches, resident, images, views, asked.encoding)
+    probe = _probe(batches, resident, images, views, encoding_of(asked))
     asked = _with_probe(asked, probe)
     with main_process_first(accelerator):
         manifest = create_or_resume(path, asked, images.labels)
@@ -119,6 +121,12 @@ def _mention_ending(cache: Path | None) -> None:
         log.warning("%s has no ending .zarr: it is not listed, nor found without --cache", cache)
 
 
+def _mention_encoding(recipe: Recipe, asked: Manifest) -> None:
+    if recipe.cache.encoding == "auto":
+        _, reason = choose_encoding(recipe.cache, asked.num_classes)
+        log.info("cache.encoding = 'auto' is %s: %s", asked.encoding, reason)
+
+
 def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
     """NAME.zarr, or with the identity in its name where that one holds something else."""
     path = root / f"{recipe.name}.zarr"
@@ -128,7 +136,7 @@ def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
 
 
 def _probe(
-    batches: SizedBatches, resident: Images, images: ImageSet, views: Pipeline, encoding: str
+    batches: SizedBatches, resident: Images, images: ImageSet, views: Pipeline, encoding: Encoding
 ) -> dict[str, Any]:
     """Ask the teacher about the first clean samples: is it right, how fast, how well stored?"""
     index = torch.arange(min(_PROBE_SAMPLES, images.num_samples))
@@ -139,11 +147,12 @@ def _probe(
     _synchronize(logits.device)
     seconds = perf_counter() - began
     hits = (logits.argmax(1) == labels).double().mean().item() if images.labelled else None
-    stored = decode(encode(logits, encoding)).logits_BC
+    stored = decode(encode(logits, encoding), encoding)
+    measured = fidelity(logits.cpu(), stored, labels.cpu() if images.labelled else None)
     return {
         "top1_accuracy": hits,
         "images_per_second": 1 / (seconds / len(index) + _seconds_a_view(resident, views)),
-        "fidelity": {**fidelity(logits.cpu(), stored), "num_samples": len(index)},
+        "fidelity": {**measured, "num_samples": len(index)},
     }
 
 

@@ -15,10 +15,11 @@ from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.generator import chain, permutation
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine.encoding import encoding_of
 from kdscale.errors import ViewMismatchError
 from kdscale.stages.lettering import drawable
 from kdscale.stages.sheet import Answer, Picture, Row, Share, Sheet
-from kdscale.targets import decode
+from kdscale.targets import Targets, decode
 
 _ANSWERS = 3
 _CHOICE = chain(0x73686F77)  # "show"
@@ -110,20 +111,20 @@ class Exhibits:
     def _answers(self, batch: Batch, view: int) -> Iterator[list[Answer]]:
         """The teacher's first answers to each picture of a batch, checked to be of its pixels."""
         assert self.reader is not None
-        logits_BC, digests_B = _stored(self.reader, view, self.index)
+        targets, digests_B = _stored(self.reader, view, self.index)
         _check_pixels(self.reader.path, view, batch, digests_B)
-        best = logits_BC.softmax(1).topk(min(_ANSWERS, logits_BC.shape[1]))
+        probabilities_BA, classes_BA = targets.first_answers(_ANSWERS)
         for row, true in enumerate(_true_labels(batch)):
             yield [
                 Answer(self.names[label], probability, label in true if true else None)
                 for probability, label in zip(
-                    best.values[row].tolist(), best.indices[row].tolist(), strict=True
+                    probabilities_BA[row].tolist(), classes_BA[row].tolist(), strict=True
                 )
             ]
 
 
-def _stored(reader: CacheReader, view: int, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits float32 [B, C] and digests int64 [B] of samples in a view; whole shards are read."""
+def _stored(reader: CacheReader, view: int, index: Tensor) -> tuple[Targets, Tensor]:
+    """Targets and digests int64 [B] of samples in a view; whole shards are read."""
     samples, manifest = index.numpy(), reader.manifest
     shards = samples // manifest.shard_samples
     rows: dict[str, np.ndarray] = {}
@@ -133,7 +134,7 @@ def _stored(reader: CacheReader, view: int, index: Tensor) -> tuple[Tensor, Tens
             shape = (len(samples), *values.shape[1:])
             kept = rows.setdefault(name, np.zeros(shape, values.dtype))
             kept[shards == shard] = values[samples[shards == shard] - start]
-    return decode(rows).logits_BC, torch.from_numpy(rows["digests"].astype(np.int64))
+    return decode(rows, encoding_of(manifest)), torch.from_numpy(rows["digests"].astype(np.int64))
 
 
 def _check_pixels(path: Path, view: int, batch: Batch, digests_B: Tensor) -> None:

@@ -14,6 +14,7 @@ from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
 from kdscale.engine import components
+from kdscale.engine.encoding import check_temperature, encoding_of, mention_large_tail
 from kdscale.engine.following import (
     Cadence,
     Evaluator,
@@ -116,6 +117,8 @@ def _source(
         num_views=components.num_views(recipe),
         shift_every=recipe.views.shift_every,
     )
+    check_temperature(encoding_of(cached.manifest), recipe.loss)
+    mention_large_tail(cached.manifest, recipe.loss)
     if not fixed:
         return cached
     log.warning(_FIXED)

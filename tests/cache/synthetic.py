@@ -49,14 +49,40 @@ def labels(manifest):
     return np.arange(manifest.num_samples, dtype=np.int64) % manifest.num_classes
 
 
+ENCODINGS = ("float32", "float16", "int8", "int4", "topk")
+
+
+def encoded(name, **changes):
+    """As `asked`, of another encoding."""
+    kept = {"top_k": 2, "temperatures": [1.0, 2.0, 4.0]} if name == "topk" else {}
+    return asked(**{"encoding": name, **kept, **changes})
+
+
 def rows(manifest, view, shard):
     """A function of (view, sample) alone, so whoever writes it writes the same."""
     sample = np.arange(*manifest.shard_range(shard))
     values = (view + 1) * 100 + sample[:, None] + np.arange(manifest.num_classes) / 8
     return {
-        "logits": values.astype(manifest.encoding),
+        **targets(manifest, values),
         "digests": (sample * 2654435761 % 2**32 + view + 1).astype(np.uint64),
     }
+
+
+def targets(manifest, values):
+    """Rows of the encoding's arrays, of the right types; what they mean does not matter here."""
+    single = values[:, 0].astype(np.float32)
+    if manifest.encoding == "topk":
+        kept, grid = manifest.top_k, len(manifest.temperatures)
+        return {
+            "ids": (values[:, :kept] % manifest.num_classes).astype(np.uint8),
+            "logits": values[:, :kept].astype(np.float16),
+            "tails": values[:, :grid].astype(np.float32),
+        }
+    if manifest.encoding in ("int8", "int4"):
+        width = -(-manifest.num_classes // (1 if manifest.encoding == "int8" else 2))
+        codes = (values[:, :width] % 256).astype(np.uint8)
+        return {"codes": codes, "scale": single / 8, "offset": single}
+    return {"logits": values.astype(manifest.encoding)}
 
 
 def all_shards(manifest):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import zlib
 from pathlib import Path
@@ -10,16 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+import torch
 import zarr
 
 from kdscale.cache.layout import COMMITTED, arrays, fixed_keys, shard_name, shard_objects
 from kdscale.cache.manifest import FORMAT_VERSION, canonical, read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
+from kdscale.engine.encoding import encoding_of
+from kdscale.targets import ENCODINGS, DenseTargets, Encoding, decode, encode
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = Path(__file__).parents[1] / "golden/cache_v1"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SPECIFICATION = (ROOT / "cache/README.md").read_text()
+WORDS = " ".join(SPECIFICATION.split())
 
 
 def table(first_column):
@@ -53,6 +58,13 @@ def test_the_page_is_of_todays_version():
     assert SPECIFICATION.startswith(f"# The cache format, version {FORMAT_VERSION}\n")
 
 
+@pytest.fixture(params=synthetic.ENCODINGS)
+def any_cache(request, tmp_path):
+    """2 views in 3 shards each, of each encoding."""
+    synthetic.build(tmp_path / "any.zarr", synthetic.encoded(request.param))
+    return tmp_path / "any.zarr"
+
+
 def test_example_runs_and_reads_what_kdscale_reads(cache, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", SPECIFICATION, re.DOTALL)
     monkeypatch.chdir(cache.parent)
@@ -64,16 +76,24 @@ def test_example_runs_and_reads_what_kdscale_reads(cache, monkeypatch):
     np.testing.assert_array_equal(names["labels"], reader.labels())
 
 
-def test_table_of_arrays_is_the_codes(cache):
-    manifest = read_manifest(cache)
-    values = {"V": 2, "N": 10, "C": 5, "S": 3, "shard_samples": 4, "1": 1, "3": 3}
+ENCODED = {"float32": "float", "float16": "float", "int8": "int8", "int4": "int4", "topk": "topk"}
+
+
+def test_table_of_arrays_is_the_codes(any_cache):
+    manifest = read_manifest(any_cache)
+    kind = ENCODED[manifest.encoding]
     layouts = arrays(manifest)
-    assert [row[0] for row in table("array")] == list(layouts)
-    for name, shape, dtype, chunks, fill, dimensions in table("array"):
-        layout, stored = layouts[name], metadata(cache, name)
+    values = {"V": 2, "N": 10, "C": 5, "S": 3, "shard_samples": 4, "1": 1, "P": 3, "K": 2, "G": 3,
+              "R": len(shard_objects_of(any_cache)) + 1}  # fmt: skip
+    rows = [row for row in table("array") if row[1] in (kind, "all")]
+    assert [row[0] for row in rows] == list(layouts)
+    for name, _, shape, dtype, chunks, fill, dimensions in rows:
+        layout, stored = layouts[name], metadata(any_cache, name)
         assert tuple(values[size] for size in shape.split(", ")) == layout.shape
         assert tuple(values[size] for size in chunks.split(", ")) == layout.chunks
-        assert {"encoding": manifest.encoding}.get(dtype, dtype) == layout.dtype
+        wanted = {"encoding": manifest.encoding, "id type": "uint8"}.get(dtype, dtype)
+        assert wanted == layout.dtype
+        fill = {"largest": "255"}.get(fill, fill)
         assert fill == str(layout.fill_value).replace("nan", "NaN")
         assert tuple(dimensions.split(", ")) == layout.dimension_names
         # and what is on disk says the same
@@ -84,6 +104,52 @@ def test_table_of_arrays_is_the_codes(cache):
         assert tuple(stored["dimension_names"]) == layout.dimension_names
         encoding = {"name": "default", "configuration": {"separator": "/"}}
         assert stored["chunk_key_encoding"] == encoding
+
+
+def shard_objects_of(cache):
+    return list(shard_objects(read_manifest(cache), 0, 0))
+
+
+def test_table_of_encodings_is_the_codes():
+    rows = {name: (int(version), size) for name, version, _, size in table("encoding")}
+    assert list(rows) == list(synthetic.ENCODINGS)
+    for name, (version, size) in rows.items():
+        manifest = synthetic.encoded(name)
+        assert manifest.format_version == version
+        names = {"C": 5, "K": 2, "G": 3, "id": 1, "ceil": math.ceil}
+        assert eval(size, {}, names) == encoding_of(manifest).bytes_per_target  # noqa: S307
+
+
+@pytest.mark.parametrize("num_classes", [4, 5])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_codes_are_decoded_as_the_page_says(name, num_classes):
+    encoding = Encoding(name, num_classes)
+    stored = encode(torch.randn(20, num_classes) * 9, encoding)
+    codes = stored["codes"]
+    if name == "int4":
+        assert "`codes & 15` is that of class `2p`, `codes >> 4` that of class `2p + 1`" in WORDS
+        codes = np.stack([codes[:, c // 2] >> 4 * (c % 2) & 15 for c in range(num_classes)], axis=1)
+    assert "`offset + scale * code`" in WORDS
+    expected = stored["offset"][:, None] + stored["scale"][:, None] * codes.astype(np.float32)
+    np.testing.assert_array_equal(expected, decode(stored, encoding).logits_BC.numpy())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.1, 1.9, 3.3, 6.0, 8.0])
+def test_tails_are_interpolated_as_the_page_says(temperature):
+    assert "the cubic polynomial in `1/T` through four points" in WORDS
+    grid = (1.0, 1.5, 2.0, 4.0, 8.0)
+    logits = torch.randn(6, 12, generator=torch.Generator().manual_seed(0)) * 3
+    encoding = Encoding("topk", 12, 4, grid)
+    targets = decode(encode(logits, encoding), encoding)
+    nodes = [0.0, *(1 / t for t in reversed(grid))]
+    values = np.column_stack([np.full(6, np.log(8)), targets.tails_BG.numpy()[:, ::-1]])
+    below = sum(node <= 1 / temperature for node in nodes) - 1
+    first = min(max(below - 1, 0), len(nodes) - 4)
+    four = slice(first, first + 4)
+    cubics = [np.polynomial.Polynomial.fit(nodes[four], row[four], 3) for row in values]
+    expected = [cubic(1 / temperature) for cubic in cubics]
+    found = targets.bucket_logits(temperature)[:, -1].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_table_of_codecs_is_what_is_on_disk(cache):
@@ -103,11 +169,15 @@ def test_chunks_of_one_shard_are_never_larger_than_the_data_set(tmp_path):
     assert metadata(tmp_path, "logits")["chunk_grid"]["configuration"]["chunk_shape"] == [1, 10, 5]
 
 
-def test_table_of_files_is_what_is_on_disk(cache):
+def test_table_of_files_is_what_is_on_disk(any_cache):
+    manifest = read_manifest(any_cache)
+    names = "|".join(arrays(manifest))
     patterns = [key for row in table("key") if "." in row[0] or "/" in row[0]
                 for key in row[0].split(", ")]  # fmt: skip
-    patterns = [re.escape(p).replace("VIEW", r"\d+").replace("SHARD", r"\d+") for p in patterns]
-    files = synthetic.files(cache)
+    numbers = {"VIEW": r"\d+", "SHARD": r"\d+", "ARRAY": f"({names})", "ROWS": f"({names})"}
+    for word, pattern in numbers.items():
+        patterns = [re.sub(rf"\b{word}\b", lambda _, p=pattern: p, one) for one in patterns]
+    files = synthetic.files(any_cache)
     for key in files:
         assert any(re.fullmatch(pattern, key) for pattern in patterns), key
     for pattern in patterns:
@@ -120,15 +190,17 @@ def manifest_rows():
     return dict(found)
 
 
-def test_table_of_the_manifest_is_what_is_on_disk_in_its_order(cache):
+def test_table_of_the_manifest_is_what_is_on_disk_in_its_order(any_cache):
     types = {
-        "integer": int, "string": str, "boolean": bool, "object": dict,
+        "integer": int, "string": str, "boolean": bool, "object": dict, "array": list,
     }  # fmt: skip
-    stored = stored_manifest(cache)
-    assert list(manifest_rows()) == list(stored)
-    for key, name in manifest_rows().items():
+    stored = stored_manifest(any_cache)
+    top_k = stored["encoding"] == "topk"
+    rows = {k: t for k, t in manifest_rows().items() if top_k or k not in ("top_k", "temperatures")}
+    assert list(rows) == list(stored)
+    for key, name in rows.items():
         assert type(stored[key]) is types[name], key
-    assert sorted(stored["checksums"]) == sorted(fixed_keys(read_manifest(cache)))
+    assert sorted(stored["checksums"]) == sorted(fixed_keys(read_manifest(any_cache)))
 
 
 def test_table_of_the_identity_is_the_codes(cache):
@@ -144,13 +216,17 @@ def test_table_of_the_identity_is_the_codes(cache):
                  for name in identity[section]}  # fmt: skip
         assert {name for name, word in rows.items() if word in words} == named
     assert set(identity) == {"dataset", "views", "teacher", "encoding"}
+    of_top_k = set(synthetic.encoded("topk").identity)
+    assert of_top_k - set(identity) == {"top_k", "temperatures"}
+    assert "so are `encoding` and, with topk, `top_k` and `temperatures`" in WORDS
 
 
-def test_hashes_are_computed_as_the_page_says(cache):
+def test_hashes_are_computed_as_the_page_says(any_cache):
+    cache = any_cache
     stored = stored_manifest(cache)
     marked = [name.split(".") for name, identity, _ in table("field | identity")
               if identity == "yes"]  # fmt: skip
-    identity = {"encoding": stored["encoding"]}
+    identity = {k: stored[k] for k in ("encoding", "top_k", "temperatures") if k in stored}
     for section, name in marked:
         identity.setdefault(section, {})[name] = stored[section][name]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -170,17 +246,20 @@ def test_examples_of_canonical_json_are_right():
     assert "(`0.1`, `1e-05`, `1.0`)" in SPECIFICATION
 
 
-def test_table_of_commit_records_is_what_is_on_disk(cache):
+def test_commit_records_are_as_the_page_says(any_cache):
     assert "4294967296" in SPECIFICATION
     assert int(COMMITTED) == 4294967296
-    commits = zarr.open_group(cache, mode="r")["commits"]
-    for view, shard in synthetic.all_shards(read_manifest(cache)):
+    manifest = read_manifest(any_cache)
+    rows = [row[0] for row in table("array") if row[1] in (ENCODED[manifest.encoding], "all")]
+    assert rows[-2:] == ["labels", "commits"]
+    commits = zarr.open_group(any_cache, mode="r")["commits"]
+    for view, shard in synthetic.all_shards(manifest):
         record = [int(value) - 2**32 for value in commits[view, shard]]
-        keys = [f"logits/c/{view}/{shard}/0", f"digests/c/{view}/{shard}"]
-        assert list(shard_objects(read_manifest(cache), view, shard)) == keys
-        assert record == [*(zlib.crc32((cache / key).read_bytes()) for key in keys), 250]
-    fields = re.findall(r"^\| (\d) \| (CRC-32|milliseconds)", SPECIFICATION, re.MULTILINE)
-    assert [what for _, what in fields[:3]] == ["CRC-32", "CRC-32", "milliseconds"]
+        keys = list(shard_objects(manifest, view, shard))
+        assert [key.split("/")[0] for key in keys] == rows[:-2]
+        assert record == [*(zlib.crc32((any_cache / key).read_bytes()) for key in keys), 250]
+    assert "in the order of the table of arrays, the CRC-32" in WORDS
+    assert "the last field holds the milliseconds" in WORDS
 
 
 def test_shards_are_named_as_the_page_says():
@@ -190,21 +269,39 @@ def test_shards_are_named_as_the_page_says():
 # ------------------------------------------------------------------ caches of earlier releases
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.zarr")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*/*.zarr")), ids=lambda path: path.stem)
 def test_golden_cache_reads_as_on_the_day_it_was_written(path):
     expected = json.loads(path.with_suffix(".json").read_text())
     assert verify(path).ok
     reader = CacheReader(path)
+    assert f"cache_v{reader.manifest.format_version}" == path.parent.name
     assert reader.manifest.id == expected["id"]
     assert reader.manifest.num_views == len(expected["views"])
     for view, values in enumerate(expected["views"]):
         got = reader.read_view(view)
-        assert got["logits"].dtype == expected["encoding"]
-        assert got["logits"].tolist() == values["logits"]
-        assert got["digests"].tolist() == values["digests"]
+        assert {name: rows.tolist() for name, rows in got.items()} == values
+        of_floats = {"logits": expected["encoding"], "digests": "uint32"}
+        dtypes = {name: rows.dtype.name for name, rows in got.items()}
+        assert dtypes == expected.get("dtypes", of_floats)
     assert reader.labels().tolist() == expected["labels"]
 
 
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*/*.zarr")), ids=lambda path: path.stem)
+def test_golden_cache_decodes_to_what_the_teacher_said(path):
+    reader = CacheReader(path)
+    expected = json.loads(path.with_suffix(".json").read_text())
+    how = encoding_of(reader.manifest)
+    for view, logits in enumerate(expected.get("logits", [])):
+        found, wanted = decode(reader.read_view(view), how), torch.tensor(logits)
+        if isinstance(found, DenseTargets):
+            step = 0.05 if how.name == "int8" else 0.5
+            assert torch.allclose(found.logits_BC, wanted, atol=step)
+        else:
+            best = wanted.topk(how.top_k)
+            assert torch.equal(found.ids_BK.long(), best.indices)
+            assert torch.equal(found.logits_BK, best.values.half().float())
+
+
 def test_there_is_a_golden_cache_of_every_encoding():
-    found = {read_manifest(path).encoding for path in GOLDEN.glob("*.zarr")}
-    assert found == {"float16", "float32"}
+    found = {read_manifest(path).encoding for path in GOLDEN.glob("*/*.zarr")}
+    assert found == set(ENCODINGS)

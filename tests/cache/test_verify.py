@@ -3,7 +3,8 @@ import json
 import pytest
 import synthetic
 
-from kdscale.cache.manifest import FORMAT_VERSION, read_manifest, write_manifest
+from kdscale.cache.layout import shard_objects
+from kdscale.cache.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import create_or_resume
 from kdscale.errors import CacheError, CacheNotFoundError
@@ -18,9 +19,16 @@ FIXED = [
 ]
 
 
+@pytest.fixture(params=[name for name in synthetic.ENCODINGS if name != "float16"])
+def other_cache(request, tmp_path):
+    """Like `cache`, of each other encoding."""
+    synthetic.build(tmp_path / "other.zarr", synthetic.encoded(request.param))
+    return tmp_path / "other.zarr"
+
+
 def name_of(key):
     """What `verify` calls the object: its key, or the shard it belongs to."""
-    if key in FIXED:
+    if key == "labels/c/0" or key.endswith("zarr.json"):
         return key
     view, shard = key.split("/")[2:4]
     return f"view-{int(view):05d}/shard-{int(shard):05d}"
@@ -51,6 +59,14 @@ def test_the_cache_has_the_files_that_these_tests_damage(cache):
 
 
 def test_one_flipped_byte_in_any_file_is_found_and_named(cache):
+    assert_flips_are_found(cache)
+
+
+def test_one_flipped_byte_is_found_whatever_the_encoding(other_cache):
+    assert_flips_are_found(other_cache)
+
+
+def assert_flips_are_found(cache):
     for key, intact in synthetic.files(cache).items():
         last = len(intact) - 1
         for position in sorted({0, 1, last // 3, last // 2, last - 4, last - 1, last}):
@@ -74,6 +90,19 @@ def test_every_flipped_byte_of_one_shard_is_found(cache):
             assert changed(verify(cache)) == ((), ("view-00000/shard-00002",))
         (cache / key).write_bytes(intact)
     assert verify(cache).ok
+
+
+def test_every_flipped_byte_of_one_shard_is_found_whatever_the_encoding(other_cache):
+    manifest = read_manifest(other_cache)
+    for key in shard_objects(manifest, 0, 2):
+        intact = (other_cache / key).read_bytes()
+        for position in range(len(intact)):
+            flipped = bytearray(intact)
+            flipped[position] ^= 0xFF
+            (other_cache / key).write_bytes(flipped)
+            assert changed(verify(other_cache)) == ((), ("view-00000/shard-00002",))
+        (other_cache / key).write_bytes(intact)
+    assert verify(other_cache).ok
 
 
 def test_any_truncated_or_lengthened_file_is_found_and_named(cache):
@@ -172,7 +201,7 @@ def test_no_cache_and_what_is_no_cache_are_told_apart(tmp_path):
 
 
 def test_newer_format_is_not_called_corrupt(cache, monkeypatch):
-    monkeypatch.setattr("kdscale.cache.manifest.Manifest.format_version", FORMAT_VERSION + 1)
+    monkeypatch.setattr(Manifest, "format_version", FORMAT_VERSION + 1)
     write_manifest(cache, synthetic.asked())
     monkeypatch.undo()
     with pytest.raises(CacheError, match=f"format version {FORMAT_VERSION + 1}"):

@@ -3,7 +3,7 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
+from kdscale.engine.encoding import encoding_of
 from kdscale.errors import (
     CacheCorruptError,
     CacheIncompleteError,
@@ -43,24 +44,27 @@ def assert_holds_everything(path, manifest=None):
 # ------------------------------------------------------------------ values
 
 
-@pytest.mark.parametrize("encoding", ["float16", "float32"])
-@pytest.mark.parametrize("shard_samples", [1, 4, 5, 10, 64])
+@pytest.mark.parametrize("encoding", synthetic.ENCODINGS)
+@pytest.mark.parametrize("shard_samples", [1, 4, 64])
 def test_targets_read_back_value_for_value(tmp_path, encoding, shard_samples):
-    manifest = synthetic.asked(encoding=encoding, shard_samples=shard_samples, num_views=1)
+    manifest = synthetic.encoded(encoding, shard_samples=shard_samples, num_views=1)
+    how = encoding_of(manifest)
     logits = torch.randn(10, 5, generator=torch.Generator().manual_seed(1)) * 20
     logits[3] = 0.0
     manifest = begin(tmp_path / "c.zarr", manifest)
     writer = ShardWriter(tmp_path / "c.zarr", manifest)
     for shard in range(manifest.num_shards):
         start, stop = manifest.shard_range(shard)
-        values = encode(logits[start:stop], encoding)
+        values = encode(logits[start:stop], how)
         values["digests"] = np.arange(start, stop).astype(np.uint64) + 1
         writer.write(0, shard, values, 0.0)
     finish(tmp_path / "c.zarr", manifest, {})
     got = CacheReader(tmp_path / "c.zarr").read_view(0)
-    assert got["logits"].dtype == encoding
-    kept = logits if encoding == "float32" else logits.half().float()
-    assert torch.equal(decode(got).logits_BC, kept)
+    found, kept = decode(got, how), decode(encode(logits, how), how)
+    assert type(found) is type(kept)
+    for values in fields(kept):
+        one, other = getattr(found, values.name), getattr(kept, values.name)
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
     assert got["digests"].tolist() == list(range(10))
 
 
@@ -120,7 +124,7 @@ def test_build_time_is_the_sum_over_shards(cache):
         ("logits", np.zeros((4, 5), np.float32), "logits are float32"),
         ("logits", np.zeros((1, 5), np.float16), r"wanted float16 \(4, 5\)"),
         ("logits", np.full((4, 5), np.nan, np.float16), "NaN"),
-        ("digests", np.zeros(4, np.uint64), "digest of 0"),
+        ("digests", np.zeros(4, np.uint64), "digests hold a NaN or what stands for absence"),
         ("digests", np.ones(4, np.int64), "wanted uint64"),
     ],
 )
@@ -128,6 +132,25 @@ def test_rows_that_are_not_the_shards_are_refused(tmp_path, name, values, said):
     manifest = begin(tmp_path)
     writer = ShardWriter(tmp_path, manifest)
     with pytest.raises(ValueError, match=said):
+        writer.write(0, 0, {**synthetic.rows(manifest, 0, 0), name: values}, 0.0)
+    assert not writer.committed().any()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name", "values"),
+    [
+        ("int8", "codes", np.full((4, 5), 255, np.uint8)),
+        ("int4", "codes", np.full((4, 3), 255, np.uint8)),
+        ("int8", "scale", np.full(4, np.nan, np.float32)),
+        ("int8", "offset", np.full(4, np.nan, np.float32)),
+        ("topk", "ids", np.full((4, 2), 255, np.uint8)),
+        ("topk", "tails", np.full((4, 3), np.nan, np.float32)),
+    ],
+)
+def test_what_stands_for_absence_is_refused(tmp_path, encoding, name, values):
+    manifest = begin(tmp_path, synthetic.encoded(encoding))
+    writer = ShardWriter(tmp_path, manifest)
+    with pytest.raises(ValueError, match=f"{name} hold a NaN or what stands for absence"):
         writer.write(0, 0, {**synthetic.rows(manifest, 0, 0), name: values}, 0.0)
     assert not writer.committed().any()
 

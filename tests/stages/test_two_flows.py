@@ -19,7 +19,6 @@ from kdscale.engine.sources import CachedTargets, LiveTeacher
 from kdscale.runlog import read_metrics
 from kdscale.stages.build import build
 from kdscale.stages.train import train
-from kdscale.targets import encode
 
 CPU = torch.device("cpu")
 CROP_AND_FLIP = {
@@ -131,7 +130,7 @@ def cache_of_live_answers(path, recipe, images, teacher, seed):
     logits, digests = np.zeros((*shape, images.num_classes), np.float32), np.zeros(shape, np.uint64)
     for step in range(loader.steps_per_epoch * manifest.num_views):
         batch = loader.batch(step)
-        logits[batch.view, batch.index] = encode(live.targets(batch).logits_BC, "float32")["logits"]
+        logits[batch.view, batch.index] = live.targets(batch).logits_BC.numpy()
         digests[batch.view, batch.index] = digest(batch.pixels).numpy() + 1
     writer = ShardWriter(path, manifest)
     for view in range(manifest.num_views):
