@@ -8,7 +8,7 @@ the specification.
 import hashlib
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,9 @@ def group_document(manifest: Manifest) -> bytes:
     return json.dumps(document, indent=1, allow_nan=False).encode()
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest of the cache at `path`, in one step."""
-    write_durably(path / "zarr.json", group_document(manifest))
+def write_manifest(path: Path, manifest: Manifest, check: Callable[[], None] | None = None) -> None:
+    """Replace the manifest of the cache at `path`, in one step; `check` as of `write_durably`."""
+    write_durably(path / "zarr.json", group_document(manifest), check)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -187,7 +187,7 @@ def _parse(table: Mapping[str, Any]) -> Manifest:
 def _damaged(path: Path) -> CacheCorruptError:
     return CacheCorruptError(
         f"the manifest of {path} is damaged (its checksum does not fit): "
-        "remove the folder and rebuild it with `kdscale cache build`"
+        f"`kdscale cache repair {path} --recipe RECIPE` writes it anew"
     )
 
 
