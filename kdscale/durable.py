@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kdscale.errors import StorageError
@@ -63,6 +63,12 @@ def create_folder(folder: Path) -> None:
     create_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     flush_folder(folder.parent)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder; files and folders may come and go meanwhile."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)
 
 
 def flush_folder(folder: Path) -> None:

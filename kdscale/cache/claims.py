@@ -251,9 +251,8 @@ _HERE: set[str] = set()
 
 def is_claims_folder(folder: Path) -> bool:
     """Whether a folder holds nothing but claims."""
-    if folder.name != FOLDER or not folder.is_dir():
-        return False
-    return all(_FILE.fullmatch(file.name) and file.is_file() for file in folder.iterdir())
+    named = folder.name == FOLDER and not folder.is_file()
+    return named and all(_FILE.fullmatch(file.name) for file in _files(folder))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdscale.durable import write_durably
+from kdscale.durable import files_below, write_durably
 from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheNotFoundError
 
 FORMAT_VERSION = 2
@@ -195,7 +195,12 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
     """The JSON object of `kdscale cache info`: the manifest and the bytes on disk."""
     table = manifest.to_json()
     table.pop("checksums")
-    return {**table, "bytes": sum(_size(file) for file in path.rglob("*"))}
+    return {**table, "bytes": bytes_on_disk(path)}
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Bytes of all files of the cache at `path`, which may be being built."""
+    return sum(_size(file) for file in files_below(path))
 
 
 def _size(path: Path) -> int:

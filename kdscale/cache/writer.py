@@ -29,7 +29,7 @@ from kdscale.cache.manifest import (
     write_manifest,
 )
 from kdscale.cache.store import DurableStore
-from kdscale.durable import is_abandoned, write_durably
+from kdscale.durable import files_below, is_abandoned, write_durably
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, StorageError
 
 _STALE_SECONDS = 3600  # no write takes as long: a temporary file this old is nobody's
@@ -81,8 +81,14 @@ def _fitting(path: Path, asked: Manifest) -> Manifest | None:
     try:
         found = read_manifest(path)
     except CacheNotFoundError:
-        _check_free(path)
-        return None
+        if is_free(path):
+            return None
+        if (path / "zarr.json").exists():  # another builder began just now
+            return _fitting(path, asked)
+        raise StorageError(
+            f"{path} exists and is not a cache (it has no zarr.json): name another --cache, "
+            "or remove it"
+        ) from None
     check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
     return found
 
@@ -98,14 +104,6 @@ def _taken_up(found: Manifest, asked: Manifest) -> Manifest:
         versions=asked.versions,
         complete=False,
     )
-
-
-def _check_free(path: Path) -> None:
-    if not is_free(path):
-        raise StorageError(
-            f"{path} exists and is not a cache (it has no zarr.json): name another --cache, "
-            "or remove it"
-        )
 
 
 def is_free(path: Path) -> bool:
@@ -254,7 +252,9 @@ def finish(
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of builders that were killed, never those of one that still writes."""
     now = (path / "zarr.json").stat().st_mtime  # just written: the clock of the files' own disk
-    for leftover in path.rglob(".*.tmp"):
+    for leftover in files_below(path):
+        if not leftover.match(".*.tmp"):
+            continue
         with suppress(OSError):
             old = now - leftover.stat().st_mtime > _STALE_SECONDS
             if old or is_abandoned(leftover):

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from kdscale.cache.claims import Claims
-from kdscale.cache.manifest import Manifest, check_identity, read_manifest
+from kdscale.cache.manifest import Manifest, bytes_on_disk, check_identity, read_manifest
 from kdscale.cache.reader import check_present
 from kdscale.cache.search import find_cache
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish, is_free
@@ -93,7 +93,9 @@ def build(
         asked = replace(asked, num_views=num_views, views={**asked.views, "count": num_views})
     path = cache or find_cache(cache_root, asked) or _free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
-    if _is_finished(path, asked):
+    with main_process_first(accelerator):
+        finished = accelerator.is_main_process and _is_finished(path, asked)
+    if from_main_process(accelerator, finished):  # builders beside this launch may finish any time
         log.info("cache %s fits and is complete: reused", path)
         return path
 
@@ -136,7 +138,7 @@ def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
     """
     path = root / f"{recipe.name}.zarr"
     try:
-        taken = path.is_file() or bool(read_manifest(path))
+        taken = path.is_file() or read_manifest(path).id != asked.id  # else it began just now
     except CacheNotFoundError:  # as a build leaves it that was killed before its first manifest
         taken = not is_free(path)
     except CacheCorruptError:
@@ -201,8 +203,7 @@ def _announce(path: Path, manifest: Manifest, probe: Mapping[str, Any]) -> None:
 
 def _check_space(path: Path, asked: Manifest) -> None:
     """Before anything is written, so that a build too large leaves what is there as it is."""
-    present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    wanted = asked.num_views * asked.num_samples * _bytes_per_answer(asked) - present
+    wanted = asked.num_views * asked.num_samples * _bytes_per_answer(asked) - bytes_on_disk(path)
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < wanted:

@@ -42,8 +42,11 @@ def repair(
         KdscaleError: see `build`.
     """
     accelerator = create_accelerator()
-    found = from_main_process(accelerator, verify(path) if accelerator.is_main_process else None)
-    if found is not None and found.ok:
+    with main_process_first(accelerator):
+        found = verify(path) if accelerator.is_main_process else None
+    found = from_main_process(accelerator, found)
+    assert found is not None
+    if found.ok:
         log.info("cache %s is sound: nothing to repair", path)
         return _answer(path, found)
     with main_process_first(accelerator):
@@ -54,7 +57,6 @@ def repair(
         recipe, cache_root=cache_root, cache=path, teacher_weights=teacher_weights, num_views=views
     )
     found = from_main_process(accelerator, found)
-    assert found is not None
     log.info("cache %s is repaired: %s", path, ", ".join(_names(found)) or "its build is finished")
     return _answer(path, found)
 

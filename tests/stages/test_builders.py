@@ -106,6 +106,20 @@ def test_second_builder_joins_and_no_shard_is_built_twice(
     assert len(shares) == 2, "one of them did nothing"
 
 
+def test_builders_that_start_at_the_same_time_build_one_cache(
+    kdscale, commands, recipe, whole, tmp_path
+):
+    for delay in (0.1, 0.2, 0.3):  # seconds that the process takes to begin
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        commands.start("cache", "build", recipe, cwd=tmp_path)
+        time.sleep(delay)
+        done = kdscale("cache", "build", recipe)
+        assert (done.exit_code, commands.wait()) == (0, 0), commands.output.read_text()
+        assert [path.name for path in (tmp_path / "cache").glob("*.zarr")] == ["tiny.zarr"]
+        assert_whole(tmp_path / "cache" / "tiny.zarr", whole)
+    assert sum(batches_of_shards(tmp_path).values()) >= NUM_SHARDS * SHARD // BATCH
+
+
 def test_builder_with_more_views_joins_and_both_end_with_them(
     kdscale, commands, recipe, write_recipe, whole, tmp_path
 ):
