@@ -2,15 +2,22 @@
 
 import os
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kdscale.errors import StorageError
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, check: Callable[[], None] | None = None) -> None:
     """Write a file through a temporary one: flushed, then renamed, then its folder flushed.
 
     Missing folders are created, as durably as the file.
+
+    Args:
+        path: the file.
+        data: its bytes.
+        check: called just before the renaming, which may come long after the call; it raises where
+            the file should no longer be replaced.
 
     Raises:
         StorageError: the disk is full, read-only or not permitted; the old file is untouched.
@@ -18,12 +25,14 @@ def write_durably(path: Path, data: bytes) -> None:
     writer = f"{socket.gethostname()}.{os.getpid()}"  # see is_abandoned
     temporary = path.with_name(f".{path.name}.{writer}.{os.urandom(4).hex()}.tmp")
     try:
-        _create_folder(path.parent)
+        create_folder(path.parent)
         try:
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if check is not None:
+                check()
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -47,13 +56,19 @@ def is_abandoned(temporary: Path) -> bool:
     return False
 
 
-def _create_folder(folder: Path) -> None:
+def create_folder(folder: Path) -> None:
     """Create a folder and those above it; each is flushed into the one above."""
     if folder.is_dir():
         return
-    _create_folder(folder.parent)
+    create_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     flush_folder(folder.parent)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder; files and folders may come and go meanwhile."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)
 
 
 def flush_folder(folder: Path) -> None:

@@ -54,6 +54,10 @@ class CacheCorruptError(CacheError, ValueError):
     """Stored bytes are not those that were written."""
 
 
+class ClaimLostError(CacheError):
+    """Another builder has taken over what this one was working on."""
+
+
 class ViewMismatchError(CacheError, ValueError):
     """The pixels of a view are not those that the teacher saw."""
 

@@ -5,6 +5,7 @@ once and in order.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +169,17 @@ def shard_name(view: int, shard: int) -> str:
     return f"view-{view:05d}/shard-{shard:05d}"
 
 
+def parse_shard_name(name: str) -> tuple[int, int] | None:
+    """View and shard of a name; None of what does not name a shard."""
+    match = re.fullmatch(r"view-(\d+)/shard-(\d+)", name)
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def record_object(view: int, shard: int) -> str:
+    """Key of a shard's commit record."""
+    return f"commits/c/{view}/{shard}/0"
+
+
 def shard_objects(manifest: Manifest, view: int, shard: int) -> Iterator[str]:
     """Keys of the objects of a shard, in the order of its commit record."""
     layouts = arrays(manifest)
@@ -185,10 +197,11 @@ def read_records(commits: "zarr.Array[Any]", view: int) -> np.ndarray:
     try:
         return np.asarray(commits[view])
     except DAMAGE:
-        return np.stack([_read_record(commits, view, s) for s in range(commits.shape[1])])
+        return np.stack([read_record(commits, view, s) for s in range(commits.shape[1])])
 
 
-def _read_record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarray:
+def read_record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarray:
+    """The commit record of one shard, uint64 [fields], as of `read_records`."""
     try:
         return np.asarray(commits[view, shard])
     except DAMAGE:

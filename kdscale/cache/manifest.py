@@ -8,12 +8,12 @@ the specification.
 import hashlib
 import json
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdscale.durable import write_durably
+from kdscale.durable import files_below, write_durably
 from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheNotFoundError
 
 FORMAT_VERSION = 2
@@ -128,9 +128,9 @@ def group_document(manifest: Manifest) -> bytes:
     return json.dumps(document, indent=1, allow_nan=False).encode()
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest of the cache at `path`, in one step."""
-    write_durably(path / "zarr.json", group_document(manifest))
+def write_manifest(path: Path, manifest: Manifest, check: Callable[[], None] | None = None) -> None:
+    """Replace the manifest of the cache at `path`, in one step; `check` as of `write_durably`."""
+    write_durably(path / "zarr.json", group_document(manifest), check)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -200,7 +200,7 @@ def _parse(table: Mapping[str, Any]) -> Manifest:
 def _damaged(path: Path) -> CacheCorruptError:
     return CacheCorruptError(
         f"the manifest of {path} is damaged (its checksum does not fit): "
-        "remove the folder and rebuild it with `kdscale cache build`"
+        f"`kdscale cache repair {path} --recipe RECIPE` writes it anew"
     )
 
 
@@ -208,7 +208,12 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
     """The JSON object of `kdscale cache info`: the manifest and the bytes on disk."""
     table = manifest.to_json()
     table.pop("checksums")
-    return {**table, "bytes": sum(_size(file) for file in path.rglob("*"))}
+    return {**table, "bytes": bytes_on_disk(path)}
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Bytes of all files of the cache at `path`, which may be being built."""
+    return sum(_size(file) for file in files_below(path))
 
 
 def _size(path: Path) -> int:

@@ -16,6 +16,7 @@ from kdscale.cache.layout import (
     fixed_keys,
     open_array,
     read_records,
+    record_object,
     shard_arrays,
     shard_name,
     shard_objects,
@@ -110,6 +111,22 @@ def _finished_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def check_present(path: Path, manifest: Manifest) -> None:
+    """Stop where objects of a finished cache are missing; what shards hold is not read.
+
+    Raises:
+        CacheCorruptError: naming them.
+    """
+    absent = damaged_objects(path, manifest)
+    for view in range(manifest.num_views):
+        for shard in range(manifest.num_shards):
+            keys = (record_object(view, shard), *shard_objects(manifest, view, shard))
+            if not all((path / key).is_file() for key in keys):
+                absent.append(shard_name(view, shard))
+    if absent and read_manifest(path) == manifest:  # else a build that adds views began just now
+        raise _corrupt(path, absent)
+
+
 def damaged_objects(path: Path, manifest: Manifest) -> list[str]:
     """Keys of metadata and labels that are missing, or not as the manifest has them."""
     return [
@@ -147,5 +164,5 @@ def _corrupt(path: Path, names: list[str]) -> CacheCorruptError:
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return CacheCorruptError(
         f"{path}: {shown} missing or damaged: see `kdscale cache verify {path}`, "
-        "then remove the cache and build it again"
+        f"and rebuild just that with `kdscale cache repair {path} --recipe RECIPE`"
     )

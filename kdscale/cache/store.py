@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from zarr.core.buffer import Buffer
@@ -17,6 +18,8 @@ class DurableStore(LocalStore):
         super().__init__(root)
         self.written: dict[str, int] = {}
         """CRC-32 of each object written through this store, by key."""
+        self.check: Callable[[], None] | None = None
+        """Called just before an object is put in its place; raises to prevent it."""
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one object durably."""
@@ -26,7 +29,7 @@ class DurableStore(LocalStore):
         """The same, for versions of Zarr that write without an event loop."""
         data = value.to_bytes()
         self.written[key] = crc(data)
-        write_durably(self.root / key, data)
+        write_durably(self.root / key, data, self.check)
 
 
 def crc(data: bytes) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from zarr.storage import LocalStore
 
-from kdscale.cache.layout import open_array, read_records, shard_name
+from kdscale.cache.layout import open_array, parse_shard_name, read_records, shard_name
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.reader import damaged_objects, shard_state
 from kdscale.errors import CacheCorruptError
@@ -25,6 +25,12 @@ class Verdict:
     def ok(self) -> bool:
         """Complete, nothing missing, nothing corrupt."""
         return self.complete and not self.missing_shards and not self.corrupt_shards
+
+    @property
+    def bad_shards(self) -> list[tuple[int, int]]:
+        """View and shard of what is missing or corrupt, metadata and labels left out."""
+        names = (*self.missing_shards, *self.corrupt_shards)
+        return [found for name in names if (found := parse_shard_name(name)) is not None]
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `kdscale cache verify --json`."""
@@ -45,6 +51,8 @@ class Verdict:
             lines.append("  not complete: run the same `kdscale cache build` again")
         lines += [f"  missing: {name}" for name in self.missing_shards]
         lines += [f"  corrupt: {name}" for name in self.corrupt_shards]
+        if self.complete or self.corrupt_shards:
+            lines.append(f"rebuild just that: kdscale cache repair {path} --recipe RECIPE")
         return "\n".join(lines)
 
 
@@ -59,13 +67,14 @@ def verify(path: Path) -> Verdict:
         manifest = read_manifest(path)
     except CacheCorruptError:
         return Verdict(False, 0, (), ("zarr.json",))
-    verdict = _verify(path, manifest)
+    verdict = judge(path, manifest)
     if not verdict.ok and read_manifest(path) != manifest:
         return verify(path)  # a build took it up meanwhile
     return verdict
 
 
-def _verify(path: Path, manifest: Manifest) -> Verdict:
+def judge(path: Path, manifest: Manifest) -> Verdict:
+    """Compare every object of the cache at `path` with what a manifest, its own, makes of it."""
     found: dict[str, list[str]] = {"ok": [], "missing": [], "corrupt": []}
     damaged = damaged_objects(path, manifest)
     for key in damaged:

@@ -1,35 +1,91 @@
 """Building shards: images -> views -> teacher -> encoded -> written, in the background."""
 
+import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kdscale.cache.claims import Claims
+from kdscale.cache.layout import shard_name
 from kdscale.cache.writer import ShardWriter
 from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.encoding import encoding_of
 from kdscale.engine.teacher import SizedBatches
+from kdscale.errors import ClaimLostError
 from kdscale.targets import encode
 
+log = logging.getLogger(__name__)
+
 _PENDING = 2  # shards waiting to be written: enough to hide the disk, little memory
+
+
+class Shards:
+    """The shards of a cache that are still missing, for one of any number of builders.
+
+    Args:
+        writer: of the cache.
+        claims: this builder's.
+        process_index, num_processes: who we are among those of one launch: each begins with shards
+            of its own, so that they seldom meet.
+    """
+
+    def __init__(
+        self, writer: ShardWriter, claims: Claims, process_index: int = 0, num_processes: int = 1
+    ) -> None:
+        self._writer, self._claims = writer, claims
+        missing = [(int(view), int(shard)) for view, shard in np.argwhere(~writer.committed())]
+        turns = [(process_index + turn) % num_processes for turn in range(num_processes)]
+        self.missing = [one for turn in turns for one in missing[turn::num_processes]]
+        """(view, shard) pairs that were not committed when last looked at."""
+
+    def claim_each(self) -> Iterator[tuple[int, int]]:
+        """Claim one shard after another, as they are asked for.
+
+        Ends when nothing is left to claim now; what is `missing` then is being built.
+        """
+        for view, shard in list(self.missing):
+            if self._claims.claim(claim_name(view, shard)):
+                if not self._writer.is_committed(view, shard):
+                    yield view, shard
+                    continue
+                self._claims.release(claim_name(view, shard))
+
+    def look(self) -> None:
+        """Look which of the missing shards are committed by now, by whomever."""
+        self.missing = [one for one in self.missing if not self._writer.is_committed(*one)]
+
+
+def claim_name(view: int, shard: int) -> str:
+    """What a shard's claim is called."""
+    return shard_name(view, shard).replace("/", "-")
 
 
 class ShardBuilder:
     """Asks the teacher about whole shards and commits them in the background.
 
     Teacher batches never cross a shard, so a cache's content does not depend on who builds what.
+    With `claims`, a shard's claim is released once it is committed.
     """
 
     def __init__(
-        self, images: Images, pipeline: Pipeline, teacher: SizedBatches, writer: ShardWriter
+        self,
+        images: Images,
+        pipeline: Pipeline,
+        teacher: SizedBatches,
+        writer: ShardWriter,
+        claims: Claims | None = None,
     ) -> None:
         self._images, self._pipeline = images, pipeline
-        self._teacher, self._writer = teacher, writer
+        self._teacher, self._writer, self._claims = teacher, writer, claims
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._pending: deque[Future[None]] = deque()
 
@@ -38,23 +94,32 @@ class ShardBuilder:
         for _ in self.build_each([(view, shard)]):
             pass
 
-    def build_each(self, todo: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    def build_each(self, todo: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """Build one (view, shard) after another, and say so after each; errors as of `build`.
 
-        The images of the next shard are prepared while this one's are asked about.
+        The images of the next shard are prepared while this one's are asked about, so `todo` is
+        asked for it then.
         """
-        wanted = ((view, index) for view, shard in todo for index in self._batches(shard))
-        shown = self._images.show_each(self._pipeline, wanted)
-        for view, shard in todo:
-            self._build(view, shard, shown)
+        begun: deque[tuple[int, int]] = deque()
+
+        def wanted() -> Iterator[tuple[int, Tensor]]:
+            for view, shard in todo:
+                begun.append((view, shard))
+                yield from ((view, index) for index in self._batches(shard))
+
+        shown = self._images.show_each(self._pipeline, wanted())
+        began = perf_counter()
+        for first in shown:
+            view, shard = begun.popleft()
+            self._build(view, shard, chain([first], shown), began)
             yield view, shard
+            began = perf_counter()
 
     def _batches(self, shard: int) -> Iterator[Tensor]:
         samples = torch.arange(*self._writer.manifest.shard_range(shard))
         yield from samples.split(self._teacher.batch_size)
 
-    def _build(self, view: int, shard: int, shown: Iterator[Batch]) -> None:
-        began = perf_counter()
+    def _build(self, view: int, shard: int, shown: Iterator[Batch], began: float) -> None:
         logits, digests, done = [], [], 0
         start, stop = self._writer.manifest.shard_range(shard)
         while done < stop - start:
@@ -71,10 +136,19 @@ class ShardBuilder:
     def _write(
         self, view: int, shard: int, logits: Tensor, digests: Tensor, seconds: float
     ) -> None:
-        values = encode(logits, encoding_of(self._writer.manifest))
-        # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
-        values["digests"] = (digests + 1).numpy().astype("uint64")
-        self._writer.write(view, shard, values, seconds)
+        """Encode and commit a shard; its claim is released whatever comes of it."""
+        name, claims = claim_name(view, shard), self._claims
+        check = None if claims is None else partial(claims.check, name)
+        try:
+            values = encode(logits, encoding_of(self._writer.manifest))
+            # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
+            values["digests"] = (digests + 1).numpy().astype("uint64")
+            self._writer.write(view, shard, values, seconds, check)
+        except ClaimLostError:
+            log.warning("%s: this builder stood still too long, another one has it", name)
+        finally:
+            if claims is not None:
+                claims.release(name)
 
     def wait(self, allowed: int = 0) -> None:
         """Wait until at most `allowed` shards are still being written."""

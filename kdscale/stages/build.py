@@ -3,8 +3,10 @@
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,14 +16,16 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from kdscale.cache.manifest import Manifest, check_identity, read_manifest
+from kdscale.cache.claims import Claims
+from kdscale.cache.manifest import Manifest, bytes_on_disk, check_identity, read_manifest
+from kdscale.cache.reader import check_present
 from kdscale.cache.search import find_cache
-from kdscale.cache.writer import ShardWriter, create_or_resume, finish
+from kdscale.cache.writer import ShardWriter, create_or_resume, finish, is_free
 from kdscale.config import Recipe
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.engine.building import ShardBuilder
+from kdscale.engine.building import ShardBuilder, Shards
 from kdscale.engine.components import (
     asked_manifest,
     cached_pipeline,
@@ -37,13 +41,20 @@ from kdscale.engine.processes import (
     orderly_stop,
 )
 from kdscale.engine.teacher import SizedBatches
-from kdscale.errors import CacheNotFoundError, Interrupted, StorageError
+from kdscale.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    CacheNotFoundError,
+    Interrupted,
+    StorageError,
+)
 from kdscale.fidelity import fidelity
 from kdscale.targets import Encoding, decode, encode
 
 log = logging.getLogger(__name__)
 
 _PROBE_SAMPLES = 1000
+_POLL_SECONDS = 0.2  # between looks at what other builders do
 
 
 def build(
@@ -53,6 +64,7 @@ def build(
     cache: Path | None = None,
     teacher_weights: str | None = None,
     views: Pipeline | None = None,
+    num_views: int | None = None,
 ) -> Path:
     """Build the cache that a recipe asks for, go on with one begun, or find it finished.
 
@@ -63,6 +75,7 @@ def build(
         teacher_weights: used where the recipe names none.
         views: what the teacher is asked about, in place of the recipe's operations: from Python, a
             pipeline may hold callables of your own (`PerSample`).
+        num_views: how many views to build; the recipe's when None.
 
     Returns:
         The folder of the finished cache.
@@ -77,10 +90,14 @@ def build(
     teacher = frozen_teacher(recipe, images, teacher_weights, accelerator.device)
     views = views or cached_pipeline(recipe, images.num_samples)
     asked = asked_manifest(recipe, images, teacher.describe(), views)
+    if num_views is not None:
+        asked = replace(asked, num_views=num_views, views={**asked.views, "count": num_views})
     _mention_encoding(recipe, asked)
     path = cache or find_cache(cache_root, asked) or _free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
-    if _is_finished(path, asked):
+    with main_process_first(accelerator):
+        finished = accelerator.is_main_process and _is_finished(path, asked)
+    if from_main_process(accelerator, finished):  # builders beside this launch may finish any time
         log.info("cache %s fits and is complete: reused", path)
         return path
 
@@ -88,31 +105,25 @@ def build(
     batches = SizedBatches(teacher, recipe.teacher.batch_size)
     resident = Images(images, accelerator.device)
     probe = _probe(batches, resident, images, views, encoding_of(asked))
-    asked = _with_probe(asked, probe)
-    with main_process_first(accelerator):
-        manifest = create_or_resume(path, asked, images.labels)
-    writer = ShardWriter(path, manifest)
-    todo = _my_shards(writer, accelerator)
-    _announce(path, manifest, probe, writer)
-    accelerator.wait_for_everyone()
-    builder = ShardBuilder(resident, views, batches, writer)
-    with orderly_stop() as stop:
-        _build_shards(builder, manifest, todo, stop, path, main=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-    with main_process_first(accelerator):
-        if accelerator.is_main_process:
-            manifest = finish(path, manifest, {"num_processes": accelerator.num_processes})
-            log.info("cache %s is complete: %.1f s of building", path, manifest.build["seconds"])
+    with Claims(path) as claims:
+        with main_process_first(accelerator):
+            if accelerator.is_main_process:
+                create_or_resume(path, _with_probe(asked, probe), images.labels, claims)
+        _announce(path, read_manifest(path), probe)
+        with orderly_stop() as stop:
+            _complete(_Work(path, resident, views, batches, claims, accelerator, stop))
     return path
 
 
 def _is_finished(path: Path, asked: Manifest) -> bool:
-    """Whether the cache there is complete and fits; raises where it is another one."""
+    """Whether the cache there is complete and fits; raises where it is another one, or damaged."""
     try:
         found = read_manifest(path)
     except CacheNotFoundError:
         return False
     check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
+    if found.complete:
+        check_present(path, found)
     return found.complete and found.num_views >= asked.num_views
 
 
@@ -128,10 +139,20 @@ def _mention_encoding(recipe: Recipe, asked: Manifest) -> None:
 
 
 def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
-    """NAME.zarr, or with the identity in its name where that one holds something else."""
+    """NAME.zarr, or with the identity in its name where that one holds something else.
+
+    Raises:
+        CacheCorruptError: a cache of that name is damaged, so nobody knows what it holds.
+    """
     path = root / f"{recipe.name}.zarr"
-    # A build that was killed before its first manifest left a temporary file at most.
-    taken = path.is_file() or any(child.suffix != ".tmp" for child in path.glob("*"))
+    try:
+        taken = path.is_file() or read_manifest(path).id != asked.id  # else it began just now
+    except CacheNotFoundError:  # as a build leaves it that was killed before its first manifest
+        taken = not is_free(path)
+    except CacheCorruptError:
+        if b'"kdscale"' in (path / "zarr.json").read_bytes():
+            raise
+        taken = True
     return root / f"{recipe.name}-{asked.id[:8]}.zarr" if taken else path
 
 
@@ -171,17 +192,9 @@ def _with_probe(asked: Manifest, probe: Mapping[str, Any]) -> Manifest:
     return replace(asked, teacher=teacher, fidelity=probe["fidelity"])
 
 
-def _my_shards(writer: ShardWriter, accelerator: Accelerator) -> list[tuple[int, int]]:
-    """This process's part of the (view, shard) pairs that are not committed yet."""
-    todo = [(int(view), int(shard)) for view, shard in np.argwhere(~writer.committed())]
-    return todo[accelerator.process_index :: accelerator.num_processes]
-
-
-def _announce(
-    path: Path, manifest: Manifest, probe: Mapping[str, Any], writer: ShardWriter
-) -> None:
+def _announce(path: Path, manifest: Manifest, probe: Mapping[str, Any]) -> None:
     """Say what is about to happen, while it can still be stopped."""
-    committed = writer.committed()
+    committed = ShardWriter(path, manifest).committed()
     answers = manifest.num_views * manifest.num_samples
     left = answers * (1 - committed.mean())
     if probe["top1_accuracy"] is not None:
@@ -199,8 +212,7 @@ def _announce(
 
 def _check_space(path: Path, asked: Manifest) -> None:
     """Before anything is written, so that a build too large leaves what is there as it is."""
-    present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    wanted = asked.num_views * asked.num_samples * _bytes_per_answer(asked) - present
+    wanted = asked.num_views * asked.num_samples * _bytes_per_answer(asked) - bytes_on_disk(path)
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < wanted:
@@ -215,39 +227,81 @@ def _bytes_per_answer(manifest: Manifest) -> int:
     return manifest.bytes_per_target + 8
 
 
-def _build_shards(
-    builder: ShardBuilder,
-    manifest: Manifest,
-    todo: list[tuple[int, int]],
-    stop: StopRequest,
-    path: Path,
-    *,
-    main: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one builder has in hand."""
+
+    path: Path
+    images: Images
+    views: Pipeline
+    teacher: SizedBatches
+    claims: Claims
+    accelerator: Accelerator
+    stop: StopRequest
+
+    def wait(self) -> None:
+        """Give other builders a moment."""
+        self.check_stop()
+        time.sleep(_POLL_SECONDS)
+
+    def check_stop(self) -> None:
+        """Stop where the user asked for it."""
+        if self.stop.received is not None:
+            raise Interrupted(
+                f"stopped; finished shards of {self.path} are kept: run the same command again"
+            )
+
+
+def _complete(work: _Work) -> None:
+    """Build until the cache is complete, beside any number of other builders.
+
+    Nobody waits for a process, only for shards: those of a builder that dies are taken over.
+    """
+    build = {"num_processes": work.accelerator.num_processes}
+    while not (manifest := read_manifest(work.path)).complete:
+        _build_shards(work, ShardWriter(work.path, manifest))
+        with suppress(CacheIncompleteError):  # views were added meanwhile: go on with them
+            finish(work.path, manifest, build, work.claims)
+    log.info("cache %s is complete: %.1f s of building", work.path, manifest.build["seconds"])
+
+
+def _build_shards(work: _Work, writer: ShardWriter) -> None:
+    """Build what nobody else does, until all shards of the manifest are committed."""
+    accelerator = work.accelerator
+    shards = Shards(writer, work.claims, accelerator.process_index, accelerator.num_processes)
+    sizes = {one: np.ptp(writer.manifest.shard_range(one[1])) for one in shards.missing}
+    bar = _bar(sum(sizes.values()), visible=accelerator.is_main_process)
+    builder = ShardBuilder(work.images, work.views, work.teacher, writer, work.claims)
+    waiting = False
+    try:
+        with bar:
+            while shards.missing:
+                work.check_stop()
+                for one in builder.build_each(shards.claim_each()):
+                    bar.update(sizes[one])
+                    work.check_stop()
+                builder.wait()
+                shards.look()
+                if shards.missing:
+                    if not waiting:
+                        log.info("waiting for %d shards of other builders", len(shards.missing))
+                    waiting = True
+                    work.wait()
+    finally:
+        builder.close()
+
+
+def _bar(total: int, *, visible: bool) -> "tqdm[Any]":
     interval = 0.5 if sys.stderr.isatty() else 30.0
-    total = sum(stop - start for start, stop in (manifest.shard_range(s) for _, s in todo))
-    bar = tqdm(
+    return tqdm(
         total=total,
         unit=" views",
         unit_scale=True,
         mininterval=interval,
         delay=interval,
         leave=False,
-        disable=not main,
+        disable=not visible,
     )
-    try:
-        with bar:
-            building = builder.build_each(todo)
-            for _, shard in todo:
-                if stop.received is not None:
-                    raise Interrupted(
-                        f"stopped; finished shards of {path} are kept: run the same command again"
-                    )
-                next(building)
-                start, end = manifest.shard_range(shard)
-                bar.update(end - start)
-    finally:
-        builder.close()
 
 
 def _synchronize(device: torch.device) -> None:

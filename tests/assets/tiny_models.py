@@ -1,6 +1,8 @@
 """Models that tests name as `tiny_models:NAME`: small, and some of them difficult."""
 
+import os
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -61,6 +63,17 @@ class _Unusual(nn.Module):
 
 def slow(num_classes, in_channels, seconds=0.01):
     return _Unusual(num_classes, in_channels, lambda _: time.sleep(seconds))
+
+
+def counted(num_classes, in_channels, log="batches.txt", seconds=0.0):
+    """Notes the process and the size of each batch that it is asked about."""
+
+    def before(pixels):
+        with Path(log).open("a") as file:
+            file.write(f"{os.getpid()} {len(pixels)}\n")
+        time.sleep(seconds)
+
+    return _Unusual(num_classes, in_channels, before)
 
 
 def hungry(num_classes, in_channels, largest=8):

@@ -19,6 +19,7 @@ import synthetic
 
 from kdscale.cache.layout import shard_name
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.repair import take_out
 from kdscale.cache.verify import verify
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError
 
@@ -140,6 +141,44 @@ def every_moment(root, begun):
     raise AssertionError("the build never got through")
 
 
+def moments_of_a_repair(root, step):
+    """Kill before each `step`-th change until a repair gets through: no bad cache passes for sound.
+
+    A bad record, a bad object, one that is gone, bad labels and a bad index of records.
+    """
+    reference = uninterrupted(root)
+    damaged, path = root / "damaged.zarr", root / "killed.zarr"
+    shutil.copytree(root / "whole.zarr", damaged)
+    (damaged / "logits/c/1/2/0").unlink()
+    for key in ("commits/c/0/0/0", "digests/c/0/2", "labels/c/0", "commits/zarr.json"):
+        (damaged / key).write_bytes(b"bad")
+    for moment in range(1, 10_000, step):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(damaged, path)
+
+        def repair(moment=moment):
+            kill_at(moment, root)
+            take_out(path, synthetic.labels(ASKED))
+            synthetic.build(path, ASKED)
+
+        status = in_child(repair)
+        assert status in (0, -signal.SIGKILL), f"moment {moment}: exit status {status}"
+
+        def check(moment=moment):
+            assert not verify(path).ok or synthetic.files(path) == reference
+            if moment % 2:  # a build goes on as well, unless the damage is not taken out yet
+                synthetic.build(path, ASKED)
+                assert not verify(path).ok or synthetic.files(path) == reference
+            take_out(path, synthetic.labels(ASKED))
+            synthetic.build(path, ASKED)
+            assert synthetic.files(path) == reference
+
+        assert in_child(check) == 0, f"killed before change {moment}"
+        if status == 0:
+            return moment - 1
+    raise AssertionError("the repair never got through")
+
+
 def random_moments(root, kills):
     """Kill builds after random delays, those that resume too, until so many kills hit one."""
     reference = uninterrupted(root)
@@ -176,6 +215,8 @@ if __name__ == "__main__":
     runs = {
         "new": lambda: every_moment(folder, begun=False),
         "grown": lambda: every_moment(folder, begun=True),
+        "repair": lambda: moments_of_a_repair(folder, step=5),
+        "all of repair": lambda: moments_of_a_repair(folder, step=1),
         "random": lambda: random_moments(folder, kills=20),
     }
     json.dump({"kills": runs[mode]()}, sys.stdout)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("crash_builds.py")
 
 
@@ -29,6 +31,15 @@ def test_build_survives_a_kill_before_every_change_of_the_disk(tmp_path):
 
 def test_growing_survives_a_kill_before_every_change_of_the_disk(tmp_path):
     assert kills("grown", tmp_path) > 50
+
+
+def test_repair_survives_a_kill_before_any_change_of_the_disk(tmp_path):
+    assert kills("repair", tmp_path) > 50  # the last moment; before each fifth change
+
+
+@pytest.mark.slow
+def test_repair_survives_a_kill_before_every_change_of_the_disk(tmp_path):
+    assert kills("all of repair", tmp_path) > 50
 
 
 def test_build_survives_kills_at_random_moments(tmp_path):

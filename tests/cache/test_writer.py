@@ -268,7 +268,7 @@ def test_reader_is_told_that_a_growing_cache_is_incomplete(cache):
 def test_reader_between_any_two_writes_of_growing_is_told_so(cache, monkeypatch):
     states = []
 
-    def write_and_look(file, data):
+    def write_and_look(file, data, check=None):
         write(file, data)
         with pytest.raises(CacheIncompleteError):
             CacheReader(cache)
@@ -397,7 +397,7 @@ def test_full_disk_at_every_flush_is_a_storage_error_and_loses_nothing(tmp_path,
             assert not list(path.rglob("*.tmp"))
         if flushed < fails_at:
             break
-    assert fails_at > 10
+    assert fails_at > 8
     assert_holds_everything(path, asked)
 
 

@@ -406,7 +406,7 @@ def test_disk_that_fills_up_during_a_build_loses_no_finished_shard(
 
     written = [0]
 
-    def fills_up(path, data):
+    def fills_up(path, data, check=None):
         written[0] += 1
         if written[0] > 20:
             raise durable.storage_error(path, OSError(errno.ENOSPC, "No space left on device"))
