@@ -26,7 +26,10 @@ CROP_AND_FLIP = {
     "count": 3,
 }
 NO_VIEWS = {"operations": [], "count": 1}
-MIXED = {"operations": ["random_horizontal_flip", "mixup_or_cutmix"], "count": 3}
+MIXED = {
+    "operations": ["random_horizontal_flip", "rand_augment", "mixup_or_cutmix"],
+    "count": 3,
+}
 SHIFTED = {**MIXED, "shift_every": 32}  # of four shards, each shows a view of its own
 ALL = {"operations": ["random_horizontal_flip"], "count": "all"}
 VIEWS = {
