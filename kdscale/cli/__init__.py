@@ -1,0 +1,48 @@
+"""The command line: click and nothing else. Heavy imports live inside commands.
+
+Exit codes: 0 done, 1 a stated failure, 2 wrong usage, 130 interrupted (the state is saved).
+What a script reads goes to standard output, everything else to standard error.
+"""
+
+import click
+
+from kdscale import __version__
+from kdscale.cli.caches import cache_group
+from kdscale.cli.experiments import (
+    bench,
+    evaluate,
+    quickstart,
+    recipes,
+    run,
+    train,
+    views_command,
+)
+from kdscale.cli.group import Group, start_logging
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kdscale")
+def cli() -> None:
+    """Distill image classifiers from a verified cache of teacher logits.
+
+    RECIPE is a name from `kdscale recipes`, or a TOML file.
+    """
+    start_logging()
+
+
+for _command in (
+    quickstart,
+    recipes,
+    run,
+    train,
+    evaluate,
+    bench,
+    views_command,
+    cache_group,
+):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Entry point of `kdscale` and of `python -m kdscale`."""
+    cli(prog_name="kdscale")

@@ -1,0 +1,206 @@
+"""`kdscale cache ...`: what is done with caches."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from kdscale.cli.options import (
+    EXISTING,
+    cache_option,
+    cache_root_option,
+    data_option,
+    json_option,
+    load,
+    out_option,
+    overrides_option,
+    recipe_options,
+    runs_folder,
+    samples_option,
+    seed_option,
+    views_option,
+)
+from kdscale.cli.output import outline, print_json, print_text
+
+
+@click.group(name="cache")
+def cache_group() -> None:
+    """Build, list, verify and repair caches of teacher logits."""
+
+
+@cache_group.command(name="build")
+@recipe_options
+@cache_option
+@cache_root_option
+def cache_build(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    cache: Path | None,
+    cache_root: Path,
+) -> None:
+    """Ask the teacher about every view once, and keep what it said.
+
+    A build that was stopped goes on; one that is finished is found and reused.
+    """
+    loaded = load(recipe, overrides, data)
+    from kdscale.stages.build import build
+    from kdscale.stages.run import trained_teacher
+
+    weights = trained_teacher(loaded, runs_folder(loaded.name))
+    print_text(str(build(loaded, cache_root=cache_root, cache=cache, teacher_weights=weights)))
+
+
+@cache_group.command(name="info")
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def cache_info(path: Path, as_json: bool) -> None:
+    """What a cache holds, from its manifest alone."""
+    from kdscale.cache.manifest import describe, read_manifest
+
+    found = describe(path, read_manifest(path))
+    if as_json:
+        print_json(found)
+    else:
+        print_text(outline(found))
+
+
+@cache_group.command(name="list")
+@cache_root_option
+@json_option
+def cache_list(cache_root: Path, as_json: bool) -> None:
+    """The caches below the cache root."""
+    from kdscale.cache.manifest import Manifest, describe
+    from kdscale.cache.search import list_caches
+
+    found = []
+    for path, manifest in list_caches(cache_root):
+        if isinstance(manifest, Manifest):
+            found.append({"path": str(path), **describe(path, manifest)})
+        else:
+            click.echo(f"{path}: {manifest}", err=True)
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo(f"no caches in {cache_root}: build one with `kdscale cache build`", err=True)
+    for cache in [] if as_json else found:
+        state = "complete" if cache["complete"] else "unfinished"
+        print_text(f"{cache['path']}  {cache['id']}  {state}  {cache['num_views']} views x "
+               f"{cache['num_samples']} samples, {cache['encoding']}, "
+               f"{cache['bytes'] / 1e6:.1f} MB, teacher {cache['teacher']['model']}")  # fmt: skip
+
+
+@cache_group.command(name="verify")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--teacher", "num_pairs", type=click.IntRange(1), metavar="N",
+              help="Also ask the teacher again about N random views of samples.")  # fmt: skip
+@click.option("--recipe", help="What the cache was built with; for --teacher.")
+@overrides_option
+@data_option
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    metavar="X",
+    help="How far logits may differ, as a share of a sample's largest logit (at least 1)."
+    "  [default: 1e-4 in float32, 5e-2 in bfloat16, and the rounding of what is stored]",
+)
+@click.option("--seed", type=click.IntRange(0), help="Chooses the views.  [default: at random]")
+@cache_root_option
+@json_option
+def cache_verify(
+    path: Path,
+    num_pairs: int | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    data: str | None,
+    tolerance: float | None,
+    seed: int | None,
+    cache_root: Path,
+    as_json: bool,
+) -> None:
+    """Read every byte of a cache and compare it with its checksums; exit 1 when not sound.
+
+    With --teacher N --recipe RECIPE, N random views of samples are made and asked about again: the
+    pixels must be the same, and the logits nearly so.
+    """
+    from kdscale.cache.verify import verify
+
+    if (num_pairs is None) != (recipe is None):
+        raise click.UsageError("--teacher N and --recipe RECIPE go together")
+    verdict = verify(path)
+    told, text, ok = {"path": str(path), **verdict.to_json()}, verdict.describe(path), verdict.ok
+    if verdict.ok and num_pairs is not None and recipe is not None:
+        loaded = load(recipe, overrides, data)
+        from kdscale.stages.run import trained_teacher
+        from kdscale.stages.verify import ask_again
+
+        opinion = ask_again(
+            path, loaded, num_pairs=num_pairs, tolerance=tolerance, cache_root=cache_root,
+            seed=int.from_bytes(os.urandom(4)) if seed is None else seed,
+            teacher_weights=trained_teacher(loaded, runs_folder(loaded.name)),
+        )  # fmt: skip
+        told |= {"ok": opinion.ok, "teacher": opinion.to_json()}
+        text, ok = f"{text}\n{opinion.describe()}", opinion.ok
+    if as_json:
+        print_json(told)
+    else:
+        print_text(text)
+    if not ok:
+        sys.exit(1)
+
+
+@cache_group.command(name="repair")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--recipe", required=True, help="What the cache was built with.")
+@overrides_option
+@data_option
+@cache_root_option
+@json_option
+def cache_repair(
+    path: Path,
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    cache_root: Path,
+    as_json: bool,
+) -> None:
+    """Build what `verify` finds missing or corrupt anew, and nothing else."""
+    loaded = load(recipe, overrides, data)
+    from kdscale.stages.repair import repair
+    from kdscale.stages.run import trained_teacher
+
+    weights = trained_teacher(loaded, runs_folder(loaded.name))
+    done = repair(loaded, path, cache_root=cache_root, teacher_weights=weights)
+    if as_json:
+        print_json(done)
+    else:
+        for name in done["rebuilt"]:
+            print_text(f"rebuilt: {name}")
+        print_text(f"{path}: ok")
+
+
+@cache_group.command(name="show")
+@click.argument("path", metavar="CACHE", type=click.Path(path_type=Path))
+@out_option
+@samples_option
+@views_option
+@click.option("--data", type=EXISTING, help="A local copy of the data set.")
+@cache_root_option
+@seed_option
+def cache_show(
+    path: Path,
+    out: Path,
+    samples: int | None,
+    views: int | None,
+    data: str | None,
+    cache_root: Path,
+    seed: int,
+) -> None:
+    """Draw views of some images, with what the teacher said of each."""
+    from kdscale.stages.show import show_cache
+
+    shown = show_cache(
+        path, out=out, samples=samples, views=views, data=data, cache_root=cache_root, seed=seed
+    )
+    print_text(str(shown))

@@ -1,0 +1,214 @@
+"""Experiments: the main job and its parts, from a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdscale.cli.options import (
+    EXISTING,
+    cache_option,
+    cache_root_option,
+    json_option,
+    load,
+    out_option,
+    recipe_options,
+    run_option,
+    runs_folder,
+    samples_option,
+    seed_option,
+    views_option,
+)
+from kdscale.cli.output import print_json, print_text
+
+
+@click.command()
+@click.option("--run", type=click.Path(path_type=Path), default=Path("runs/quickstart"),
+              show_default=True, help="Where the results lie.")  # fmt: skip
+@cache_root_option
+def quickstart(run: Path, cache_root: Path) -> None:
+    """The whole idea on embedded data, on a CPU, in about a minute."""
+    from kdscale.stages.quickstart import quickstart as start
+
+    print_text(start(folder=run, cache_root=cache_root))
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--reference", is_flag=True, help="Print every field of a recipe and its meaning.")
+def recipes(name: str | None, reference: bool) -> None:
+    """List the recipes that come with kdscale, or print one."""
+    from kdscale.config import load_recipe, recipe_names, recipe_text
+
+    if reference:
+        from kdscale.stages.report import recipe_reference
+
+        print_text(recipe_reference().rstrip())
+        return
+    if name is not None:
+        print_text(recipe_text(name).rstrip())
+        return
+    for known in recipe_names():
+        print_text(f"{known:24} {load_recipe(known).description}")
+
+
+@click.command()
+@recipe_options
+@run_option
+@cache_option
+@cache_root_option
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True,
+              help="Number of students of each kind: seeds 0, 1, ...")  # fmt: skip
+@click.option("--online", is_flag=True, help="Also train students with the teacher at every step.")
+def run(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    run: Path | None,
+    cache: Path | None,
+    cache_root: Path,
+    seeds: int,
+    online: bool,
+) -> None:
+    """Teacher, cache, student without and with distillation, table.
+
+    What is finished in the run's folder is reused: the same command goes on where it stopped.
+    """
+    loaded = load(recipe, overrides, data)
+    from kdscale.stages.report import Row, results_table
+    from kdscale.stages.run import run_recipe
+
+    folder = run or runs_folder(loaded.name)
+    result = run_recipe(
+        loaded, folder=folder, cache_root=cache_root, cache=cache, seeds=range(seeds), online=online
+    )
+    print_text(results_table([Row(**row) for row in result["rows"]]))
+    print_text(f"\nruns: {folder}   cache: {result['cache_path']}   table: {folder / 'report.md'}")
+
+
+@click.command()
+@recipe_options
+@click.option("--model", type=click.Choice(["student", "teacher"]), default="student",
+              show_default=True, help="A teacher learns from labels.")  # fmt: skip
+@click.option("--targets", type=click.Choice(["none", "cache", "teacher"]), default="none",
+              show_default=True, help="Labels alone, a cache, or a live teacher.")  # fmt: skip
+@run_option
+@cache_option
+@cache_root_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
+def train(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    model: Any,
+    targets: Any,
+    run: Path | None,
+    cache: Path | None,
+    cache_root: Path,
+    seed: int,
+    resume: bool,
+) -> None:
+    """Train one model.
+
+    With `--targets cache` and no --cache, a fitting cache is found, or built first.
+    """
+    if model == "teacher" and targets != "none":
+        raise click.UsageError("a teacher learns from labels: leave out --targets")
+    if cache is not None and targets != "cache":
+        raise click.UsageError(f"--cache goes with --targets cache, not with --targets {targets}")
+    loaded = load(recipe, overrides, data)
+    from kdscale.engine.components import check_recipe
+    from kdscale.engine.runs import Job, open_run
+    from kdscale.stages.build import build
+    from kdscale.stages.run import teacher_folder, trained_teacher
+    from kdscale.stages.train import train as start
+
+    folder = run or (
+        teacher_folder(runs_folder(loaded.name)) if model == "teacher" else runs_folder(loaded.name)
+    )
+    job = Job(model, targets, seed)
+    job.section(loaded)
+    weights = None if targets == "none" else trained_teacher(loaded, runs_folder(loaded.name))
+    if targets == "cache" and cache is None:  # what is wrong is found before hours of building
+        check_recipe(loaded, cache_root)
+        open_run(folder, loaded, job, resume=resume, main=False)
+        cache = build(loaded, cache_root=cache_root, teacher_weights=weights)
+    result = start(
+        loaded, job, run=folder, cache_root=cache_root, cache=cache, teacher_weights=weights,
+        resume=resume,
+    )  # fmt: skip
+    print_text(f"top-1 {100 * result['top1_accuracy']:.2f} % after {result['epochs']} epochs, "
+           f"{result['train_seconds']:.1f} s of training; see {folder}")  # fmt: skip
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", type=EXISTING, help="A local copy of the data set.")
+@cache_root_option
+@json_option
+def evaluate(runs: tuple[Path, ...], data: str | None, cache_root: Path, as_json: bool) -> None:
+    """Evaluate finished runs on the test split."""
+    from kdscale.stages.evaluate import evaluate_run
+    from kdscale.stages.report import metrics_table
+
+    found = [evaluate_run(run, cache_root=cache_root, data=data) for run in runs]
+    if as_json:
+        print_json({"runs": found})
+    else:
+        print_text(metrics_table(found))
+
+
+@click.command()
+@recipe_options
+@cache_root_option
+@click.option("--seconds", type=click.FloatRange(1), default=120, show_default=True,
+              help="Time to spend measuring, in all.")  # fmt: skip
+@json_option
+def bench(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    cache_root: Path,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure training steps and the build, interleaved, against bare PyTorch loops."""
+    loaded = load(recipe, overrides, data)
+    from kdscale.stages.bench import bench as start
+    from kdscale.stages.report import bench_table
+    from kdscale.stages.run import trained_teacher
+
+    weights = trained_teacher(loaded, runs_folder(loaded.name))
+    found = start(loaded, cache_root=cache_root, seconds=seconds, teacher_weights=weights)
+    if as_json:
+        print_json(found)
+    else:
+        print_text(bench_table(found))
+
+
+@click.command(name="views")
+@recipe_options
+@out_option
+@samples_option
+@views_option
+@cache_root_option
+@seed_option
+def views_command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    out: Path,
+    samples: int | None,
+    views: int | None,
+    cache_root: Path,
+    seed: int,
+) -> None:
+    """Draw views of some images, to look at before anything is built."""
+    loaded = load(recipe, overrides, data)
+    from kdscale.stages.show import show_views
+
+    shown = show_views(
+        loaded, out=out, samples=samples, views=views, cache_root=cache_root, seed=seed
+    )
+    print_text(str(shown))

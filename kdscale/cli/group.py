@@ -1,0 +1,71 @@
+"""What holds for every command: errors become one line and an exit code, messages a stream."""
+
+import errno
+import logging
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from kdscale.errors import Interrupted, KdscaleError, MainProcessError
+
+_DISK = "free space, or choose other folders with --run and --cache-root"
+_INTERRUPTED = "interrupted; what is finished is kept: run the same command again"
+_MEMORY = "use a smaller global_batch_size (or more accumulation), or precision = 'bfloat16'"
+
+
+class Group(click.Group):
+    """Turns what a user can put right into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except MainProcessError:
+            ctx.exit(MainProcessError.exit_code)  # the main process has said why
+        except KdscaleError as error:
+            self._fail(ctx, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            self._fail(ctx, _INTERRUPTED, Interrupted.exit_code)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+                raise
+            self._fail(ctx, f"{error.strerror}: {error.filename or 'a file'}: {_DISK}", 1)
+        except (MemoryError, RuntimeError) as error:
+            known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+            if not known and "can't allocate memory" not in str(error):  # as a CPU says it
+                raise
+            self._fail(ctx, f"out of memory: {_MEMORY}", 1)
+
+    @staticmethod
+    def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
+        where = "" if is_main_process() else f" in process {os.environ['RANK']}"
+        click.echo(f"Error{where}: {message}", err=True)
+        ctx.exit(exit_code)
+
+
+class _Messages(logging.StreamHandler[Any]):
+    """Messages on standard error that do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")
+        if bars is None or not sys.stderr.isatty():  # a log file has no bar, and gets none
+            super().emit(record)
+        else:
+            bars.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_logging() -> None:
+    """Messages of the main process, and errors of all, go to standard error."""
+    handler = _Messages()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("kdscale")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    logger.propagate = False
+
+
+def is_main_process() -> bool:
+    """Whether this is the process of a launch that speaks."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,31 @@
+"""What a script reads goes to standard output, once."""
+
+import json
+from typing import Any
+
+import click
+
+from kdscale.cli.group import is_main_process
+
+
+def print_text(text: str) -> None:
+    """Lines for people."""
+    if is_main_process():
+        click.echo(text)
+
+
+def print_json(value: object) -> None:
+    """One JSON object for scripts."""
+    print_text(json.dumps(value, indent=2))
+
+
+def outline(value: Any, indent: str = "") -> str:
+    """A JSON object as indented lines."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            lines += [f"{indent}{key}:", outline(item, indent + "  ")]
+        else:
+            text = item if isinstance(item, str) else json.dumps(item)
+            lines.append(f"{indent}{key}: {text if len(text) <= 200 else text[:197] + '…'}")
+    return "\n".join(lines)
