@@ -20,7 +20,7 @@ from torch import Tensor
 from kdscale.errors import KdscaleError, LaunchError, MainProcessError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT_BYTES = 1 << 30
+_KEPT_BYTES, _OLD_LIMIT = 1 << 30, 1 << 25
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        # Before 2.35 glibc refuses more than 32 MiB.
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) or mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT)
 
 
 def _launcher() -> list[str]:
