@@ -1,7 +1,10 @@
 """What each encoding costs on a real teacher: divergence, gradient, agreement, bytes.
 
-Asks a recipe's teacher about the first view of training images, and compares the stored answers
-with the full ones. Prints JSON for `benchmarks/results.py collect`.
+Asks a recipe's teacher about the first view of training images, or takes what it said from a cache
+in float32, and compares the stored answers with the full ones. `--uniform` adds the form of other
+systems: K probabilities in float16 and their ids in 16 bits, what is left spread evenly over the
+other classes (TinyViT, Wu et al. 2022, arXiv 2207.10666, equation 3). Prints JSON for
+`benchmarks/results.py collect`.
 """
 
 import argparse
@@ -13,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdscale.cache.reader import CacheReader
 from kdscale.config import Cache, load_recipe
 from kdscale.data.loader import Images
 from kdscale.engine import components
 from kdscale.fidelity import fidelity
-from kdscale.targets import Encoding, decode, encode
+from kdscale.targets import DenseTargets, Encoding, decode, encode
 
 GRID = tuple(Cache().temperatures)
 
@@ -35,6 +39,26 @@ def answers(recipe: Any, cache_root: Path, samples: int) -> tuple[Tensor, Tensor
         logits.append(teacher.logits(batch.pixels))
         labels.append(batch.labels)
     return torch.cat(logits).clone(), torch.cat(labels)
+
+
+def cached_answers(path: Path, samples: int) -> tuple[Tensor, Tensor]:
+    """The same from view 0 of a cache in float32."""
+    reader = CacheReader(path)
+    if reader.manifest.encoding != "float32":
+        raise SystemExit(f"{path} holds {reader.manifest.encoding}, wanted float32")
+    logits = torch.from_numpy(reader.read_view(0)["logits"][:samples])
+    return logits, torch.from_numpy(reader.labels()[:samples])
+
+
+def uniform_tail(logits_BC: Tensor, kept: int) -> DenseTargets:
+    """What is read back where the K largest probabilities are kept and the rest is even."""
+    probabilities = logits_BC.softmax(1)
+    top = probabilities.topk(kept, dim=1)
+    values = top.values.half().float()
+    # Rounding can leave nothing for the rest: no logarithm of 0.
+    left = (1 - values.sum(1, keepdim=True)).clamp_min(1e-7)
+    each = (left / (logits_BC.shape[1] - kept)).expand_as(logits_BC)
+    return DenseTargets(each.scatter(1, top.indices, values.clamp_min(1e-7)).log())
 
 
 def measure(logits: Tensor, labels: Tensor, encoding: Encoding) -> dict[str, Any]:
@@ -60,19 +84,28 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--top-k", type=int, nargs="+", default=[2, 3, 5])
+    parser.add_argument("--uniform", type=int, nargs="+", default=[])
+    parser.add_argument("--cache", type=Path, help="take the answers from this cache")
     parser.add_argument("--cache-root", type=Path, default=Path("cache"))
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe, arguments.overrides, arguments.data)
-    logits, labels = answers(recipe, arguments.cache_root, arguments.samples)
+    if arguments.cache:
+        logits, labels = cached_answers(arguments.cache, arguments.samples)
+    else:
+        recipe = load_recipe(arguments.recipe, arguments.overrides, arguments.data)
+        logits, labels = answers(recipe, arguments.cache_root, arguments.samples)
     classes = logits.shape[1]
     encodings = {name: Encoding(name, classes) for name in ("float32", "float16", "int8", "int4")}
     for top_k in arguments.top_k:
         encodings[f"topk, K = {top_k}"] = Encoding("topk", classes, top_k, GRID)
+    rows = {name: measure(logits, labels, one) for name, one in encodings.items()}
+    for kept in arguments.uniform:
+        report = fidelity(logits, uniform_tail(logits, kept), labels)
+        rows[f"K = {kept}, uniform tail"] = {"bytes_per_target": 4 + 4 * kept, **report}
     found = {
         "samples": len(logits),
         "classes": classes,
         "temperatures": list(GRID),
-        "encodings": {name: measure(logits, labels, one) for name, one in encodings.items()},
+        "encodings": rows,
     }
     print(json.dumps(found, indent=1))
 
