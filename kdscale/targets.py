@@ -232,24 +232,44 @@ def encode(logits_BC: Tensor, encoding: Encoding) -> dict[str, np.ndarray]:
 
 def decode(arrays: Mapping[str, np.ndarray], encoding: Encoding) -> Targets:
     """The targets from what was stored; the inverse of `encode` up to the encoding's rounding."""
+    return decode_held({name: as_held(values) for name, values in arrays.items()}, encoding)
+
+
+def as_held(values: np.ndarray) -> Tensor:
+    """A stored array as a tensor that shares its memory; unsigned bits in the signed type.
+
+    Of unsigned types torch computes with uint8 alone.
+    """
+    if not values.flags.writeable:  # which tensors do not know
+        values = values.copy()
+    signed = {2: np.int16, 4: np.int32}.get(values.itemsize)
+    unsigned = values.dtype.kind == "u" and signed is not None
+    return torch.from_numpy(values.view(signed) if unsigned else values)
+
+
+def decode_held(parts: Mapping[str, Tensor], encoding: Encoding) -> Targets:
+    """Like `decode`, of rows that `as_held` gave, where they are."""
     if encoding.name == "topk":
+        ids_BK = parts["ids"].int()
+        if parts["ids"].dtype == torch.int16:
+            ids_BK &= 0xFFFF
         return TopKTargets(
-            torch.from_numpy(arrays["ids"].astype(np.int32)),
-            torch.from_numpy(arrays["logits"].astype(np.float32)),
-            torch.from_numpy(arrays["tails"]),
+            ids_BK,
+            parts["logits"].float(),
+            parts["tails"],
             encoding.temperatures,
             encoding.num_classes,
         )
     if encoding.name not in _LEVELS:
-        return DenseTargets(torch.from_numpy(arrays["logits"].astype(np.float32)))
-    codes = arrays["codes"]
+        return DenseTargets(parts["logits"].float())
+    codes = parts["codes"]
     if encoding.name == "int4":
-        codes = np.stack((codes & 15, codes >> 4), axis=2).reshape(len(codes), -1)
-    codes = codes[:, : encoding.num_classes]
+        codes = torch.stack((codes & 15, codes >> 4), dim=2).flatten(1)
     # Two roundings, that of the product and that of the sum: never one fused operation.
-    logits = codes.astype(np.float32) * arrays["scale"][:, None]
-    logits += arrays["offset"][:, None]
-    return DenseTargets(torch.from_numpy(logits))
+    logits_BC = codes[:, : encoding.num_classes].float()
+    logits_BC *= parts["scale"].unsqueeze(1)
+    logits_BC += parts["offset"].unsqueeze(1)
+    return DenseTargets(logits_BC)
 
 
 def _narrowed(values: Tensor, dtype: str, encoding: str) -> np.ndarray:

@@ -31,13 +31,14 @@ from kdscale.data.views.generator import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
 from kdscale.engine.building import ShardBuilder
+from kdscale.engine.cached import CachedTargets
 from kdscale.engine.encoding import encoding_of
 from kdscale.engine.following import NEVER, Cadence, Following
 from kdscale.engine.loop import Loop
 from kdscale.engine.precision import autocast
 from kdscale.engine.processes import StopRequest, create_accelerator
 from kdscale.engine.runs import Job
-from kdscale.engine.sources import CachedTargets, LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import FrozenTeacher, SizedBatches
 from kdscale.errors import ConfigError
 from kdscale.losses.logits import label_loss

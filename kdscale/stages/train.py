@@ -14,7 +14,9 @@ from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
 from kdscale.engine import components
+from kdscale.engine.cached import CachedTargets
 from kdscale.engine.encoding import check_temperature, encoding_of, mention_large_tail
+from kdscale.engine.fixed import FixedTargets
 from kdscale.engine.following import (
     Cadence,
     Evaluator,
@@ -25,7 +27,7 @@ from kdscale.engine.following import (
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
 from kdscale.engine.runs import Content, Job, keep_content, open_run
-from kdscale.engine.sources import CachedTargets, FixedTargets, LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
 from kdscale.models.weights import save_weights

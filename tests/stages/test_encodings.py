@@ -10,9 +10,10 @@ from kdscale.cache.manifest import read_manifest
 from kdscale.config import Cache
 from kdscale.data.loader import Images
 from kdscale.engine import components
+from kdscale.engine.cached import CachedTargets
 from kdscale.engine.encoding import check_temperature, choose_encoding, encoding_of
 from kdscale.engine.runs import Job
-from kdscale.engine.sources import CachedTargets, LiveTeacher
+from kdscale.engine.sources import LiveTeacher
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.stages.bench import bench
 from kdscale.stages.build import build

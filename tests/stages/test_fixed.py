@@ -9,7 +9,8 @@ import torch
 from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Images
 from kdscale.engine import components
-from kdscale.engine.sources import CachedTargets, FixedTargets
+from kdscale.engine.cached import CachedTargets
+from kdscale.engine.fixed import FixedTargets
 from kdscale.errors import ViewMismatchError
 from kdscale.stages.build import build
 from kdscale.targets import DenseTargets, mixed_targets
@@ -37,7 +38,7 @@ def test_teacher_is_asked_about_clean_images_alone(parts):
     manifest = source.clean.manifest
     assert (manifest.views["operations"], manifest.num_views) == ([], 1)
     pixels, _ = resident.take(torch.arange(128))
-    stored = CacheReader(source.clean._reader.path).read_view(0)["logits"]
+    stored = CacheReader(source.clean.reader.path).read_view(0)["logits"]
     np.testing.assert_allclose(stored, teacher.logits(pixels), atol=2e-2)
 
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from kdscale.cache.manifest import read_manifest
+from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Images
 from kdscale.data.views.operations.per_sample import PerSample
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine import components
+from kdscale.engine.cached import CachedTargets
 from kdscale.engine.runs import _teacher_settings
-from kdscale.engine.sources import CachedTargets
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.stages.build import build
 
@@ -82,11 +83,11 @@ def test_targets_are_read_by_a_shifted_schedule(tiny_cache):
 
 def test_shifted_epoch_reads_every_chunk_once(tiny_cache, monkeypatch):
     targets = CachedTargets.open(tiny_cache, shift_every=32)  # a shard's samples
-    read, original = [], targets._reader.read_shard
+    read, original = [], CacheReader.read_shard
     monkeypatch.setattr(
-        targets._reader, "read_shard", lambda *args: read.append(args) or original(*args)
+        CacheReader, "read_shard", lambda self, *at: read.append(at) or original(self, *at)
     )
-    targets._load(("epoch", 0))
+    targets._use(targets._piece(0))
     assert sorted(shard for _, shard in read) == list(range(targets.manifest.num_shards))
     targets.close()
 
