@@ -1,10 +1,10 @@
 """Who works on which part of a cache: claims that independent builders see and respect.
 
-A claim is a file that only one builder can create. A builder that lives moves a counter; one whose
-counter stands still, measured with the observer's own clock, has its claims taken over. No clock is
-compared with another one's, and the time of day is never asked. `cache/README.md` specifies the
-files. A claim only saves work twice done: the worst that two holders of one could do is to write
-the same shard.
+A claim is an object that only one builder can create. A builder that lives moves a counter; one
+whose counter stands still, measured with the observer's own clock, has its claims taken over. No
+clock is compared with another one's, and the time of day is never asked. `cache/README.md`
+specifies the objects. A claim only saves work twice done: the worst that two holders of one could
+do is to write the same shard.
 """
 
 import json
@@ -19,8 +19,8 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, Self
 
-from kdscale.durable import create_folder, storage_error
-from kdscale.errors import ClaimLostError
+from kdscale.cache.store import Location, open_store
+from kdscale.errors import ClaimLostError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -33,23 +33,23 @@ PATIENCE_SECONDS = 90.0
 """A builder whose counter stands still for so long is dead. Network disks show another machine's
 writes up to a minute late."""
 _POLL_SECONDS = 0.1
-_FILE = re.compile(r"(.+)\.(\d+|builder)")
+_KEY = re.compile(FOLDER + r"/([^/]+)\.(\d+|builder)")
 
 
 class Claims:
-    """One builder's claims on parts of the cache at `path`; close it, or use it with `with`.
+    """One builder's claims on parts of a cache; close it, or use it with `with`.
 
-    Claiming and checking may happen in different threads. The first claim writes the first file.
+    Claiming and checking may happen in different threads. The first claim writes the first object.
     """
 
     def __init__(
         self,
-        path: Path,
+        cache: Location,
         *,
         interval_seconds: float | None = None,
         patience_seconds: float | None = None,
     ) -> None:
-        self.folder = path / FOLDER
+        self._store = open_store(cache)
         self.builder = os.urandom(8).hex()
         self._interval = INTERVAL_SECONDS if interval_seconds is None else interval_seconds
         self._patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
@@ -78,10 +78,10 @@ class Claims:
             before = self._read(name, last)
             if last >= 0 and not self._is_dead(name, before):
                 return False
-            if not self._create(name, last + 1):
+            if not self._store.create(_key(name, last + 1), self._content):
                 return False
             if not self._is_rightful(name, last + 1, before):
-                self._file(name, last + 1).unlink(missing_ok=True)
+                self._remove(_key(name, last + 1))
                 return False
             self._held[name] = last + 1
         if last >= 0:
@@ -95,9 +95,9 @@ class Claims:
             ClaimLostError: it is another builder's now.
         """
         generation = self._held.get(name, -1)
-        taken = self._file(name, generation + 1).exists()
+        taken = self._store.size(_key(name, generation + 1)) is not None
         if taken or self._read(name, generation) != self._content:
-            raise ClaimLostError(f"{name} of {self.folder.parent} is another builder's now")
+            raise ClaimLostError(f"{name} of {self._store.location} is another builder's now")
 
     def release(self, name: str) -> None:
         """Give up a claim; one that was lost is left to who has it."""
@@ -106,7 +106,7 @@ class Claims:
             try:
                 self.check(name)
                 for one in range(generation + 1):  # the newest last: it says that the part is held
-                    self._file(name, one).unlink(missing_ok=True)
+                    self._remove(_key(name, one))
             finally:
                 self._held.pop(name, None)
 
@@ -130,11 +130,11 @@ class Claims:
         A builder that still waits for this moment holds nothing that it needs.
         """
         with self._lock:
-            ours = {self._file(name, generation) for name, generation in self._held.items()}
-            for file in _files(self.folder):
-                if file not in ours and file.name != f"{self.builder}.builder":
+            ours = {self._counter, *(_key(name, held) for name, held in self._held.items())}
+            for key, _ in list(self._store.keys(FOLDER)):
+                if key not in ours:
                     with suppress(OSError):
-                        file.unlink()
+                        self._remove(key)
 
     def close(self) -> None:
         """Release everything and stop counting; the last builder removes the folder."""
@@ -146,48 +146,28 @@ class Claims:
             self.release(name)
         _HERE.discard(self.builder)
         with suppress(OSError):
-            self._counter.unlink(missing_ok=True)
-            self.folder.rmdir()
+            self._remove(self._counter)
+            self._store.prune(FOLDER)
 
-    # ---------------------------------------------------------------- files
-
-    def _file(self, name: str, generation: int) -> Path:
-        return self.folder / f"{name}.{generation}"
+    # ---------------------------------------------------------------- objects
 
     @property
-    def _counter(self) -> Path:
-        return self.folder / f"{self.builder}.builder"
+    def _counter(self) -> str:
+        return _key(self.builder, "builder")
+
+    def _remove(self, key: str) -> None:
+        self._store.remove(key, durable=False)
 
     def _generations(self, name: str) -> list[int]:
-        parts = (_FILE.fullmatch(file.name) for file in _files(self.folder))
+        parts = (_KEY.fullmatch(key) for key, _ in self._store.keys(FOLDER))
         return [int(m[2]) for m in parts if m and m[1] == name and m[2].isdecimal()]
 
     def _read(self, name: str, generation: int) -> bytes:
         """What a claim says; nothing where it is not there, or being written."""
         try:
-            return self._file(name, generation).read_bytes()
+            return self._store.read(_key(name, generation))
         except OSError:
             return b""
-
-    def _create(self, name: str, generation: int) -> bool:
-        file = self._file(name, generation)
-        try:
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                os.write(descriptor, self._content)
-            except OSError:
-                file.unlink(missing_ok=True)
-                raise
-            finally:
-                os.close(descriptor)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:  # the last of other builders removed the folder just now
-            create_folder(self.folder)
-            return False
-        except OSError as error:
-            raise storage_error(file, error) from error
-        return True
 
     def _is_rightful(self, name: str, generation: int, before: bytes) -> bool:
         """Whether a claim just created follows the one that was found dead, and none follows it.
@@ -204,11 +184,7 @@ class Claims:
     def _start(self) -> None:
         """Begin to count."""
         if self._thread is None:
-            try:
-                create_folder(self.folder)
-                self._count(0)
-            except OSError as error:
-                raise storage_error(self._counter, error) from error
+            self._count(0)
             self._thread = Thread(target=self._keep_counting, name="heartbeat", daemon=True)
             self._thread.start()
 
@@ -216,16 +192,11 @@ class Claims:
         number = 0
         while not self._closed.wait(self._interval):
             number += 1
-            with suppress(OSError):  # others then take this builder for dead: `check` tells it
+            with suppress(StorageError):  # others then take this builder for dead: `check` tells it
                 self._count(number)
 
     def _count(self, number: int) -> None:
-        """Opened and closed each time, since that is when network disks pass a write on."""
-        descriptor = os.open(self._counter, os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            os.pwrite(descriptor, b"%020d" % number, 0)
-        finally:
-            os.close(descriptor)
+        self._store.overwrite(self._counter, b"%020d" % number)
 
     def _is_dead(self, name: str, content: bytes) -> bool:
         """Whether a claim's builder has ended, or stood still for long enough."""
@@ -234,7 +205,7 @@ class Claims:
         if _has_ended(claim):
             return True
         try:
-            count = (self.folder / f"{builder}.builder").read_bytes()
+            count = self._store.read(_key(builder, "builder"))
         except OSError:
             count = b""
         now = time.monotonic()
@@ -249,17 +220,13 @@ _HERE: set[str] = set()
 """Builders of this process: another one of its number is of a process that ended."""
 
 
-def is_claims_folder(folder: Path) -> bool:
-    """Whether a folder holds nothing but claims."""
-    named = folder.name == FOLDER and not folder.is_file()
-    return named and all(_FILE.fullmatch(file.name) for file in _files(folder))
+def _key(name: str, kind: int | str) -> str:
+    return f"{FOLDER}/{name}.{kind}"
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def is_claim(key: str) -> bool:
+    """Whether a key is a claim's or a counter's."""
+    return _KEY.fullmatch(key) is not None
 
 
 def _parse(content: bytes) -> dict[str, Any]:

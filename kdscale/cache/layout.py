@@ -5,23 +5,28 @@ once and in order.
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from kdscale.cache.manifest import Manifest
+from kdscale.cache.store import Store
+from kdscale.errors import StorageError
 
 COMMITTED = np.uint64(1 << 32)
 """Set in every value of a record: one that is not there reads as 0."""
 _UNREADABLE = np.uint64(1)
 """Stands for the values of a damaged record; never stored."""
 LABELS_OBJECT = "labels/c/0"
+RECORDS_METADATA = "commits/zarr.json"
 
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError)
 """What Zarr's codecs raise on bytes that are not what was written."""
@@ -157,11 +162,32 @@ def checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def open_array(store: Any, name: str, *, writable: bool = False) -> "zarr.Array[Any]":
-    """One array of the group in `store`."""
-    return zarr.open_array(
-        store, path=name, mode="r+" if writable else "r", config={"write_empty_chunks": True}
-    )
+def decode(name: str, objects: Mapping[str, bytes]) -> "zarr.Array[Any]":
+    """One array, over the bytes of its metadata and of those of its chunks that will be asked for.
+
+    Bytes that were compared with their checksums are decoded as they are, and not read again.
+    """
+    held: dict[str, Any] = {key: Buffer.from_bytes(data) for key, data in objects.items()}
+    return zarr.open_array(MemoryStore(held), path=name, mode="r")
+
+
+class Encoder:
+    """Makes the objects of a cache's arrays."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._objects: dict[str, Any] = {}
+        self._arrays = {
+            name: _create(self._objects, name, layout) for name, layout in arrays(manifest).items()
+        }
+
+    def metadata(self, name: str) -> bytes:
+        """The object that describes an array."""
+        return bytes(self._objects[f"{name}/zarr.json"].to_bytes())
+
+    def encode(self, key: str, place: tuple[Any, ...], values: np.ndarray) -> bytes:
+        """The bytes of the object `key`, which holds an array's values at a place and no others."""
+        self._arrays[key.partition("/")[0]][place] = values
+        return bytes(self._objects.pop(key).to_bytes())
 
 
 def shard_name(view: int, shard: int) -> str:
@@ -188,20 +214,39 @@ def shard_objects(manifest: Manifest, view: int, shard: int) -> Iterator[str]:
         yield "/".join([name, "c", str(view), str(shard), *rest])
 
 
-def read_records(commits: "zarr.Array[Any]", view: int) -> np.ndarray:
-    """Commit records of a view, uint64 [shards, fields].
+def read_records(store: Store, metadata: bytes, view: int, shards: range) -> np.ndarray:
+    """Commit records of shards of a view, uint64 [shards, fields].
 
     A shard is committed where every value reaches `COMMITTED`. A record that is not there is 0, a
     damaged one is neither.
+
+    Args:
+        store: where the cache lies.
+        metadata: the object `RECORDS_METADATA`.
+        view: view number.
+        shards: consecutive ones.
     """
+    objects = {RECORDS_METADATA: metadata}
+    for shard in shards:
+        key = record_object(view, shard)
+        try:
+            objects[key] = store.read(key)
+        except FileNotFoundError:
+            continue
+        except StorageError:
+            raise
+        except OSError:
+            objects[key] = b""  # there, and not to be read
+    if len(objects) == 1:  # a build asks for hundreds that are not there yet
+        return np.zeros((len(shards), json.loads(metadata)["shape"][2]), np.uint64)
+    commits = decode("commits", objects)
     try:
-        return np.asarray(commits[view])
+        return np.asarray(commits[view, shards.start : shards.stop])
     except DAMAGE:
-        return np.stack([read_record(commits, view, s) for s in range(commits.shape[1])])
+        return np.stack([_record(commits, view, shard) for shard in shards])
 
 
-def read_record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarray:
-    """The commit record of one shard, uint64 [fields], as of `read_records`."""
+def _record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarray:
     try:
         return np.asarray(commits[view, shard])
     except DAMAGE:

@@ -7,15 +7,15 @@ the specification.
 
 import hashlib
 import json
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from kdscale.durable import files_below, write_durably
+from kdscale.cache.store import Location, open_store
 from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheNotFoundError
 
+MANIFEST_KEY = "zarr.json"
+"""The object that holds it: the group's metadata."""
 FORMAT_VERSION = 2
 """The newest one: caches are written in the oldest that says all they hold."""
 _VIEWS_OF_VERSION_1 = {"generator", "seed", "operations", "count"}
@@ -128,21 +128,25 @@ def group_document(manifest: Manifest) -> bytes:
     return json.dumps(document, indent=1, allow_nan=False).encode()
 
 
-def write_manifest(path: Path, manifest: Manifest, check: Callable[[], None] | None = None) -> None:
-    """Replace the manifest of the cache at `path`, in one step; `check` as of `write_durably`."""
-    write_durably(path / "zarr.json", group_document(manifest), check)
+def write_manifest(
+    cache: Location, manifest: Manifest, check: Callable[[], None] | None = None
+) -> None:
+    """Replace the manifest of a cache, in one step; `check` as of `Store.write`."""
+    open_store(cache).write(MANIFEST_KEY, group_document(manifest), check)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the cache at `path`.
+def read_manifest(cache: Location) -> Manifest:
+    """The manifest of the cache at a place.
 
     Raises:
         CacheNotFoundError: there is no cache there.
         CacheCorruptError: the manifest is not what was written, or not kdscale's.
         CacheError: it is of a newer format, or may not be read.
     """
+    store = open_store(cache)
+    path = store.location
     try:
-        stored = (path / "zarr.json").read_bytes()
+        stored = store.read(MANIFEST_KEY)
     except (FileNotFoundError, NotADirectoryError):
         raise CacheNotFoundError(
             f"no cache at {path}: build one with `kdscale cache build RECIPE`, "
@@ -150,7 +154,7 @@ def read_manifest(path: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise CacheError(
-            f"cannot read {path / 'zarr.json'} ({error.strerror}): change its permissions, "
+            f"cannot read {path}/{MANIFEST_KEY} ({error.strerror}): change its permissions, "
             "or name another cache"
         ) from error
     table = _table(path, stored)
@@ -170,7 +174,7 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _table(path: Path, stored: bytes) -> dict[str, Any]:
+def _table(path: str, stored: bytes) -> dict[str, Any]:
     """The attribute `kdscale`, its checksum verified: that holds for every format version."""
     try:
         table = json.loads(stored)["attributes"]["kdscale"]
@@ -179,7 +183,7 @@ def _table(path: Path, stored: bytes) -> dict[str, Any]:
         intact = _checksum(rest) == expected
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise CacheCorruptError(
-            f"{path / 'zarr.json'} is damaged, or was not written by kdscale (no manifest in its "
+            f"{path}/{MANIFEST_KEY} is damaged, or was not written by kdscale (no manifest in its "
             "attribute `kdscale`): name another folder (see `kdscale cache list`), or remove this "
             "one and rebuild it with `kdscale cache build`"
         ) from None
@@ -197,36 +201,27 @@ def _parse(table: Mapping[str, Any]) -> Manifest:
     return Manifest(**{key: value for key, value in table.items() if key not in derived})
 
 
-def _damaged(path: Path) -> CacheCorruptError:
+def _damaged(path: str) -> CacheCorruptError:
     return CacheCorruptError(
         f"the manifest of {path} is damaged (its checksum does not fit): "
         f"`kdscale cache repair {path} --recipe RECIPE` writes it anew"
     )
 
 
-def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """The JSON object of `kdscale cache info`: the manifest and the bytes on disk."""
+def describe(cache: Location, manifest: Manifest) -> dict[str, Any]:
+    """The JSON object of `kdscale cache info`: the manifest and the bytes stored."""
     table = manifest.to_json()
     table.pop("checksums")
-    return {**table, "bytes": bytes_on_disk(path)}
+    return {**table, "bytes": bytes_stored(cache)}
 
 
-def bytes_on_disk(path: Path) -> int:
-    """Bytes of all files of the cache at `path`, which may be being built."""
-    return sum(_size(file) for file in files_below(path))
+def bytes_stored(cache: Location) -> int:
+    """Bytes of all that lies at a cache's place; it may be being built."""
+    return sum(size for _, size in open_store(cache).keys(""))
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 of a folder, or of a temporary file that its builder just renamed."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
-
-
-def check_identity(path: Path, cache: Manifest, asked: Manifest) -> None:
-    """Stop unless the cache holds what is asked for.
+def check_identity(path: object, cache: Manifest, asked: Manifest) -> None:
+    """Stop unless the cache at `path`, named in messages, holds what is asked for.
 
     Raises:
         CacheMismatchError: names every differing field with both values.

@@ -1,20 +1,15 @@
 """Reads a finished cache: one view at a time, whole chunks, checksums verified."""
 
-from collections.abc import Iterable
-from pathlib import Path
-
 import numpy as np
-from zarr.storage import LocalStore
 
 from kdscale.cache.layout import (
     COMMITTED,
     DAMAGE,
     LABELS_OBJECT,
-    absent_rows,
-    arrays,
+    RECORDS_METADATA,
     checksum,
+    decode,
     fixed_keys,
-    open_array,
     read_records,
     record_object,
     shard_arrays,
@@ -22,8 +17,8 @@ from kdscale.cache.layout import (
     shard_objects,
 )
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.store import crc
-from kdscale.errors import CacheCorruptError, CacheIncompleteError
+from kdscale.cache.store import Location, Store, crc, open_store
+from kdscale.errors import CacheCorruptError, CacheIncompleteError, StorageError
 
 
 class CacheReader:
@@ -35,12 +30,14 @@ class CacheReader:
         CacheCorruptError: manifest, metadata or labels are not what was written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest: Manifest = _finished_manifest(path)
-        store = LocalStore(path, read_only=True)
-        self._layouts = arrays(self.manifest)
-        self._arrays = {name: open_array(store, name) for name in self._layouts}
+    def __init__(self, cache: Location) -> None:
+        self.store = open_store(cache)
+        self.manifest, self._fixed = _finished(self.store)
+
+    @property
+    def location(self) -> str:
+        """Where the cache lies."""
+        return self.store.location
 
     def read_view(self, view: int) -> dict[str, np.ndarray]:
         """All samples of one view: the encoding's arrays as stored and `digests` uint32 [N].
@@ -48,8 +45,7 @@ class CacheReader:
         Raises:
             CacheCorruptError: an object is missing or damaged; its shard is named.
         """
-        self._check(view, range(self.manifest.num_shards))
-        return self._read(view, 0, self.manifest.num_samples)
+        return self._read(view, range(self.manifest.num_shards))
 
     def read_shard(self, view: int, shard: int) -> dict[str, np.ndarray]:
         """The samples of one shard, like `read_view`.
@@ -57,8 +53,7 @@ class CacheReader:
         Raises:
             CacheCorruptError: an object of it is missing or damaged.
         """
-        self._check(view, [shard])
-        return self._read(view, *self.manifest.shard_range(shard))
+        return self._read(view, range(shard, shard + 1))
 
     def labels(self) -> np.ndarray:
         """int64 [N], -1 where unlabelled.
@@ -66,103 +61,125 @@ class CacheReader:
         Raises:
             CacheCorruptError: they are missing or damaged.
         """
-        try:
-            return np.asarray(self._arrays["labels"][:])
-        except DAMAGE:
-            raise _corrupt(self.path, [LABELS_OBJECT]) from None
+        found = _fixed_object(self.store, self.manifest, LABELS_OBJECT)
+        if isinstance(found, str):
+            raise _corrupt(self.location, [LABELS_OBJECT])
+        return np.asarray(decode("labels", {**self._fixed, LABELS_OBJECT: found})[:])
 
-    def _check(self, view: int, shards: Iterable[int]) -> None:
-        """Compare whole objects with their commit records, before Zarr decodes them."""
-        records = read_records(self._arrays["commits"], view)
-        damaged = [
-            shard_name(view, shard)
-            for shard in shards
-            if shard_state(self.path, self.manifest, view, shard, records[shard]) != "ok"
-        ]
-        if damaged:
-            raise _corrupt(self.path, damaged)
-
-    def _read(self, view: int, start: int, stop: int) -> dict[str, np.ndarray]:
+    def _read(self, view: int, shards: range) -> dict[str, np.ndarray]:
+        objects = self._checked(view, shards)
+        first, last = shards[0], shards[-1]
+        rows = slice(self.manifest.shard_range(first)[0], self.manifest.shard_range(last)[1])
         try:
             values = {
-                name: np.asarray(self._arrays[name][view, start:stop])
+                name: np.asarray(decode(name, objects)[view, rows])
                 for name in shard_arrays(self.manifest)
             }
         except DAMAGE as error:
-            raise CacheCorruptError(f"{self.path}: view {view} cannot be read: {error}") from error
-        # An object that went away since the check reads as the fill value, in all its rows.
-        if any(absent_rows(rows, self._layouts[name]).any() for name, rows in values.items()):
-            raise CacheCorruptError(f"{self.path}: objects of view {view} went away while reading")
+            raise CacheCorruptError(
+                f"{self.location}: view {view} cannot be decoded: {error}"
+            ) from error
         values["digests"] = (values["digests"] - np.uint64(1)).astype(np.uint32)
         return values
 
+    def _checked(self, view: int, shards: range) -> dict[str, bytes]:
+        """The objects of shards, read once and compared with their commit records; metadata too."""
+        records = read_records(self.store, self._fixed[RECORDS_METADATA], view, shards)
+        objects, damaged = dict(self._fixed), []
+        for shard, record in zip(shards, records, strict=True):
+            state, found = read_shard_objects(self.store, self.manifest, view, shard, record)
+            objects.update(found)
+            if state != "ok":
+                damaged.append(shard_name(view, shard))
+        if damaged:
+            raise _corrupt(self.location, damaged)
+        return objects
 
-def _finished_manifest(path: Path) -> Manifest:
-    """The manifest of a finished cache, once metadata and labels are what it vouches for."""
-    manifest = read_manifest(path)
-    damaged = damaged_objects(path, manifest) if manifest.complete else []
-    if damaged and read_manifest(path) == manifest:
-        raise _corrupt(path, damaged)
+
+def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest of a finished cache and its metadata, all as the manifest vouches for."""
+    manifest = read_manifest(store)
+    objects, damaged = fixed_objects_of(store, manifest) if manifest.complete else ({}, {})
+    if damaged and read_manifest(store) == manifest:
+        raise _corrupt(store.location, list(damaged))
     if damaged or not manifest.complete:  # damaged: a build that adds views began just now
         raise CacheIncompleteError(
-            f"{path} is not complete: wait for its build, or run the same `kdscale cache build` "
-            "again to finish it"
+            f"{store.location} is not complete: wait for its build, or run the same "
+            "`kdscale cache build` again to finish it"
         )
-    return manifest
+    del objects[LABELS_OBJECT]
+    return manifest, objects
 
 
-def check_present(path: Path, manifest: Manifest) -> None:
+def check_present(cache: Location, manifest: Manifest) -> None:
     """Stop where objects of a finished cache are missing; what shards hold is not read.
 
     Raises:
         CacheCorruptError: naming them.
     """
-    absent = damaged_objects(path, manifest)
+    store = open_store(cache)
+    absent = list(fixed_objects_of(store, manifest)[1])
+    there = {key for key, _ in store.keys("")}
     for view in range(manifest.num_views):
         for shard in range(manifest.num_shards):
             keys = (record_object(view, shard), *shard_objects(manifest, view, shard))
-            if not all((path / key).is_file() for key in keys):
+            if not there.issuperset(keys):
                 absent.append(shard_name(view, shard))
-    if absent and read_manifest(path) == manifest:  # else a build that adds views began just now
-        raise _corrupt(path, absent)
+    if absent and read_manifest(store) == manifest:  # else a build that adds views began just now
+        raise _corrupt(store.location, absent)
 
 
-def damaged_objects(path: Path, manifest: Manifest) -> list[str]:
-    """Keys of metadata and labels that are missing, or not as the manifest has them."""
-    return [
-        key for key in fixed_keys(manifest) if _checksum(path / key) != manifest.checksums.get(key)
-    ]
+def fixed_objects_of(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Metadata and labels of a cache: the bytes of those that are as the manifest has them.
+
+    And of the others, whether they are `missing` or `corrupt`.
+    """
+    found = {key: _fixed_object(store, manifest, key) for key in fixed_keys(manifest)}
+    sound = {key: data for key, data in found.items() if isinstance(data, bytes)}
+    return sound, {key: state for key, state in found.items() if isinstance(state, str)}
 
 
-def _checksum(file: Path) -> str:
+def _fixed_object(store: Store, manifest: Manifest, key: str) -> bytes | str:
+    """Its bytes, or what is wrong with it."""
+    data, state = _read(store, key)
+    if state == "ok" and checksum(data) != manifest.checksums.get(key):
+        state = "corrupt"
+    return data if state == "ok" else state
+
+
+def _read(store: Store, key: str) -> tuple[bytes, str]:
     try:
-        return checksum(file.read_bytes())
-    except OSError as error:
-        return f"unreadable: {error}"
+        return store.read(key), "ok"
+    except FileNotFoundError:
+        return b"", "missing"
+    except StorageError:  # the store, not the object: a network that is down damages nothing
+        raise
+    except OSError:
+        return b"", "corrupt"
 
 
-def shard_state(path: Path, manifest: Manifest, view: int, shard: int, record: np.ndarray) -> str:
-    """`ok`, `missing` or `corrupt`: a shard's objects against its commit record."""
+def read_shard_objects(
+    store: Store, manifest: Manifest, view: int, shard: int, record: np.ndarray
+) -> tuple[str, dict[str, bytes]]:
+    """`ok`, `missing` or `corrupt`: a shard's objects against its record; and their bytes."""
+    objects: dict[str, bytes] = {}
     if not record.any():
-        return "missing"
+        return "missing", objects
     if (record < COMMITTED).any():
-        return "corrupt"
+        return "corrupt", objects
     # The record's last field is a time, without an object.
     for key, expected in zip(shard_objects(manifest, view, shard), record, strict=False):
-        try:
-            stored = (path / key).read_bytes()
-        except FileNotFoundError:
-            return "missing"
-        except OSError:
-            return "corrupt"
-        if COMMITTED + np.uint64(crc(stored)) != expected:
-            return "corrupt"
-    return "ok"
+        objects[key], state = _read(store, key)
+        if state == "ok" and COMMITTED + np.uint64(crc(objects[key])) != expected:
+            state = "corrupt"
+        if state != "ok":
+            return state, objects
+    return "ok", objects
 
 
-def _corrupt(path: Path, names: list[str]) -> CacheCorruptError:
+def _corrupt(location: str, names: list[str]) -> CacheCorruptError:
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return CacheCorruptError(
-        f"{path}: {shown} missing or damaged: see `kdscale cache verify {path}`, "
-        f"and rebuild just that with `kdscale cache repair {path} --recipe RECIPE`"
+        f"{location}: {shown} missing or damaged: see `kdscale cache verify {location}`, "
+        f"and rebuild just that with `kdscale cache repair {location} --recipe RECIPE`"
     )

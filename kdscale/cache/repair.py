@@ -3,32 +3,32 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from kdscale.cache.layout import (
+    RECORDS_METADATA,
     checksum,
     fixed_objects,
     record_object,
     shard_arrays,
     shard_objects,
 )
-from kdscale.cache.manifest import Manifest, canonical, read_manifest
+from kdscale.cache.manifest import MANIFEST_KEY, Manifest, canonical, read_manifest
+from kdscale.cache.store import Location, Store, open_store
 from kdscale.cache.verify import Verdict, judge
-from kdscale.cache.writer import changing_manifest, lay_out
-from kdscale.durable import flush_folder, storage_error, write_durably
-from kdscale.errors import CacheCorruptError
+from kdscale.cache.writer import changing_manifest, holds, lay_out
+from kdscale.errors import CacheCorruptError, StorageError
 
 
-def take_out(path: Path, labels: np.ndarray, restored: Manifest | None = None) -> Verdict:
+def take_out(cache: Location, labels: np.ndarray, restored: Manifest | None = None) -> Verdict:
     """Make a damaged cache an unfinished one that misses what was bad, ready for its build.
 
     Bad shards lose their commit records before anything else, so that a kill at any moment leaves a
     cache in which more is missing, and never one that passes for sound.
 
     Args:
-        path: the cache's folder.
+        cache: where it lies.
         labels: int64 [N], those of the manifest's data set.
         restored: in place of a manifest that is damaged.
 
@@ -39,26 +39,24 @@ def take_out(path: Path, labels: np.ndarray, restored: Manifest | None = None) -
         CacheCorruptError: the manifest is damaged.
         StorageError: the disk is full, read-only or not permitted.
     """
-    with changing_manifest(path) as held:
-        manifest = read_manifest(path) if restored is None else restored
-        found = judge(path, manifest)
+    store = open_store(cache)
+    with changing_manifest(store) as held:
+        manifest = read_manifest(store) if restored is None else restored
+        found = judge(store, manifest)
         if found.ok and restored is None:
             return found
         objects = fixed_objects(manifest, labels)
-        if _RECORDS in (*found.missing_shards, *found.corrupt_shards):
-            _put_aside(path / _RECORDS)
-            write_durably(path / _RECORDS, objects[_RECORDS])
-            found = _together(found, judge(path, manifest))  # its shards can be judged now
-        _remove_records(path, manifest, found.bad_shards)
+        if RECORDS_METADATA in (*found.missing_shards, *found.corrupt_shards):
+            _make_way(store, RECORDS_METADATA)
+            store.write(RECORDS_METADATA, objects[RECORDS_METADATA])
+            found = _together(found, judge(store, manifest))  # its shards can be judged now
+        _remove_records(store, manifest, found.bad_shards)
         for key in objects:
-            _put_aside(path / key)
-        lay_out(path, replace(manifest, complete=False), labels, held)
+            _make_way(store, key)
+        lay_out(store, replace(manifest, complete=False), labels, held)
     if restored is None:
         return found
-    return replace(found, corrupt_shards=("zarr.json", *found.corrupt_shards))
-
-
-_RECORDS = "commits/zarr.json"
+    return replace(found, corrupt_shards=(MANIFEST_KEY, *found.corrupt_shards))
 
 
 def _together(one: Verdict, other: Verdict) -> Verdict:
@@ -67,50 +65,46 @@ def _together(one: Verdict, other: Verdict) -> Verdict:
     return replace(other, missing_shards=tuple(missing), corrupt_shards=tuple(corrupt))
 
 
-def _remove_records(path: Path, manifest: Manifest, shards: Iterable[tuple[int, int]]) -> None:
+def _remove_records(store: Store, manifest: Manifest, shards: Iterable[tuple[int, int]]) -> None:
     for view, shard in shards:
-        record = path / record_object(view, shard)
-        try:
-            for key in (record_object(view, shard), *shard_objects(manifest, view, shard)):
-                _put_aside(path / key)
-            record.unlink(missing_ok=True)
-            if record.parent.is_dir():
-                flush_folder(record.parent)
-        except OSError as error:
-            raise storage_error(record, error) from error
+        record = record_object(view, shard)
+        for key in (record, *shard_objects(manifest, view, shard)):
+            _make_way(store, key)
+        store.remove(record)
 
 
-def _put_aside(file: Path) -> None:
-    """Make way where a folder lies in the place of a file; it keeps what it holds."""
-    if file.is_dir():
-        file.rename(file.with_name(f"{file.name}.put-aside"))
+def _make_way(store: Store, key: str) -> None:
+    """Put aside what lies in the place of an object and is none: a folder."""
+    if store.size(key) is None:
+        store.remove(key, durable=False)
 
 
-def restored_manifest(path: Path, asked: Manifest, labels: np.ndarray) -> Manifest:
+def restored_manifest(cache: Location, asked: Manifest, labels: np.ndarray) -> Manifest:
     """The manifest of a cache whose own is damaged, with all that it vouched for.
 
     Args:
-        path: the cache's folder.
+        cache: where it lies.
         asked: what the recipe asks for; number of views and size of shards are the cache's.
         labels: int64 [N], those of the data set.
 
     Raises:
         CacheCorruptError: what is left does not say that the cache is the recipe's.
     """
-    remains = (path / "zarr.json").read_bytes()
+    store = open_store(cache)
+    path, remains = store.location, store.read(MANIFEST_KEY)
     if not _names(remains, asked):
         raise CacheCorruptError(
             f"the manifest of {path} is damaged, and what is left of it does not name what the "
             "recipe asks for: repair it with the recipe it was built with, or remove the folder"
         )
     first = f"{shard_arrays(asked)[0]}/zarr.json"
-    for views, shard_samples in _shapes(path / first):
+    for views, shard_samples in _shapes(store, first):
         count = {**asked.views, "count": views}
         manifest = replace(
             asked, num_views=views, shard_samples=shard_samples, views=count, complete=True
         )
         objects = fixed_objects(manifest, labels)
-        if all(_holds(path / key, objects[key]) for key in (first, _RECORDS)):
+        if all(holds(store, key, objects[key]) for key in (first, RECORDS_METADATA)):
             checksums = {key: checksum(data) for key, data in objects.items()}
             return replace(manifest, checksums=checksums)
     raise CacheCorruptError(
@@ -135,18 +129,13 @@ def _names(remains: bytes, asked: Manifest) -> bool:
         return False
 
 
-def _shapes(metadata: Path) -> Iterator[tuple[int, int]]:
+def _shapes(store: Store, metadata: str) -> Iterator[tuple[int, int]]:
     """Number of views and samples of a shard, as the metadata of an array has them."""
     try:
-        stored = json.loads(metadata.read_bytes())
+        stored = json.loads(store.read(metadata))
         shape, chunks = stored["shape"], stored["chunk_grid"]["configuration"]["chunk_shape"]
         yield int(shape[0]), int(chunks[1])
+    except StorageError:
+        raise
     except (OSError, ValueError, LookupError, TypeError):
         return
-
-
-def _holds(file: Path, data: bytes) -> bool:
-    try:
-        return file.read_bytes() == data
-    except OSError:
-        return False

@@ -1,14 +1,12 @@
 """Is the cache sound? Completeness and the checksums of all its bytes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from zarr.storage import LocalStore
-
-from kdscale.cache.layout import open_array, parse_shard_name, read_records, shard_name
-from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.reader import damaged_objects, shard_state
+from kdscale.cache.layout import RECORDS_METADATA, parse_shard_name, read_records, shard_name
+from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
+from kdscale.cache.reader import fixed_objects_of, read_shard_objects
+from kdscale.cache.store import Location, open_store
 from kdscale.errors import CacheCorruptError
 
 
@@ -42,7 +40,7 @@ class Verdict:
             "corrupt_shards": list(self.corrupt_shards),
         }
 
-    def describe(self, path: Path) -> str:
+    def describe(self, path: object) -> str:
         """For people."""
         if self.ok:
             return f"{path}: ok, {self.num_shards} shards, every byte as written"
@@ -56,36 +54,37 @@ class Verdict:
         return "\n".join(lines)
 
 
-def verify(path: Path) -> Verdict:
-    """Read every object of the cache at `path` and compare it with its recorded checksum.
+def verify(cache: Location) -> Verdict:
+    """Read every object of a cache and compare it with its recorded checksum.
 
     Raises:
         CacheNotFoundError: there is no cache.
         CacheError: it is of a newer format, or cannot be read.
     """
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(cache)
     except CacheCorruptError:
-        return Verdict(False, 0, (), ("zarr.json",))
-    verdict = judge(path, manifest)
-    if not verdict.ok and read_manifest(path) != manifest:
-        return verify(path)  # a build took it up meanwhile
+        return Verdict(False, 0, (), (MANIFEST_KEY,))
+    verdict = judge(cache, manifest)
+    if not verdict.ok and read_manifest(cache) != manifest:
+        return verify(cache)  # a build took it up meanwhile
     return verdict
 
 
-def judge(path: Path, manifest: Manifest) -> Verdict:
-    """Compare every object of the cache at `path` with what a manifest, its own, makes of it."""
+def judge(cache: Location, manifest: Manifest) -> Verdict:
+    """Compare every object of a cache with what a manifest, its own, makes of it."""
+    store = open_store(cache)
     found: dict[str, list[str]] = {"ok": [], "missing": [], "corrupt": []}
-    damaged = damaged_objects(path, manifest)
-    for key in damaged:
+    sound, damaged = fixed_objects_of(store, manifest)
+    for key, state in damaged.items():
         # The next build of an unfinished cache writes these anew, whatever is there.
-        absent = not manifest.complete or not (path / key).exists()
-        found["missing" if absent else "corrupt"].append(key)
-    if "commits/zarr.json" not in damaged:
-        commits = open_array(LocalStore(path, read_only=True), "commits")
+        found[state if manifest.complete else "missing"].append(key)
+    if RECORDS_METADATA in sound:
+        shards = range(manifest.num_shards)
         for view in range(manifest.num_views):
-            for shard, record in enumerate(read_records(commits, view)):
-                state = shard_state(path, manifest, view, shard, record)
+            records = read_records(store, sound[RECORDS_METADATA], view, shards)
+            for shard, record in zip(shards, records, strict=True):
+                state, _ = read_shard_objects(store, manifest, view, shard, record)
                 found[state].append(shard_name(view, shard))
     return Verdict(
         complete=manifest.complete,

@@ -1,54 +1,51 @@
 """Writes a cache shard by shard. A shard is there when its commit record is."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdscale.cache.claims import MANIFEST, Claims, is_claims_folder
+from kdscale.cache.claims import MANIFEST, Claims, is_claim
 from kdscale.cache.layout import (
     COMMITTED,
+    Encoder,
     absent_rows,
     arrays,
     checksum,
     fixed_objects,
-    open_array,
-    read_record,
     read_records,
+    record_object,
     shard_arrays,
     shard_objects,
 )
 from kdscale.cache.manifest import (
+    MANIFEST_KEY,
     Manifest,
     check_identity,
     group_document,
     read_manifest,
     write_manifest,
 )
-from kdscale.cache.store import DurableStore
-from kdscale.durable import files_below, is_abandoned, write_durably
+from kdscale.cache.store import Location, Store, crc, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, StorageError
-
-_STALE_SECONDS = 3600  # no write takes as long: a temporary file this old is nobody's
-
 
 Check = Callable[[], None]
 
 
 def create_or_resume(
-    path: Path, asked: Manifest, labels: np.ndarray, claims: Claims | None = None
+    cache: Location, asked: Manifest, labels: np.ndarray, claims: Claims | None = None
 ) -> Manifest:
-    """Make `path` a cache that `asked` can be written to.
+    """Make a place a cache that `asked` can be written to.
 
     A new folder gets its metadata; an unfinished or smaller one of the same identity is taken up.
     Builders that call this at once do it one after the other, and find each other's.
 
     Args:
-        path: the cache's folder, `NAME.zarr`.
+        cache: where it lies, or shall lie.
         asked: the manifest of the cache to be.
         labels: int64 [N], -1 where unlabelled.
         claims: of this builder; its own for the moment when None.
@@ -58,39 +55,41 @@ def create_or_resume(
         CacheCorruptError: the manifest of the one there is damaged.
         StorageError: the disk is full, read-only or not permitted.
     """
-    found = _fitting(path, asked)  # first, so that nothing is written into another's folder
+    store = open_store(cache)
+    found = _fitting(store, asked)  # first, so that nothing is written into another's folder
     if found is not None and found.complete and found.num_views >= asked.num_views:
         return found
-    with changing_manifest(path, claims) as held:
-        found = _fitting(path, asked)
+    with changing_manifest(store, claims) as held:
+        found = _fitting(store, asked)
         if found is None:
-            return lay_out(path, replace(asked, complete=False), labels, held)
+            return lay_out(store, replace(asked, complete=False), labels, held)
         if found.complete and found.num_views >= asked.num_views:
             return found
-        return lay_out(path, _taken_up(found, asked), labels, held)
+        return lay_out(store, _taken_up(found, asked), labels, held)
 
 
 @contextmanager
-def changing_manifest(path: Path, claims: Claims | None = None) -> Iterator[Claims]:
+def changing_manifest(cache: Location, claims: Claims | None = None) -> Iterator[Claims]:
     """Be the only builder that changes the manifest; gives the claims that hold it."""
-    with Claims(path) if claims is None else nullcontext(claims) as ours, ours.exclusive(MANIFEST):
+    with Claims(cache) if claims is None else nullcontext(claims) as ours, ours.exclusive(MANIFEST):
         yield ours
 
 
-def _fitting(path: Path, asked: Manifest) -> Manifest | None:
-    """The manifest of the cache there, which fits but for its views; None in a free folder."""
+def _fitting(store: Store, asked: Manifest) -> Manifest | None:
+    """The manifest of the cache there, which fits but for its views; None in a free place."""
     try:
-        found = read_manifest(path)
+        found = read_manifest(store)
     except CacheNotFoundError:
-        if is_free(path):
+        if is_free(store):
             return None
-        if (path / "zarr.json").exists():  # another builder began just now
-            return _fitting(path, asked)
+        if store.size(MANIFEST_KEY) is not None:  # another builder began just now
+            return _fitting(store, asked)
         raise StorageError(
-            f"{path} exists and is not a cache (it has no zarr.json): name another --cache, "
-            "or remove it"
+            f"{store.location} exists and is not a cache (it has no zarr.json): "
+            "name another --cache, or remove it"
         ) from None
-    check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
+    wanted = replace(found, num_views=max(found.num_views, asked.num_views))
+    check_identity(store.location, wanted, asked)
     return found
 
 
@@ -107,50 +106,56 @@ def _taken_up(found: Manifest, asked: Manifest) -> Manifest:
     )
 
 
-def is_free(path: Path) -> bool:
+def is_free(cache: Location) -> bool:
     """Whether nothing is there, or what a build leaves that was killed before its manifest."""
-    if not path.exists():
-        return True
-    return path.is_dir() and all(
-        child.match(".zarr.json.*.tmp") or is_claims_folder(child) for child in path.iterdir()
-    )
+    try:
+        keys = [key for key, _ in open_store(cache).keys("")]
+    except NotADirectoryError:
+        return False
+    return all(_BEGUN.fullmatch(key) or is_claim(key) for key in keys)
 
 
-def lay_out(path: Path, manifest: Manifest, labels: np.ndarray, held: Claims) -> Manifest:
+_BEGUN = re.compile(r"\.zarr\.json\.[^/]*\.tmp")
+
+
+def lay_out(cache: Location, manifest: Manifest, labels: np.ndarray, held: Claims) -> Manifest:
     """Write an unfinished manifest, then what it vouches for; repeatable after a kill.
 
     In this order nobody finds metadata of more views under a manifest that says complete.
     """
+    store = open_store(cache)
     check = partial(held.check, MANIFEST)
     objects = fixed_objects(manifest, labels)
     checksums = {key: checksum(data) for key, data in objects.items()}
     manifest = replace(manifest, checksums=checksums)
-    if not _holds(path / "zarr.json", group_document(manifest)):
-        write_manifest(path, manifest, check)
+    if not holds(store, MANIFEST_KEY, group_document(manifest)):
+        write_manifest(store, manifest, check)
     for key, data in objects.items():
-        if not _holds(path / key, data):
-            write_durably(path / key, data, check)
+        if not holds(store, key, data):
+            store.write(key, data, check)
     return manifest
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == data
+def holds(store: Store, key: str, data: bytes) -> bool:
+    """Whether an object is there with these bytes."""
+    try:
+        return store.read(key) == data
+    except StorageError:
+        raise
+    except OSError:
+        return False
 
 
 class ShardWriter:
-    """Writes and commits shards of the cache at `path`.
+    """Writes and commits shards of a cache.
 
     Any number of processes may, each its own shards.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, cache: Location, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._store = DurableStore(path)
-        self._arrays = {
-            name: open_array(self._store, name, writable=True)
-            for name in (*shard_arrays(manifest), "commits")
-        }
+        self._store = open_store(cache)
+        self._encoder = Encoder(manifest)
 
     def write(
         self,
@@ -177,13 +182,15 @@ class ShardWriter:
         """
         start, stop = self.manifest.shard_range(shard)
         self._check(values, stop - start)
-        self._store.check = check
-        for name in shard_arrays(self.manifest):
-            self._arrays[name][view, start:stop] = values[name]
+        fields = []
         keys = shard_objects(self.manifest, view, shard)
-        fields = [self._store.written.pop(key) for key in keys] + [round(seconds * 1000)]
-        record = np.array(fields, dtype=np.uint64) + COMMITTED
-        self._arrays["commits"][view, shard] = record
+        for name, key in zip(shard_arrays(self.manifest), keys, strict=True):
+            data = self._encoder.encode(key, (view, slice(start, stop)), values[name])
+            self._store.write(key, data, check)
+            fields.append(crc(data))
+        record = np.array([*fields, round(seconds * 1000)], dtype=np.uint64) + COMMITTED
+        key = record_object(view, shard)
+        self._store.write(key, self._encoder.encode(key, (view, shard), record), check)
 
     def _check(self, values: Mapping[str, np.ndarray], rows: int) -> None:
         """Zarr would cast and broadcast without a word."""
@@ -199,29 +206,32 @@ class ShardWriter:
 
     def committed(self) -> np.ndarray:
         """bool [views, shards]: which shards are finished."""
-        return np.asarray((self._records() >= COMMITTED).all(axis=-1))
+        return np.asarray((self._all_records() >= COMMITTED).all(axis=-1))
 
     def is_committed(self, view: int, shard: int) -> bool:
         """Whether one shard is finished."""
-        return bool((read_record(self._arrays["commits"], view, shard) >= COMMITTED).all())
+        return bool((self._records(view, range(shard, shard + 1)) >= COMMITTED).all())
 
     def seconds(self) -> float:
         """What the finished shards took to build, over all processes and resumes."""
-        milliseconds = self._records()[..., -1]
+        milliseconds = self._all_records()[..., -1]
         return float((milliseconds[milliseconds >= COMMITTED] - COMMITTED).sum()) / 1000
 
-    def _records(self) -> np.ndarray:
-        views = range(self.manifest.num_views)
-        return np.stack([read_records(self._arrays["commits"], view) for view in views])
+    def _all_records(self) -> np.ndarray:
+        shards = range(self.manifest.num_shards)
+        return np.stack([self._records(view, shards) for view in range(self.manifest.num_views)])
+
+    def _records(self, view: int, shards: range) -> np.ndarray:
+        return read_records(self._store, self._encoder.metadata("commits"), view, shards)
 
 
 def finish(
-    path: Path, manifest: Manifest, build: Mapping[str, Any], claims: Claims | None = None
+    cache: Location, manifest: Manifest, build: Mapping[str, Any], claims: Claims | None = None
 ) -> Manifest:
     """Declare the cache complete: the last write of a build, by whichever builder comes first.
 
     Args:
-        path: the cache's folder.
+        cache: where it lies.
         manifest: what the caller has built.
         build: what the manifest shall say of the build, beside its seconds.
         claims: as of `create_or_resume`.
@@ -233,31 +243,20 @@ def finish(
         CacheIncompleteError: shards are missing.
         StorageError: the disk is full, read-only or not permitted.
     """
-    with changing_manifest(path, claims) as held:
-        found = read_manifest(path)  # another builder may have finished, or added views
+    store = open_store(cache)
+    with changing_manifest(store, claims) as held:
+        found = read_manifest(store)  # another builder may have finished, or added views
         if found.complete and found.num_views >= manifest.num_views:
             return found
-        writer = ShardWriter(path, found)
+        writer = ShardWriter(store, found)
         missing = int((~writer.committed()).sum())
         if missing:
             raise CacheIncompleteError(
-                f"{path} still misses {missing} of {found.num_views * found.num_shards} shards: "
-                "run the same build again"
+                f"{store.location} still misses {missing} of "
+                f"{found.num_views * found.num_shards} shards: run the same build again"
             )
         finished = found.finished({**build, "seconds": round(writer.seconds(), 3)})
-        write_manifest(path, finished, partial(held.check, MANIFEST))
-        _remove_leftovers(path)
+        write_manifest(store, finished, partial(held.check, MANIFEST))
+        store.tidy(MANIFEST_KEY)
         held.clear()
         return finished
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of builders that were killed, never those of one that still writes."""
-    now = (path / "zarr.json").stat().st_mtime  # just written: the clock of the files' own disk
-    for leftover in files_below(path):
-        if not leftover.match(".*.tmp"):
-            continue
-        with suppress(OSError):
-            old = now - leftover.stat().st_mtime > _STALE_SECONDS
-            if old or is_abandoned(leftover):
-                leftover.unlink()

@@ -84,7 +84,7 @@ class CachedTargets:
             )
         if pipeline is not None:
             views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}
-            check_identity(reader.path, reader.manifest, replace(reader.manifest, views=views))
+            check_identity(reader.location, reader.manifest, replace(reader.manifest, views=views))
         return cls(reader, torch.device(device), num_views, shift_every, pipeline)
 
     def start_epoch(self, epoch: int) -> None:
@@ -143,7 +143,7 @@ class CachedTargets:
             first = int(differing.nonzero()[0])
             shown_first = view if isinstance(view, int) else int(view[first])
             raise ViewMismatchError(
-                f"{self.reader.path}: in view {shown_first}, {int(differing.sum())} of "
+                f"{self.reader.location}: in view {shown_first}, {int(differing.sum())} of "
                 f"{len(index)} samples (first: {int(index[first])}) are not the pixels the "
                 "teacher saw: images, their order, the views' settings or the decoder have "
                 "changed. Restore them, or build a new cache"

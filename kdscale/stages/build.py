@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from kdscale.cache.claims import Claims
-from kdscale.cache.manifest import Manifest, bytes_on_disk, check_identity, read_manifest
+from kdscale.cache.manifest import Manifest, bytes_stored, check_identity, read_manifest
 from kdscale.cache.reader import check_present
 from kdscale.cache.search import find_cache
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish, is_free
@@ -212,7 +212,7 @@ def _announce(path: Path, manifest: Manifest, probe: Mapping[str, Any]) -> None:
 
 def _check_space(path: Path, asked: Manifest) -> None:
     """Before anything is written, so that a build too large leaves what is there as it is."""
-    wanted = asked.num_views * asked.num_samples * _bytes_per_answer(asked) - bytes_on_disk(path)
+    wanted = asked.num_views * asked.num_samples * _bytes_per_answer(asked) - bytes_stored(path)
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < wanted:

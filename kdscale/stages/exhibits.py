@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -112,7 +111,7 @@ class Exhibits:
         """The teacher's first answers to each picture of a batch, checked to be of its pixels."""
         assert self.reader is not None
         targets, digests_B = _stored(self.reader, view, self.index)
-        _check_pixels(self.reader.path, view, batch, digests_B)
+        _check_pixels(self.reader.location, view, batch, digests_B)
         probabilities_BA, classes_BA = targets.first_answers(_ANSWERS)
         for row, true in enumerate(_true_labels(batch)):
             yield [
@@ -137,11 +136,11 @@ def _stored(reader: CacheReader, view: int, index: Tensor) -> tuple[Targets, Ten
     return decode(rows, encoding_of(manifest)), torch.from_numpy(rows["digests"].astype(np.int64))
 
 
-def _check_pixels(path: Path, view: int, batch: Batch, digests_B: Tensor) -> None:
+def _check_pixels(location: str, view: int, batch: Batch, digests_B: Tensor) -> None:
     differing = batch.index[digest(batch.pixels) != digests_B].tolist()
     if differing:
         raise ViewMismatchError(
-            f"{path}: in view {view}, {len(differing)} of {len(batch.index)} samples (first: "
+            f"{location}: in view {view}, {len(differing)} of {len(batch.index)} samples (first: "
             f"{differing[0]}) are not the pixels the teacher saw: the decoder or the views' code "
             "have changed. Restore them, or build a new cache"
         )

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import synthetic
 
 from kdscale.cache.manifest import write_manifest
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.store import LocalFolder
 from kdscale.cache.writer import create_or_resume
 from kdscale.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError
 
@@ -83,21 +85,43 @@ def test_swapped_chunks_are_not_read_though_each_is_sound(cache):
         CacheReader(cache).read_view(0)
 
 
-@pytest.mark.parametrize("key", OBJECTS)
-def test_chunk_that_goes_away_after_the_check_is_not_read_as_content(cache, monkeypatch, key):
-    reader = CacheReader(cache)
-    (cache / key).unlink()
-    monkeypatch.setattr(reader, "_check", lambda view, shards: None)
-    with pytest.raises(CacheCorruptError, match="went away while reading"):
-        reader.read_view(1)
+class Changing(LocalFolder):
+    """A folder whose files change right after they were read for the first time."""
+
+    def __init__(self, path, change):
+        super().__init__(path)
+        self.reads, self._change = [], change
+
+    def read(self, key):
+        data = super().read(key)
+        if key in OBJECTS and key not in self.reads:
+            self._change(self.path / key)
+        self.reads.append(key)
+        return data
 
 
-def test_chunk_that_breaks_after_the_check_is_an_error_of_the_cache(cache, monkeypatch):
-    reader = CacheReader(cache)
-    flip(cache / OBJECTS[0], 5)
-    monkeypatch.setattr(reader, "_check", lambda view, shards: None)
-    with pytest.raises(CacheCorruptError, match="view 1 cannot be read"):
-        reader.read_view(1)
+@pytest.mark.parametrize("change", [Path.unlink, lambda file: flip(file, 5)])
+def test_bytes_that_are_decoded_are_those_that_were_checked(cache, change):
+    store = Changing(cache, change)
+    reader = CacheReader(store)
+    got, expected = reader.read_view(1), synthetic.expected_view(synthetic.asked(), 1)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(got[name], values, strict=True)
+    with pytest.raises(CacheCorruptError, match=SHARD):
+        reader.read_shard(1, 2)
+
+
+def test_every_object_of_a_view_is_read_once(cache):
+    store = Changing(cache, lambda _: None)
+    reader = CacheReader(store)
+    assert len(store.reads) == len(set(store.reads)) == 6
+    store.reads.clear()
+    reader.read_view(0)
+    assert sorted(store.reads) == sorted(set(store.reads))
+    assert len(store.reads) == 3 * 3  # logits, digests and record of each shard
+    store.reads.clear()
+    reader.read_shard(0, 1)
+    assert sorted(store.reads) == ["commits/c/0/1/0", "digests/c/0/1", "logits/c/0/1/0"]
 
 
 def test_many_damaged_shards_make_a_short_message(tmp_path):

@@ -11,9 +11,9 @@ import pytest
 import synthetic
 import torch
 
-from kdscale.cache import writer as writer_module
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.store import LocalFolder
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.engine.encoding import encoding_of
@@ -268,17 +268,17 @@ def test_reader_is_told_that_a_growing_cache_is_incomplete(cache):
 def test_reader_between_any_two_writes_of_growing_is_told_so(cache, monkeypatch):
     states = []
 
-    def write_and_look(file, data, check=None):
-        write(file, data)
+    def write_and_look(self, key, data, check=None):
+        write(self, key, data)
         with pytest.raises(CacheIncompleteError):
             CacheReader(cache)
         verdict = verify(cache)
         states.append((verdict.complete, verdict.corrupt_shards))
 
-    write = writer_module.write_durably
-    monkeypatch.setattr(writer_module, "write_durably", write_and_look)
+    write = LocalFolder.write
+    monkeypatch.setattr(LocalFolder, "write", write_and_look)
     begin(cache, synthetic.asked(num_views=3))
-    assert states == [(False, ())] * 3  # logits, digests, commits; labels stay
+    assert states == [(False, ())] * 4  # manifest, logits, digests, commits; labels stay
 
 
 def test_reader_that_opens_just_when_growing_begins_is_told_so(cache, monkeypatch):

@@ -38,7 +38,7 @@ def test_teacher_is_asked_about_clean_images_alone(parts):
     manifest = source.clean.manifest
     assert (manifest.views["operations"], manifest.num_views) == ([], 1)
     pixels, _ = resident.take(torch.arange(128))
-    stored = CacheReader(source.clean.reader.path).read_view(0)["logits"]
+    stored = CacheReader(source.clean.reader.location).read_view(0)["logits"]
     np.testing.assert_allclose(stored, teacher.logits(pixels), atol=2e-2)
 
 
