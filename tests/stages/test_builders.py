@@ -97,7 +97,17 @@ def test_second_builder_joins_and_no_shard_is_built_twice(
     kdscale, commands, recipe, whole, tmp_path
 ):
     path = start_another(commands, recipe, tmp_path)
+    os.kill(commands.pid, signal.SIGSTOP)  # on a busy machine it may be done before we begin
+    before = len(commits(path))
+
+    def go_on():
+        wait_until(lambda: len(commits(path)) > before)
+        os.kill(commands.pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
     done = kdscale("cache", "build", recipe)
+    thread.join()
     assert (done.exit_code, commands.wait()) == (0, 0)
     assert done.stdout == "cache/tiny.zarr\n"
     assert_whole(path, whole)
