@@ -27,6 +27,8 @@ _UNREADABLE = np.uint64(1)
 """Stands for the values of a damaged record; never stored."""
 LABELS_OBJECT = "labels/c/0"
 RECORDS_METADATA = "commits/zarr.json"
+_ONCE = {"labels": "int64", "keys": "uint64"}
+"""Arrays that hold one value a sample, whatever the view, and the type of each."""
 
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError)
 """What Zarr's codecs raise on bytes that are not what was written."""
@@ -57,11 +59,20 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
         **targets,
         "digests": _rows(manifest, "uint64", 0),
         "labels": ArrayLayout((samples,), (samples,), "int64", -1, ("sample",)),
+        **_keys(manifest),
         "commits": ArrayLayout(
             (manifest.num_views, manifest.num_shards, record), (1, 1, record), "uint64", 0,
             ("view", "shard", "field"),
         ),
     }  # fmt: skip
+
+
+def _keys(manifest: Manifest) -> dict[str, ArrayLayout]:
+    """The key of each image, where the manifest says that there are keys."""
+    if manifest.dataset.get("keys") is None:
+        return {}
+    samples = manifest.num_samples
+    return {"keys": ArrayLayout((samples,), (samples,), "uint64", 0, ("sample",))}
 
 
 def shard_arrays(manifest: Manifest) -> tuple[str, ...]:
@@ -124,22 +135,37 @@ def _is_fill(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
 
 
 def fixed_keys(manifest: Manifest) -> list[str]:
-    """Keys of the objects that the manifest itself vouches for: metadata and labels."""
-    return [*(f"{name}/zarr.json" for name in arrays(manifest)), LABELS_OBJECT]
+    """Keys of the objects that the manifest itself vouches for: metadata, labels, images' keys."""
+    names = arrays(manifest)
+    return [*(f"{name}/zarr.json" for name in names), *(f"{n}/c/0" for n in names if n in _ONCE)]
 
 
-def fixed_objects(manifest: Manifest, labels: np.ndarray) -> dict[str, bytes]:
-    """The bytes of the objects of `fixed_keys`."""
-    if labels.shape != (manifest.num_samples,) or labels.dtype != np.int64:
-        raise ValueError(
-            f"labels are {labels.dtype} {labels.shape}, wanted int64 ({manifest.num_samples},)"
-        )
+def fixed_objects(
+    manifest: Manifest, labels: np.ndarray, once: Mapping[str, np.ndarray] | None = None
+) -> dict[str, bytes]:
+    """The bytes of the objects of `fixed_keys`.
+
+    Args:
+        manifest: of the cache.
+        labels: int64 [N], -1 where unlabelled.
+        once: what else is stored once: `keys`, uint64 [N], where the manifest says so.
+    """
+    values = {**(once or {}), "labels": labels}
     objects: dict[str, Any] = {}
     for name, layout in arrays(manifest).items():
         array = _create(objects, name, layout)
-        if name == "labels":
-            array[:] = labels
+        if name in _ONCE:
+            array[:] = _checked(name, values[name], manifest.num_samples)
     return {key: objects[key].to_bytes() for key in fixed_keys(manifest)}
+
+
+def _checked(name: str, values: np.ndarray, samples: int) -> np.ndarray:
+    """Zarr would cast and broadcast without a word."""
+    if values.shape != (samples,) or values.dtype != _ONCE[name]:
+        raise ValueError(
+            f"{name} are {values.dtype} {values.shape}, wanted {_ONCE[name]} ({samples},)"
+        )
+    return values
 
 
 def _create(objects: dict[str, Any], name: str, layout: ArrayLayout) -> "zarr.Array[Any]":

@@ -5,7 +5,6 @@ import numpy as np
 from kdscale.cache.layout import (
     COMMITTED,
     DAMAGE,
-    LABELS_OBJECT,
     RECORDS_METADATA,
     checksum,
     decode,
@@ -61,10 +60,7 @@ class CacheReader:
         Raises:
             CacheCorruptError: they are missing or damaged.
         """
-        found = _fixed_object(self.store, self.manifest, LABELS_OBJECT)
-        if isinstance(found, str):
-            raise _corrupt(self.location, [LABELS_OBJECT])
-        return np.asarray(decode("labels", {**self._fixed, LABELS_OBJECT: found})[:])
+        return read_once(self.store, self.manifest, "labels")
 
     def _read(self, view: int, shards: range) -> dict[str, np.ndarray]:
         objects = self._checked(view, shards)
@@ -96,6 +92,20 @@ class CacheReader:
         return objects
 
 
+def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
+    """`labels` or `keys` of a cache, finished or not.
+
+    Raises:
+        CacheCorruptError: they are missing or damaged.
+    """
+    keys = (f"{name}/zarr.json", f"{name}/c/0")
+    found = {key: _fixed_object(store, manifest, key) for key in keys}
+    objects = {key: data for key, data in found.items() if isinstance(data, bytes)}
+    if len(objects) < len(keys):
+        raise _corrupt(store.location, [key for key in keys if key not in objects])
+    return np.asarray(decode(name, objects)[:])
+
+
 def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest of a finished cache and its metadata, all as the manifest vouches for."""
     manifest = read_manifest(store)
@@ -107,8 +117,7 @@ def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
             f"{store.location} is not complete: wait for its build, or run the same "
             "`kdscale cache build` again to finish it"
         )
-    del objects[LABELS_OBJECT]
-    return manifest, objects
+    return manifest, {key: data for key, data in objects.items() if key.endswith("zarr.json")}
 
 
 def check_present(cache: Location, manifest: Manifest) -> None:

@@ -1,8 +1,8 @@
 """Decoded images on disk: looked up by source bytes, identified by pixels.
 
-`ROOT/KEY/` holds `pixels.npy`, `labels.npy` and `images.json`. KEY hashes the encoded images,
-labels and class names, so any change of the source leads elsewhere. A folder appears whole, by
-rename.
+`ROOT/KEY/` holds `pixels.npy`, `labels.npy`, `keys.npy` and `images.json`. KEY hashes the encoded
+images, labels and class names, so any change of the source leads elsewhere. A folder appears whole,
+by rename.
 
 Images of several sizes are not stored: `ROOT/KEY.json` notes what their headers say. They are
 identified by KEY, which also holds the version of the rules in `decode.py`: decoding all of them
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from kdscale.data.decode import Headers, SizesDifferError, decode, read_headers
 from kdscale.data.encoded import EncodedImages, read_note, write_note
+from kdscale.data.keys import pixel_keys
 from kdscale.data.source import EncodedSplit
 from kdscale.durable import flush_folder
 from kdscale.errors import StorageError
@@ -46,6 +47,8 @@ class StoredImages:
     pixels: np.ndarray | EncodedImages
     labels: np.ndarray
     fingerprint: str
+    keys: np.ndarray | None = None
+    """uint64 [N]; None where they are not stored."""
 
 
 class _DamagedError(Exception):
@@ -160,7 +163,8 @@ def _write_whole(encoded: EncodedSplit, channels: int, folder: Path, *, alone: b
 def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
     num_samples = len(encoded.labels)
     shape: tuple[int, ...] = (num_samples, channels, 0, 0)
-    digest = hashlib.sha256()
+    digest, keys = hashlib.sha256(), np.zeros(num_samples, dtype="<u8")
+    done = 0
     # Written, not memory-mapped: on a full disk a map ends the process without a message.
     with (
         (folder / "pixels.npy").open("wb") as file,
@@ -174,11 +178,14 @@ def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
             content = pixels.tobytes()
             file.write(content)
             digest.update(content)
+            keys[done : done + len(pixels)] = pixel_keys(pixels)
+            done += len(pixels)
             bar.update(len(pixels))
         _flush(file)
-    with (folder / "labels.npy").open("wb") as file:
-        np.save(file, encoded.labels)
-        _flush(file)
+    for name, rows in (("labels", encoded.labels), ("keys", keys)):
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, rows)
+            _flush(file)
     pixels_sha256, labels_sha256 = digest.hexdigest(), _sha256(encoded.labels)
     description = {
         "format": FORMAT,
@@ -189,6 +196,7 @@ def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
         "classes": encoded.classes,
         "pixels_sha256": pixels_sha256,
         "labels_sha256": labels_sha256,
+        "keys_sha256": _sha256(keys),
         "fingerprint": content_fingerprint(shape, pixels_sha256, labels_sha256, encoded.classes),
     }
     with (folder / "images.json").open("w", encoding="utf-8") as file:
@@ -230,7 +238,16 @@ def _open(folder: Path) -> StoredImages:
     if pixels.nbytes <= VERIFIED_BYTES and _sha256(pixels) != described["pixels_sha256"]:
         raise _DamagedError("pixels.npy has changed")
     labels.flags.writeable = False
-    return StoredImages(pixels, labels, expected)
+    return StoredImages(pixels, labels, expected, _keys(folder, described.get("keys_sha256")))
+
+
+def _keys(folder: Path, expected: str | None) -> np.ndarray | None:
+    """The stored keys; None of a folder that an older kdscale wrote, or where they have changed."""
+    try:
+        keys = np.load(folder / "keys.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return keys if _sha256(keys) == expected else None
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from kdscale.cache.claims import Claims
-from kdscale.cache.manifest import Manifest, bytes_stored, check_identity, read_manifest
+from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
 from kdscale.cache.reader import check_present
 from kdscale.cache.search import find_cache
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish, is_free
@@ -33,6 +33,7 @@ from kdscale.engine.components import (
     training_images,
 )
 from kdscale.engine.encoding import choose_encoding, encoding_of
+from kdscale.engine.identity import check_fits, with_keys
 from kdscale.engine.processes import (
     StopRequest,
     create_accelerator,
@@ -96,7 +97,7 @@ def build(
     path = cache or find_cache(cache_root, asked) or _free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
     with main_process_first(accelerator):
-        finished = accelerator.is_main_process and _is_finished(path, asked)
+        finished = accelerator.is_main_process and _is_finished(path, asked, images)
     if from_main_process(accelerator, finished):  # builders beside this launch may finish any time
         log.info("cache %s fits and is complete: reused", path)
         return path
@@ -108,20 +109,22 @@ def build(
     with Claims(path) as claims:
         with main_process_first(accelerator):
             if accelerator.is_main_process:
-                create_or_resume(path, _with_probe(asked, probe), images.labels, claims)
+                known, once = with_keys(_with_probe(asked, probe), images)
+                create_or_resume(path, known, images.labels, claims, once)
         _announce(path, read_manifest(path), probe)
         with orderly_stop() as stop:
             _complete(_Work(path, resident, views, batches, claims, accelerator, stop))
     return path
 
 
-def _is_finished(path: Path, asked: Manifest) -> bool:
+def _is_finished(path: Path, asked: Manifest, images: ImageSet) -> bool:
     """Whether the cache there is complete and fits; raises where it is another one, or damaged."""
     try:
         found = read_manifest(path)
     except CacheNotFoundError:
         return False
-    check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
+    enough = max(found.num_views, asked.num_views)
+    check_fits(path, replace(found, num_views=enough), asked, images)
     if found.complete:
         check_present(path, found)
     return found.complete and found.num_views >= asked.num_views

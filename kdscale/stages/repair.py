@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdscale.cache.manifest import check_identity, read_manifest
+from kdscale.cache.manifest import read_manifest
 from kdscale.cache.repair import restored_manifest, take_out
 from kdscale.cache.verify import Verdict, verify
 from kdscale.config import Recipe
 from kdscale.engine.components import asked_manifest, frozen_teacher, training_images
+from kdscale.engine.identity import check_fits, with_keys
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.errors import CacheCorruptError
 from kdscale.stages.build import build
@@ -73,9 +74,11 @@ def _take_out(recipe: Recipe, path: Path, root: Path, weights: str | None) -> Ve
     images = training_images(recipe, root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, weights, create_accelerator().device)
     asked = asked_manifest(recipe, images, teacher.describe())
+    asked, once = with_keys(asked, images)
     try:
         manifest = read_manifest(path)
     except CacheCorruptError:
-        return take_out(path, images.labels, restored_manifest(path, asked, images.labels))
-    check_identity(path, manifest, replace(asked, num_views=manifest.num_views))
-    return take_out(path, images.labels)
+        restored = restored_manifest(path, asked, images.labels, once)
+        return take_out(path, images.labels, restored, once)
+    check_fits(path, manifest, replace(asked, num_views=manifest.num_views), images)
+    return take_out(path, images.labels, once=once)

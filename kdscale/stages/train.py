@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from kdscale import config
-from kdscale.cache.manifest import check_identity, read_manifest
+from kdscale.cache.manifest import read_manifest
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
@@ -24,6 +24,7 @@ from kdscale.engine.following import (
     progress_bar,
     restore_or_begin,
 )
+from kdscale.engine.identity import check_fits
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
 from kdscale.engine.runs import Content, Job, keep_content, open_run
@@ -149,7 +150,7 @@ def _check_cache(
     else:
         cpu = torch.device("cpu")
         teacher = components.frozen_teacher(recipe, images, teacher_weights, cpu).describe()
-    check_identity(cache, found, components.asked_manifest(recipe, images, teacher))
+    check_fits(cache, found, components.asked_manifest(recipe, images, teacher), images)
 
 
 def _loop(

@@ -52,6 +52,12 @@ def labels(manifest):
 ENCODINGS = ("float32", "float16", "int8", "int4", "topk")
 
 
+def keyed(**changes):
+    """As `asked`, with a key for each image."""
+    manifest = asked(**changes)
+    return replace(manifest, dataset={**manifest.dataset, "keys": "pixels"})
+
+
 def encoded(name, **changes):
     """As `asked`, of another encoding."""
     kept = {"top_k": 2, "temperatures": [1.0, 2.0, 4.0]} if name == "topk" else {}
@@ -85,6 +91,13 @@ def targets(manifest, values):
     return {"logits": values.astype(manifest.encoding)}
 
 
+def once(manifest):
+    """What is stored once, beside the labels."""
+    if "keys" not in manifest.dataset:
+        return {}
+    return {"keys": np.arange(manifest.num_samples, dtype=np.uint64) * 7 + 1}
+
+
 def all_shards(manifest):
     return [(v, s) for v in range(manifest.num_views) for s in range(manifest.num_shards)]
 
@@ -97,7 +110,8 @@ def write_shards(path, manifest, shards, seconds=0.25):
 
 def build(path, manifest=None):
     """A build as `kdscale cache build` does it: begun or taken up, what is missing, finished."""
-    manifest = create_or_resume(path, manifest or asked(), labels(manifest or asked()))
+    manifest = manifest or asked()
+    manifest = create_or_resume(path, manifest, labels(manifest), once=once(manifest))
     if manifest.complete:
         return manifest
     writer = ShardWriter(path, manifest)
