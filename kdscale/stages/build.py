@@ -25,6 +25,7 @@ from kdscale.config import Recipe
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine.building import ShardBuilder, Shards
 from kdscale.engine.components import (
     asked_manifest,
@@ -34,6 +35,7 @@ from kdscale.engine.components import (
 )
 from kdscale.engine.encoding import choose_encoding, encoding_of
 from kdscale.engine.identity import check_fits, with_keys
+from kdscale.engine.order import building_order
 from kdscale.engine.processes import (
     StopRequest,
     create_accelerator,
@@ -113,7 +115,8 @@ def build(
                 create_or_resume(path, known, images.labels, claims, once)
         _announce(path, read_manifest(path), probe)
         with orderly_stop() as stop:
-            _complete(_Work(path, resident, views, batches, claims, accelerator, stop))
+            shift = recipe.views.shift_every
+            _complete(_Work(path, resident, views, batches, claims, accelerator, stop, shift))
     return path
 
 
@@ -241,6 +244,8 @@ class _Work:
     claims: Claims
     accelerator: Accelerator
     stop: StopRequest
+    shift_every: int | None
+    """Of the recipe's schedule, which shards are built in the order of."""
 
     def wait(self) -> None:
         """Give other builders a moment."""
@@ -271,8 +276,12 @@ def _complete(work: _Work) -> None:
 def _build_shards(work: _Work, writer: ShardWriter) -> None:
     """Build what nobody else does, until all shards of the manifest are committed."""
     accelerator = work.accelerator
-    shards = Shards(writer, work.claims, accelerator.process_index, accelerator.num_processes)
-    sizes = {one: np.ptp(writer.manifest.shard_range(one[1])) for one in shards.missing}
+    manifest = writer.manifest
+    schedule = ViewSchedule(manifest.num_views, manifest.views["seed"], work.shift_every)
+    order = building_order(schedule, manifest)
+    who = accelerator.process_index, accelerator.num_processes
+    shards = Shards(writer, work.claims, order, *who)
+    sizes = {one: np.ptp(manifest.shard_range(one[1])) for one in shards.missing}
     bar = _bar(sum(sizes.values()), visible=accelerator.is_main_process)
     builder = ShardBuilder(work.images, work.views, work.teacher, writer, work.claims)
     waiting = False
