@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.manifest import Manifest, check_identity
+from kdscale.cache.patience import Patience
 from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Batch
 from kdscale.data.views.digest import digest
@@ -62,6 +63,7 @@ class CachedTargets:
         num_views: int | None = None,
         shift_every: int | None = None,
         pipeline: Pipeline | None = None,
+        patience: Patience | None = None,
     ) -> Self:
         """Open the cache at `path`.
 
@@ -72,12 +74,13 @@ class CachedTargets:
             shift_every: see `ViewSchedule`.
             pipeline: what made the views, where it holds a callable of your own (`PerSample`),
                 which a manifest can only name.
+            patience: of a cache that is being built, wait for what is not there yet.
 
         Raises:
             CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
             CacheMismatchError: it has fewer views than asked for.
         """
-        reader = CacheReader(Path(path))
+        reader = CacheReader(path, patience, num_views or 1)
         if num_views is not None and num_views > reader.manifest.num_views:
             raise CacheMismatchError(
                 f"{path} has {reader.manifest.num_views} views, {num_views} are asked for"
@@ -131,7 +134,8 @@ class CachedTargets:
         return True
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead, and waiting."""
+        self.reader.close()
         self._pieces.close()
 
     def _check(self, held: Held, view: View, index: Tensor, pixels: Tensor) -> None:

@@ -294,7 +294,7 @@ def test_golden_cache_reads_as_on_the_day_it_was_written(path):
         assert dtypes == expected.get("dtypes", of_floats)
     assert reader.labels().tolist() == expected["labels"]
     if "keys" in expected:
-        assert read_once(path, "keys").tolist() == expected["keys"]
+        assert read_once(reader.store, reader.manifest, "keys").tolist() == expected["keys"]
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*/*.zarr")), ids=lambda path: path.stem)

@@ -302,7 +302,7 @@ def test_images_of_several_sizes_are_told_apart_by_their_files(load_table, tiny_
     teacher = read_manifest(tiny_cache).teacher
     asked = [asked_manifest(recipe, images, teacher) for images in found]
     cache, once = with_keys(asked[0], found[0])
-    create_or_resume(tmp_path / "c.zarr", cache, found[0].labels, once=once)
+    cache = create_or_resume(tmp_path / "c.zarr", cache, found[0].labels, once=once)
     assert cache.dataset["keys"] == "encoded"
     with pytest.raises(CacheMismatchError, match=r"1 image changed \(first: \d\)"):
         check_fits(tmp_path / "c.zarr", cache, asked[1], found[1])
