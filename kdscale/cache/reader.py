@@ -46,11 +46,13 @@ class CacheReader:
         self, cache: Location, patience: Patience | None = None, num_views: int = 1
     ) -> None:
         """Open it; with `patience`, once it has metadata for `num_views`."""
-        self.store, self._patience = open_store(cache), patience
+        self.store = open_store(cache)
         if patience is None:
             self.manifest, self._fixed = _finished(self.store)
         else:
             self.manifest, self._fixed = _begun(self.store, patience, num_views)
+        # What a finished cache misses is lost, and not still to come.
+        self._patience = None if self.manifest.complete else patience
         self._there: set[tuple[int, int]] = set()  # shards known to be committed
 
     @property

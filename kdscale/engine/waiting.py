@@ -16,6 +16,7 @@ from kdscale.cache.patience import Patience, Watch
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.search import find_cache
 from kdscale.cache.store import Location, open_store
+from kdscale.cache.writer import is_free
 from kdscale.engine.cached import CachedTargets
 from kdscale.engine.loop import Loop
 from kdscale.engine.order import shards_of_epoch
@@ -49,6 +50,8 @@ class Turn:
             CacheIncompleteError: nobody builds; the state is saved.
         """
         for cached in self.caches:
+            if cached.manifest.complete:
+                continue
             pending = list(shards_of_epoch(cached.schedule, cached.manifest, epoch))
             began = perf_counter()
             self._wait(cached.reader, pending, epoch)
@@ -113,6 +116,8 @@ def wait_for_manifest(cache: Location) -> Manifest:
     try:
         return read_manifest(store)
     except CacheNotFoundError:
+        if not is_free(store) and store.size(MANIFEST_KEY) is None:
+            raise
         log.info("waiting for a build to begin %s", store.location)
     Patience().wait(store, lambda: store.size(MANIFEST_KEY) is not None, "its manifest")
     return read_manifest(store)

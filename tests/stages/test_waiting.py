@@ -287,6 +287,15 @@ def test_cache_that_nobody_begins_is_not_waited_for_forever(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_folder_that_is_no_cache_is_not_waited_for(kdscale, recipe, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    for path in ("mine", "mine/thesis.txt"):
+        done = kdscale(*beside(recipe, "--cache", path))
+        assert done.exit_code == 1
+        assert f"Error: no cache at {path}: build one" in done.stderr
+
+
 def test_cache_is_waited_for_before_it_is_begun(kdscale, commands, recipe, tmp_path):
     build = ("cache", "build", recipe, "--cache", "later.zarr")
     starting = threading.Timer(1.0, lambda: commands.start(*build, cwd=tmp_path))
@@ -339,6 +348,8 @@ def test_first_student_beside_the_build_costs_the_longer_of_the_two(
     kdscale, commands, make_recipe, tmp_path
 ):
     """Sleeping teacher and student, so that they need no second core: 7 s of each."""
+    warm = make_recipe(seconds=0, views=1)  # imports are paid for once
+    assert kdscale("train", warm, "--targets", "cache", "--run", "warm").exit_code == 0
     recipe = make_recipe(seconds=0.037, step_seconds=0.14, views=12)
     build = ("cache", "build", recipe, "--cache")
     seconds = {}
