@@ -4,9 +4,10 @@
 images, labels and class names, so any change of the source leads elsewhere. A folder appears whole,
 by rename.
 
-Images of several sizes are not stored: `ROOT/KEY.json` notes what their headers say. They are
-identified by KEY, which also holds the version of the rules in `decode.py`: decoding all of them
-to hash their pixels would cost what a pass of training does.
+Images of several sizes are not stored: `ROOT/KEY.json` notes what their headers say, and
+`ROOT/KEY.*.keys` holds their keys. They are identified by KEY, which also holds the version of the
+rules in `decode.py`: decoding all of them to hash their pixels would cost what a pass of training
+does.
 """
 
 import fcntl
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from kdscale.data.decode import Headers, SizesDifferError, decode, read_headers
 from kdscale.data.encoded import EncodedImages, read_note, write_note
-from kdscale.data.keys import pixel_keys
+from kdscale.data.keys import encoded_keys, pixel_keys, read_keys, write_keys
 from kdscale.data.source import EncodedSplit
 from kdscale.durable import flush_folder
 from kdscale.errors import StorageError
@@ -68,7 +69,7 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
         except _DamagedError as error:
             logger.warning("decoded images in %s are damaged (%s): decoding again", folder, error)
     if (noted := read_note(_note(folder))) is not None:
-        return _left_encoded(encoded, noted, key)
+        return _left_encoded(encoded, noted, folder)
     try:
         return _decode_into(encoded, folder)
     except OSError as error:
@@ -111,9 +112,10 @@ def content_fingerprint(
     )
 
 
-def _left_encoded(encoded: EncodedSplit, headers: Headers, key: str) -> StoredImages:
+def _left_encoded(encoded: EncodedSplit, headers: Headers, folder: Path) -> StoredImages:
     encoded.labels.flags.writeable = False
-    return StoredImages(EncodedImages(encoded, headers), encoded.labels, key)
+    images, keys = EncodedImages(encoded, headers), read_keys(_note(folder), len(encoded.labels))
+    return StoredImages(images, encoded.labels, folder.name, keys)
 
 
 def _note(folder: Path) -> Path:
@@ -135,8 +137,9 @@ def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
             except SizesDifferError:
                 headers = replace(headers, one_size=False)
         if not headers.one_size:
+            write_keys(_note(folder), encoded_keys(encoded))
             write_note(_note(folder), headers)
-            return _left_encoded(encoded, headers, folder.name)
+            return _left_encoded(encoded, headers, folder)
     try:
         return _open(folder)
     except _DamagedError as error:

@@ -5,11 +5,14 @@ The fingerprint of a set says that two of them differ; their keys say in which i
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdscale.data.encoded import EncodedImages
+from kdscale.data.source import EncodedSplit
+from kdscale.durable import write_durably
 
 if TYPE_CHECKING:
     from kdscale.data.images import ImageSet
@@ -24,12 +27,17 @@ def kind_of(images: "ImageSet") -> str:
 
 def image_keys(images: "ImageSet") -> np.ndarray:
     """uint64 [N]: the key of each image, as stored beside decoded images or computed."""
-    if isinstance(images.pixels, EncodedImages):
-        return _joined(keys_of(batch) for batch in images.pixels.split.read())
     if images.keys is not None:
         return images.keys
+    if isinstance(images.pixels, EncodedImages):
+        return encoded_keys(images.pixels.split)
     parts = range(0, images.num_samples, _ROWS)
     return _joined(pixel_keys(images.pixels[start : start + _ROWS]) for start in parts)
+
+
+def encoded_keys(split: EncodedSplit) -> np.ndarray:
+    """uint64 [N]: keys of images as they are encoded."""
+    return _joined(keys_of(batch) for batch in split.read())
 
 
 def pixel_keys(pixels: np.ndarray) -> np.ndarray:
@@ -48,6 +56,25 @@ def keys_of(contents: "Iterable[bytes] | np.ndarray", before: bytes = b"") -> np
         one.update(content)
         keys += one.digest()[:8]
     return np.frombuffer(bytes(keys), dtype="<u8")
+
+
+def write_keys(note: Path, keys: np.ndarray) -> None:
+    """Keep the keys of images that stay encoded beside the note of them; the name is their hash."""
+    data = keys.astype("<u8").tobytes()
+    write_durably(note.with_name(f"{note.stem}.{_hash(data)}.keys"), data)
+
+
+def read_keys(note: Path, num_samples: int) -> np.ndarray | None:
+    """The keys that `write_keys` wrote; None where there are none that are sound."""
+    for file in note.parent.glob(f"{note.stem}.*.keys"):
+        data = file.read_bytes()
+        if file.name.split(".")[-2] == _hash(data) and len(data) == 8 * num_samples:
+            return np.frombuffer(data, dtype="<u8")
+    return None
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _joined(parts: Iterator[np.ndarray]) -> np.ndarray:

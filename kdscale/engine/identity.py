@@ -8,7 +8,7 @@ import numpy as np
 from kdscale.cache.manifest import Manifest, check_identity
 from kdscale.cache.reader import read_once
 from kdscale.cache.rows import Rows, changes
-from kdscale.cache.store import Location, Store, open_store
+from kdscale.cache.store import Location, open_store
 from kdscale.data.images import ImageSet
 from kdscale.data.keys import image_keys, kind_of
 from kdscale.errors import CacheError
@@ -27,19 +27,23 @@ def check_fits(path: Location, cache: Manifest, asked: Manifest, images: ImageSe
         CacheMismatchError: names every differing field with both values.
     """
     store = open_store(path)
-    explain = partial(_differing_images, store, cache, images)
+    explain = partial(differing_images, store, cache, images)
     check_identity(store.location, cache, asked, explain)
 
 
-def _differing_images(store: Store, cache: Manifest, images: ImageSet) -> list[str]:
-    """Nothing where the cache is of an earlier version, or cannot be read."""
-    if cache.dataset.get("keys") != kind_of(images):
+def differing_images(cache: Location, manifest: Manifest, images: ImageSet) -> list[str]:
+    """In which images the data set at hand differs from the one that a cache was built from.
+
+    Nothing where the cache is of an earlier version, or cannot be read.
+    """
+    if manifest.dataset.get("keys") != kind_of(images):
         return []
+    store = open_store(cache)
     try:
-        keys, labels = (read_once(store, cache, name) for name in ("keys", "labels"))
+        keys, labels = (read_once(store, manifest, name) for name in ("keys", "labels"))
     except CacheError:
         return []
-    before = Rows(keys, labels, cache.dataset["classes"])
+    before = Rows(keys, labels, manifest.dataset["classes"])
     return changes(before, Rows(image_keys(images), images.labels, images.classes))
 
 

@@ -299,6 +299,12 @@ def test_images_of_several_sizes_are_told_apart_by_their_files(load_table, tiny_
         recipe = load_table(data=data, views={"operations": resize, "count": 1})
         found.append(training_images(recipe, tmp_path, labelled=True))
     assert not found[0].one_size
+    again = training_images(recipe, tmp_path, labelled=True)
+    assert again.keys is not None
+    assert np.array_equal(again.keys, keys.encoded_keys(again.pixels.split))
+    for file in tmp_path.glob("images/*.keys"):
+        file.write_bytes(bytes(len(file.read_bytes())))
+    assert training_images(recipe, tmp_path, labelled=True).keys is None
     teacher = read_manifest(tiny_cache).teacher
     asked = [asked_manifest(recipe, images, teacher) for images in found]
     cache, once = with_keys(asked[0], found[0])

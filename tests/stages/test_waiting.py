@@ -4,9 +4,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sysconfig
 import threading
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +22,7 @@ from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine.components import create_model
 from kdscale.models.weights import save_weights
 
+ROOT = Path(__file__).resolve().parents[2]
 VIEWS, SHARDS, BATCH = 4, 4, 8
 
 
@@ -144,6 +149,7 @@ def test_student_begins_before_the_build_ends_and_stops_for_no_view_that_is_ther
     assert verify(path).ok
 
 
+@pytest.mark.slow
 def test_student_waits_while_views_are_added(kdscale, commands, recipe, trained_after, tmp_path):
     kdscale("cache", "build", recipe, "--set", "views.count=2")
     path = tmp_path / "cache" / "tiny.zarr"
@@ -296,6 +302,7 @@ def test_folder_that_is_no_cache_is_not_waited_for(kdscale, recipe, tmp_path):
         assert f"Error: no cache at {path}: build one" in done.stderr
 
 
+@pytest.mark.slow
 def test_cache_is_waited_for_before_it_is_begun(kdscale, commands, recipe, tmp_path):
     build = ("cache", "build", recipe, "--cache", "later.zarr")
     starting = threading.Timer(1.0, lambda: commands.start(*build, cwd=tmp_path))
@@ -368,3 +375,39 @@ def test_first_student_beside_the_build_costs_the_longer_of_the_two(
     print({**seconds, "wait": result(tmp_path / "run")["wait_seconds"]})  # noqa: T201
     longer, whole = max(seconds["build"], seconds["train"]), seconds["build"] + seconds["train"]
     assert seconds["both"] < longer + 0.35 * (whole - longer)
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def launch(tmp_path, *command):
+    """Start two processes under the launcher."""
+    left_out = ("ACCELERATE_", "MASTER_", "TORCHELASTIC_", "COV_CORE_", "COVERAGE_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
+    environment["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{environment['PATH']}"
+    arguments = [str(part) for part in (ROOT / "launch/cpu.sh", 2, *command)]
+    with (tmp_path / "launch.txt").open("w") as said:
+        return subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+
+
+def ranks(launcher):
+    found = psutil.Process(launcher.pid).children(recursive=True)
+    return [one for one in found if "train" in one.cmdline()]
+
+
+@pytest.mark.slow
+@pytest.mark.launch
+def test_two_processes_wait_and_stop_together(commands, recipe, stopped_build, tmp_path):
+    def said():
+        return (tmp_path / "launch.txt").read_text()
+
+    with launch(tmp_path, *beside(recipe)) as launcher:
+        wait_for(lambda: "waiting for the build of view" in said(), 200)
+        os.kill(ranks(launcher)[-1].pid, signal.SIGTERM)  # one of them is asked, both stop
+        launcher.wait(100)
+    assert "stopped while waiting for the build; state saved in run, after step 4" in said()
+    os.kill(commands.pid, signal.SIGCONT)
+    with launch(tmp_path, *beside(recipe, "--resume")) as launcher:
+        assert launcher.wait(300) == 0, said()
+    assert commands.wait() == 0
+    assert result(tmp_path / "run")["steps"] == 16
