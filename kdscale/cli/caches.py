@@ -29,6 +29,45 @@ def cache_group() -> None:
     """Build, list, verify and repair caches of teacher logits."""
 
 
+@cache_group.command(name="plan")
+@recipe_options
+@cache_option
+@cache_root_option
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+              help="That build and train, each as fast as one here.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0.1), default=10, show_default=True,
+              help="Time to spend on short runs, roughly.")  # fmt: skip
+@json_option
+def cache_plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    cache: Path | None,
+    cache_root: Path,
+    processes: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Tell what a cache will cost, and how many students it takes to pay for itself.
+
+    Times the teacher and some training steps on this machine; nothing is written but decoded
+    images.
+    """
+    loaded = load(recipe, overrides, data)
+    from kdscale.stages.plan import plan
+    from kdscale.stages.report import plan_table
+    from kdscale.stages.run import trained_teacher
+
+    found = plan(
+        loaded, cache_root=cache_root, cache=cache, num_processes=processes, seconds=seconds,
+        teacher_weights=trained_teacher(loaded, runs_folder(loaded.name)),
+    )  # fmt: skip
+    if as_json:
+        print_json(found)
+    else:
+        print_text(plan_table(found))
+
+
 @cache_group.command(name="build")
 @recipe_options
 @cache_option

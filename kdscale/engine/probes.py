@@ -27,7 +27,8 @@ Steps = Callable[[int], None]
 """Runs, or prepares, so many training steps."""
 
 _STAGED_SAMPLES = 8192  # targets in memory: what they say does not matter to the clock
-_SMALLEST_BATCH = 8
+SMALLEST_BATCH = 8
+"""Tells roughly what a sample costs, so that no probe of a large model takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,26 +159,18 @@ class StagedTargets:
         return next(self._staged)
 
 
-def affordable_batch(
-    seconds: float, seconds_of: Callable[[int], float], batch_size: int
-) -> tuple[int, float]:
+def affordable_batch(batch_size: int, each: float, seconds: float) -> int:
     """The wanted batch, or a smaller one of which several fit into the time.
 
     Args:
-        seconds: to spend.
-        seconds_of: what a batch of so many samples takes.
         batch_size: the one that is wanted.
-
-    Returns:
-        The size, and what a sample takes in a tiny batch, which is more than in a large one.
+        each: seconds that a sample of a batch of `SMALLEST_BATCH` takes.
+        seconds: to spend.
     """
-    tiny = min(_SMALLEST_BATCH, batch_size)
-    seconds_of(tiny)  # the first pass sets things up
-    each = seconds_of(tiny) / tiny
-    fitting = int(seconds / 4 / each)
+    fitting = int(seconds / 4 / max(each, 1e-9))
     if fitting >= batch_size:
-        return batch_size, each
-    return max(tiny, fitting - fitting % _SMALLEST_BATCH), each
+        return batch_size
+    return min(batch_size, max(SMALLEST_BATCH, fitting - fitting % SMALLEST_BATCH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +179,7 @@ class Answers:
 
     seconds_per_image: float
     logits_BC: Tensor
-    """Of the first samples of the first view, at most a shard of them."""
+    """Of the first samples of the first view, at most a shard of them; on the CPU."""
 
 
 def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float) -> Answers:
@@ -198,28 +191,35 @@ def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float
         num_views: views to go through, over and over.
         seconds: to spend, roughly; two batches at least.
     """
-    recipe, num_samples = parts.recipe, parts.images.num_samples
-    pipeline = components.cached_pipeline(recipe, num_samples)
-    teacher = SizedBatches(parts.teacher, recipe.teacher.batch_size)
+    num_samples, wanted = parts.images.num_samples, parts.recipe.cache.shard_samples
+    pipeline = components.cached_pipeline(parts.recipe, num_samples)
+    teacher = SizedBatches(parts.teacher, parts.recipe.teacher.batch_size)
 
     def seconds_of(size: int) -> float:
         began = perf_counter()
         teacher.logits(parts.resident.show(pipeline, 0, torch.arange(size)).pixels).cpu()
         return perf_counter() - began
 
-    size, _ = affordable_batch(seconds, seconds_of, min(teacher.batch_size, num_samples))
+    tiny = min(SMALLEST_BATCH, num_samples)
+    seconds_of(tiny)  # the first pass sets things up
+    size = affordable_batch(min(teacher.batch_size, num_samples), seconds_of(tiny) / tiny, seconds)
     seconds_of(size)
-    parts_of_views = torch.arange(num_samples).split(size)
-    wanted = ((view, index) for view in cycle(range(num_views)) for index in parts_of_views)
-    kept, asked, batches = [], 0, 0
+    kept: list[Tensor] = []
+    asked, batches = 0, 0
     began = perf_counter()
-    for batch in parts.resident.show_each(pipeline, wanted):
+    for batch in parts.resident.show_each(pipeline, _each_view(num_samples, size, num_views)):
         logits = teacher.logits(batch.pixels)
         digest(batch.pixels).cpu()
         encode(logits, encoding)
-        if batch.view == 0 and asked < min(num_samples, recipe.cache.shard_samples):
+        if batch.view == 0 and len(kept) * size < min(num_samples, wanted):
             kept.append(logits.cpu())
         asked, batches = asked + len(logits), batches + 1
         if batches > 1 and perf_counter() - began > seconds:
             break
-    return Answers((perf_counter() - began) / asked, torch.cat(kept))
+    return Answers((perf_counter() - began) / asked, torch.cat(kept)[:wanted].clone())
+
+
+def _each_view(num_samples: int, size: int, num_views: int) -> Iterator[tuple[int, Tensor]]:
+    """Batches of all samples in one view after another, over and over."""
+    for view in cycle(range(num_views)):
+        yield from ((view, index) for index in torch.arange(num_samples).split(size))
