@@ -22,6 +22,7 @@ from kdscale.cli.options import (
     views_option,
 )
 from kdscale.cli.output import outline, print_json, print_text
+from kdscale.errors import CacheError
 
 
 @click.group(name="cache")
@@ -217,6 +218,36 @@ def cache_repair(
         for name in done["rebuilt"]:
             print_text(f"rebuilt: {name}")
         print_text(f"{path}: ok")
+
+
+@cache_group.command(name="remove")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cache_remove(path: Path, yes: bool) -> None:
+    """Remove a cache, finished or not; never one that is being built, nor anything else."""
+    from kdscale.cache.remove import check_removable, remove_cache
+
+    check_removable(path)
+    if not yes:
+        click.confirm(f"Remove {_in_words(path)}?", abort=True, err=True)
+    for left in remove_cache(path):
+        click.echo(f"left, since it is not the cache's: {path / left}", err=True)
+    click.echo(f"removed: {path}", err=True)
+
+
+def _in_words(path: Path) -> str:
+    """A cache in a line, for who is asked about it."""
+    from kdscale.cache.manifest import describe, read_manifest
+
+    try:
+        found = describe(path, read_manifest(path))
+    except CacheError:
+        return f"{path}, a damaged cache or what is left of one"
+    state = "" if found["complete"] else "unfinished, "
+    return (
+        f"{path}: {state}{found['num_views']} views x {found['num_samples']:,} samples, "
+        f"{found['encoding']}, {found['bytes'] / 1e6:.1f} MB, teacher {found['teacher']['model']}"
+    )
 
 
 @cache_group.command(name="show")

@@ -74,5 +74,5 @@ def test_other_reader_finds_a_flipped_byte_too(tmp_path):
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
-    with pytest.raises(ValueError, match="[Dd]igest mismatch"):
+    with pytest.raises(ValueError, match=r"[Dd]igest mismatch"):
         read_elsewhere(cache, "logits")
