@@ -182,6 +182,8 @@ def _table(path: str, stored: bytes) -> dict[str, Any]:
         rest = {key: value for key, value in table.items() if key != "checksum"}
         intact = _checksum(rest) == expected
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        if all(word in stored for word in (b'"kdscale"', b'"checksums"')):  # ours, if no JSON now
+            raise _damaged(path) from None
         raise CacheCorruptError(
             f"{path}/{MANIFEST_KEY} is damaged, or was not written by kdscale (no manifest in its "
             "attribute `kdscale`): name another folder (see `kdscale cache list`), or remove this "
@@ -203,7 +205,7 @@ def _parse(table: Mapping[str, Any]) -> Manifest:
 
 def _damaged(path: str) -> CacheCorruptError:
     return CacheCorruptError(
-        f"the manifest of {path} is damaged (its checksum does not fit): "
+        f"the manifest of {path} is damaged: "
         f"`kdscale cache repair {path} --recipe RECIPE` writes it anew"
     )
 

@@ -399,3 +399,11 @@ def test_what_is_no_content_does_not_count(cache):
     (cache / "claims/manifest.0").write_bytes(b"x" * 100)
     (cache / "labels/.x.tmp").write_bytes(b"x" * 100)
     assert content_bytes(cache) == expected
+
+
+def test_manifest_that_is_no_json_any_more_is_told_to_be_repaired(cache):
+    stored = bytearray((cache / "zarr.json").read_bytes())
+    stored[stored.index(b'"num_views"')] ^= 1
+    (cache / "zarr.json").write_bytes(stored)
+    with pytest.raises(CacheCorruptError, match="kdscale cache repair"):
+        read_manifest(cache)
