@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from kdscale.stages.report import Row, bench_table, markdown_table, results_table, spread
@@ -112,6 +113,10 @@ def _table(found: dict[str, Any]) -> str:
         return _encodings_table(found["encodings"])
     if "digests" in found:
         return _digests_table(found["digests"])
+    if "plans" in found:
+        return _plans_table(found["plans"])
+    if "codecs" in found:
+        return _codecs_tables(found)
     if "rounds" in found:
         return f"{bench_table(found)}\n\n{_COUNTS.format(**found)}"
     rows = [[key, _number(value)] for key, value in found.items()]
@@ -172,6 +177,52 @@ def _digests_table(rows: dict[str, dict[str, int]]) -> str:
     header = ["what was compared", "samples", "pixels differ", "misses", "false alarms"]
     keys = ("samples", "pixels_differ", "misses", "false_alarms")
     return markdown_table(header, [[n, *[f"{r[k]:,}" for k in keys]] for n, r in rows.items()])
+
+
+def _plans_table(plans: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for recipe, plan in plans.items():
+        for name, measured in plan["measured"].items():
+            predicted = plan["predicted"][name]
+            ratio = mean(predicted) / measured
+            size = name == "bytes"
+            scale, digits, unit = (1e-6, 2, "MB") if size else (1, 2, "s")
+            what = name.removesuffix("_seconds").replace("_", " ") + f", {unit}"
+            shown = [spread([scale * one for one in predicted], digits), f"{scale * measured:.2f}"]
+            lines.append([f"{recipe}: {what}", *shown, f"{ratio:.3f}"])
+    return markdown_table(["what", "predicted", "came true", "ratio"], lines)
+
+
+_CODEC_KEYS = {
+    "bytes a target": "bytes_per_target",
+    "files": "files",
+    "write MB/s": "write_megabytes_per_second",
+    "write targets/s": "write_targets_per_second",
+    "read targets/s": "read_targets_per_second",
+    "256 rows ms": "gather_milliseconds",
+}
+
+
+def _codecs_tables(found: dict[str, Any]) -> str:
+    """Codecs at one size, sizes of one codec, and both without a checksum."""
+    usual = {"codec": "zstd 1", "shard_samples": 4096, "crc32c": True}
+    parts = []
+    for title, key in (("codec", "codec"), ("samples a shard", "shard_samples"),
+                       ("crc32c", "crc32c")):  # fmt: skip
+        fixed = {name: value for name, value in usual.items() if name != key}
+        rows = [row for row in found["codecs"] if all(row[n] == v for n, v in fixed.items())]
+        others = ", ".join(f"{name} {value}" for name, value in fixed.items())
+        lines = [
+            [row["encoding"], str(row[key]), *[f"{row[name]:,}" for name in _CODEC_KEYS.values()]]
+            for row in sorted(rows, key=lambda row: _ENCODING_ORDER.index(row["encoding"]))
+        ]
+        header = ["encoding", title, *_CODEC_KEYS]
+        parts.append(f"By {title} ({others}):\n\n{markdown_table(header, lines)}")
+    shape = "One view of {num_samples:,} samples, {num_classes} classes; {rounds} rounds."
+    return "\n\n".join([*parts, shape.format(**found)])
+
+
+_ENCODING_ORDER = ("float32", "float16", "int8", "int4", "topk")
 
 
 def _rows(found: dict[str, Any]) -> list[Row]:

@@ -45,7 +45,8 @@ def flip_a_bit(path):
     "command",
     ["", "quickstart", "recipes", "run", "train", "evaluate", "bench", "views", "cache",
      "cache build", "cache extend",
-     "cache info", "cache list", "cache repair", "cache show", "cache verify"],
+     "cache info", "cache list", "cache plan", "cache remove", "cache repair", "cache show",
+     "cache verify"],
 )  # fmt: skip
 def test_every_command_has_help(kdscale, command):
     done = kdscale(*command.split(), "--help")

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, Self
 
-from kdscale.cache.store import Location, open_store
+from kdscale.cache.store import Location, Store, open_store
 from kdscale.errors import ClaimLostError, StorageError
 
 log = logging.getLogger(__name__)
@@ -214,6 +214,46 @@ class Claims:
             self._counts[builder] = (count, now)
             return False
         return now - since > self._patience
+
+
+def living_builder(cache: Location, *, patience_seconds: float | None = None) -> str | None:
+    """Somebody who builds a cache now, in words; None where nobody does.
+
+    Builders of this machine are known at once. Of others a counter may have to be watched, for as
+    long as it takes to call one dead.
+    """
+    store = open_store(cache)
+    patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
+    seen, began = dict[str, bytes](), time.monotonic()
+    while True:
+        claims, counts = _claims_and_counts(store)
+        for claim in claims.values():
+            if claim.get("machine") == _machine() and not _has_ended(claim):
+                return f"process {claim['pid']} on {claim['host']}"
+        counts = {
+            one: count for one, count in counts.items() if not _has_ended(claims.get(one, {}))
+        }
+        if any(seen.setdefault(one, count) != count for one, count in counts.items()):
+            return "a builder on another machine, or one between two shards"
+        if not counts or time.monotonic() - began > patience:
+            return None
+        if time.monotonic() - began < _POLL_SECONDS:
+            log.info("a builder was here: watching for up to %.0f s whether it lives", patience)
+        time.sleep(_POLL_SECONDS)
+
+
+def _claims_and_counts(store: Store) -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
+    """A claim of each builder that has one, and the counters of all."""
+    claims, counts = dict[str, dict[str, Any]](), dict[str, bytes]()
+    for key, _ in list(store.keys(FOLDER)):
+        name = _KEY.fullmatch(key)
+        with suppress(OSError):  # it was removed just now
+            if name is not None and name[2] == "builder":
+                counts[name[1]] = store.read(key)
+            elif name is not None:
+                claim = _parse(store.read(key))
+                claims[str(claim.get("builder"))] = claim
+    return claims, counts
 
 
 _HERE: set[str] = set()

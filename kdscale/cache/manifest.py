@@ -182,6 +182,8 @@ def _table(path: str, stored: bytes) -> dict[str, Any]:
         rest = {key: value for key, value in table.items() if key != "checksum"}
         intact = _checksum(rest) == expected
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        if all(word in stored for word in (b'"kdscale"', b'"checksums"')):  # ours, if no JSON now
+            raise _damaged(path) from None
         raise CacheCorruptError(
             f"{path}/{MANIFEST_KEY} is damaged, or was not written by kdscale (no manifest in its "
             "attribute `kdscale`): name another folder (see `kdscale cache list`), or remove this "
@@ -203,16 +205,32 @@ def _parse(table: Mapping[str, Any]) -> Manifest:
 
 def _damaged(path: str) -> CacheCorruptError:
     return CacheCorruptError(
-        f"the manifest of {path} is damaged (its checksum does not fit): "
+        f"the manifest of {path} is damaged: "
         f"`kdscale cache repair {path} --recipe RECIPE` writes it anew"
     )
 
 
 def describe(cache: Location, manifest: Manifest) -> dict[str, Any]:
-    """The JSON object of `kdscale cache info`: the manifest and the bytes stored."""
+    """The JSON object of `kdscale cache info`: the manifest and the bytes stored.
+
+    A finished cache says how many they are: to look at 80,000 files takes a second.
+    """
     table = manifest.to_json()
     table.pop("checksums")
+    if manifest.complete and "bytes" in manifest.build:
+        document = open_store(cache).size(MANIFEST_KEY) or 0
+        return {**table, "bytes": manifest.build["bytes"] + document}
     return {**table, "bytes": bytes_stored(cache)}
+
+
+def content_bytes(cache: Location) -> int:
+    """Bytes of what belongs to a cache, but for its manifest: `build.bytes`."""
+    return sum(size for key, size in open_store(cache).keys("") if _is_content(key))
+
+
+def _is_content(key: str) -> bool:
+    folder, _, name = key.rpartition("/")
+    return bool(folder) and not folder.startswith("claims") and not name.startswith(".")
 
 
 def bytes_stored(cache: Location) -> int:

@@ -81,7 +81,7 @@ class Store(Protocol):
         ...
 
     def prune(self, folder: str) -> None:
-        """Remove a folder that is empty, where the store has folders."""
+        """Remove a folder with no object in it, where the store has folders."""
         ...
 
     def tidy(self, written: str) -> None:
@@ -159,9 +159,10 @@ class LocalFolder:
             raise storage_error(file, error) from error
 
     def prune(self, folder: str) -> None:
-        """Remove the folder if nothing is in it."""
-        with suppress(OSError):
-            (self.path / folder).rmdir()
+        """Remove the folder, and those in it, if nothing else is in them."""
+        for place, _, _ in os.walk(self.path / folder, topdown=False):
+            with suppress(OSError):
+                Path(place).rmdir()
 
     def tidy(self, written: str) -> None:
         """Remove temporary files of killed writers, never those of one that still writes."""

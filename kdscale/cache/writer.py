@@ -26,6 +26,7 @@ from kdscale.cache.manifest import (
     MANIFEST_KEY,
     Manifest,
     check_identity,
+    content_bytes,
     group_document,
     read_manifest,
     write_manifest,
@@ -266,7 +267,8 @@ def finish(
                 f"{store.location} still misses {missing} of "
                 f"{found.num_views * found.num_shards} shards: run the same build again"
             )
-        finished = found.finished({**build, "seconds": round(writer.seconds(), 3)})
+        seconds, size = round(writer.seconds(), 3), content_bytes(store)
+        finished = found.finished({**build, "seconds": seconds, "bytes": size})
         write_manifest(store, finished, partial(held.check, MANIFEST))
         store.tidy(MANIFEST_KEY)
         held.clear()

@@ -22,11 +22,51 @@ from kdscale.cli.options import (
     views_option,
 )
 from kdscale.cli.output import outline, print_json, print_text
+from kdscale.errors import CacheError
 
 
 @click.group(name="cache")
 def cache_group() -> None:
     """Build, extend, list, verify and repair caches of teacher logits."""
+
+
+@cache_group.command(name="plan")
+@recipe_options
+@cache_option
+@cache_root_option
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+              help="That build and train, each as fast as one here.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0.1), default=10, show_default=True,
+              help="Time to spend on short runs, roughly.")  # fmt: skip
+@json_option
+def cache_plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    cache: Path | None,
+    cache_root: Path,
+    processes: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Tell what a cache will cost, and how many students it takes to pay for itself.
+
+    Times the teacher and some training steps on this machine; nothing is written but decoded
+    images.
+    """
+    loaded = load(recipe, overrides, data)
+    from kdscale.stages.plan import plan
+    from kdscale.stages.report import plan_table
+    from kdscale.stages.run import trained_teacher
+
+    found = plan(
+        loaded, cache_root=cache_root, cache=cache, num_processes=processes, seconds=seconds,
+        teacher_weights=trained_teacher(loaded, runs_folder(loaded.name)),
+    )  # fmt: skip
+    if as_json:
+        print_json(found)
+    else:
+        print_text(plan_table(found))
 
 
 @cache_group.command(name="build")
@@ -212,6 +252,36 @@ def cache_repair(
         for name in done["rebuilt"]:
             print_text(f"rebuilt: {name}")
         print_text(f"{path}: ok")
+
+
+@cache_group.command(name="remove")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cache_remove(path: Path, yes: bool) -> None:
+    """Remove a cache, finished or not; never one that is being built, nor anything else."""
+    from kdscale.cache.remove import check_removable, remove_cache
+
+    check_removable(path)
+    if not yes:
+        click.confirm(f"Remove {_in_words(path)}?", abort=True, err=True)
+    for left in remove_cache(path):
+        click.echo(f"left, since it is not the cache's: {path / left}", err=True)
+    click.echo(f"removed: {path}", err=True)
+
+
+def _in_words(path: Path) -> str:
+    """A cache in a line, for who is asked about it."""
+    from kdscale.cache.manifest import describe, read_manifest
+
+    try:
+        found = describe(path, read_manifest(path))
+    except CacheError:
+        return f"{path}, a damaged cache or what is left of one"
+    state = "" if found["complete"] else "unfinished, "
+    return (
+        f"{path}: {state}{found['num_views']} views x {found['num_samples']:,} samples, "
+        f"{found['encoding']}, {found['bytes'] / 1e6:.1f} MB, teacher {found['teacher']['model']}"
+    )
 
 
 @cache_group.command(name="show")

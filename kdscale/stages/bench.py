@@ -5,7 +5,7 @@ taken within a round: a machine that slows down slows both sides.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.data.images import ImageSet
-from kdscale.data.loader import Batch, Images, Loader
-from kdscale.data.pixels import as_tensor
+from kdscale.data.loader import Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.generator import permutation
 from kdscale.data.views.schedule import ViewSchedule
@@ -36,15 +34,23 @@ from kdscale.engine.encoding import encoding_of
 from kdscale.engine.following import NEVER, Cadence, Following
 from kdscale.engine.loop import Loop
 from kdscale.engine.precision import autocast
+from kdscale.engine.probes import (
+    Parts,
+    StagedTargets,
+    Steps,
+    Variant,
+    made_up_logits,
+    soft_objective,
+    student_settings,
+)
 from kdscale.engine.processes import StopRequest, create_accelerator
-from kdscale.engine.runs import Job
 from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
-from kdscale.engine.teacher import FrozenTeacher, SizedBatches
+from kdscale.engine.teacher import SizedBatches
 from kdscale.errors import ConfigError
 from kdscale.losses.logits import label_loss
-from kdscale.losses.objective import SUPERVISED, Objective
+from kdscale.losses.objective import SUPERVISED
 from kdscale.runlog import MetricsLog
-from kdscale.targets import Targets, decode, encode
+from kdscale.targets import encode
 
 MINIMUM_ROUNDS = 50  # single rounds scatter by tens of percent
 _BUILD_ROUNDS = 5  # at least
@@ -58,18 +64,6 @@ RATIOS = {
     "online_over_cached_time": ("online", "cached"),
     "views_over_supervised_time": ("views", "supervised"),
 }
-
-Steps = Callable[[int], None]
-"""Runs, or prepares, so many training steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One way to train, ready to go on for any number of steps."""
-
-    steps: Steps
-    prepare: Steps | None = None
-    """What is done before the clock starts."""
 
 
 def bench(
@@ -89,16 +83,15 @@ def bench(
     accelerator = create_accelerator()
     images = components.training_images(recipe, cache_root, labelled=False)
     _check_measurable(recipe, images)
-    resident = Images(images, accelerator.device)
-    teacher = components.frozen_teacher_or_random(
-        recipe, images, teacher_weights, accelerator.device
-    )
+    device, size = accelerator.device, student_settings(recipe).global_batch_size
+    teacher = components.frozen_teacher_or_random(recipe, images, teacher_weights, device)
+    parts = Parts(recipe, images, Images(images, device), teacher, accelerator, size)
     with tempfile.TemporaryDirectory(prefix="kdscale-bench-") as folder:
-        cache = _temporary_cache(Path(folder) / "steps.zarr", recipe, images, resident, teacher)
+        cache = _temporary_cache(Path(folder) / "steps.zarr", parts)
         with ExitStack() as stack:
-            parts = _Parts(recipe, images, resident, teacher, accelerator, Path(folder), stack)
-            steps = _measure_steps(_variants(parts, cache), seconds * _STEP_SHARE)
-        build = _measure_build(parts, seconds * (1 - _STEP_SHARE))
+            place = _Place(Path(folder), stack)
+            steps = _measure_steps(_variants(parts, cache, place), seconds * _STEP_SHARE)
+        build = _measure_build(parts, Path(folder), seconds * (1 - _STEP_SHARE))
     return _summary(recipe, images.num_samples, steps, build, accelerator)
 
 
@@ -115,35 +108,27 @@ def _check_measurable(recipe: config.Recipe, images: ImageSet) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    recipe: config.Recipe
-    images: ImageSet
-    resident: Images
-    teacher: FrozenTeacher
-    accelerator: Accelerator
+class _Place:
+    """Where runs that are timed keep their logs, and until when."""
+
     folder: Path
     stack: ExitStack
 
-    @property
-    def settings(self) -> config.Train:
-        return Job("student", "none", 0).section(self.recipe)[1]
 
-
-def _temporary_cache(
-    path: Path, recipe: config.Recipe, images: ImageSet, resident: Images, teacher: FrozenTeacher
-) -> Path:
+def _temporary_cache(path: Path, parts: Parts) -> Path:
     """A finished cache of two views with true digests and made-up logits: cheap, read the same."""
-    asked = components.asked_manifest(recipe, images, teacher.describe())
+    recipe, images = parts.recipe, parts.images
+    asked = components.asked_manifest(recipe, images, parts.teacher.describe())
     views = 2 if recipe.views.operations else 1
     manifest = create_or_resume(path, replace(asked, num_views=views), images.labels)
     writer = ShardWriter(path, manifest)
     pipeline = components.cached_pipeline(recipe, images.num_samples)
-    logits = _made_up_logits(images)
+    logits = made_up_logits(images, images.num_samples)
     for view in range(views):
         for shard in range(manifest.num_shards):
             index = torch.arange(*manifest.shard_range(shard))
             digests = [
-                digest(resident.show(pipeline, view, part).pixels).cpu()
+                digest(parts.resident.show(pipeline, view, part).pixels).cpu()
                 for part in index.split(1024)
             ]
             values = encode(logits[index], encoding_of(manifest))
@@ -153,65 +138,34 @@ def _temporary_cache(
     return path
 
 
-def _made_up_logits(images: ImageSet) -> Tensor:
-    """[N, C] float32 that point to the labels, as a teacher's do.
-
-    Noise alone would drive units dead and gradients into denormals, and slow down what learns it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(images.num_samples, images.num_classes, generator=generator)
-    rows = torch.arange(images.num_samples)
-    logits[rows, as_tensor(images.labels)] += 6
-    return logits
-
-
-class _StagedTargets:
-    """Targets that are already on the device: what reading them is judged against."""
-
-    def __init__(self, cached: CachedTargets, logits_NC: Tensor) -> None:
-        self.schedule = cached.schedule
-        encoding = encoding_of(cached.manifest)
-        self._targets_N = decode(encode(logits_NC, encoding), encoding).to(cached.device)
-        self._device = cached.device
-        self._staged: Iterator[Targets] = iter(())
-
-    def stage(self, loop: Loop, count: int) -> None:
-        """Gather the targets of the next steps, before the clock starts."""
-        first = loop.state.step
-        indices = [loop.loader.index(step) for step in range(first, first + count)]
-        self._staged = iter([self._targets_N.rows(index.to(self._device)) for index in indices])
-
-    def start_epoch(self, epoch: int) -> None:
-        pass
-
-    def targets(self, batch: Batch) -> Targets:
-        return next(self._staged)
-
-
-def _variants(parts: _Parts, cache: Path) -> dict[str, Variant]:
+def _variants(parts: Parts, cache: Path, place: _Place) -> dict[str, Variant]:
     cached = CachedTargets.open(cache, device=parts.accelerator.device)
-    parts.stack.callback(cached.close)
-    views = cached.num_views
-    distill = components.objective(parts.recipe)
-    if not distill.soft_weight:
-        distill = Objective(1.0, 1.0, distill.temperature)
-    staged = _StagedTargets(cached, _made_up_logits(parts.images))
-    staged_loop = _loop(parts, staged, distill)
-    schedule = ViewSchedule(views, 0)
-    online = LiveTeacher(parts.teacher, schedule)
-    return {
-        "plain": Variant(_plain(parts, schedule)),
-        "supervised": _ours(parts, _loop(parts, NoTargets(schedule), SUPERVISED)),
-        "staged": _ours(parts, staged_loop, lambda count: staged.stage(staged_loop, count)),
-        "cached": _ours(parts, _loop(parts, cached, distill)),
-        "online": _ours(parts, _loop(parts, online, distill)),
-        "views": Variant(_views_alone(parts, schedule)),
+    place.stack.callback(cached.close)
+    schedule = ViewSchedule(cached.num_views, 0)
+    encoding = encoding_of(cached.manifest)
+    staged = StagedTargets(parts.images, encoding, cached.schedule, cached.device)
+    sources: dict[str, TargetSource] = {
+        "supervised": NoTargets(schedule),
+        "staged": staged,
+        "cached": cached,
+        "online": LiveTeacher(parts.teacher, schedule),
     }
+    soft = soft_objective(parts.recipe)
+    loops = {
+        name: parts.loop(source, SUPERVISED if name == "supervised" else soft)
+        for name, source in sources.items()
+    }
+    ours = {name: _ours(parts, loop, place) for name, loop in loops.items()}
+    ours["staged"] = replace(
+        ours["staged"], prepare=lambda count: staged.stage(loops["staged"], count)
+    )
+    plain, views = Variant(_plain(parts, schedule)), Variant(_views_alone(parts, schedule))
+    return {"plain": plain, **ours, "views": views}
 
 
-def _views_alone(parts: _Parts, schedule: ViewSchedule) -> Steps:
+def _views_alone(parts: Parts, schedule: ViewSchedule) -> Steps:
     """The views of a step's batches, shown to nobody."""
-    loader, steps_done = _loader(parts, schedule), count()
+    loader, steps_done = parts.loader(schedule), count()
 
     def steps(number: int) -> None:
         for step in islice(steps_done, number):
@@ -220,7 +174,7 @@ def _views_alone(parts: _Parts, schedule: ViewSchedule) -> Steps:
     return steps
 
 
-def _plain(parts: _Parts, schedule: ViewSchedule) -> Steps:
+def _plain(parts: Parts, schedule: ViewSchedule) -> Steps:
     """A bare PyTorch loop: same student, views, batches and optimizer, none of kdscale's loop."""
     settings, images = parts.settings, parts.resident
     pipeline = components.pipeline(parts.recipe, parts.images.num_samples)
@@ -229,7 +183,7 @@ def _plain(parts: _Parts, schedule: ViewSchedule) -> Steps:
     )
     model, preprocess = student.model.to(parts.accelerator.device), student.preprocess
     optimizer = components.optimizer(settings, model.parameters())
-    device, loader = parts.accelerator.device, _loader(parts, schedule)
+    device, loader = parts.accelerator.device, parts.loader(schedule)
     rates = components.schedule(settings, loader.steps_per_epoch)
     wanted = ((step // loader.steps_per_epoch, loader.index(step)) for step in count())
     views = ((schedule.view(epoch, index), index) for epoch, index in wanted)
@@ -252,50 +206,17 @@ def _plain(parts: _Parts, schedule: ViewSchedule) -> Steps:
     return steps
 
 
-def _loop(parts: _Parts, source: TargetSource, objective: Objective) -> Loop:
-    settings, accelerator = parts.settings, parts.accelerator
-    student = components.create_student(
-        parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
-    )
-    loader = _loader(parts, source.schedule)
-    model = accelerator.prepare(student.model)
-    return Loop(
-        model,
-        student.preprocess,
-        loader,
-        source,
-        objective,
-        components.optimizer(settings, model.parameters()),
-        components.schedule(settings, loader.steps_per_epoch),
-        accelerator,
-        precision=settings.precision,
-        accumulation=settings.accumulation,
-        gradient_clip=settings.gradient_clip,
-    )
-
-
-def _loader(parts: _Parts, schedule: ViewSchedule) -> Loader:
-    return Loader(
-        parts.resident,
-        torch.arange(parts.images.num_samples),
-        components.pipeline(parts.recipe, parts.images.num_samples),
-        schedule,
-        seed=0,
-        global_batch_size=parts.settings.global_batch_size,
-    )
-
-
-def _ours(parts: _Parts, loop: Loop, prepare: Steps | None = None) -> Variant:
+def _ours(parts: Parts, loop: Loop, place: _Place) -> Variant:
     """kdscale's loop, with everything that follows its steps but evaluation and checkpoints."""
-    metrics = parts.stack.enter_context(MetricsLog(parts.folder / f"{id(loop)}.jsonl"))
+    metrics = place.stack.enter_context(MetricsLog(place.folder / f"{id(loop)}.jsonl"))
     cadence = Cadence(log=parts.settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER)
     bar = tqdm(disable=True)
-    following = Following(parts.folder, cadence, None, metrics, StopRequest(), bar)
+    following = Following(place.folder, cadence, None, metrics, StopRequest(), bar)
 
     def steps(count: int) -> None:
         loop.run(loop.state.step + count, after_step=following)
 
-    return Variant(steps, prepare)
+    return Variant(steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,8 +229,8 @@ class _Timings:
 
 
 def _measure_steps(variants: Mapping[str, Variant], seconds: float) -> _Timings:
-    once = {name: _timed(steps, 3) / 3 for name, steps in variants.items()}  # also warms up
-    once = {name: _timed(steps, 2) / 2 for name, steps in variants.items()}
+    once = {name: variant.timed(3) / 3 for name, variant in variants.items()}  # also warms up
+    once = {name: variant.timed(2) / 2 for name, variant in variants.items()}
     wanted = max(1, round(_ROUND_SECONDS / min(once.values())))
     affordable = max(1, int(seconds / MINIMUM_ROUNDS / sum(once.values())))
     count = min(wanted, affordable)
@@ -319,26 +240,11 @@ def _measure_steps(variants: Mapping[str, Variant], seconds: float) -> _Timings:
     for turn in range(rounds):
         for position in permutation(len(names), turn).tolist():
             name = names[position]
-            measured[name].append(_timed(variants[name], count))
+            measured[name].append(variants[name].timed(count))
     return _Timings(measured, count)
 
 
-def _timed(variant: Variant, count: int) -> float:
-    if variant.prepare is not None:
-        variant.prepare(count)
-    _synchronize()
-    began = perf_counter()
-    variant.steps(count)
-    _synchronize()
-    return perf_counter() - began
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _measure_build(parts: _Parts, seconds: float) -> dict[str, Any]:
+def _measure_build(parts: Parts, folder: Path, seconds: float) -> dict[str, Any]:
     """Whole shards, written and flushed, against a bare teacher loop over the same views."""
     recipe, teacher = parts.recipe, parts.teacher
     pipeline = components.cached_pipeline(recipe, parts.images.num_samples)
@@ -356,7 +262,7 @@ def _measure_build(parts: _Parts, seconds: float) -> dict[str, Any]:
     shard_samples = _shard_samples(recipe, parts.images, seconds, per_image)
     asked = components.asked_manifest(recipe, parts.images, teacher.describe())
     asked = replace(asked, num_views=1, shard_samples=shard_samples)
-    path = parts.folder / "build.zarr"
+    path = folder / "build.zarr"
     manifest: Manifest = create_or_resume(path, asked, parts.images.labels)
     builder = ShardBuilder(parts.resident, pipeline, batches, ShardWriter(path, manifest))
 
@@ -377,7 +283,7 @@ def _measure_build(parts: _Parts, seconds: float) -> dict[str, Any]:
             bare(*span)
 
         pair: list[Steps] = [ours, plain] if turn % 2 else [plain, ours]
-        times = {steps: _timed(Variant(steps), 1) for steps in pair}
+        times = {steps: Variant(steps).timed(1) for steps in pair}
         ratios.append(times[ours] / times[plain])
         rates.append((span[1] - span[0]) / times[ours])
         turn += 1
@@ -407,7 +313,7 @@ def _summary(
     build: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    settings = Job("student", "none", 0).section(recipe)[1]
+    settings = student_settings(recipe)
     images = steps.steps * num_samples / -(-num_samples // settings.global_batch_size)
     summary: dict[str, Any] = {"recipe": recipe.name}
     for name, seconds in steps.seconds.items():

@@ -96,7 +96,7 @@ def build(
     if num_views is not None:
         asked = replace(asked, num_views=num_views, views={**asked.views, "count": num_views})
     _mention_encoding(recipe, asked)
-    path = cache or find_cache(cache_root, asked) or _free_path(cache_root, recipe, asked)
+    path = cache or find_cache(cache_root, asked) or free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
     with main_process_first(accelerator):
         finished = accelerator.is_main_process and _is_finished(path, asked, images)
@@ -144,7 +144,7 @@ def _mention_encoding(recipe: Recipe, asked: Manifest) -> None:
         log.info("cache.encoding = 'auto' is %s: %s", asked.encoding, reason)
 
 
-def _free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
+def free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
     """NAME.zarr, or with the identity in its name where that one holds something else.
 
     Raises:
@@ -212,15 +212,13 @@ def _announce(path: Path, manifest: Manifest, probe: Mapping[str, Any]) -> None:
         "%s: %d views of %d samples, %d of %d shards done; about %.1f MB and %.0f s to go "
         "for one process",
         path, manifest.num_views, manifest.num_samples, committed.sum(), committed.size,
-        left * _bytes_per_answer(manifest) / 1e6, left / probe["images_per_second"],
+        left * bytes_per_answer(manifest) / 1e6, left / probe["images_per_second"],
     )  # fmt: skip
 
 
 def _check_space(path: Path, asked: Manifest) -> None:
     """Before anything is written, so that a build too large leaves what is there as it is."""
-    wanted = asked.num_views * asked.num_samples * _bytes_per_answer(asked) - bytes_stored(path)
-    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(folder).free
+    wanted, free = space(path, asked)
     if free < wanted:
         raise StorageError(
             f"{path} needs about {wanted / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free: "
@@ -228,8 +226,15 @@ def _check_space(path: Path, asked: Manifest) -> None:
         )
 
 
-def _bytes_per_answer(manifest: Manifest) -> int:
-    """Logits and digest, before compression."""
+def space(path: Path, asked: Manifest) -> tuple[int, int]:
+    """Bytes that a build may write, were nothing compressed, and bytes that are free."""
+    wanted = asked.num_views * asked.num_samples * bytes_per_answer(asked) - bytes_stored(path)
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+    return max(0, wanted), shutil.disk_usage(folder).free
+
+
+def bytes_per_answer(manifest: Manifest) -> int:
+    """Of what is kept of an answer and of its digest, before compression."""
     return manifest.bytes_per_target + 8
 
 

@@ -2,8 +2,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,6 +16,7 @@ from kdscale.cache.manifest import (
     Manifest,
     canonical,
     check_identity,
+    content_bytes,
     describe,
     group_document,
     read_manifest,
@@ -258,8 +261,10 @@ def test_manifest_that_cannot_be_read_says_why(tmp_path):
 
 
 def test_describe_counts_the_bytes_on_disk(cache):
+    manifest = replace(read_manifest(cache), complete=False)
+    write_manifest(cache, manifest)
     (cache / ".x.tmp").write_bytes(b"12345")
-    described = describe(cache, read_manifest(cache))
+    described = describe(cache, manifest)
     assert described["bytes"] == sum(map(len, synthetic.files(cache).values())) + 5
     assert described["id"] == synthetic.asked().id
     json.dumps(described, allow_nan=False)
@@ -277,6 +282,7 @@ def test_describe_survives_a_temporary_file_that_goes_away(cache, monkeypatch):
         gone.unlink()
         return contextlib.nullcontext(listed)
 
+    write_manifest(cache, replace(read_manifest(cache), complete=False))  # being built
     sizes = sum(map(len, synthetic.files(cache).values()))
     monkeypatch.setattr(os, "scandir", vanishes)
     assert describe(cache, read_manifest(cache))["bytes"] == sizes
@@ -343,3 +349,61 @@ def test_cache_info_imports_neither_zarr_nor_numpy(cache):
     )
     assert json.loads(done.stdout)["complete"]
     assert done.stderr.strip() == ""
+
+
+# ------------------------------------------------------------------ info
+
+
+INFO_SECONDS = 1.5  # 0.3 is the aim; a loaded machine is slower
+
+
+def test_info_of_50_views_answers_at_once(tmp_path):
+    manifest = synthetic.build(
+        tmp_path / "many.zarr", synthetic.asked(num_views=50, shard_samples=10)
+    )
+    assert len(synthetic.files(tmp_path / "many.zarr")) > 50 * 3
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "kdscale", "cache", "info", tmp_path / "many.zarr", "--json"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        seconds.append(time.perf_counter() - began)
+    assert json.loads(done.stdout)["bytes"] > manifest.build["bytes"]
+    assert min(seconds) < INFO_SECONDS, f"best of three: {seconds}"
+
+
+def test_finished_cache_knows_its_bytes_without_looking_at_its_files(cache):
+    described = describe(cache, read_manifest(cache))
+    assert described["bytes"] == sum(len(data) for data in synthetic.files(cache).values())
+    shutil.rmtree(cache / "commits")
+    assert describe(cache, read_manifest(cache))["bytes"] == described["bytes"]
+
+
+def test_bytes_of_a_cache_that_does_not_say_them_are_counted(cache):
+    """Those of earlier releases do not, nor does one that is being built."""
+    manifest = read_manifest(cache)
+    said = manifest.build["bytes"]
+    build = {key: value for key, value in manifest.build.items() if key != "bytes"}
+    for changes in ({"build": build}, {"complete": False}):
+        write_manifest(cache, replace(manifest, **changes))
+        (cache / "labels/extra").write_bytes(b"1234567")
+        size = (cache / "zarr.json").stat().st_size
+        assert describe(cache, read_manifest(cache))["bytes"] == said + size + 7
+
+
+def test_what_is_no_content_does_not_count(cache):
+    expected = content_bytes(cache)
+    (cache / "claims").mkdir()
+    (cache / "claims/manifest.0").write_bytes(b"x" * 100)
+    (cache / "labels/.x.tmp").write_bytes(b"x" * 100)
+    assert content_bytes(cache) == expected
+
+
+def test_manifest_that_is_no_json_any_more_is_told_to_be_repaired(cache):
+    stored = bytearray((cache / "zarr.json").read_bytes())
+    stored[stored.index(b'"num_views"')] ^= 1
+    (cache / "zarr.json").write_bytes(stored)
+    with pytest.raises(CacheCorruptError, match="kdscale cache repair"):
+        read_manifest(cache)

@@ -1,0 +1,302 @@
+"""What a cache will cost and when it has paid for itself, before anything is built."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdscale import config
+from kdscale.cache.manifest import (
+    Manifest,
+    bytes_stored,
+    read_manifest,
+)
+from kdscale.cache.search import find_cache
+from kdscale.cache.sizes import answers_bytes, num_files, other_bytes
+from kdscale.cache.writer import ShardWriter
+from kdscale.data.images import ImageSet
+from kdscale.data.loader import Images
+from kdscale.data.views.generator import permutation
+from kdscale.data.views.schedule import ViewSchedule
+from kdscale.engine import components
+from kdscale.engine.encoding import choose_encoding, encoding_of
+from kdscale.engine.identity import check_fits, with_keys
+from kdscale.engine.loop import Loop
+from kdscale.engine.probes import (
+    SMALLEST_BATCH,
+    Parts,
+    StagedTargets,
+    Variant,
+    affordable_batch,
+    ask_teacher,
+    soft_objective,
+    student_settings,
+)
+from kdscale.engine.processes import create_accelerator
+from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
+from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
+from kdscale.losses.objective import SUPERVISED
+from kdscale.stages.build import bytes_per_answer, free_path, space
+from kdscale.stages.report import bytes_text
+from kdscale.targets import ENCODINGS, encode
+
+log = logging.getLogger(__name__)
+
+_TEACHER_SHARE = 0.4  # of the time; the rest goes into training steps
+_ROUND_SECONDS = 0.05  # wanted at least for each kind of step in a round
+_ROUNDS = 3  # at least
+
+KINDS = ("supervised", "cached", "online")
+"""Of students, cheapest first."""
+
+
+def plan(
+    recipe: config.Recipe,
+    *,
+    cache_root: Path,
+    cache: Path | None = None,
+    teacher_weights: str | None = None,
+    num_processes: int = 1,
+    seconds: float = 10.0,
+) -> dict[str, Any]:
+    """Tell what the recipe's cache costs and saves, from short runs on this machine.
+
+    Nothing is written but decoded images, where those are not there yet.
+
+    Args:
+        recipe: the recipe; its teacher is timed with random weights where it has none.
+        cache_root: where caches and decoded images lie.
+        cache: the cache's folder; found by content, or named after the recipe, when None.
+        teacher_weights: used where the recipe names none.
+        num_processes: that build and train, each as fast as this one and on its part of a batch.
+        seconds: to spend on short runs, roughly.
+
+    Returns:
+        The JSON object of `kdscale cache plan`. Times are seconds; those of a student are of all
+        its epochs, without evaluation, and null where there is no such student.
+
+    Raises:
+        KdscaleError: the recipe cannot be built or trained.
+    """
+    accelerator = create_accelerator()
+    if accelerator.num_processes > 1:
+        raise LaunchError(
+            f"plan was started with {accelerator.num_processes} processes and times one: start it "
+            f"alone, with --processes {accelerator.num_processes}"
+        )
+    with _telling_what_is_decoded(cache_root):
+        labelled = recipe.loss.hard_weight > 0
+        images = components.training_images(recipe, cache_root, labelled=labelled)
+    settings, device = student_settings(recipe), accelerator.device
+    teacher = components.frozen_teacher_or_random(recipe, images, teacher_weights, device)
+    trained = recipe.teacher.weights is not None or teacher_weights is not None
+    asked, once = with_keys(components.asked_manifest(recipe, images, teacher.describe()), images)
+    there = _look_for(asked, images, cache_root, cache) if trained else _Found(None, 0.0)
+    path = there.path or cache or free_path(cache_root, recipe, asked)
+
+    size = settings.global_batch_size
+    parts = Parts(recipe, images, Images(images, device), teacher, accelerator, size, num_processes)
+    parts.loader(ViewSchedule(1, 0))  # a batch that does not split over the processes ends here
+    answers = ask_teacher(parts, encoding_of(asked), asked.num_views, seconds * _TEACHER_SHARE)
+    steps = _step_seconds(parts, asked, seconds * (1 - _TEACHER_SHARE))
+    build = answers.seconds_per_image * asked.num_views * asked.num_samples / num_processes
+    encodings = _sizes(recipe, asked, images, once, answers.logits_BC if trained else None)
+    needed, free = space(path, asked)
+    return {
+        "recipe": recipe.name,
+        "num_views": asked.num_views,
+        "num_samples": asked.num_samples,
+        "num_classes": asked.num_classes,
+        "teacher": recipe.teacher.model,
+        "teacher_is_trained": trained,
+        "encoding": asked.encoding,
+        "reason": choose_encoding(recipe.cache, images.num_classes)[1],
+        "encodings": encodings,
+        "bytes": encodings[asked.encoding]["bytes"],
+        "files": num_files(asked),
+        "path": str(path),
+        "share_built": round(there.share, 4),
+        "needed_bytes": 0 if there.share == 1 else needed,
+        "free_bytes": free,
+        "whole_build_seconds": round(build, 6),
+        **_payback(recipe, parts, build * (1 - there.share), steps),
+        "num_processes": num_processes,
+        "device": device.type,
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+@contextmanager
+def _telling_what_is_decoded(cache_root: Path) -> Iterator[None]:
+    """Say so where images had to be decoded, which the build would have done."""
+    folder = cache_root / "images"
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    yield
+    for new in sorted(set(folder.iterdir()) - before):
+        if new.is_dir() and not new.name.startswith("."):
+            log.info("decoded images are kept in %s (%s)", new, bytes_text(bytes_stored(new)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A cache that fits, and how much of what is asked for it holds already."""
+
+    path: Path | None
+    share: float
+    """0..1"""
+
+
+def _look_for(asked: Manifest, images: ImageSet, cache_root: Path, cache: Path | None) -> _Found:
+    path = cache or find_cache(cache_root, asked)
+    try:
+        found = None if path is None else read_manifest(path)
+    except CacheNotFoundError:
+        found = None
+    if path is None or found is None:
+        return _Found(None, 0.0)
+    enough = replace(found, num_views=max(found.num_views, asked.num_views))
+    check_fits(path, enough, asked, images)
+    # In parts too, where the cache is unfinished.
+    built = (
+        found.num_views if found.complete else ShardWriter(path, found).committed().mean(1).sum()
+    )
+    return _Found(path, min(1.0, float(built) / asked.num_views))
+
+
+def _sizes(
+    recipe: config.Recipe,
+    asked: Manifest,
+    images: ImageSet,
+    once: Mapping[str, np.ndarray],
+    logits: Tensor | None,
+) -> dict[str, dict[str, int]]:
+    """Bytes of an answer and of the cache, by encoding.
+
+    The cache's are what some of the teacher's answers take once compressed. An untrained teacher's
+    say nothing of that, so what is told are then the bytes before compression.
+    """
+    sizes = {}
+    for name in ENCODINGS:
+        settings = recipe.cache.model_copy(update={"encoding": name})
+        wanted = recipe.model_copy(update={"cache": settings})
+        with suppress(ConfigError):  # topk of fewer classes than it keeps
+            manifest = components.asked_manifest(wanted, images, asked.teacher)
+            manifest = replace(manifest, dataset=asked.dataset)
+            each = float(bytes_per_answer(manifest))
+            if logits is not None:
+                each = _stored_bytes_per_answer(manifest, logits)
+            total = each * manifest.num_views * manifest.num_samples
+            sizes[name] = {
+                "bytes_per_target": manifest.bytes_per_target,
+                "bytes": round(total) + other_bytes(manifest, images.labels, once),
+            }
+    return sizes
+
+
+def _stored_bytes_per_answer(manifest: Manifest, logits: Tensor) -> float:
+    values = encode(logits, encoding_of(manifest))
+    # Digests are as good as random.
+    seen = torch.randint(1, 1 << 32, (len(logits),), generator=torch.Generator().manual_seed(0))
+    values["digests"] = seen.numpy().astype("uint64")
+    return answers_bytes(manifest, values) / len(logits)
+
+
+# --------------------------------------------------------------------------- time
+
+
+def _step_seconds(parts: Parts, asked: Manifest, seconds: float) -> dict[str, float]:
+    """Seconds a sample that training steps of each kind take; medians of interleaved rounds."""
+    tiny = _variants(replace(parts, batch_size=SMALLEST_BATCH * parts.num_processes), asked)
+    for variant in tiny.values():
+        variant.timed(1)  # the first pass sets things up
+    each = sum(variant.timed(1) for variant in tiny.values()) / SMALLEST_BATCH
+    own = max(1, parts.batch_size // parts.num_processes)
+    own = affordable_batch(own, each, seconds)
+    size = own * parts.num_processes if own * parts.num_processes < parts.batch_size else 0
+    parts = replace(parts, batch_size=size or parts.batch_size)
+    loader = parts.loader(ViewSchedule(1, 0))
+    samples = loader.num_samples / loader.steps_per_epoch
+    measured = _measure(_variants(parts, asked), seconds)
+    return {kind: step / samples for kind, step in measured.items()}
+
+
+def _variants(parts: Parts, asked: Manifest) -> dict[str, Variant]:
+    schedule, encoding = ViewSchedule(asked.num_views, 0), encoding_of(asked)
+    staged = StagedTargets(parts.images, encoding, schedule, parts.accelerator.device)
+    sources: dict[str, TargetSource] = {"cached": staged}
+    if parts.images.labelled:
+        sources["supervised"] = NoTargets(schedule)
+    if parts.recipe.views.mode == "replayed":
+        sources["online"] = LiveTeacher(parts.teacher, schedule)
+    soft = soft_objective(parts.recipe)
+    found = {}
+    for kind, source in sources.items():
+        loop = parts.loop(source, SUPERVISED if kind == "supervised" else soft)
+        prepare = partial(staged.stage, loop) if kind == "cached" else None
+        found[kind] = Variant(partial(_go_on, loop), prepare)
+    return found
+
+
+def _go_on(loop: Loop, count: int) -> None:
+    loop.run(loop.state.step + count)
+
+
+def _measure(variants: Mapping[str, Variant], seconds: float) -> dict[str, float]:
+    """Seconds of a step of each kind."""
+    names, ended = list(variants), perf_counter() + seconds
+    once = {name: variant.timed(1) for name, variant in variants.items()}
+    for name, variant in variants.items():
+        if once[name] < 1:  # the first pass sets things up, which matters where steps are short
+            once[name] = variant.timed(1)
+    counts = {name: max(1, round(_ROUND_SECONDS / one)) for name, one in once.items()}
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    turn = 0
+    while turn < _ROUNDS or perf_counter() < ended:
+        for position in permutation(len(names), turn).tolist():
+            name = names[position]
+            taken[name].append(variants[name].timed(counts[name]) / counts[name])
+        turn += 1
+    return {name: median(rounds) for name, rounds in taken.items()}
+
+
+def _payback(
+    recipe: config.Recipe, parts: Parts, build: float, steps: Mapping[str, float]
+) -> dict[str, Any]:
+    """Times of the build and of a student of each kind, and when the one has saved the other."""
+    settings = student_settings(recipe)
+    training, _ = components.sample_indices(recipe, parts.images)
+    each = len(training) * settings.epochs
+    students = {kind: round(steps[kind] * each, 6) for kind in steps}
+    build = round(build, 6)
+    return {
+        "build_seconds": build,
+        "epochs": settings.epochs,
+        **{f"{kind}_student_seconds": students.get(kind) for kind in KINDS},
+        "break_even_students": break_even(build, students["cached"], students.get("online")),
+        "break_even_epochs": break_even(
+            build * settings.epochs, students["cached"], students.get("online")
+        ),
+    }
+
+
+def break_even(build: float, cached: float, online: float | None) -> int | None:
+    """The smallest n >= 1 with `build + n * cached <= n * online`; None where there is none."""
+    if online is None or online < cached or (online == cached and build > 0):
+        return None
+    number = max(1, math.ceil(build / (online - cached))) if build else 1
+    # Division rounds: the number itself decides.
+    while number > 1 and build + (number - 1) * cached <= (number - 1) * online:
+        number -= 1
+    while build + number * cached > number * online:
+        number += 1
+    return number
