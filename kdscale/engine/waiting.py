@@ -50,9 +50,9 @@ class Turn:
             CacheIncompleteError: nobody builds; the state is saved.
         """
         for cached in self.caches:
-            if cached.manifest.complete:
-                continue
-            pending = list(shards_of_epoch(cached.schedule, cached.manifest, epoch))
+            pending = []
+            if not cached.manifest.complete:  # as this process found it: others may still wait
+                pending = list(shards_of_epoch(cached.schedule, cached.manifest, epoch))
             began = perf_counter()
             self._wait(cached.reader, pending, epoch)
             self.loop.state.wait_seconds += perf_counter() - began
