@@ -1,7 +1,7 @@
 """Takes out of a cache what is bad, so that a build replaces just that."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,12 @@ from kdscale.cache.writer import changing_manifest, holds, lay_out
 from kdscale.errors import CacheCorruptError, StorageError
 
 
-def take_out(cache: Location, labels: np.ndarray, restored: Manifest | None = None) -> Verdict:
+def take_out(
+    cache: Location,
+    labels: np.ndarray,
+    restored: Manifest | None = None,
+    once: Mapping[str, np.ndarray] | None = None,
+) -> Verdict:
     """Make a damaged cache an unfinished one that misses what was bad, ready for its build.
 
     Bad shards lose their commit records before anything else, so that a kill at any moment leaves a
@@ -31,6 +36,7 @@ def take_out(cache: Location, labels: np.ndarray, restored: Manifest | None = No
         cache: where it lies.
         labels: int64 [N], those of the manifest's data set.
         restored: in place of a manifest that is damaged.
+        once: see `fixed_objects`.
 
     Returns:
         What was wrong.
@@ -45,7 +51,7 @@ def take_out(cache: Location, labels: np.ndarray, restored: Manifest | None = No
         found = judge(store, manifest)
         if found.ok and restored is None:
             return found
-        objects = fixed_objects(manifest, labels)
+        objects = fixed_objects(manifest, labels, once)
         if RECORDS_METADATA in (*found.missing_shards, *found.corrupt_shards):
             _make_way(store, RECORDS_METADATA)
             store.write(RECORDS_METADATA, objects[RECORDS_METADATA])
@@ -53,7 +59,7 @@ def take_out(cache: Location, labels: np.ndarray, restored: Manifest | None = No
         _remove_records(store, manifest, found.bad_shards)
         for key in objects:
             _make_way(store, key)
-        lay_out(store, replace(manifest, complete=False), labels, held)
+        lay_out(store, replace(manifest, complete=False), labels, held, once)
     if restored is None:
         return found
     return replace(found, corrupt_shards=(MANIFEST_KEY, *found.corrupt_shards))
@@ -79,13 +85,19 @@ def _make_way(store: Store, key: str) -> None:
         store.remove(key, durable=False)
 
 
-def restored_manifest(cache: Location, asked: Manifest, labels: np.ndarray) -> Manifest:
+def restored_manifest(
+    cache: Location,
+    asked: Manifest,
+    labels: np.ndarray,
+    once: Mapping[str, np.ndarray] | None = None,
+) -> Manifest:
     """The manifest of a cache whose own is damaged, with all that it vouched for.
 
     Args:
         cache: where it lies.
         asked: what the recipe asks for; number of views and size of shards are the cache's.
         labels: int64 [N], those of the data set.
+        once: see `fixed_objects`.
 
     Raises:
         CacheCorruptError: what is left does not say that the cache is the recipe's.
@@ -103,13 +115,14 @@ def restored_manifest(cache: Location, asked: Manifest, labels: np.ndarray) -> M
         manifest = replace(
             asked, num_views=views, shard_samples=shard_samples, views=count, complete=True
         )
-        objects = fixed_objects(manifest, labels)
+        objects = fixed_objects(manifest, labels, once)
         if all(holds(store, key, objects[key]) for key in (first, RECORDS_METADATA)):
             checksums = {key: checksum(data) for key, data in objects.items()}
             return replace(manifest, checksums=checksums)
     raise CacheCorruptError(
-        f"manifest and metadata of {path} are both damaged, so its shards cannot be told apart: "
-        "remove the folder and rebuild it with `kdscale cache build`"
+        f"the manifest of {path} is damaged, and so is its metadata, or its cache.features are not "
+        "the recipe's, so its shards cannot be told apart: repair it with the recipe it was built "
+        "with, or remove the folder and rebuild it with `kdscale cache build`"
     )
 
 

@@ -24,17 +24,21 @@ def num_files(manifest: Manifest) -> int:
 
 
 def answers_bytes(manifest: Manifest, values: Mapping[str, np.ndarray]) -> int:
-    """Bytes of some rows of the answers' arrays, [rows, ...] by name, once they are compressed."""
+    """Bytes of some rows of the arrays among a shard's, [rows, ...] by name, once compressed."""
     rows = len(values["digests"])
     one = replace(manifest, num_views=1, num_samples=rows, shard_samples=rows)
     encoder, place = Encoder(one), (0, slice(0, rows))
     keys = zip(shard_arrays(one), shard_objects(one, 0, 0), strict=True)
-    return sum(len(encoder.encode(key, place, values[name])) for name, key in keys)
+    return sum(
+        len(encoder.encode(key, place, values[name])) for name, key in keys if name in values
+    )
 
 
-def other_bytes(manifest: Manifest, labels: np.ndarray) -> int:
-    """Bytes of the manifest, metadata, labels and commit records."""
-    fixed = sum(len(data) for data in fixed_objects(manifest, labels).values())
+def other_bytes(
+    manifest: Manifest, labels: np.ndarray, once: Mapping[str, np.ndarray] | None = None
+) -> int:
+    """Bytes of the manifest, metadata, what is kept once and commit records."""
+    fixed = sum(len(data) for data in fixed_objects(manifest, labels, once).values())
     one = replace(manifest, num_views=1)
     random = np.random.default_rng(0)  # as checksums are: they do not compress
     record = random.integers(0, 1 << 33, arrays(one)["commits"].shape[2], dtype=np.uint64)

@@ -38,7 +38,11 @@ Check = Callable[[], None]
 
 
 def create_or_resume(
-    cache: Location, asked: Manifest, labels: np.ndarray, claims: Claims | None = None
+    cache: Location,
+    asked: Manifest,
+    labels: np.ndarray,
+    claims: Claims | None = None,
+    once: Mapping[str, np.ndarray] | None = None,
 ) -> Manifest:
     """Make a place a cache that `asked` can be written to.
 
@@ -50,6 +54,7 @@ def create_or_resume(
         asked: the manifest of the cache to be.
         labels: int64 [N], -1 where unlabelled.
         claims: of this builder; its own for the moment when None.
+        once: see `fixed_objects`.
 
     Raises:
         CacheMismatchError: another cache is there.
@@ -63,10 +68,10 @@ def create_or_resume(
     with changing_manifest(store, claims) as held:
         found = _fitting(store, asked)
         if found is None:
-            return lay_out(store, replace(asked, complete=False), labels, held)
+            return lay_out(store, replace(asked, complete=False), labels, held, once)
         if found.complete and found.num_views >= asked.num_views:
             return found
-        return lay_out(store, _taken_up(found, asked), labels, held)
+        return lay_out(store, _taken_up(found, asked), labels, held, once)
 
 
 @contextmanager
@@ -119,14 +124,20 @@ def is_free(cache: Location) -> bool:
 _BEGUN = re.compile(r"\.zarr\.json\.[^/]*\.tmp")
 
 
-def lay_out(cache: Location, manifest: Manifest, labels: np.ndarray, held: Claims) -> Manifest:
+def lay_out(
+    cache: Location,
+    manifest: Manifest,
+    labels: np.ndarray,
+    held: Claims,
+    once: Mapping[str, np.ndarray] | None = None,
+) -> Manifest:
     """Write an unfinished manifest, then what it vouches for; repeatable after a kill.
 
     In this order nobody finds metadata of more views under a manifest that says complete.
     """
     store = open_store(cache)
     check = partial(held.check, MANIFEST)
-    objects = fixed_objects(manifest, labels)
+    objects = fixed_objects(manifest, labels, once)
     checksums = {key: checksum(data) for key, data in objects.items()}
     manifest = replace(manifest, checksums=checksums)
     if not holds(store, MANIFEST_KEY, group_document(manifest)):

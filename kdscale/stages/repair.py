@@ -9,7 +9,7 @@ from kdscale.cache.manifest import check_identity, read_manifest
 from kdscale.cache.repair import restored_manifest, take_out
 from kdscale.cache.verify import Verdict, verify
 from kdscale.config import Recipe
-from kdscale.engine.components import asked_manifest, frozen_teacher, training_images
+from kdscale.engine.components import asked_manifest, frozen_teacher, kept_of, training_images
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.errors import CacheCorruptError
 from kdscale.stages.build import build
@@ -72,10 +72,13 @@ def _names(found: Verdict) -> list[str]:
 def _take_out(recipe: Recipe, path: Path, root: Path, weights: str | None) -> Verdict:
     images = training_images(recipe, root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, weights, create_accelerator().device)
-    asked = asked_manifest(recipe, images, teacher.describe())
+    kept = kept_of(recipe, images, teacher)
+    asked = asked_manifest(recipe, images, teacher.describe(), kept=kept)
     try:
         manifest = read_manifest(path)
     except CacheCorruptError:
-        return take_out(path, images.labels, restored_manifest(path, asked, images.labels))
+        return take_out(
+            path, images.labels, restored_manifest(path, asked, images.labels, kept.once), kept.once
+        )
     check_identity(path, manifest, replace(asked, num_views=manifest.num_views))
-    return take_out(path, images.labels)
+    return take_out(path, images.labels, once=kept.once)
