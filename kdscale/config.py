@@ -164,6 +164,33 @@ class Cache(Section):
         return grid
 
 
+class Ensemble(Section):
+    """Further caches that teach the student beside the recipe's own."""
+
+    caches: list[str] = Field(
+        [], description="further caches of the same images and views, by another teacher each: "
+        "folders (also below the cache root) or URLs"
+    )  # fmt: skip
+    weights: list[Annotated[float, Field(gt=0)]] = Field(
+        [], description="one for each teacher, the recipe's own first; divided by their sum. "
+        "Equal when not set"
+    )  # fmt: skip
+    mean: Literal["probabilities", "logits"] = Field(
+        "probabilities",
+        description="probabilities: their mean at loss.temperature; logits: their mean, which is "
+        "the geometric one of probabilities",
+    )
+
+    @model_validator(mode="after")
+    def _one_weight_a_teacher(self) -> "Ensemble":
+        if self.weights and len(self.weights) != 1 + len(self.caches):
+            raise ValueError(
+                f"weights has {len(self.weights)} values for {1 + len(self.caches)} teachers: give "
+                "one for each, first that of the recipe's own cache"
+            )
+        return self
+
+
 class Input(Section):
     """What a model wants to be shown; belongs to the model, never to the view."""
 
@@ -275,6 +302,7 @@ class Recipe(Section):
     teacher: Teacher
     student: Model
     loss: Loss = Loss()
+    ensemble: Ensemble = Ensemble()
 
 
 def recipe_names() -> list[str]:

@@ -83,6 +83,8 @@ def _once(manifest: Manifest) -> dict[str, ArrayLayout]:
     whole: dict[str, tuple[tuple[int, ...], str, float, tuple[str, ...]]] = {
         "labels": ((manifest.num_samples,), "int64", -1, ("sample",))
     }
+    if manifest.dataset.get("keys") is not None:
+        whole["keys"] = ((manifest.num_samples,), "uint64", 0, ("sample",))
     if manifest.encoding == "embedding":
         classes, size = manifest.num_classes, manifest.embedding_size
         assert size is not None, "a manifest of this encoding says how large it is"
@@ -192,8 +194,8 @@ def fixed_objects(
     Args:
         manifest: of the cache.
         labels: int64 [N], -1 where unlabelled.
-        once: what else is kept once: `head_weight` float32 [C, D] and `head_bias` float32 [C],
-            where the encoding is `embedding`.
+        once: what else is kept once: `keys`, uint64 [N], where the manifest says so; `head_weight`
+            float32 [C, D] and `head_bias` float32 [C], where the encoding is `embedding`.
     """
     values = {**(once or {}), "labels": labels}
     objects: dict[str, Any] = {}

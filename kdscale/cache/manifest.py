@@ -80,8 +80,9 @@ class Manifest:
 
     @property
     def format_version(self) -> int:
-        """1, or 2 where views or encoding are what a reader of version 1 does not know."""
+        """1, or 2 where it holds what a reader of version 1 does not know."""
         known = self.encoding in _ENCODINGS_OF_VERSION_1 and not self.features
+        known = known and "keys" not in self.dataset
         return 1 if known and not self.views.keys() - _VIEWS_OF_VERSION_1 else 2
 
     @property
@@ -264,8 +265,19 @@ def bytes_stored(cache: Location) -> int:
     return sum(size for _, size in open_store(cache).keys(""))
 
 
-def check_identity(path: object, cache: Manifest, asked: Manifest) -> None:
+def check_identity(
+    path: object,
+    cache: Manifest,
+    asked: Manifest,
+    explain: Callable[[], Sequence[str]] | None = None,
+) -> None:
     """Stop unless the cache at `path`, named in messages, holds what is asked for.
+
+    Args:
+        path: where it lies.
+        cache: its manifest.
+        asked: what is asked for.
+        explain: where the data sets differ, says in what.
 
     Raises:
         CacheMismatchError: names every differing field with both values.
@@ -282,6 +294,8 @@ def check_identity(path: object, cache: Manifest, asked: Manifest) -> None:
     ]
     if len(differing) > _SHOWN:
         lines.append(f"  and {len(differing) - _SHOWN} more")
+    if explain is not None and any(name.startswith("dataset.") for name, *_ in differing):
+        lines += [f"  {line}" for line in explain()]
     raise CacheMismatchError(
         f"{path} holds other targets than the recipe asks for:\n"
         + "\n".join(lines)

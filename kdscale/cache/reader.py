@@ -1,6 +1,8 @@
 """Reads a finished cache: one view at a time, whole chunks, checksums verified."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
@@ -19,22 +21,41 @@ from kdscale.cache.layout import (
     shard_objects,
 )
 from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.cache.patience import Patience
 from kdscale.cache.store import Location, Store, crc, open_store
-from kdscale.errors import CacheCorruptError, CacheIncompleteError, StorageError
+from kdscale.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheIncompleteError,
+    CacheNotFoundError,
+    StorageError,
+)
 
 
 class CacheReader:
-    """A finished cache opened for reading.
+    """A finished cache opened for reading; with `patience`, one that is still being built, too.
+
+    Shards that are not there yet are then waited for, as is the cache itself.
 
     Raises:
         CacheNotFoundError: nothing there.
-        CacheIncompleteError: the build has not finished, or views are being added.
+        CacheIncompleteError: the build has not finished, or views are being added; with `patience`,
+            nobody builds.
         CacheCorruptError: manifest, metadata or labels are not what was written.
     """
 
-    def __init__(self, cache: Location) -> None:
+    def __init__(
+        self, cache: Location, patience: Patience | None = None, num_views: int = 1
+    ) -> None:
+        """Open it; with `patience`, once it has metadata for `num_views`."""
         self.store = open_store(cache)
-        self.manifest, self._fixed = _finished(self.store)
+        if patience is None:
+            self.manifest, self._fixed = _finished(self.store)
+        else:
+            self.manifest, self._fixed = _begun(self.store, patience, num_views)
+        # What a finished cache misses is lost, and not still to come.
+        self._patience = None if self.manifest.complete else patience
+        self._there: set[tuple[int, int]] = set()  # shards known to be committed
 
     @property
     def location(self) -> str:
@@ -62,13 +83,43 @@ class CacheReader:
         """
         return self._read(view, range(shard, shard + 1), features)
 
+    def is_there(self, view: int, shard: int) -> bool:
+        """Whether a shard has a commit record, whatever that says; it need not be asked again."""
+        if (view, shard) not in self._there:
+            metadata = self._fixed[RECORDS_METADATA]
+            if not read_records(self.store, metadata, view, range(shard, shard + 1)).any():
+                return False
+            self._there.add((view, shard))
+        return True
+
+    def build_seconds(self) -> float:
+        """What the cache took to build; of one that is still being built, what is finished."""
+        manifest = self.manifest
+        if not manifest.complete:
+            with suppress(CacheError):
+                manifest = read_manifest(self.store)
+        if manifest.complete:
+            return float(manifest.build["seconds"])
+        return sum(self._seconds(view) for view in range(self.manifest.num_views))
+
+    def _seconds(self, view: int) -> float:
+        shards = range(self.manifest.num_shards)
+        records = read_records(self.store, self._fixed[RECORDS_METADATA], view, shards)
+        milliseconds = records[:, -1]
+        return float((milliseconds[milliseconds >= COMMITTED] - COMMITTED).sum()) / 1000
+
+    def close(self) -> None:
+        """Call off whatever waits for shards, in any thread."""
+        if self._patience is not None:
+            self._patience.stop()
+
     def labels(self) -> np.ndarray:
         """int64 [N], -1 where unlabelled.
 
         Raises:
             CacheCorruptError: they are missing or damaged.
         """
-        return self._once("labels")
+        return read_once(self.store, self.manifest, "labels")
 
     def head(self) -> dict[str, np.ndarray]:
         """What is kept of the teacher's head, by array name; nothing where nothing is.
@@ -77,16 +128,10 @@ class CacheReader:
             CacheCorruptError: it is missing or damaged.
         """
         names = [name for name in once_objects(self.manifest) if name.startswith("head_")]
-        return {name: self._once(name) for name in names}
-
-    def _once(self, name: str) -> np.ndarray:
-        key = once_objects(self.manifest)[name]
-        found = _fixed_object(self.store, self.manifest, key)
-        if isinstance(found, str):
-            raise _corrupt(self.location, [key])
-        return np.asarray(decode(name, {**self._fixed, key: found})[...])
+        return {name: read_once(self.store, self.manifest, name) for name in names}
 
     def _read(self, view: int, shards: range, features: Sequence[str]) -> dict[str, np.ndarray]:
+        self._wait(view, shards)
         names = read_arrays(self.manifest, features)
         objects = self._checked(view, shards, names)
         first, last = shards[0], shards[-1]
@@ -99,6 +144,14 @@ class CacheReader:
             ) from error
         values["digests"] = (values["digests"] - np.uint64(1)).astype(np.uint32)
         return values
+
+    def _wait(self, view: int, shards: range) -> None:
+        """Wait for shards that are still to be built, where that is wanted."""
+        if self._patience is not None:
+            wanted = f"view {view}"
+            for shard in shards:
+                ready = partial(self.is_there, view, shard)
+                self._patience.wait(self.store, ready, wanted)
 
     def _checked(self, view: int, shards: range, names: Sequence[str]) -> dict[str, bytes]:
         """The objects of shards, read once and compared with their commit records; metadata too."""
@@ -114,6 +167,20 @@ class CacheReader:
         return objects
 
 
+def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
+    """What a cache keeps once, such as `labels` or `keys`; of one that is finished or not.
+
+    Raises:
+        CacheCorruptError: they are missing or damaged.
+    """
+    keys = (f"{name}/zarr.json", once_objects(manifest)[name])
+    found = {key: _fixed_object(store, manifest, key) for key in keys}
+    objects = {key: data for key, data in found.items() if isinstance(data, bytes)}
+    if len(objects) < len(keys):
+        raise _corrupt(store.location, [key for key in keys if key not in objects])
+    return np.asarray(decode(name, objects)[...])
+
+
 def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest of a finished cache and its metadata, all as the manifest vouches for."""
     manifest = read_manifest(store)
@@ -122,12 +189,29 @@ def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
         raise _corrupt(store.location, list(damaged))
     if damaged or not manifest.complete:  # damaged: a build that adds views began just now
         raise CacheIncompleteError(
-            f"{store.location} is not complete: wait for its build, or run the same "
-            "`kdscale cache build` again to finish it"
+            f"{store.location} is not complete: wait for its build, run the same `kdscale cache "
+            "build` again to finish it, or train beside it with --wait"
         )
-    for key in once_objects(manifest).values() if objects else ():
-        del objects[key]
-    return manifest, objects
+    return manifest, {key: data for key, data in objects.items() if key.endswith("zarr.json")}
+
+
+def _begun(store: Store, patience: Patience, num_views: int) -> tuple[Manifest, dict[str, bytes]]:
+    """As `_finished`, of a cache that may be being built: once its metadata are in place."""
+    opened: list[tuple[Manifest, dict[str, bytes]]] = []
+
+    def ready() -> bool:
+        with suppress(CacheNotFoundError):
+            manifest = read_manifest(store)
+            objects, damaged = fixed_objects_of(store, manifest)
+            if damaged and manifest.complete and read_manifest(store) == manifest:
+                raise _corrupt(store.location, list(damaged))
+            if not damaged and manifest.num_views >= num_views:
+                opened.append((manifest, objects))
+        return bool(opened)
+
+    patience.wait(store, ready, f"a cache of {num_views} views")
+    manifest, objects = opened[0]
+    return manifest, {key: data for key, data in objects.items() if key.endswith("zarr.json")}
 
 
 def check_present(cache: Location, manifest: Manifest) -> None:

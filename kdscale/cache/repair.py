@@ -97,7 +97,7 @@ def restored_manifest(
         cache: where it lies.
         asked: what the recipe asks for; number of views and size of shards are the cache's.
         labels: int64 [N], those of the data set.
-        once: see `fixed_objects`.
+        once: see `fixed_objects`; the images' keys are left out where the cache has none.
 
     Raises:
         CacheCorruptError: what is left does not say that the cache is the recipe's.
@@ -109,6 +109,9 @@ def restored_manifest(
             f"the manifest of {path} is damaged, and what is left of it does not name what the "
             "recipe asks for: repair it with the recipe it was built with, or remove the folder"
         )
+    if not store.size("keys/zarr.json"):  # a cache of an earlier version
+        dataset = {name: value for name, value in asked.dataset.items() if name != "keys"}
+        asked = replace(asked, dataset=dataset)
     first = f"{shard_arrays(asked)[0]}/zarr.json"
     for views, shard_samples in _shapes(store, first):
         count = {**asked.views, "count": views}
@@ -120,8 +123,8 @@ def restored_manifest(
             checksums = {key: checksum(data) for key, data in objects.items()}
             return replace(manifest, checksums=checksums)
     raise CacheCorruptError(
-        f"the manifest of {path} is damaged, and so is its metadata, or its cache.features are not "
-        "the recipe's, so its shards cannot be told apart: repair it with the recipe it was built "
+        f"manifest and metadata of {path} are both damaged, or its cache.features are not the "
+        "recipe's, so its shards cannot be told apart: repair it with the recipe it was built "
         "with, or remove the folder and rebuild it with `kdscale cache build`"
     )
 

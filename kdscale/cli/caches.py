@@ -27,7 +27,7 @@ from kdscale.errors import CacheError
 
 @click.group(name="cache")
 def cache_group() -> None:
-    """Build, list, verify and repair caches of teacher logits."""
+    """Build, extend, list, verify and repair caches of teacher logits."""
 
 
 @cache_group.command(name="plan")
@@ -90,6 +90,40 @@ def cache_build(
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     print_text(str(build(loaded, cache_root=cache_root, cache=cache, teacher_weights=weights)))
+
+
+@cache_group.command(name="extend")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--views", "num_views", type=click.IntRange(1), required=True, metavar="N",
+              help="Number of views in all.")  # fmt: skip
+@click.option("--recipe", required=True, help="What the cache was built with.")
+@overrides_option
+@data_option
+@cache_root_option
+@json_option
+def cache_extend(
+    path: Path,
+    num_views: int,
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    cache_root: Path,
+    as_json: bool,
+) -> None:
+    """Ask the teacher about more views, until there are N; what is stored stays as it is.
+
+    The cache keeps its identity, students that read it go on, and a build that was stopped goes on.
+    """
+    loaded = load(recipe, overrides, data)
+    from kdscale.stages.extend import extend
+    from kdscale.stages.run import trained_teacher
+
+    weights = trained_teacher(loaded, runs_folder(loaded.name))
+    done = extend(loaded, path, num_views, cache_root=cache_root, teacher_weights=weights)
+    if as_json:
+        print_json(done)
+    else:
+        print_text(f"{path}: {done['num_views']} views")
 
 
 @cache_group.command(name="info")

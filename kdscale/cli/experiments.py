@@ -9,6 +9,7 @@ from kdscale.cli.options import (
     EXISTING,
     cache_option,
     cache_root_option,
+    caches_option,
     json_option,
     load,
     out_option,
@@ -18,6 +19,7 @@ from kdscale.cli.options import (
     samples_option,
     seed_option,
     views_option,
+    with_further_caches,
 )
 from kdscale.cli.output import print_json, print_text
 
@@ -93,10 +95,12 @@ def run(
 @click.option("--targets", type=click.Choice(["none", "cache", "teacher"]), default="none",
               show_default=True, help="Labels alone, a cache, or a live teacher.")  # fmt: skip
 @run_option
-@cache_option
+@caches_option
 @cache_root_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
+@click.option("--wait", is_flag=True, help="With --targets cache: train while it is being built, "
+              "on the views that are finished, and wait for the next one.")  # fmt: skip
 def train(
     recipe: str,
     overrides: tuple[str, ...],
@@ -104,22 +108,28 @@ def train(
     model: Any,
     targets: Any,
     run: Path | None,
-    cache: Path | None,
+    caches: tuple[Path, ...],
     cache_root: Path,
     seed: int,
     resume: bool,
+    wait: bool,
 ) -> None:
     """Train one model.
 
-    With `--targets cache` and no --cache, a fitting cache is found, or built first.
+    With `--targets cache` and no --cache, a fitting cache is found, or built first; with --wait,
+    somebody else's build of it is waited for.
     """
     if model == "teacher" and targets != "none":
         raise click.UsageError("a teacher learns from labels: leave out --targets")
-    if cache is not None and targets != "cache":
-        raise click.UsageError(f"--cache goes with --targets cache, not with --targets {targets}")
-    loaded = load(recipe, overrides, data)
+    for name, given in (("--cache", caches), ("--wait", wait)):
+        if given and targets != "cache":
+            raise click.UsageError(
+                f"{name} goes with --targets cache, not with --targets {targets}"
+            )
+    loaded = load(recipe, with_further_caches(overrides, caches), data)
     from kdscale.engine.components import check_recipe
     from kdscale.engine.runs import Job, open_run
+    from kdscale.engine.teaching import cache_being_built
     from kdscale.stages.build import build
     from kdscale.stages.run import teacher_folder, trained_teacher
     from kdscale.stages.train import train as start
@@ -130,13 +140,15 @@ def train(
     job = Job(model, targets, seed)
     job.section(loaded)
     weights = None if targets == "none" else trained_teacher(loaded, runs_folder(loaded.name))
+    cache = caches[0] if caches else None
     if targets == "cache" and cache is None:  # what is wrong is found before hours of building
         check_recipe(loaded, cache_root)
         open_run(folder, loaded, job, resume=resume, main=False)
-        cache = build(loaded, cache_root=cache_root, teacher_weights=weights)
+        begin = cache_being_built if wait else build
+        cache = begin(loaded, cache_root=cache_root, teacher_weights=weights)
     result = start(
         loaded, job, run=folder, cache_root=cache_root, cache=cache, teacher_weights=weights,
-        resume=resume,
+        resume=resume, wait=wait,
     )  # fmt: skip
     print_text(f"top-1 {100 * result['top1_accuracy']:.2f} % after {result['epochs']} epochs, "
            f"{result['train_seconds']:.1f} s of training; see {folder}")  # fmt: skip

@@ -1,5 +1,6 @@
 """Options and arguments that commands share."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,13 @@ cache_option = click.option(
     type=click.Path(path_type=Path),
     help="The cache's folder, NAME.zarr; found by content when not named.",
 )
+caches_option = click.option(
+    "--cache", "caches",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="The cache's folder, NAME.zarr; found by content when not named. Named again: a further "
+    "cache, of another teacher (ensemble.caches).",
+)  # fmt: skip
 run_option = click.option(
     "--run", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]"
 )
@@ -60,6 +68,14 @@ def load(recipe: str, overrides: tuple[str, ...], data: str | None) -> Any:
     from kdscale.config import load_recipe
 
     return load_recipe(recipe, overrides, data)
+
+
+def with_further_caches(overrides: tuple[str, ...], caches: tuple[Path, ...]) -> tuple[str, ...]:
+    """Overrides that name all caches but the first as those of the recipe's ensemble."""
+    if len(caches) < 2:
+        return overrides
+    names = [str(one) for one in caches[1:]]
+    return (*overrides, f"ensemble.caches={json.dumps(names, ensure_ascii=False)}")
 
 
 def runs_folder(name: str) -> Path:

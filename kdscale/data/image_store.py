@@ -1,12 +1,13 @@
 """Decoded images on disk: looked up by source bytes, identified by pixels.
 
-`ROOT/KEY/` holds `pixels.npy`, `labels.npy` and `images.json`. KEY hashes the encoded images,
-labels and class names, so any change of the source leads elsewhere. A folder appears whole, by
-rename.
+`ROOT/KEY/` holds `pixels.npy`, `labels.npy`, `keys.npy` and `images.json`. KEY hashes the encoded
+images, labels and class names, so any change of the source leads elsewhere. A folder appears whole,
+by rename.
 
-Images of several sizes are not stored: `ROOT/KEY.json` notes what their headers say. They are
-identified by KEY, which also holds the version of the rules in `decode.py`: decoding all of them
-to hash their pixels would cost what a pass of training does.
+Images of several sizes are not stored: `ROOT/KEY.json` notes what their headers say, and
+`ROOT/KEY.*.keys` holds their keys. They are identified by KEY, which also holds the version of the
+rules in `decode.py`: decoding all of them to hash their pixels would cost what a pass of training
+does.
 """
 
 import fcntl
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from kdscale.data.decode import Headers, SizesDifferError, decode, read_headers
 from kdscale.data.encoded import EncodedImages, read_note, write_note
+from kdscale.data.keys import encoded_keys, pixel_keys, read_keys, write_keys
 from kdscale.data.source import EncodedSplit
 from kdscale.durable import flush_folder
 from kdscale.errors import StorageError
@@ -46,6 +48,8 @@ class StoredImages:
     pixels: np.ndarray | EncodedImages
     labels: np.ndarray
     fingerprint: str
+    keys: np.ndarray | None = None
+    """uint64 [N]; None where they are not stored."""
 
 
 class _DamagedError(Exception):
@@ -65,7 +69,7 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
         except _DamagedError as error:
             logger.warning("decoded images in %s are damaged (%s): decoding again", folder, error)
     if (noted := read_note(_note(folder))) is not None:
-        return _left_encoded(encoded, noted, key)
+        return _left_encoded(encoded, noted, folder)
     try:
         return _decode_into(encoded, folder)
     except OSError as error:
@@ -108,9 +112,10 @@ def content_fingerprint(
     )
 
 
-def _left_encoded(encoded: EncodedSplit, headers: Headers, key: str) -> StoredImages:
+def _left_encoded(encoded: EncodedSplit, headers: Headers, folder: Path) -> StoredImages:
     encoded.labels.flags.writeable = False
-    return StoredImages(EncodedImages(encoded, headers), encoded.labels, key)
+    images, keys = EncodedImages(encoded, headers), read_keys(_note(folder), len(encoded.labels))
+    return StoredImages(images, encoded.labels, folder.name, keys)
 
 
 def _note(folder: Path) -> Path:
@@ -132,8 +137,9 @@ def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
             except SizesDifferError:
                 headers = replace(headers, one_size=False)
         if not headers.one_size:
+            write_keys(_note(folder), encoded_keys(encoded))
             write_note(_note(folder), headers)
-            return _left_encoded(encoded, headers, folder.name)
+            return _left_encoded(encoded, headers, folder)
     try:
         return _open(folder)
     except _DamagedError as error:
@@ -160,7 +166,8 @@ def _write_whole(encoded: EncodedSplit, channels: int, folder: Path, *, alone: b
 def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
     num_samples = len(encoded.labels)
     shape: tuple[int, ...] = (num_samples, channels, 0, 0)
-    digest = hashlib.sha256()
+    digest, keys = hashlib.sha256(), np.zeros(num_samples, dtype="<u8")
+    done = 0
     # Written, not memory-mapped: on a full disk a map ends the process without a message.
     with (
         (folder / "pixels.npy").open("wb") as file,
@@ -174,11 +181,14 @@ def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
             content = pixels.tobytes()
             file.write(content)
             digest.update(content)
+            keys[done : done + len(pixels)] = pixel_keys(pixels)
+            done += len(pixels)
             bar.update(len(pixels))
         _flush(file)
-    with (folder / "labels.npy").open("wb") as file:
-        np.save(file, encoded.labels)
-        _flush(file)
+    for name, rows in (("labels", encoded.labels), ("keys", keys)):
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, rows)
+            _flush(file)
     pixels_sha256, labels_sha256 = digest.hexdigest(), _sha256(encoded.labels)
     description = {
         "format": FORMAT,
@@ -189,6 +199,7 @@ def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
         "classes": encoded.classes,
         "pixels_sha256": pixels_sha256,
         "labels_sha256": labels_sha256,
+        "keys_sha256": _sha256(keys),
         "fingerprint": content_fingerprint(shape, pixels_sha256, labels_sha256, encoded.classes),
     }
     with (folder / "images.json").open("w", encoding="utf-8") as file:
@@ -230,7 +241,16 @@ def _open(folder: Path) -> StoredImages:
     if pixels.nbytes <= VERIFIED_BYTES and _sha256(pixels) != described["pixels_sha256"]:
         raise _DamagedError("pixels.npy has changed")
     labels.flags.writeable = False
-    return StoredImages(pixels, labels, expected)
+    return StoredImages(pixels, labels, expected, _keys(folder, described.get("keys_sha256")))
+
+
+def _keys(folder: Path, expected: str | None) -> np.ndarray | None:
+    """The stored keys; None of a folder that an older kdscale wrote, or where they have changed."""
+    try:
+        keys = np.load(folder / "keys.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return keys if _sha256(keys) == expected else None
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -32,6 +32,9 @@ class ImageSet:
     """The split as the source calls it."""
     clean: tuple[str | Mapping[str, Any], ...] = ()
     """Operations without draws, as a recipe names them, of images that are not to be augmented."""
+    keys: np.ndarray | None = None
+    """uint64 [N], where they are stored with the pixels; `kdscale.data.keys.image_keys` gives them
+    of any set."""
 
     @property
     def one_size(self) -> bool:
@@ -99,4 +102,5 @@ def load_images(
         fingerprint=stored.fingerprint,
         name=source,
         split=encoded.split,
+        keys=stored.keys,
     )

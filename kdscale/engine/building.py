@@ -9,7 +9,6 @@ from functools import partial
 from itertools import chain
 from time import perf_counter
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,15 +34,22 @@ class Shards:
     Args:
         writer: of the cache.
         claims: this builder's.
+        order: all (view, shard) pairs, in the order in which they are wanted.
         process_index, num_processes: who we are among those of one launch: each begins with shards
             of its own, so that they seldom meet.
     """
 
     def __init__(
-        self, writer: ShardWriter, claims: Claims, process_index: int = 0, num_processes: int = 1
+        self,
+        writer: ShardWriter,
+        claims: Claims,
+        order: Iterable[tuple[int, int]],
+        process_index: int = 0,
+        num_processes: int = 1,
     ) -> None:
         self._writer, self._claims = writer, claims
-        missing = [(int(view), int(shard)) for view, shard in np.argwhere(~writer.committed())]
+        committed = writer.committed()
+        missing = [one for one in order if not committed[one]]
         turns = [(process_index + turn) % num_processes for turn in range(num_processes)]
         self.missing = [one for turn in turns for one in missing[turn::num_processes]]
         """(view, shard) pairs that were not committed when last looked at."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.manifest import Manifest, check_identity
+from kdscale.cache.patience import Patience
 from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Batch
 from kdscale.data.views.digest import digest
@@ -71,6 +72,7 @@ class CachedTargets:
         shift_every: int | None = None,
         pipeline: Pipeline | None = None,
         features: Sequence[str] = (),
+        patience: Patience | None = None,
     ) -> Self:
         """Open the cache at `path`.
 
@@ -83,12 +85,13 @@ class CachedTargets:
                 which a manifest can only name.
             features: modules of the teacher whose features the targets shall carry; no others are
                 read.
+            patience: of a cache that is being built, wait for what is not there yet.
 
         Raises:
             CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
             CacheMismatchError: it has fewer views or features than asked for.
         """
-        reader = CacheReader(Path(path))
+        reader = CacheReader(path, patience, num_views or 1)
         if num_views is not None and num_views > reader.manifest.num_views:
             raise CacheMismatchError(
                 f"{path} has {reader.manifest.num_views} views, {num_views} are asked for"
@@ -143,7 +146,8 @@ class CachedTargets:
         return True
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead, and waiting."""
+        self.reader.close()
         self._pieces.close()
 
     def _check(self, held: Held, view: View, index: Tensor, pixels: Tensor) -> None:

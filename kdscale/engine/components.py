@@ -23,6 +23,7 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.views.split import split_validation
 from kdscale.engine.encoding import check_mixing, check_temperature, choose_encoding
+from kdscale.engine.ensemble import further_caches
 from kdscale.engine.kept import Kept, look
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
@@ -132,6 +133,7 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
     check_same_classes(train, test)
     check_temperature(_encoding(recipe, train), recipe.loss)
+    further_caches(recipe.ensemble.caches, asked_manifest(recipe, train, {}), train, root)
     sample_indices(recipe, train)
     num_views(recipe)
     pipelines = [pipeline(recipe, train.num_samples)]

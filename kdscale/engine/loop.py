@@ -1,5 +1,6 @@
 """The training loop: one for teachers and students, for all losses and all sources of targets."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ class LoopState:
     """Largest over evaluations on the test split; reported only."""
     best_validation_accuracy: float = -1.0
     """Largest over evaluations on the validation split; chooses the best weights."""
+    wait_seconds: float = 0.0
+    """Spent waiting for views that were not built yet; no part of `train_seconds`."""
     metrics_bytes: int = 0
     """Size of the metrics log."""
 
@@ -85,10 +88,20 @@ class Loop:
         """Epochs done, as a fraction."""
         return self.state.step / self.loader.steps_per_epoch
 
-    def run(self, until: int, after_step: "AfterStep | None" = None) -> None:
-        """Train up to optimizer step `until`; `after_step` logs, saves, evaluates."""
+    def run(
+        self,
+        until: int,
+        after_step: "AfterStep | None" = None,
+        before_epoch: Callable[[int], None] | None = None,
+    ) -> None:
+        """Train up to optimizer step `until`; `after_step` logs, saves, evaluates.
+
+        `before_epoch` may wait for what an epoch needs, which is no time of training.
+        """
         self.model.train()
         while self.state.step < until:
+            if before_epoch is not None and self._next_epoch() != self._epoch:
+                before_epoch(self._next_epoch())
             began = perf_counter()
             self._start_epoch()
             batch = self.loader.batch(self.state.step)
@@ -113,8 +126,12 @@ class Loop:
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize(self.accelerator.device)
 
+    def _next_epoch(self) -> int:
+        """That of the step that comes next."""
+        return self.state.step // self.loader.steps_per_epoch
+
     def _start_epoch(self) -> None:
-        epoch = self.state.step // self.loader.steps_per_epoch
+        epoch = self._next_epoch()
         if epoch != self._epoch:
             self.source.start_epoch(epoch)
             self._epoch = epoch

@@ -1,11 +1,13 @@
 """A run's folder: begun once, resumed only as what it is, never overwritten."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from kdscale import checkpoint, config
+from kdscale.cache.manifest import Manifest
 from kdscale.durable import write_durably
 from kdscale.errors import ConfigError, RunError
 from kdscale.runlog import read_result
@@ -37,6 +39,11 @@ class Job:
                 "views.mode = 'fixed' takes the answers to the clean images from a cache: train "
                 "with --targets cache, without --online"
             )
+        if self.targets == "teacher" and recipe.ensemble.caches:
+            raise ConfigError(
+                "ensemble.caches names teachers that answer from caches: train with --targets "
+                "cache, without --online, or leave the section out"
+            )
         return section, section.train
 
 
@@ -49,9 +56,15 @@ class Content:
     test: str
     """Fingerprint of the test split."""
     teacher: str | None
-    """SHA-256 of the teacher's weights; None without one."""
+    """SHA-256 of the teacher's weights; several with + between them; None without one."""
     cache: str | None
-    """Identity of the cache; None without one."""
+    """Identity of the cache; several with + between them; None without one."""
+
+
+def of_caches(splits: Content, caches: Sequence[Manifest]) -> Content:
+    """What a student learns from that is taught by caches; several are named in their order."""
+    teachers = "+".join(one.teacher["weights_sha256"] for one in caches)
+    return replace(splits, teacher=teachers, cache="+".join(one.id for one in caches))
 
 
 def keep_content(run: Path, content: Content, *, main: bool) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kdscale.cache.claims import Claims
-from kdscale.cache.manifest import Manifest, bytes_stored, check_identity, read_manifest
+from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
 from kdscale.cache.reader import check_present
 from kdscale.cache.search import find_cache
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish, is_free
@@ -27,6 +27,7 @@ from kdscale.config import Recipe
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine.building import ShardBuilder, Shards
 from kdscale.engine.components import (
     asked_manifest,
@@ -37,7 +38,9 @@ from kdscale.engine.components import (
     training_images,
 )
 from kdscale.engine.encoding import choose_encoding, encoding_of
+from kdscale.engine.identity import check_fits, with_keys
 from kdscale.engine.kept import asked_for, mention_large_shards
+from kdscale.engine.order import building_order
 from kdscale.engine.processes import (
     StopRequest,
     create_accelerator,
@@ -104,7 +107,7 @@ def build(
     path = cache or find_cache(cache_root, asked) or free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
     with main_process_first(accelerator):
-        finished = accelerator.is_main_process and _is_finished(path, asked)
+        finished = accelerator.is_main_process and _is_finished(path, asked, images)
     if from_main_process(accelerator, finished):  # builders beside this launch may finish any time
         log.info("cache %s fits and is complete: reused", path)
         return path
@@ -119,22 +122,26 @@ def build(
     with Claims(path) as claims:
         with main_process_first(accelerator):
             if accelerator.is_main_process:
-                create_or_resume(path, _with_probe(asked, probe), images.labels, claims, kept.once)
+                known, once = with_keys(_with_probe(asked, probe), images)
+                once |= kept.once
+                create_or_resume(path, known, images.labels, claims, once)
         manifest = read_manifest(path)
         _announce(path, manifest, probe)
         batches.teacher = asked_for(teacher, manifest, kept)
         with orderly_stop() as stop:
-            _complete(_Work(path, resident, views, batches, claims, accelerator, stop))
+            shift = recipe.views.shift_every
+            _complete(_Work(path, resident, views, batches, claims, accelerator, stop, shift))
     return path
 
 
-def _is_finished(path: Path, asked: Manifest) -> bool:
+def _is_finished(path: Path, asked: Manifest, images: ImageSet) -> bool:
     """Whether the cache there is complete and fits; raises where it is another one, or damaged."""
     try:
         found = read_manifest(path)
     except CacheNotFoundError:
         return False
-    check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
+    enough = max(found.num_views, asked.num_views)
+    check_fits(path, replace(found, num_views=enough), asked, images)
     if found.complete:
         check_present(path, found)
     return found.complete and found.num_views >= asked.num_views
@@ -273,6 +280,8 @@ class _Work:
     claims: Claims
     accelerator: Accelerator
     stop: StopRequest
+    shift_every: int | None
+    """Of the recipe's schedule, which shards are built in the order of."""
 
     def wait(self) -> None:
         """Give other builders a moment."""
@@ -303,8 +312,12 @@ def _complete(work: _Work) -> None:
 def _build_shards(work: _Work, writer: ShardWriter) -> None:
     """Build what nobody else does, until all shards of the manifest are committed."""
     accelerator = work.accelerator
-    shards = Shards(writer, work.claims, accelerator.process_index, accelerator.num_processes)
-    sizes = {one: np.ptp(writer.manifest.shard_range(one[1])) for one in shards.missing}
+    manifest = writer.manifest
+    schedule = ViewSchedule(manifest.num_views, manifest.views["seed"], work.shift_every)
+    order = building_order(schedule, manifest)
+    who = accelerator.process_index, accelerator.num_processes
+    shards = Shards(writer, work.claims, order, *who)
+    sizes = {one: np.ptp(manifest.shard_range(one[1])) for one in shards.missing}
     bar = _bar(sum(sizes.values()), visible=accelerator.is_main_process)
     builder = ShardBuilder(work.images, work.views, work.teacher, writer, work.claims)
     waiting = False

@@ -11,13 +11,13 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdscale import config
 from kdscale.cache.manifest import (
     Manifest,
     bytes_stored,
-    check_identity,
     read_manifest,
 )
 from kdscale.cache.search import find_cache
@@ -29,6 +29,7 @@ from kdscale.data.views.generator import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
 from kdscale.engine.encoding import choose_encoding, encoding_of
+from kdscale.engine.identity import check_fits, with_keys
 from kdscale.engine.kept import Kept, asked_for
 from kdscale.engine.loop import Loop
 from kdscale.engine.probes import (
@@ -102,7 +103,8 @@ def plan(
     trained = recipe.teacher.weights is not None or teacher_weights is not None
     kept = components.kept_of(recipe, images, teacher)
     asked = components.asked_manifest(recipe, images, teacher.describe(), kept=kept)
-    there = _look_for(asked, cache_root, cache) if trained else _Found(None, 0.0)
+    asked, once = with_keys(asked, images)
+    there = _look_for(asked, images, cache_root, cache) if trained else _Found(None, 0.0)
     path = there.path or cache or free_path(cache_root, recipe, asked)
 
     size = settings.global_batch_size
@@ -114,7 +116,8 @@ def plan(
     answers = ask_teacher(heard, encoding, asked.num_views, seconds * _TEACHER_SHARE)
     steps = _step_seconds(parts, asked, encoding, seconds * (1 - _TEACHER_SHARE))
     build = answers.seconds_per_image * asked.num_views * asked.num_samples / num_processes
-    encodings = _sizes(recipe, asked, images, embedded, answers.said if trained else None)
+    said = answers.said if trained else None
+    encodings = _sizes(recipe, asked, images, once, embedded, said)
     needed, free = space(path, asked)
     return {
         "recipe": recipe.name,
@@ -160,7 +163,7 @@ class _Found:
     """0..1"""
 
 
-def _look_for(asked: Manifest, cache_root: Path, cache: Path | None) -> _Found:
+def _look_for(asked: Manifest, images: ImageSet, cache_root: Path, cache: Path | None) -> _Found:
     path = cache or find_cache(cache_root, asked)
     try:
         found = None if path is None else read_manifest(path)
@@ -168,7 +171,8 @@ def _look_for(asked: Manifest, cache_root: Path, cache: Path | None) -> _Found:
         found = None
     if path is None or found is None:
         return _Found(None, 0.0)
-    check_identity(path, replace(found, num_views=max(found.num_views, asked.num_views)), asked)
+    enough = replace(found, num_views=max(found.num_views, asked.num_views))
+    check_fits(path, enough, asked, images)
     # In parts too, where the cache is unfinished.
     built = (
         found.num_views if found.complete else ShardWriter(path, found).committed().mean(1).sum()
@@ -188,6 +192,7 @@ def _sizes(
     recipe: config.Recipe,
     asked: Manifest,
     images: ImageSet,
+    once: Mapping[str, np.ndarray],
     embedded: Kept | None,
     said: Answers | None,
 ) -> dict[str, dict[str, int]]:
@@ -205,14 +210,15 @@ def _sizes(
             continue
         with suppress(ConfigError):  # topk of fewer classes than it keeps
             manifest = components.asked_manifest(wanted, images, asked.teacher, kept=kept)
-            manifest = replace(manifest, features=asked.features)
+            manifest = replace(manifest, features=asked.features, dataset=asked.dataset)
             each = float(manifest.bytes_per_sample)
             if said is not None:
                 each = _stored_bytes_per_answer(manifest, said, kept.head)
             total = each * manifest.num_views * manifest.num_samples
+            other = other_bytes(manifest, images.labels, {**once, **kept.once})
             sizes[name] = {
                 "bytes_per_target": manifest.bytes_per_target,
-                "bytes": round(total) + other_bytes(manifest, images.labels, kept.once),
+                "bytes": round(total) + other,
             }
     return sizes
 

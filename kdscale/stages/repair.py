@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdscale.cache.manifest import check_identity, read_manifest
+from kdscale.cache.manifest import read_manifest
 from kdscale.cache.repair import restored_manifest, take_out
 from kdscale.cache.verify import Verdict, verify
 from kdscale.config import Recipe
 from kdscale.engine.components import asked_manifest, frozen_teacher, kept_of, training_images
+from kdscale.engine.identity import check_fits, with_keys
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.errors import CacheCorruptError
 from kdscale.stages.build import build
@@ -74,11 +75,12 @@ def _take_out(recipe: Recipe, path: Path, root: Path, weights: str | None) -> Ve
     teacher = frozen_teacher(recipe, images, weights, create_accelerator().device)
     kept = kept_of(recipe, images, teacher)
     asked = asked_manifest(recipe, images, teacher.describe(), kept=kept)
+    asked, once = with_keys(asked, images)
+    once |= kept.once
     try:
         manifest = read_manifest(path)
     except CacheCorruptError:
-        return take_out(
-            path, images.labels, restored_manifest(path, asked, images.labels, kept.once), kept.once
-        )
-    check_identity(path, manifest, replace(asked, num_views=manifest.num_views))
-    return take_out(path, images.labels, once=kept.once)
+        restored = restored_manifest(path, asked, images.labels, once)
+        return take_out(path, images.labels, restored, once)
+    check_fits(path, manifest, replace(asked, num_views=manifest.num_views), images)
+    return take_out(path, images.labels, once=once)

@@ -10,8 +10,10 @@ from typing import Any
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.data.images import ImageSet
 from kdscale.durable import write_durably
-from kdscale.engine.components import check_recipe
+from kdscale.engine.components import asked_manifest, check_recipe
+from kdscale.engine.ensemble import check_different, further_caches
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import (
     Content,
@@ -24,6 +26,7 @@ from kdscale.engine.runs import (
     is_finished,
     is_same_teacher,
     keep_content,
+    of_caches,
     refuse_foreign_files,
 )
 from kdscale.errors import Interrupted, RunError
@@ -69,7 +72,7 @@ def run_recipe(
     with _stopped_with_advice(folder):
         path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
     places = {"cache_root": cache_root, "cache": path, "teacher_weights": weights}
-    contents = _contents(splits, read_manifest(path))
+    contents = _contents(splits, _manifests(recipe, train_set, path, cache_root))
     kinds: list[Targets] = ["none", "cache", "teacher"] if online else ["none", "cache"]
     if not train_set.labelled:
         log.info("the training split has no labels: no student alone to compare with")
@@ -86,13 +89,21 @@ def run_recipe(
     return _finish(folder, recipe, path, seeds[0], rows)
 
 
-def _contents(splits: Content, manifest: Manifest) -> dict[Targets, Content]:
+def _manifests(recipe: config.Recipe, images: ImageSet, cache: Path, root: Path) -> list[Manifest]:
+    """Of the recipe's own cache, and of those of its ensemble."""
+    own = read_manifest(cache)
+    asked = asked_manifest(recipe, images, own.teacher)
+    others = further_caches(recipe.ensemble.caches, asked, images, root)
+    check_different([(str(cache), own), *others])
+    return [own, *(manifest for _, manifest in others)]
+
+
+def _contents(splits: Content, caches: Sequence[Manifest]) -> dict[Targets, Content]:
     """What students learn from, by where their targets come from."""
-    teacher = manifest.teacher["weights_sha256"]
     return {
         "none": splits,
-        "teacher": replace(splits, teacher=teacher),
-        "cache": replace(splits, teacher=teacher, cache=manifest.id),
+        "teacher": replace(splits, teacher=caches[0].teacher["weights_sha256"]),
+        "cache": of_caches(splits, caches),
     }
 
 

@@ -17,6 +17,7 @@ from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.durable import write_durably
 from kdscale.engine import components
+from kdscale.engine.identity import differing_images
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
 from kdscale.stages.exhibits import Exhibits, Names, spread
 from kdscale.stages.sheet import Sheet, draw
@@ -177,7 +178,8 @@ def _cached_images(
             f"{path} was built from images with fingerprint "
             f"{manifest.dataset['fingerprint'][:12]}… ({manifest.dataset['source']}, split "
             f"{manifest.dataset['split']!r}), those of {source} have {images.fingerprint[:12]}…: "
-            "name the data set that it was built from with --data"
+            + "".join(f"{line}; " for line in differing_images(path, manifest, images))
+            + "name the data set that it was built from with --data"
         )
     assert problem is not None, "either attempt returns or leaves a problem"
     raise problem

@@ -1,7 +1,9 @@
 """Train a model: load, views, targets, forward, loss, backward, step, log, checkpoint, evaluate."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +11,24 @@ import torch
 from accelerate import Accelerator
 
 from kdscale import config
-from kdscale.cache.manifest import check_identity, read_manifest
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
-from kdscale.engine import components
+from kdscale.engine import components, teaching
 from kdscale.engine.cached import CachedTargets
-from kdscale.engine.encoding import check_temperature, encoding_of, mention_large_tail
-from kdscale.engine.fixed import FixedTargets
 from kdscale.engine.following import (
     Cadence,
     Evaluator,
     Following,
     progress_bar,
     restore_or_begin,
+    save_checkpoint,
 )
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
-from kdscale.engine.runs import Content, Job, keep_content, open_run
+from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
 from kdscale.models.weights import save_weights
@@ -45,6 +46,7 @@ def train(
     cache: Path | None = None,
     teacher_weights: str | None = None,
     resume: bool = False,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Train one model into the folder `run`.
 
@@ -53,9 +55,10 @@ def train(
         job: which model, from which targets, with which seed.
         run: the run's folder; gets recipe, metrics, checkpoints, weights and result.
         cache_root: where decoded images lie.
-        cache: the finished cache, for `targets == "cache"`.
+        cache: the recipe's cache, for `targets == "cache"`.
         teacher_weights: used where the recipe names none.
         resume: go on from the newest checkpoint.
+        wait: train while the cache is being built, on the views that are finished.
 
     Returns:
         What `result.json` holds.
@@ -73,8 +76,16 @@ def train(
         test = components.test_images(recipe, cache_root)
     components.check_same_classes(images, test)
     resident = Images(images, accelerator.device)
-    source = _source(recipe, job, images, resident, cache, teacher_weights, accelerator)
-    keep_content(run, _content(images, test, source), main=accelerator.is_main_process)
+    caches: list[CachedTargets] = []
+    if job.targets == "cache":
+        assert cache is not None, "the command line builds or finds a cache first"
+        caches = teaching.open_caches(
+            recipe, images, cache, cache_root=cache_root, teacher_weights=teacher_weights,
+            device=accelerator.device, wait=wait,
+        )  # fmt: skip
+    source = _source(recipe, job, images, resident, caches, teacher_weights, accelerator)
+    content = _content(images, test, source, caches)
+    keep_content(run, content, main=accelerator.is_main_process)
     loop = _loop(recipe, job, images, resident, source, loss, accelerator)
     evaluator = _evaluator(recipe, images, resident, test, accelerator)
     cadence = _cadence(settings, loop.loader.steps_per_epoch)
@@ -82,9 +93,19 @@ def train(
     metrics = restore_or_begin(run, loop)
     with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
         following = Following(run, cadence, evaluator, metrics, stop, bar, metadata)
-        loop.run(cadence.last, after_step=following)
+        save = partial(save_checkpoint, run, loop, metrics)
+        turn = Turn(caches, loop, run, save, stop) if wait else None
+        try:
+            loop.run(cadence.last, after_step=following, before_epoch=turn)
+        finally:
+            for cached in caches:
+                cached.close()
     last = following.last or evaluator(loop)["test"]  # None: killed between last step and result
-    result = _result(job, section, settings, loop, last, source)
+    result = _result(job, section, settings, loop, last)
+    if caches:
+        result |= teaching.told_of(caches, recipe)
+    if wait:
+        result["wait_seconds"] = round(loop.state.wait_seconds, 3)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(loop.model)
         metadata["metrics"] = result
@@ -99,7 +120,7 @@ def _source(
     job: Job,
     images: ImageSet,
     resident: Images,
-    cache: Path | None,
+    caches: Sequence[CachedTargets],
     teacher_weights: str | None,
     accelerator: Accelerator,
 ) -> TargetSource:
@@ -107,49 +128,10 @@ def _source(
     fresh = components.fresh_views(recipe, job.section(recipe)[1], images.num_samples)
     if job.targets == "none":
         return NoTargets(fresh)
-    fixed = recipe.views.mode == "fixed"
     if job.targets == "teacher":
         teacher = components.frozen_teacher(recipe, images, teacher_weights, accelerator.device)
         return LiveTeacher(teacher, components.shared_views(recipe))
-    assert cache is not None, "the command line builds or finds a cache first"
-    _check_cache(recipe, images, cache, teacher_weights)
-    cached = CachedTargets.open(
-        cache,
-        device=accelerator.device,
-        num_views=components.num_views(recipe),
-        shift_every=recipe.views.shift_every,
-    )
-    check_temperature(encoding_of(cached.manifest), recipe.loss)
-    mention_large_tail(cached.manifest, recipe.loss)
-    if not fixed:
-        return cached
-    log.warning(_FIXED)
-    return FixedTargets(cached, resident, fresh)
-
-
-_FIXED = (
-    "views.mode = 'fixed': the teacher saw each image clean, the student is shown another picture "
-    "of it, so the targets are not those of what it sees: that cost 0.6 points of top-1 on "
-    "CIFAR-10 with crop, flip and mixup. It is there for comparison: views.mode = 'replayed' "
-    "trains on what the teacher saw"
-)
-
-
-def _check_cache(
-    recipe: config.Recipe, images: ImageSet, cache: Path, teacher_weights: str | None
-) -> None:
-    """Compare the cache with what the recipe asks for, field by field.
-
-    A student needs no teacher: where its weights are not at hand, the cache's word is taken for it.
-    """
-    found = read_manifest(cache)
-    if recipe.teacher.weights is None and teacher_weights is None:
-        teacher: Mapping[str, Any] = found.teacher
-        log.info("no teacher weights at hand: taking the teacher recorded in %s", cache)
-    else:
-        cpu = torch.device("cpu")
-        teacher = components.frozen_teacher(recipe, images, teacher_weights, cpu).describe()
-    check_identity(cache, found, components.asked_manifest(recipe, images, teacher))
+    return teaching.taught_by(caches, recipe, resident, fresh)
 
 
 def _loop(
@@ -192,24 +174,13 @@ def _loop(
     )
 
 
-def _cached(source: TargetSource) -> CachedTargets | None:
-    if isinstance(source, FixedTargets):
-        return source.clean
-    return source if isinstance(source, CachedTargets) else None
-
-
-def _content(images: ImageSet, test: ImageSet, source: TargetSource) -> Content:
-    cached = _cached(source)
-    cache = None if cached is None else cached.manifest
-    teacher = cache.teacher["weights_sha256"] if cache is not None else None
+def _content(
+    images: ImageSet, test: ImageSet, source: TargetSource, caches: Sequence[CachedTargets]
+) -> Content:
+    splits = Content(images.fingerprint, test.fingerprint, teacher=None, cache=None)
     if isinstance(source, LiveTeacher):
-        teacher = source.teacher.weights_sha256
-    return Content(
-        dataset=images.fingerprint,
-        test=test.fingerprint,
-        teacher=teacher,
-        cache=cache.id if cache is not None else None,
-    )
+        return replace(splits, teacher=source.teacher.weights_sha256)
+    return of_caches(splits, [cached.manifest for cached in caches]) if caches else splits
 
 
 def _evaluator(
@@ -239,7 +210,6 @@ def _result(
     settings: config.Train,
     loop: Loop,
     last: Mapping[str, float],
-    source: TargetSource,
 ) -> dict[str, Any]:
     result = {
         **last,
@@ -257,10 +227,6 @@ def _result(
     }
     if loop.state.best_validation_accuracy >= 0:
         result["best_validation_accuracy"] = loop.state.best_validation_accuracy
-    if (cached := _cached(source)) is not None:
-        result["cache"] = cached.manifest.id
-        result["build_seconds"] = cached.manifest.build["seconds"]
-        cached.close()
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale.cache.manifest import Manifest, check_identity
+from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.config import Recipe
 from kdscale.data.loader import Images
@@ -22,6 +22,7 @@ from kdscale.engine.components import (
     training_images,
 )
 from kdscale.engine.encoding import stored_encoding
+from kdscale.engine.identity import check_fits
 from kdscale.engine.kept import taps_of
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.teacher import SizedBatches
@@ -126,7 +127,7 @@ def ask_again(
     images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, teacher_weights, device)
     asked = asked_manifest(recipe, images, teacher.describe())
-    check_identity(path, manifest, replace(asked, num_views=manifest.num_views))
+    check_fits(path, manifest, replace(asked, num_views=manifest.num_views), images)
     allowed = default_tolerance(manifest) if tolerance is None else tolerance
     encoding, pairs = stored_encoding(reader), _pairs(manifest, num_pairs, seed)
     taps = taps_of(manifest.features)

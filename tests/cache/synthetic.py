@@ -60,6 +60,12 @@ FEATURES = (
 )
 
 
+def keyed(**changes):
+    """As `asked`, with a key for each image."""
+    manifest = asked(**changes)
+    return replace(manifest, dataset={**manifest.dataset, "keys": "pixels"})
+
+
 def encoded(name, **changes):
     """As `asked`, of another encoding."""
     return asked(**{"encoding": name, **SETTINGS.get(name, {}), **changes})
@@ -67,11 +73,14 @@ def encoded(name, **changes):
 
 def once(manifest):
     """What is kept once, beside the labels."""
-    if manifest.encoding != "embedding":
-        return {}
-    shape = (manifest.num_classes, manifest.embedding_size)
-    weight = np.arange(shape[0] * shape[1], dtype=np.float32).reshape(shape) / 4
-    return {"head_weight": weight, "head_bias": np.arange(shape[0], dtype=np.float32)}
+    kept = {}
+    if "keys" in manifest.dataset:
+        kept["keys"] = np.arange(manifest.num_samples, dtype=np.uint64) * 7 + 1
+    if manifest.encoding == "embedding":
+        shape = (manifest.num_classes, manifest.embedding_size)
+        weight = np.arange(shape[0] * shape[1], dtype=np.float32).reshape(shape) / 4
+        kept |= {"head_weight": weight, "head_bias": np.arange(shape[0], dtype=np.float32)}
+    return kept
 
 
 def rows(manifest, view, shard):

@@ -1,0 +1,28 @@
+"""Which shards an epoch needs, and so in which order to build them for a student that waits."""
+
+from collections.abc import Iterator
+
+import torch
+
+from kdscale.cache.manifest import Manifest
+from kdscale.data.views.schedule import ViewSchedule
+
+
+def shards_of_epoch(
+    schedule: ViewSchedule, manifest: Manifest, epoch: int
+) -> Iterator[tuple[int, int]]:
+    """(view, shard) of everything that an epoch shows, shard by shard."""
+    for shard in range(manifest.num_shards):
+        start, stop = manifest.shard_range(shard)
+        every = schedule.shift_every or manifest.num_samples
+        blocks = torch.arange(start // every, (stop - 1) // every + 1) * every  # of one view each
+        view = schedule.view(epoch, blocks)
+        views = [view] if isinstance(view, int) else torch.unique(view).tolist()
+        yield from ((int(one), shard) for one in views)
+
+
+def building_order(schedule: ViewSchedule, manifest: Manifest) -> list[tuple[int, int]]:
+    """All (view, shard) of a cache, those first that a student is shown first."""
+    epochs = range(schedule.num_views)
+    shown = (one for epoch in epochs for one in shards_of_epoch(schedule, manifest, epoch))
+    return list(dict.fromkeys(shown))

@@ -1,0 +1,157 @@
+"""Who teaches a student: from a recipe and its caches to a source of targets."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdscale import config
+from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.cache.patience import Patience
+from kdscale.data.images import ImageSet
+from kdscale.data.loader import Images
+from kdscale.data.views.schedule import ViewSchedule
+from kdscale.engine import components
+from kdscale.engine.cached import CachedTargets
+from kdscale.engine.encoding import check_temperature, encoding_of, mention_large_tail
+from kdscale.engine.ensemble import Ensemble, check_different, further_caches, normalised
+from kdscale.engine.fixed import FixedTargets
+from kdscale.engine.identity import check_fits
+from kdscale.engine.sources import TargetSource
+from kdscale.engine.waiting import wait_for_cache, wait_for_manifest
+
+log = logging.getLogger(__name__)
+
+
+def open_caches(
+    recipe: config.Recipe,
+    images: ImageSet,
+    cache: Path,
+    *,
+    cache_root: Path,
+    teacher_weights: str | None,
+    device: torch.device,
+    wait: bool = False,
+) -> list[CachedTargets]:
+    """The recipe's own cache and those of its ensemble, each of which holds what it should.
+
+    Args:
+        recipe: the recipe.
+        images: its training split.
+        cache: its own cache.
+        cache_root: where the others may lie.
+        teacher_weights: used where the recipe names none.
+        device: where targets are wanted.
+        wait: whether they may still be being built, the own one from its beginning.
+
+    Raises:
+        CacheError: one cannot be read, or holds something else.
+        ConfigError: they cannot be used together, or at the student's temperature.
+    """
+    own = wait_for_manifest(cache) if wait else read_manifest(cache)
+    asked = _asked(recipe, images, cache, own, teacher_weights)
+    growing = replace(own, num_views=max(own.num_views, asked.num_views)) if wait else own
+    check_fits(cache, growing, asked, images)
+    others = further_caches(recipe.ensemble.caches, asked, images, cache_root)
+    check_different([(str(cache), own), *others])
+    places: list[str | Path] = [cache, *(place for place, _ in others)]
+    opened = [
+        CachedTargets.open(
+            place,
+            device=device,
+            num_views=components.num_views(recipe),
+            shift_every=recipe.views.shift_every,
+            patience=Patience() if wait else None,
+        )
+        for place in places
+    ]
+    for cached in opened:
+        check_temperature(encoding_of(cached.manifest), recipe.loss)
+        mention_large_tail(cached.manifest, recipe.loss)
+    return opened
+
+
+def cache_being_built(
+    recipe: config.Recipe, *, cache_root: Path, teacher_weights: str | None
+) -> Path:
+    """The cache below `cache_root` that fits the recipe, once somebody has begun to build it.
+
+    Raises:
+        CacheIncompleteError: nobody begins one.
+        WeightsError: the teacher, by which it would be found, is not known.
+    """
+    images = components.training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
+    cpu = torch.device("cpu")
+    teacher = components.frozen_teacher(recipe, images, teacher_weights, cpu).describe()
+    return wait_for_cache(cache_root, components.asked_manifest(recipe, images, teacher))
+
+
+def _asked(
+    recipe: config.Recipe, images: ImageSet, cache: Path, found: Manifest, weights: str | None
+) -> Manifest:
+    """What the recipe asks of its own cache.
+
+    A student needs no teacher: where its weights are not at hand, the cache's word is taken for it.
+    """
+    if recipe.teacher.weights is None and weights is None:
+        teacher: Mapping[str, Any] = found.teacher
+        log.info("no teacher weights at hand: taking the teacher recorded in %s", cache)
+    else:
+        cpu = torch.device("cpu")
+        teacher = components.frozen_teacher(recipe, images, weights, cpu).describe()
+    return components.asked_manifest(recipe, images, teacher)
+
+
+def taught_by(
+    caches: Sequence[CachedTargets], recipe: config.Recipe, images: Images, fresh: ViewSchedule
+) -> TargetSource:
+    """The caches as one source of targets.
+
+    Args:
+        caches: the recipe's own first.
+        recipe: the recipe.
+        images: the training split.
+        fresh: the views that a student is shown in fixed mode.
+    """
+    members: list[TargetSource] = list(caches)
+    if recipe.views.mode == "fixed":
+        log.warning(_FIXED)
+        members = [FixedTargets(cached, images, fresh) for cached in caches]
+    if len(members) == 1:
+        return members[0]
+    settings = recipe.ensemble
+    weights = normalised(settings.weights, len(members))
+    return Ensemble(members, weights, settings.mean, recipe.loss.temperature)
+
+
+_FIXED = (
+    "views.mode = 'fixed': the teacher saw each image clean, the student is shown another picture "
+    "of it, so the targets are not those of what it sees: that cost 0.6 points of top-1 on "
+    "CIFAR-10 with crop, flip and mixup. It is there for comparison: views.mode = 'replayed' "
+    "trains on what the teacher saw"
+)
+
+
+def told_of(caches: Sequence[CachedTargets], recipe: config.Recipe) -> dict[str, Any]:
+    """What a result says of the caches that taught; of several, each with its weight."""
+    seconds = [cached.reader.build_seconds() for cached in caches]
+    told: dict[str, Any] = {
+        "cache": caches[0].manifest.id,
+        "build_seconds": round(sum(seconds), 3),
+    }
+    if len(caches) > 1:
+        weights = normalised(recipe.ensemble.weights, len(caches))
+        told["caches"] = [
+            {
+                "path": cached.reader.location,
+                "id": cached.manifest.id,
+                "teacher": cached.manifest.teacher["model"],
+                "weight": weight,
+                "build_seconds": one,
+            }
+            for cached, weight, one in zip(caches, weights, seconds, strict=True)
+        ]
+    return told
