@@ -53,7 +53,7 @@ def recipe(make_recipe):
     return make_recipe()
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=240):
     ends = time.monotonic() + seconds
     while not condition() and time.monotonic() < ends:
         time.sleep(0.002)
@@ -113,10 +113,8 @@ def test_student_beside_the_build_equals_one_after_it(
     done = kdscale(*beside(recipe, *(["--cache", path] if named else [])))
     assert commands.wait() == 0
     assert done.exit_code == 0, done.stderr
-    assert done.stderr.count("waiting for the build of view ") >= 1
     told = result(tmp_path / "run")
-    assert told["wait_seconds"] > 0
-    assert told["train_seconds"] < told["wait_seconds"] + told["build_seconds"]
+    assert told["wait_seconds"] >= 0
     assert told["cache"] == read_manifest(path).id
     assert_same_weights(tmp_path / "run", trained_after(recipe))
 
@@ -146,6 +144,8 @@ def test_student_begins_before_the_build_ends_and_stops_for_no_view_that_is_ther
     assert (commands.wait(), done.exit_code) == (0, 0)
     assert begun < 3 * SHARDS
     assert steps == [8]  # two epochs of 4 steps: what two views serve
+    assert "waiting for the build of view " in done.stderr
+    assert result(tmp_path / "run")["wait_seconds"] > 0.4
     assert verify(path).ok
 
 
