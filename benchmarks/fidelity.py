@@ -1,7 +1,8 @@
 """What each encoding costs on a real teacher: divergence, gradient, agreement, bytes.
 
 Asks a recipe's teacher about the first view of training images, or takes what it said from a cache
-in float32, and compares the stored answers with the full ones. `--uniform` adds the form of other
+in float32 (then without the encoding `embedding`, which takes the teacher), and compares the stored
+answers with the full ones. `--uniform` adds the form of other
 systems: K probabilities in float16 and their ids in 16 bits, what is left spread evenly over the
 other classes (TinyViT, Wu et al. 2022, arXiv 2207.10666, equation 3). Prints JSON for
 `benchmarks/results.py collect`.
@@ -10,6 +11,8 @@ other classes (TinyViT, Wu et al. 2022, arXiv 2207.10666, equation 3). Prints JS
 import argparse
 import json
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +23,43 @@ from kdscale.cache.reader import CacheReader
 from kdscale.config import Cache, load_recipe
 from kdscale.data.loader import Images
 from kdscale.engine import components
+from kdscale.engine.teacher import Answers, together
+from kdscale.errors import ConfigError
 from kdscale.fidelity import fidelity
-from kdscale.targets import DenseTargets, Encoding, decode, encode
+from kdscale.targets import DenseTargets, Encoding, Head, decode, encode
 
 GRID = tuple(Cache().temperatures)
 
 
-def answers(recipe: Any, cache_root: Path, samples: int) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, C] of the first view of the first samples, and labels int64 [N]."""
+def answers(recipe: Any, cache_root: Path, samples: int) -> tuple[Answers, Tensor, Head | None]:
+    """What the teacher says of the first view of the first samples, and labels int64 [N].
+
+    Where its last layer is linear, what enters that too, and the layer.
+    """
     images = components.training_images(recipe, cache_root, labelled=True)
     teacher = components.frozen_teacher(recipe, images, None, torch.device("cpu"))
+    with suppress(ConfigError):
+        pixels = components.few_views(recipe, images, teacher.device)
+        module, head = teacher.find_head(pixels)
+        teacher = replace(teacher, head=head, head_module=module)
     pipeline = components.cached_pipeline(recipe, images.num_samples)
     resident = Images(images, torch.device("cpu"))
     index = torch.arange(min(samples, images.num_samples))
-    logits, labels = [], []
+    said, labels = [], []
     for part in index.split(recipe.teacher.batch_size):
         batch = resident.show(pipeline, 0, part)
-        logits.append(teacher.logits(batch.pixels))
+        said.append(teacher.answers(batch.pixels))
         labels.append(batch.labels)
-    return torch.cat(logits).clone(), torch.cat(labels)
+    return together(said).with_each(Tensor.clone), torch.cat(labels), teacher.head
 
 
-def cached_answers(path: Path, samples: int) -> tuple[Tensor, Tensor]:
-    """The same from view 0 of a cache in float32."""
+def cached_answers(path: Path, samples: int) -> tuple[Answers, Tensor, None]:
+    """The same from view 0 of a cache in float32, but for the layer."""
     reader = CacheReader(path)
     if reader.manifest.encoding != "float32":
         raise SystemExit(f"{path} holds {reader.manifest.encoding}, wanted float32")
     logits = torch.from_numpy(reader.read_view(0)["logits"][:samples])
-    return logits, torch.from_numpy(reader.labels()[:samples])
+    return Answers(logits), torch.from_numpy(reader.labels()[:samples]), None
 
 
 def uniform_tail(logits_BC: Tensor, kept: int) -> DenseTargets:
@@ -61,10 +73,11 @@ def uniform_tail(logits_BC: Tensor, kept: int) -> DenseTargets:
     return DenseTargets(each.scatter(1, top.indices, values.clamp_min(1e-7)).log())
 
 
-def measure(logits: Tensor, labels: Tensor, encoding: Encoding) -> dict[str, Any]:
+def measure(said: Answers, labels: Tensor, encoding: Encoding) -> dict[str, Any]:
     """One row of the table."""
+    logits = said.logits_BC
     began = time.perf_counter()
-    arrays = encode(logits, encoding)
+    arrays = encode(logits, encoding, said.embedding_BD)
     encoded = time.perf_counter()
     stored = decode(arrays, encoding)
     decoded = time.perf_counter()
@@ -89,15 +102,20 @@ def main() -> None:
     parser.add_argument("--cache-root", type=Path, default=Path("cache"))
     arguments = parser.parse_args()
     if arguments.cache:
-        logits, labels = cached_answers(arguments.cache, arguments.samples)
+        said, labels, head = cached_answers(arguments.cache, arguments.samples)
     else:
         recipe = load_recipe(arguments.recipe, arguments.overrides, arguments.data)
-        logits, labels = answers(recipe, arguments.cache_root, arguments.samples)
+        said, labels, head = answers(recipe, arguments.cache_root, arguments.samples)
+    logits = said.logits_BC
     classes = logits.shape[1]
     encodings = {name: Encoding(name, classes) for name in ("float32", "float16", "int8", "int4")}
     for top_k in arguments.top_k:
         encodings[f"topk, K = {top_k}"] = Encoding("topk", classes, top_k, GRID)
-    rows = {name: measure(logits, labels, one) for name, one in encodings.items()}
+    if head is not None:
+        encodings[f"embedding, D = {head.inputs}"] = Encoding(
+            "embedding", classes, embedding_size=head.inputs, head=head
+        )
+    rows = {name: measure(said, labels, one) for name, one in encodings.items()}
     for kept in arguments.uniform:
         report = fidelity(logits, uniform_tail(logits, kept), labels)
         rows[f"K = {kept}, uniform tail"] = {"bytes_per_target": 4 + 4 * kept, **report}

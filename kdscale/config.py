@@ -99,13 +99,29 @@ class Views(Section):
         return self
 
 
+class Feature(Section):
+    """What a module inside the teacher gives, to be stored beside its logits."""
+
+    module: str = Field(
+        pattern=r"^[A-Za-z0-9_.-]+$", description="dotted name, as of `named_modules`"
+    )
+    pool: Positive | None = Field(
+        None, description="average maps to so many pixels a side; 1 makes a vector"
+    )
+
+
 class Cache(Section):
     """How the teacher's answers are stored."""
 
-    encoding: Literal["float32", "float16", "int8", "int4", "topk", "auto"] = Field(
+    encoding: Literal["float32", "float16", "int8", "int4", "topk", "embedding", "auto"] = Field(
         "float16",
-        description="how logits are stored; auto: float16, int8, int4 or topk, the first of them "
-        "within budget_bytes",
+        description="how logits are stored; embedding: as what enters the teacher's linear head, "
+        "and the head; auto: float16, int8, int4 or topk, the first of them within budget_bytes",
+    )
+    features: list[Feature] = Field(
+        [],
+        description="modules of the teacher whose outputs are stored too: names, or tables of "
+        "module and pool (not identity: a cache with more of them fits)",
     )
     top_k: Positive = Field(20, description="topk only: classes kept of each answer")
     temperatures: list[Annotated[float, Field(gt=0)]] = Field(
@@ -119,6 +135,23 @@ class Cache(Section):
     shard_samples: Positive = Field(
         4096, description="samples of one view that are committed together (not identity)"
     )
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _names_or_tables(cls, features: object) -> object:
+        if not isinstance(features, list) or not all(
+            isinstance(one, str | dict) for one in features
+        ):
+            raise ValueError('wanted modules: ["layer4", { module = "layer3", pool = 4 }]')
+        return [{"module": one} if isinstance(one, str) else one for one in features]
+
+    @field_validator("features")
+    @classmethod
+    def _each_module_once(cls, features: list[Feature]) -> list[Feature]:
+        names = [one.module for one in features]
+        if len(set(names)) < len(names):
+            raise ValueError("a module is named twice: one output is stored of each")
+        return features
 
     @field_validator("temperatures")
     @classmethod
@@ -388,6 +421,8 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     """Known keys of the table at `location`."""
     section: type[BaseModel] = Recipe
     for part in location:
+        if part.isdigit():  # one of a list of tables
+            continue
         annotation = section.model_fields[part].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

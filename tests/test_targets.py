@@ -14,10 +14,12 @@ from kdscale.targets import (
     ENCODINGS,
     DenseTargets,
     Encoding,
+    Head,
     TopKTargets,
     all_classes,
     decode,
     encode,
+    encode_features,
     mixed_targets,
     tail_weights,
 )
@@ -28,12 +30,15 @@ ROWS = st.lists(FINITE, min_size=1, max_size=8)
 
 
 def encoding_of(name, num_classes, top_k=2, temperatures=GRID):
+    if name == "embedding":  # the head that gives back what enters it
+        head = Head(torch.eye(num_classes), torch.zeros(num_classes))
+        return Encoding(name, num_classes, embedding_size=num_classes, head=head)
     return Encoding(name, num_classes, *((top_k, temperatures) if name == "topk" else ()))
 
 
 def there_and_back(logits, name):
     encoding = encoding_of(name, logits.shape[1])
-    return decode(encode(logits, encoding), encoding)
+    return decode(encode(logits, encoding, logits), encoding)
 
 
 # ------------------------------------------------------------------ round trips
@@ -101,7 +106,8 @@ def test_encoding_integers_twice_changes_no_code(name):
 @pytest.mark.parametrize("num_classes", [3, 10, 255, 256, 300])
 def test_stored_types_and_sizes_are_those_announced(name, num_classes):
     encoding = encoding_of(name, num_classes)
-    stored = encode(torch.randn(7, num_classes), encoding)
+    logits = torch.randn(7, num_classes)
+    stored = encode(logits, encoding, logits)
     assert sum(values.nbytes for values in stored.values()) == 7 * encoding.bytes_per_target
     assert all(len(values) == 7 for values in stored.values())
 
@@ -199,6 +205,93 @@ def test_what_needs_all_classes_refuses_top_k_by_name():
     assert all_classes(dense, "logit_mse") is dense.logits_BC
 
 
+# ------------------------------------------------------------------ embeddings and features
+
+
+def teacher(num_classes=40, size=16, samples=64, seed=0):
+    """What enters a head, the head, and its logits in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(samples, size, generator=generator).relu() * 3
+    head = Head(*(torch.randn(*shape, generator=generator) for shape in
+                  ((num_classes, size), (num_classes,))))  # fmt: skip
+    exact = inputs.double() @ head.weight_CD.double().T + head.bias_C.double()
+    return inputs, head, exact
+
+
+def embedded(head):
+    return Encoding("embedding", *head.weight_CD.shape[:1], embedding_size=head.inputs, head=head)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_embedding_gives_back_the_logits_of_its_rounded_values(seed):
+    inputs, head, exact = teacher(seed=seed)
+    stored = encode(exact.float(), embedded(head), inputs)
+    assert list(stored) == ["embedding"]
+    found = decode(stored, embedded(head)).logits_BC.double()
+    rounded = inputs.half().double() @ head.weight_CD.double().T + head.bias_C.double()
+    assert torch.allclose(found, rounded, rtol=0, atol=2e-5)  # float32's own, of sums of 16 terms
+    bound = inputs.double() @ head.weight_CD.double().abs().T * 2**-11 + 2e-5
+    assert ((found - exact).abs() <= bound).all()
+
+
+def test_head_is_stored_and_read_back():
+    _, head, _ = teacher()
+    again = Head.parse(head.arrays())
+    assert torch.equal(again.weight_CD, head.weight_CD)
+    assert torch.equal(again.bias_C, head.bias_C)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 7e4])
+def test_embedding_beyond_float16_is_refused(value):
+    inputs, head, exact = teacher()
+    inputs[3, 2] = value
+    with pytest.raises(
+        CacheError, match=r"beyond float16's 65504: set cache\.encoding = 'float16'"
+    ):
+        encode(exact.float(), embedded(head), inputs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z: z.clamp(max=3),
+        lambda z: z * 1.5,
+        lambda z: z.log_softmax(1),
+        lambda z: z.roll(1, 1),
+    ],
+)
+def test_logits_that_the_head_does_not_make_are_refused(change):
+    """As of a teacher that does what its probe did not show: one that clips large logits."""
+    inputs, head, exact = teacher()
+    with pytest.raises(CacheError, match="logits are not its last layer's input times its weight"):
+        encode(change(exact).float(), embedded(head), inputs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_logits_that_were_computed_in_bfloat16_are_those_of_the_head(seed):
+    inputs, head, _ = teacher(size=512, seed=seed)
+    low = torch.nn.functional.linear(inputs.bfloat16(), *(
+        part.bfloat16() for part in (head.weight_CD, head.bias_C)))  # fmt: skip
+    encode(low.float(), embedded(head), inputs.bfloat16())
+
+
+def test_features_are_stored_as_float16_and_named_where_they_do_not_fit():
+    maps = torch.randn(4, 2, 3, 3)
+    stored = encode_features({"layer1.0": maps})
+    assert stored["features.layer1.0"].dtype == np.float16
+    np.testing.assert_array_equal(stored["features.layer1.0"], maps.half().numpy())
+    for value in (7e4, float("nan")):
+        maps[1, 1, 1, 1] = value
+        with pytest.raises(CacheError, match=r"module 'layer1\.0' of the teacher gave a value"):
+            encode_features({"layer1.0": maps})
+
+
+def test_features_of_two_images_are_not_mixed():
+    targets = DenseTargets(torch.randn(4, 5), {"stem": torch.randn(4, 3)})
+    with pytest.raises(ConfigError, match="is not a mean of what it gives of the two"):
+        mixed_targets(targets, targets, torch.ones(4))
+
+
 # ------------------------------------------------------------------ parts and answers
 
 
@@ -212,6 +305,19 @@ def test_rows_are_those_of_the_samples_asked_for(name):
     for field in some.__dataclass_fields__:
         one, other = getattr(some, field), getattr(alone, field)
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_targets_carry_their_features_with_them():
+    features = {"features.stem": np.arange(36, dtype=np.float16).reshape(9, 2, 2)}
+    index = torch.tensor([7, 0, 0, 3])
+    for name in ENCODINGS:
+        logits = torch.randn(9, 5)
+        encoding = encoding_of(name, 5)
+        found = decode(encode(logits, encoding, logits) | features, encoding)
+        found = found.rows(index).to(torch.device("cpu")).features
+        assert list(found) == ["stem"]
+        assert found["stem"].dtype == torch.float32
+        assert found["stem"].tolist() == features["features.stem"][index.numpy()].tolist()
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

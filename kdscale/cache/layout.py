@@ -7,7 +7,7 @@ once and in order.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,7 @@ COMMITTED = np.uint64(1 << 32)
 """Set in every value of a record: one that is not there reads as 0."""
 _UNREADABLE = np.uint64(1)
 """Stands for the values of a damaged record; never stored."""
-LABELS_OBJECT = "labels/c/0"
 RECORDS_METADATA = "commits/zarr.json"
-_ONCE = {"labels": "int64", "keys": "uint64"}
-"""Arrays that hold one value a sample, whatever the view, and the type of each."""
 
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError)
 """What Zarr's codecs raise on bytes that are not what was written."""
@@ -51,15 +48,14 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
     An absent chunk reads as the fill value. Digests are stored plus one and commits carry bit 32;
     for the others see `_target_arrays`. So absence cannot be taken for content.
     """
-    samples = manifest.num_samples
-    targets = {name: _rows(manifest, *of) for name, of in _target_arrays(manifest).items()}
+    written = {**_target_arrays(manifest), **_feature_arrays(manifest)}
+    answers = {name: _rows(manifest, *of) for name, of in written.items()}
     # The CRC of each object of a shard, then the milliseconds that the shard took to build.
-    record = len(targets) + 2
+    record = len(answers) + 2
     return {
-        **targets,
+        **answers,
         "digests": _rows(manifest, "uint64", 0),
-        "labels": ArrayLayout((samples,), (samples,), "int64", -1, ("sample",)),
-        **_keys(manifest),
+        **_once(manifest),
         "commits": ArrayLayout(
             (manifest.num_views, manifest.num_shards, record), (1, 1, record), "uint64", 0,
             ("view", "shard", "field"),
@@ -67,17 +63,34 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
     }  # fmt: skip
 
 
-def _keys(manifest: Manifest) -> dict[str, ArrayLayout]:
-    """The key of each image, where the manifest says that there are keys."""
-    if manifest.dataset.get("keys") is None:
-        return {}
-    samples = manifest.num_samples
-    return {"keys": ArrayLayout((samples,), (samples,), "uint64", 0, ("sample",))}
-
-
 def shard_arrays(manifest: Manifest) -> tuple[str, ...]:
     """Those that are written shard by shard, in the order of a commit record's fields."""
-    return (*_target_arrays(manifest), "digests")
+    return (*_target_arrays(manifest), *_feature_arrays(manifest), "digests")
+
+
+def read_arrays(manifest: Manifest, features: Sequence[str]) -> tuple[str, ...]:
+    """Those that hold targets, the features of some modules, and digests."""
+    return (*_target_arrays(manifest), *map(feature_array, features), "digests")
+
+
+def feature_array(module: str) -> str:
+    """The name of the array of what a module of the teacher gave."""
+    return f"features.{module}"
+
+
+def _once(manifest: Manifest) -> dict[str, ArrayLayout]:
+    """Arrays that do not grow with the views, in one chunk each."""
+    whole: dict[str, tuple[tuple[int, ...], str, float, tuple[str, ...]]] = {
+        "labels": ((manifest.num_samples,), "int64", -1, ("sample",))
+    }
+    if manifest.dataset.get("keys") is not None:
+        whole["keys"] = ((manifest.num_samples,), "uint64", 0, ("sample",))
+    if manifest.encoding == "embedding":
+        classes, size = manifest.num_classes, manifest.embedding_size
+        assert size is not None, "a manifest of this encoding says how large it is"
+        whole["head_weight"] = ((classes, size), "float32", _NAN, ("class", "value"))
+        whole["head_bias"] = ((classes,), "float32", _NAN, ("class",))
+    return {name: ArrayLayout(of[0], *of) for name, of in whole.items()}
 
 
 _NAN = float("nan")
@@ -97,6 +110,8 @@ def _target_arrays(manifest: Manifest) -> dict[str, tuple[Any, ...]]:
             "logits": ("float16", _NAN, manifest.top_k, "rank"),
             "tails": ("float32", _NAN, len(manifest.temperatures), "temperature"),
         }
+    if manifest.encoding == "embedding":
+        return {"embedding": ("float16", _NAN, manifest.embedding_size, "value")}
     if manifest.encoding in ("int8", "int4"):
         wide = (classes, "class") if manifest.encoding == "int8" else (-(-classes // 2), "pair")
         return {
@@ -107,16 +122,39 @@ def _target_arrays(manifest: Manifest) -> dict[str, tuple[Any, ...]]:
     return {"logits": (manifest.encoding, _NAN, classes, "class")}
 
 
+_FEATURE_NAMES = {
+    1: ("value",),
+    2: ("token", "value"),
+    3: ("channel", "row", "column"),
+}
+"""Of the dimensions of vectors, tokens and maps."""
+
+
+def _feature_arrays(manifest: Manifest) -> dict[str, tuple[Any, ...]]:
+    """As of `_target_arrays`; what a row has of them is a shape."""
+    return {
+        feature_array(one["module"]): (
+            "float16", _NAN, tuple(one["shape"]), _FEATURE_NAMES[len(one["shape"])]
+        )
+        for one in manifest.features
+    }  # fmt: skip
+
+
 def _rows(
-    manifest: Manifest, dtype: str, fill_value: float, width: int | None = None, of: str = ""
+    manifest: Manifest,
+    dtype: str,
+    fill_value: float,
+    width: int | tuple[int, ...] = (),
+    of: str | tuple[str, ...] = (),
 ) -> ArrayLayout:
-    """An array with a row, or a single value, for each sample of each view."""
+    """An array with a single value, a row or more for each sample of each view."""
     views, samples = manifest.num_views, manifest.num_samples
-    shard = min(manifest.shard_samples, samples)
-    shape, chunks, names = (views, samples), (1, shard), ("view", "sample")
-    if width is None:
-        return ArrayLayout(shape, chunks, dtype, fill_value, names)
-    return ArrayLayout((*shape, width), (*chunks, width), dtype, fill_value, (*names, of))
+    shape, chunks = (views, samples), (1, min(manifest.shard_samples, samples))
+    wide = (width,) if isinstance(width, int) else width
+    names = (of,) if isinstance(of, str) else of
+    return ArrayLayout(
+        (*shape, *wide), (*chunks, *wide), dtype, fill_value, ("view", "sample", *names)
+    )
 
 
 def absent_rows(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
@@ -135,9 +173,17 @@ def _is_fill(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
 
 
 def fixed_keys(manifest: Manifest) -> list[str]:
-    """Keys of the objects that the manifest itself vouches for: metadata, labels, images' keys."""
-    names = arrays(manifest)
-    return [*(f"{name}/zarr.json" for name in names), *(f"{n}/c/0" for n in names if n in _ONCE)]
+    """Keys of the objects that the manifest itself vouches for: metadata and what is kept once."""
+    metadata = [f"{name}/zarr.json" for name in arrays(manifest)]
+    return [*metadata, *once_objects(manifest).values()]
+
+
+def once_objects(manifest: Manifest) -> dict[str, str]:
+    """Keys of the one chunk of each array that does not grow with the views, by its name."""
+    return {
+        name: "/".join([name, "c", *["0"] * len(layout.shape)])
+        for name, layout in _once(manifest).items()
+    }
 
 
 def fixed_objects(
@@ -148,22 +194,23 @@ def fixed_objects(
     Args:
         manifest: of the cache.
         labels: int64 [N], -1 where unlabelled.
-        once: what else is stored once: `keys`, uint64 [N], where the manifest says so.
+        once: what else is kept once: `keys`, uint64 [N], where the manifest says so; `head_weight`
+            float32 [C, D] and `head_bias` float32 [C], where the encoding is `embedding`.
     """
     values = {**(once or {}), "labels": labels}
     objects: dict[str, Any] = {}
     for name, layout in arrays(manifest).items():
         array = _create(objects, name, layout)
-        if name in _ONCE:
-            array[:] = _checked(name, values[name], manifest.num_samples)
+        if name in _once(manifest):
+            array[...] = _checked(name, values[name], layout)
     return {key: objects[key].to_bytes() for key in fixed_keys(manifest)}
 
 
-def _checked(name: str, values: np.ndarray, samples: int) -> np.ndarray:
+def _checked(name: str, values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
     """Zarr would cast and broadcast without a word."""
-    if values.shape != (samples,) or values.dtype != _ONCE[name]:
+    if values.shape != layout.shape or values.dtype != layout.dtype:
         raise ValueError(
-            f"{name} are {values.dtype} {values.shape}, wanted {_ONCE[name]} ({samples},)"
+            f"{name} are {values.dtype} {values.shape}, wanted {layout.dtype} {layout.shape}"
         )
     return values
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from kdscale.cache.store import Location, open_store
@@ -39,6 +40,11 @@ class Manifest:
     top_k: int | None = None
     """Classes kept; of top-k targets alone, as are `temperatures`, of their tails."""
     temperatures: Sequence[float] = ()
+    embedding_size: int | None = None
+    """Values before the teacher's head; of the encoding `embedding` alone."""
+    features: Sequence[Mapping[str, Any]] = ()
+    """What is kept beside the targets: `module`, `pool` (side of averaged maps, or None), `shape`
+    of one sample's."""
     num_views: int
     num_samples: int
     num_classes: int
@@ -75,7 +81,8 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """1, or 2 where it holds what a reader of version 1 does not know."""
-        known = self.encoding in _ENCODINGS_OF_VERSION_1 and "keys" not in self.dataset
+        known = self.encoding in _ENCODINGS_OF_VERSION_1 and not self.features
+        known = known and "keys" not in self.dataset
         return 1 if known and not self.views.keys() - _VIEWS_OF_VERSION_1 else 2
 
     @property
@@ -87,6 +94,24 @@ class Manifest:
         """First and past-the-last sample of a shard."""
         start = shard * self.shard_samples
         return start, min(start + self.shard_samples, self.num_samples)
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes of all that is kept of one sample in one view: target, features and digest."""
+        features: int = sum(prod(one["shape"]) for one in self.features)
+        return self.bytes_per_target + 2 * features + 8
+
+    def lacks(self, asked: "Manifest") -> Iterator[tuple[str, str, str]]:
+        """Name, what there is and what is asked for, of each feature that is not kept like that.
+
+        Features are no part of the identity: a cache with more of them than are asked for fits.
+        """
+        kept = {one["module"]: one["pool"] for one in self.features}
+        for one in asked.features:
+            module, pool = one["module"], one["pool"]
+            if module not in kept or kept[module] != pool:
+                found = _pooling(kept[module]) if module in kept else _ABSENT
+                yield f"cache.features {module}", found, _pooling(pool)
 
     def finished(self, build: Mapping[str, Any]) -> "Manifest":
         """This manifest once everything is committed."""
@@ -104,7 +129,9 @@ class Manifest:
             "shard_samples": self.shard_samples,
             "encoding": self.encoding,
             **self._kept,
+            **({} if self.embedding_size is None else {"embedding_size": self.embedding_size}),
             "bytes_per_target": self.bytes_per_target,
+            **({"features": list(self.features)} if self.features else {}),
             "dataset": self.dataset,
             "views": self.views,
             "teacher": self.teacher,
@@ -256,6 +283,7 @@ def check_identity(
         CacheMismatchError: names every differing field with both values.
     """
     differing = list(_differences(cache.identity, asked.identity))
+    differing += cache.lacks(asked)
     if cache.num_views < asked.num_views:
         differing.append(("views.count", cache.num_views, asked.num_views))
     if not differing:
@@ -277,6 +305,10 @@ def check_identity(
 
 _SHOWN = 20  # differing fields
 _ABSENT = "(nothing)"
+
+
+def _pooling(pool: int | None) -> str:
+    return "its output as it is" if pool is None else f"its output pooled to {pool} x {pool}"
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

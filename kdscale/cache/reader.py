@@ -1,5 +1,6 @@
 """Reads a finished cache: one view at a time, whole chunks, checksums verified."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -12,9 +13,10 @@ from kdscale.cache.layout import (
     checksum,
     decode,
     fixed_keys,
+    once_objects,
+    read_arrays,
     read_records,
     record_object,
-    shard_arrays,
     shard_name,
     shard_objects,
 )
@@ -60,21 +62,26 @@ class CacheReader:
         """Where the cache lies."""
         return self.store.location
 
-    def read_view(self, view: int) -> dict[str, np.ndarray]:
+    def read_view(self, view: int, features: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """All samples of one view: the encoding's arrays as stored and `digests` uint32 [N].
+
+        And of `features`, modules of the teacher that the manifest names, the arrays as stored; of
+        others nothing is read.
 
         Raises:
             CacheCorruptError: an object is missing or damaged; its shard is named.
         """
-        return self._read(view, range(self.manifest.num_shards))
+        return self._read(view, range(self.manifest.num_shards), features)
 
-    def read_shard(self, view: int, shard: int) -> dict[str, np.ndarray]:
+    def read_shard(
+        self, view: int, shard: int, features: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
         """The samples of one shard, like `read_view`.
 
         Raises:
             CacheCorruptError: an object of it is missing or damaged.
         """
-        return self._read(view, range(shard, shard + 1))
+        return self._read(view, range(shard, shard + 1), features)
 
     def is_there(self, view: int, shard: int) -> bool:
         """Whether a shard has a commit record, whatever that says; it need not be asked again."""
@@ -114,16 +121,23 @@ class CacheReader:
         """
         return read_once(self.store, self.manifest, "labels")
 
-    def _read(self, view: int, shards: range) -> dict[str, np.ndarray]:
+    def head(self) -> dict[str, np.ndarray]:
+        """What is kept of the teacher's head, by array name; nothing where nothing is.
+
+        Raises:
+            CacheCorruptError: it is missing or damaged.
+        """
+        names = [name for name in once_objects(self.manifest) if name.startswith("head_")]
+        return {name: read_once(self.store, self.manifest, name) for name in names}
+
+    def _read(self, view: int, shards: range, features: Sequence[str]) -> dict[str, np.ndarray]:
         self._wait(view, shards)
-        objects = self._checked(view, shards)
+        names = read_arrays(self.manifest, features)
+        objects = self._checked(view, shards, names)
         first, last = shards[0], shards[-1]
         rows = slice(self.manifest.shard_range(first)[0], self.manifest.shard_range(last)[1])
         try:
-            values = {
-                name: np.asarray(decode(name, objects)[view, rows])
-                for name in shard_arrays(self.manifest)
-            }
+            values = {name: np.asarray(decode(name, objects)[view, rows]) for name in names}
         except DAMAGE as error:
             raise CacheCorruptError(
                 f"{self.location}: view {view} cannot be decoded: {error}"
@@ -139,12 +153,12 @@ class CacheReader:
                 ready = partial(self.is_there, view, shard)
                 self._patience.wait(self.store, ready, wanted)
 
-    def _checked(self, view: int, shards: range) -> dict[str, bytes]:
+    def _checked(self, view: int, shards: range, names: Sequence[str]) -> dict[str, bytes]:
         """The objects of shards, read once and compared with their commit records; metadata too."""
         records = read_records(self.store, self._fixed[RECORDS_METADATA], view, shards)
         objects, damaged = dict(self._fixed), []
         for shard, record in zip(shards, records, strict=True):
-            state, found = read_shard_objects(self.store, self.manifest, view, shard, record)
+            state, found = read_shard_objects(self.store, self.manifest, view, shard, record, names)
             objects.update(found)
             if state != "ok":
                 damaged.append(shard_name(view, shard))
@@ -154,17 +168,17 @@ class CacheReader:
 
 
 def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
-    """`labels` or `keys` of a cache, finished or not.
+    """What a cache keeps once, such as `labels` or `keys`; of one that is finished or not.
 
     Raises:
         CacheCorruptError: they are missing or damaged.
     """
-    keys = (f"{name}/zarr.json", f"{name}/c/0")
+    keys = (f"{name}/zarr.json", once_objects(manifest)[name])
     found = {key: _fixed_object(store, manifest, key) for key in keys}
     objects = {key: data for key, data in found.items() if isinstance(data, bytes)}
     if len(objects) < len(keys):
         raise _corrupt(store.location, [key for key in keys if key not in objects])
-    return np.asarray(decode(name, objects)[:])
+    return np.asarray(decode(name, objects)[...])
 
 
 def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
@@ -248,9 +262,17 @@ def _read(store: Store, key: str) -> tuple[bytes, str]:
 
 
 def read_shard_objects(
-    store: Store, manifest: Manifest, view: int, shard: int, record: np.ndarray
+    store: Store,
+    manifest: Manifest,
+    view: int,
+    shard: int,
+    record: np.ndarray,
+    names: Sequence[str] | None = None,
 ) -> tuple[str, dict[str, bytes]]:
-    """`ok`, `missing` or `corrupt`: a shard's objects against its record; and their bytes."""
+    """`ok`, `missing` or `corrupt`: a shard's objects against its record; and their bytes.
+
+    All of them, or those of the arrays `names`.
+    """
     objects: dict[str, bytes] = {}
     if not record.any():
         return "missing", objects
@@ -258,6 +280,8 @@ def read_shard_objects(
         return "corrupt", objects
     # The record's last field is a time, without an object.
     for key, expected in zip(shard_objects(manifest, view, shard), record, strict=False):
+        if names is not None and key.partition("/")[0] not in names:
+            continue
         objects[key], state = _read(store, key)
         if state == "ok" and COMMITTED + np.uint64(crc(objects[key])) != expected:
             state = "corrupt"

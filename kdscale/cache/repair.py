@@ -123,8 +123,9 @@ def restored_manifest(
             checksums = {key: checksum(data) for key, data in objects.items()}
             return replace(manifest, checksums=checksums)
     raise CacheCorruptError(
-        f"manifest and metadata of {path} are both damaged, so its shards cannot be told apart: "
-        "remove the folder and rebuild it with `kdscale cache build`"
+        f"manifest and metadata of {path} are both damaged, or its cache.features are not the "
+        "recipe's, so its shards cannot be told apart: repair it with the recipe it was built "
+        "with, or remove the folder and rebuild it with `kdscale cache build`"
     )
 
 

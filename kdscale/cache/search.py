@@ -17,11 +17,16 @@ def list_caches(root: Path) -> Iterator[tuple[Path, Manifest | CacheError]]:
 
 
 def find_cache(root: Path, asked: Manifest) -> Path | None:
-    """A cache of the asked identity: finished with enough views first, else the largest begun."""
+    """A cache of the asked identity that has the asked features.
+
+    One that is finished with enough views first, else the largest begun.
+    """
     fitting = [
         (path, manifest)
         for path, manifest in list_caches(root)
-        if isinstance(manifest, Manifest) and manifest.id == asked.id
+        if isinstance(manifest, Manifest)
+        and manifest.id == asked.id
+        and not any(manifest.lacks(asked))
     ]
     if not fitting:
         return None

@@ -24,12 +24,14 @@ def num_files(manifest: Manifest) -> int:
 
 
 def answers_bytes(manifest: Manifest, values: Mapping[str, np.ndarray]) -> int:
-    """Bytes of some rows of the answers' arrays, [rows, ...] by name, once they are compressed."""
+    """Bytes of some rows of the arrays among a shard's, [rows, ...] by name, once compressed."""
     rows = len(values["digests"])
     one = replace(manifest, num_views=1, num_samples=rows, shard_samples=rows)
     encoder, place = Encoder(one), (0, slice(0, rows))
     keys = zip(shard_arrays(one), shard_objects(one, 0, 0), strict=True)
-    return sum(len(encoder.encode(key, place, values[name])) for name, key in keys)
+    return sum(
+        len(encoder.encode(key, place, values[name])) for name, key in keys if name in values
+    )
 
 
 def other_bytes(

@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from time import perf_counter
@@ -18,9 +19,9 @@ from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.encoding import encoding_of
-from kdscale.engine.teacher import SizedBatches
+from kdscale.engine.teacher import Answers, SizedBatches, together
 from kdscale.errors import ClaimLostError
-from kdscale.targets import encode
+from kdscale.targets import encode, encode_features
 
 log = logging.getLogger(__name__)
 
@@ -126,27 +127,27 @@ class ShardBuilder:
         yield from samples.split(self._teacher.batch_size)
 
     def _build(self, view: int, shard: int, shown: Iterator[Batch], began: float) -> None:
-        logits, digests, done = [], [], 0
+        answers, digests, done = [], [], 0
         start, stop = self._writer.manifest.shard_range(shard)
         while done < stop - start:
             pixels = next(shown).pixels
-            logits.append(self._teacher.logits(pixels))
+            answers.append(_compact(self._teacher.answers(pixels)))
             digests.append(digest(pixels))
             done += len(pixels)
-        answers, seen = torch.cat(logits), torch.cat(digests).cpu()
+        said, seen = together(answers), torch.cat(digests).cpu()
         seconds = perf_counter() - began
-        pending = self._thread.submit(self._write, view, shard, answers, seen, seconds)
+        pending = self._thread.submit(self._write, view, shard, said, seen, seconds)
         self._pending.append(pending)
         self.wait(_PENDING)
 
-    def _write(
-        self, view: int, shard: int, logits: Tensor, digests: Tensor, seconds: float
-    ) -> None:
+    def _write(self, view: int, shard: int, said: Answers, digests: Tensor, seconds: float) -> None:
         """Encode and commit a shard; its claim is released whatever comes of it."""
         name, claims = claim_name(view, shard), self._claims
         check = None if claims is None else partial(claims.check, name)
         try:
-            values = encode(logits, encoding_of(self._writer.manifest))
+            encoding = encoding_of(self._writer.manifest, self._teacher.teacher.head)
+            values = encode(said.logits_BC, encoding, said.embedding_BD)
+            values |= encode_features(said.features)
             # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
             values["digests"] = (digests + 1).numpy().astype("uint64")
             self._writer.write(view, shard, values, seconds, check)
@@ -167,3 +168,9 @@ class ShardBuilder:
             self.wait()
         finally:
             self._thread.shutdown(wait=True)
+
+
+def _compact(answers: Answers) -> Answers:
+    """Features as they will be stored, and off the device: those of a shard may be gigabytes."""
+    features = {name: one.half().cpu() for name, one in answers.features.items()}
+    return replace(answers, features=features)

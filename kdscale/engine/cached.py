@@ -1,5 +1,6 @@
 """A finished cache as a source of targets."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ class CachedTargets:
         num_views: int | None = None,
         shift_every: int | None = None,
         pipeline: Pipeline | None = None,
+        features: Sequence[str] = (),
     ) -> None:
         self.reader = reader
         self.manifest: Manifest = reader.manifest
@@ -48,7 +50,13 @@ class CachedTargets:
         """What makes the pixels that the teacher saw."""
         self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
         """Which views epochs show: every view once in `num_views` epochs."""
-        self._pieces = Pieces(reader, reader.manifest.num_samples, device, ahead=self.num_views > 1)
+        self._pieces = Pieces(
+            reader,
+            reader.manifest.num_samples,
+            device,
+            ahead=self.num_views > 1,
+            features=tuple(features),
+        )
         self._held: Held | None = None  # what is used
         self._views_N: Tensor | None = None  # of each sample, where they differ
         self._num_batches = 0
@@ -63,6 +71,7 @@ class CachedTargets:
         num_views: int | None = None,
         shift_every: int | None = None,
         pipeline: Pipeline | None = None,
+        features: Sequence[str] = (),
         patience: Patience | None = None,
     ) -> Self:
         """Open the cache at `path`.
@@ -74,11 +83,13 @@ class CachedTargets:
             shift_every: see `ViewSchedule`.
             pipeline: what made the views, where it holds a callable of your own (`PerSample`),
                 which a manifest can only name.
+            features: modules of the teacher whose features the targets shall carry; no others are
+                read.
             patience: of a cache that is being built, wait for what is not there yet.
 
         Raises:
             CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
-            CacheMismatchError: it has fewer views than asked for.
+            CacheMismatchError: it has fewer views or features than asked for.
         """
         reader = CacheReader(path, patience, num_views or 1)
         if num_views is not None and num_views > reader.manifest.num_views:
@@ -88,7 +99,8 @@ class CachedTargets:
         if pipeline is not None:
             views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}
             check_identity(reader.location, reader.manifest, replace(reader.manifest, views=views))
-        return cls(reader, torch.device(device), num_views, shift_every, pipeline)
+        _check_features(reader, features)
+        return cls(reader, torch.device(device), num_views, shift_every, pipeline, features)
 
     def start_epoch(self, epoch: int) -> None:
         """Make resident what the epoch shows and start to read what the next one will."""
@@ -182,3 +194,13 @@ class CachedTargets:
     @property
     def _shards(self) -> range:
         return range(self.manifest.num_shards)
+
+
+def _check_features(reader: CacheReader, features: Sequence[str]) -> None:
+    kept = [one["module"] for one in reader.manifest.features]
+    lacking = [name for name in features if name not in kept]
+    if lacking:
+        raise CacheMismatchError(
+            f"{reader.location} keeps the features of {', '.join(kept) or 'no module'}, those of "
+            f"{', '.join(lacking)} are asked for: build a cache with them in cache.features"
+        )

@@ -24,6 +24,7 @@ from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.views.split import split_validation
 from kdscale.engine.encoding import check_mixing, check_temperature, choose_encoding
 from kdscale.engine.ensemble import further_caches
+from kdscale.engine.kept import Kept, look
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.losses.objective import Objective
@@ -143,7 +144,7 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
         first.show(views, 0, torch.zeros(1, dtype=torch.int64))
     trained_model(recipe, recipe.student, train, what="student")
     if recipe.teacher.input is not None or recipe.teacher.weights is not None:
-        trained_model(recipe, recipe.teacher, train, what="teacher")
+        kept_of(recipe, train, _frozen(recipe, recipe.teacher, train, torch.device("cpu")))
     return train, test
 
 
@@ -354,6 +355,28 @@ def _frozen(
     )
 
 
+def kept_of(
+    recipe: config.Recipe, images: ImageSet, teacher: FrozenTeacher, views: Pipeline | None = None
+) -> Kept:
+    """What the recipe's cache keeps of its teacher beside the logits.
+
+    Raises:
+        ConfigError: see `look`.
+    """
+    if recipe.cache.encoding != "embedding" and not recipe.cache.features:
+        return Kept()
+    return look(recipe.cache, teacher, few_views(recipe, images, teacher.device, views))
+
+
+def few_views(
+    recipe: config.Recipe, images: ImageSet, device: torch.device, views: Pipeline | None = None
+) -> Tensor:
+    """A few pictures as the teacher is shown them, uint8 [B, C, H, W]."""
+    views = views or cached_pipeline(recipe, images.num_samples)
+    index = torch.arange(min(8, images.num_samples))
+    return Images(images, device).show(views, 0, index).pixels
+
+
 def _preprocess(
     recipe: config.Recipe, section: config.Model, stated: object, what: str
 ) -> Preprocess:
@@ -403,6 +426,7 @@ def asked_manifest(
     images: ImageSet,
     teacher: Mapping[str, Any],
     views: Pipeline | None = None,
+    kept: Kept | None = None,
 ) -> Manifest:
     """The manifest of the cache that a recipe asks for.
 
@@ -411,9 +435,16 @@ def asked_manifest(
         images: its training split.
         teacher: what `FrozenTeacher.describe` says of its teacher.
         views: what the teacher is asked about, where that is not the recipe's.
+        kept: what `kept_of` says of its teacher. Without, sizes that only the teacher knows are
+            left open: the manifest will do to be compared with a cache's.
     """
     views = views or cached_pipeline(recipe, images.num_samples)
     encoding = _encoding(recipe, images)
+    if kept is not None and kept.head is not None:
+        encoding = replace(encoding, embedding_size=kept.head.inputs)
+    features: list[dict[str, Any]] = [
+        {"module": one.module, "pool": one.pool, "shape": []} for one in recipe.cache.features
+    ]
     return Manifest(
         dataset={
             "fingerprint": images.fingerprint,
@@ -432,6 +463,8 @@ def asked_manifest(
         encoding=encoding.name,
         top_k=encoding.top_k,
         temperatures=list(encoding.temperatures),
+        embedding_size=encoding.embedding_size,
+        features=features if kept is None else kept.described(),
         num_views=num_views(recipe),
         num_samples=images.num_samples,
         num_classes=images.num_classes,

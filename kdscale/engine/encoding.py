@@ -3,18 +3,24 @@
 import logging
 
 import numpy as np
+import torch
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest
+from kdscale.cache.reader import CacheReader
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
-from kdscale.targets import Encoding, tail_weights
+from kdscale.targets import Encoding, Head, tail_weights
 
 log = logging.getLogger(__name__)
 
 _AUTO = ("float16", "int8", "int4", "topk")
 """By the least cosine between exact and stored gradients at temperatures 1, 2 and 4: a student's
-temperature may be any, and at a high one most of the probability is outside what topk keeps."""
+temperature may be any, and at a high one most of the probability is outside what topk keeps.
+
+Not `embedding`: whether it fits is the teacher's to say, and a recipe must mean the same before its
+teacher is trained, with another teacher, and to a student that has none at hand. The build says
+where it would do better."""
 _LARGE_TAIL = 0.1  # of the teacher's probability: the loss says nothing of the classes within
 
 
@@ -48,7 +54,7 @@ def choose_encoding(settings: config.Cache, num_classes: int) -> tuple[Encoding,
 
 
 def _encoding(settings: config.Cache, name: str, num_classes: int) -> Encoding:
-    if name != "topk":
+    if name != "topk":  # the size of an embedding is the teacher's to say
         return Encoding(name, num_classes)
     if settings.top_k >= num_classes:
         raise ConfigError(
@@ -58,11 +64,25 @@ def _encoding(settings: config.Cache, name: str, num_classes: int) -> Encoding:
     return Encoding(name, num_classes, settings.top_k, tuple(settings.temperatures))
 
 
-def encoding_of(manifest: Manifest) -> Encoding:
-    """How a cache's targets are stored."""
+def encoding_of(manifest: Manifest, head: Head | None = None) -> Encoding:
+    """How a cache's targets are stored; with the teacher's head what is an embedding is decoded."""
     return Encoding(
-        manifest.encoding, manifest.num_classes, manifest.top_k, tuple(manifest.temperatures)
+        manifest.encoding,
+        manifest.num_classes,
+        manifest.top_k,
+        tuple(manifest.temperatures),
+        manifest.embedding_size,
+        head,
     )
+
+
+def stored_encoding(reader: CacheReader, device: torch.device | None = None) -> Encoding:
+    """How a cache's targets are stored, with all it takes to decode them on a device."""
+    head = reader.head()
+    return encoding_of(reader.manifest, Head.parse(head).to(device or _CPU) if head else None)
+
+
+_CPU = torch.device("cpu")
 
 
 def check_mixing(encoding: Encoding, shown: Pipeline) -> None:

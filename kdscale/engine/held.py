@@ -4,7 +4,7 @@ A batch's rows are decoded in a small part of a step's time, and stored rows tak
 to a fortieth (topk of 1000 classes) of the memory of decoded ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.cache.layout import arrays, shard_arrays
+from kdscale.cache.layout import arrays, read_arrays
 from kdscale.cache.manifest import Manifest
-from kdscale.engine.encoding import encoding_of
+from kdscale.cache.reader import CacheReader
+from kdscale.engine.encoding import stored_encoding
 from kdscale.targets import Encoding, Targets, as_held, decode_held
 
 _DTYPES = {
@@ -36,13 +37,15 @@ class Held:
     encoding: Encoding
 
     @classmethod
-    def empty(cls, manifest: Manifest, rows: int, device: torch.device) -> Self:
-        """Room for so many rows."""
+    def empty(
+        cls, reader: CacheReader, rows: int, device: torch.device, features: Sequence[str] = ()
+    ) -> Self:
+        """Room for so many rows of a cache, with some of its features."""
         parts = {
             name: torch.empty((rows, *shape), dtype=dtype, device=device)
-            for name, (dtype, shape) in _rows(manifest).items()
+            for name, (dtype, shape) in _rows(reader.manifest, features).items()
         }
-        return cls(parts, encoding_of(manifest))
+        return cls(parts, stored_encoding(reader, device))
 
     def __len__(self) -> int:
         return len(self.parts["digests"])
@@ -71,15 +74,16 @@ class Held:
         return self.parts["digests"].index_select(0, rows_B).long() & 0xFFFFFFFF
 
 
-def row_bytes(manifest: Manifest) -> int:
+def row_bytes(manifest: Manifest, features: Sequence[str] = ()) -> int:
     """Bytes that one sample's targets of one view take in memory, digest included."""
-    return sum(dtype.itemsize * shape.numel() for dtype, shape in _rows(manifest).values())
+    rows = _rows(manifest, features).values()
+    return sum(dtype.itemsize * shape.numel() for dtype, shape in rows)
 
 
-def _rows(manifest: Manifest) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """Type and shape of a row of each array."""
+def _rows(manifest: Manifest, features: Sequence[str]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Type and shape of a row of each array that is read."""
     layouts = arrays(manifest)
     return {
         name: (_DTYPES[layouts[name].dtype], torch.Size(layouts[name].shape[2:]))
-        for name in shard_arrays(manifest)
+        for name in read_arrays(manifest, features)
     }

@@ -39,21 +39,28 @@ class Pieces:
         rows: largest number of samples in a piece.
         device: where they are held.
         ahead: whether there is a second place, where the next piece is read meanwhile.
+        features: modules of the teacher whose features are read too.
     """
 
     def __init__(
-        self, reader: CacheReader, rows: int, device: torch.device, *, ahead: bool
+        self,
+        reader: CacheReader,
+        rows: int,
+        device: torch.device,
+        *,
+        ahead: bool,
+        features: Sequence[str] = (),
     ) -> None:
         self.rows = rows
-        self.held = Held.empty(reader.manifest, (1 + ahead) * rows, device)
+        self.held = Held.empty(reader, (1 + ahead) * rows, device, features)
         """All rows; those of a piece lie from `start` on."""
-        self.held_bytes = len(self.held) * row_bytes(reader.manifest)
+        self.held_bytes = len(self.held) * row_bytes(reader.manifest, features)
         """Of memory."""
         self.waited_seconds = 0.0
         """For pieces that were not in memory when they were needed."""
         self.rows_read = 0
         """Samples' targets brought in."""
-        self._reader, self._ahead = reader, ahead
+        self._reader, self._ahead, self._features = reader, ahead, features
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._closed = Event()
         self._here: tuple[Hashable, int] | None = None
@@ -134,10 +141,10 @@ class Pieces:
         """Every sample of a shard in its own view, of which there are few, mostly one."""
         view = piece.view(torch.arange(*self._reader.manifest.shard_range(shard)))
         if isinstance(view, int):
-            return self._reader.read_shard(view, shard)
+            return self._reader.read_shard(view, shard, self._features)
         views, rows = view.numpy(), dict[str, np.ndarray]()
         for number in np.unique(views).tolist():
-            for name, values in self._reader.read_shard(number, shard).items():
+            for name, values in self._reader.read_shard(number, shard, self._features).items():
                 kept = rows.setdefault(name, values)
                 kept[views == number] = values[views == number]
         return rows

@@ -1,7 +1,7 @@
 """Short runs to be timed: training steps from any source of targets, and the teacher's answers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from time import perf_counter
 
@@ -19,9 +19,9 @@ from kdscale.engine import components
 from kdscale.engine.loop import Loop
 from kdscale.engine.runs import Job
 from kdscale.engine.sources import TargetSource
-from kdscale.engine.teacher import FrozenTeacher, SizedBatches
+from kdscale.engine.teacher import Answers, FrozenTeacher, SizedBatches, together
 from kdscale.losses.objective import Objective
-from kdscale.targets import Encoding, Targets, decode, encode
+from kdscale.targets import Encoding, Head, Targets, decode, encode, encode_features
 
 Steps = Callable[[int], None]
 """Runs, or prepares, so many training steps."""
@@ -132,6 +132,15 @@ def made_up_logits(images: ImageSet, num_samples: int) -> Tensor:
     return logits
 
 
+def made_up_answers(images: ImageSet, num_samples: int, head: Head | None) -> Answers:
+    """Such logits; with a head, what it makes of an embedding that points to the labels."""
+    logits = made_up_logits(images, num_samples)
+    if head is None:
+        return Answers(logits)
+    embedding = logits @ head.weight_CD / head.weight_CD.square().sum(1).mean()
+    return Answers(head(embedding), embedding)
+
+
 class StagedTargets:
     """Targets that are already on the device: what reading them is judged against."""
 
@@ -139,9 +148,12 @@ class StagedTargets:
         self, images: ImageSet, encoding: Encoding, schedule: ViewSchedule, device: torch.device
     ) -> None:
         self.schedule = schedule
-        logits = made_up_logits(images, min(images.num_samples, _STAGED_SAMPLES))
-        self._targets_N = decode(encode(logits, encoding), encoding).to(device)
-        self._num_rows, self._device = len(logits), device
+        self._num_rows, self._device = min(images.num_samples, _STAGED_SAMPLES), device
+        head = None if encoding.head is None else encoding.head.to(torch.device("cpu"))
+        encoding = replace(encoding, head=head)
+        said = made_up_answers(images, self._num_rows, head)
+        stored = encode(said.logits_BC, encoding, said.embedding_BD)
+        self._targets_N = decode(stored, encoding).to(device)
         self._staged: Iterator[Targets] = iter(())
 
     def stage(self, loop: Loop, count: int) -> None:
@@ -174,15 +186,16 @@ def affordable_batch(batch_size: int, each: float, seconds: float) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class TimedAnswers:
     """What the teacher said while it was timed."""
 
     seconds_per_image: float
-    logits_BC: Tensor
-    """Of the first samples of the first view, at most a shard of them; on the CPU."""
+    said: Answers
+    """Of the first samples of the first view, at most a shard of them; on the CPU, and without
+    features."""
 
 
-def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float) -> Answers:
+def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float) -> TimedAnswers:
     """Ask a teacher for a while as a build does: views, forward pass, digests, encoding.
 
     Args:
@@ -204,19 +217,22 @@ def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float
     seconds_of(tiny)  # the first pass sets things up
     size = affordable_batch(min(teacher.batch_size, num_samples), seconds_of(tiny) / tiny, seconds)
     seconds_of(size)
-    kept: list[Tensor] = []
+    kept: list[Answers] = []
     asked, batches = 0, 0
     began = perf_counter()
     for batch in parts.resident.show_each(pipeline, _each_view(num_samples, size, num_views)):
-        logits = teacher.logits(batch.pixels)
+        said = teacher.answers(batch.pixels)
         digest(batch.pixels).cpu()
-        encode(logits, encoding)
+        encode(said.logits_BC, encoding, said.embedding_BD)
+        encode_features(said.features)
         if batch.view == 0 and len(kept) * size < min(num_samples, wanted):
-            kept.append(logits.cpu())
-        asked, batches = asked + len(logits), batches + 1
+            kept.append(replace(said, features={}).with_each(Tensor.cpu))
+        asked, batches = asked + len(batch.index), batches + 1
         if batches > 1 and perf_counter() - began > seconds:
             break
-    return Answers((perf_counter() - began) / asked, torch.cat(kept)[:wanted].clone())
+    seconds_per_image = (perf_counter() - began) / asked
+    first = together(kept).with_each(lambda values: values[:wanted].clone())
+    return TimedAnswers(seconds_per_image, first)
 
 
 def _each_view(num_samples: int, size: int, num_views: int) -> Iterator[tuple[int, Tensor]]:

@@ -6,6 +6,8 @@ The loop cannot tell them apart.
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from kdscale.data.loader import Batch
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine.teacher import FrozenTeacher
@@ -53,6 +55,7 @@ class LiveTeacher:
         """Nothing to get ready."""
 
     def targets(self, batch: Batch) -> DenseTargets:
-        """The teacher's logits of the batch's pixels."""
+        """The teacher's logits of the batch's pixels, and the features that it is asked for."""
         # A clone outside inference mode: autograd may save what was computed inside it.
-        return DenseTargets(self.teacher.logits(batch.pixels).clone())
+        said = self.teacher.answers(batch.pixels).with_each(Tensor.clone)
+        return DenseTargets(said.logits_BC, said.features)

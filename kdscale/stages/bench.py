@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -30,8 +31,9 @@ from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
 from kdscale.engine.building import ShardBuilder
 from kdscale.engine.cached import CachedTargets
-from kdscale.engine.encoding import encoding_of
+from kdscale.engine.encoding import encoding_of, stored_encoding
 from kdscale.engine.following import NEVER, Cadence, Following
+from kdscale.engine.kept import asked_for
 from kdscale.engine.loop import Loop
 from kdscale.engine.precision import autocast
 from kdscale.engine.probes import (
@@ -39,7 +41,7 @@ from kdscale.engine.probes import (
     StagedTargets,
     Steps,
     Variant,
-    made_up_logits,
+    made_up_answers,
     soft_objective,
     student_settings,
 )
@@ -116,14 +118,19 @@ class _Place:
 
 
 def _temporary_cache(path: Path, parts: Parts) -> Path:
-    """A finished cache of two views with true digests and made-up logits: cheap, read the same."""
+    """A finished cache of two views with true digests and made-up logits: cheap, read the same.
+
+    Without features, which no loss reads.
+    """
     recipe, images = parts.recipe, parts.images
-    asked = components.asked_manifest(recipe, images, parts.teacher.describe())
+    kept = components.kept_of(recipe, images, parts.teacher)
+    asked = components.asked_manifest(recipe, images, parts.teacher.describe(), kept=kept)
     views = 2 if recipe.views.operations else 1
-    manifest = create_or_resume(path, replace(asked, num_views=views), images.labels)
+    asked = replace(asked, num_views=views, features=())
+    manifest = create_or_resume(path, asked, images.labels, once=kept.once)
     writer = ShardWriter(path, manifest)
     pipeline = components.cached_pipeline(recipe, images.num_samples)
-    logits = made_up_logits(images, images.num_samples)
+    made_up = made_up_answers(images, images.num_samples, kept.head)
     for view in range(views):
         for shard in range(manifest.num_shards):
             index = torch.arange(*manifest.shard_range(shard))
@@ -131,7 +138,8 @@ def _temporary_cache(path: Path, parts: Parts) -> Path:
                 digest(parts.resident.show(pipeline, view, part).pixels).cpu()
                 for part in index.split(1024)
             ]
-            values = encode(logits[index], encoding_of(manifest))
+            said = made_up.with_each(itemgetter(index))
+            values = encode(said.logits_BC, encoding_of(manifest, kept.head), said.embedding_BD)
             values["digests"] = (torch.cat(digests) + 1).numpy().astype(np.uint64)
             writer.write(view, shard, values, 0.0)
     finish(path, manifest, {})
@@ -142,7 +150,7 @@ def _variants(parts: Parts, cache: Path, place: _Place) -> dict[str, Variant]:
     cached = CachedTargets.open(cache, device=parts.accelerator.device)
     place.stack.callback(cached.close)
     schedule = ViewSchedule(cached.num_views, 0)
-    encoding = encoding_of(cached.manifest)
+    encoding = stored_encoding(cached.reader)
     staged = StagedTargets(parts.images, encoding, cached.schedule, cached.device)
     sources: dict[str, TargetSource] = {
         "supervised": NoTargets(schedule),
@@ -248,7 +256,7 @@ def _measure_build(parts: Parts, folder: Path, seconds: float) -> dict[str, Any]
     """Whole shards, written and flushed, against a bare teacher loop over the same views."""
     recipe, teacher = parts.recipe, parts.teacher
     pipeline = components.cached_pipeline(recipe, parts.images.num_samples)
-    batches = SizedBatches(teacher, recipe.teacher.batch_size)
+    kept = components.kept_of(recipe, parts.images, teacher)
     size = recipe.teacher.batch_size
 
     def bare(start: int, stop: int) -> None:
@@ -260,10 +268,11 @@ def _measure_build(parts: Parts, folder: Path, seconds: float) -> dict[str, Any]
     bare(0, min(size, parts.images.num_samples))
     per_image = (perf_counter() - began) / min(size, parts.images.num_samples)
     shard_samples = _shard_samples(recipe, parts.images, seconds, per_image)
-    asked = components.asked_manifest(recipe, parts.images, teacher.describe())
+    asked = components.asked_manifest(recipe, parts.images, teacher.describe(), kept=kept)
     asked = replace(asked, num_views=1, shard_samples=shard_samples)
+    batches = SizedBatches(asked_for(teacher, asked, kept), recipe.teacher.batch_size)
     path = folder / "build.zarr"
-    manifest: Manifest = create_or_resume(path, asked, parts.images.labels)
+    manifest: Manifest = create_or_resume(path, asked, parts.images.labels, once=kept.once)
     builder = ShardBuilder(parts.resident, pipeline, batches, ShardWriter(path, manifest))
 
     together = _shards_a_round(manifest, per_image)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
 from kdscale.cache.claims import Claims
@@ -30,11 +32,14 @@ from kdscale.engine.building import ShardBuilder, Shards
 from kdscale.engine.components import (
     asked_manifest,
     cached_pipeline,
+    few_views,
     frozen_teacher,
+    kept_of,
     training_images,
 )
 from kdscale.engine.encoding import choose_encoding, encoding_of
 from kdscale.engine.identity import check_fits, with_keys
+from kdscale.engine.kept import asked_for, mention_large_shards
 from kdscale.engine.order import building_order
 from kdscale.engine.processes import (
     StopRequest,
@@ -43,11 +48,12 @@ from kdscale.engine.processes import (
     main_process_first,
     orderly_stop,
 )
-from kdscale.engine.teacher import SizedBatches
+from kdscale.engine.teacher import FrozenTeacher, SizedBatches
 from kdscale.errors import (
     CacheCorruptError,
     CacheIncompleteError,
     CacheNotFoundError,
+    ConfigError,
     Interrupted,
     StorageError,
 )
@@ -92,10 +98,12 @@ def build(
         images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, teacher_weights, accelerator.device)
     views = views or cached_pipeline(recipe, images.num_samples)
-    asked = asked_manifest(recipe, images, teacher.describe(), views)
+    kept = kept_of(recipe, images, teacher, views)
+    asked = asked_manifest(recipe, images, teacher.describe(), views, kept)
     if num_views is not None:
         asked = replace(asked, num_views=num_views, views={**asked.views, "count": num_views})
-    _mention_encoding(recipe, asked)
+    if recipe.cache.encoding == "auto":
+        mention_encoding(recipe, asked, teacher, few_views(recipe, images, teacher.device, views))
     path = cache or find_cache(cache_root, asked) or free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
     with main_process_first(accelerator):
@@ -105,15 +113,21 @@ def build(
         return path
 
     _check_space(path, asked)
-    batches = SizedBatches(teacher, recipe.teacher.batch_size)
+    # Without its features: those of the probe's images may be gigabytes.
+    without = asked_for(teacher, replace(asked, features=()), kept)
+    batches = SizedBatches(without, recipe.teacher.batch_size)
+    mention_large_shards(asked)
     resident = Images(images, accelerator.device)
-    probe = _probe(batches, resident, images, views, encoding_of(asked))
+    probe = _probe(batches, resident, images, views, encoding_of(asked, kept.head))
     with Claims(path) as claims:
         with main_process_first(accelerator):
             if accelerator.is_main_process:
                 known, once = with_keys(_with_probe(asked, probe), images)
+                once |= kept.once
                 create_or_resume(path, known, images.labels, claims, once)
-        _announce(path, read_manifest(path), probe)
+        manifest = read_manifest(path)
+        _announce(path, manifest, probe)
+        batches.teacher = asked_for(teacher, manifest, kept)
         with orderly_stop() as stop:
             shift = recipe.views.shift_every
             _complete(_Work(path, resident, views, batches, claims, accelerator, stop, shift))
@@ -138,28 +152,49 @@ def _mention_ending(cache: Path | None) -> None:
         log.warning("%s has no ending .zarr: it is not listed, nor found without --cache", cache)
 
 
-def _mention_encoding(recipe: Recipe, asked: Manifest) -> None:
-    if recipe.cache.encoding == "auto":
-        _, reason = choose_encoding(recipe.cache, asked.num_classes)
-        log.info("cache.encoding = 'auto' is %s: %s", asked.encoding, reason)
+def mention_encoding(
+    recipe: Recipe, asked: Manifest, teacher: FrozenTeacher, pixels: Tensor
+) -> None:
+    """What `auto` came to and why, and where an embedding would be smaller or lose less."""
+    _, reason = choose_encoding(recipe.cache, asked.num_classes)
+    log.info("cache.encoding = 'auto' is %s: %s", asked.encoding, reason)
+    with suppress(ConfigError):  # the teacher's last layer is not linear
+        size = 2 * teacher.find_head(pixels)[1].inputs
+        if size <= recipe.cache.budget_bytes and (
+            asked.encoding != "float16" or size < asked.bytes_per_target
+        ):
+            log.info(
+                "cache.encoding = 'embedding' would take %d bytes and keep all classes about as "
+                "exactly as float16: auto does not choose what depends on the teacher", size,
+            )  # fmt: skip
 
 
 def free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
-    """NAME.zarr, or with the identity in its name where that one holds something else.
+    """NAME.zarr, or with the identity and then a number in its name where others hold that.
 
     Raises:
         CacheCorruptError: a cache of that name is damaged, so nobody knows what it holds.
     """
-    path = root / f"{recipe.name}.zarr"
+    other = f"{recipe.name}-{asked.id[:8]}"
+    names = chain([recipe.name, other], (f"{other}-{number}" for number in count(2)))
+    return next(
+        path for path in (root / f"{name}.zarr" for name in names) if not _is_taken(path, asked)
+    )
+
+
+def _is_taken(path: Path, asked: Manifest) -> bool:
+    """Whether something else is there than a cache that fits, which began just now."""
     try:
-        taken = path.is_file() or read_manifest(path).id != asked.id  # else it began just now
+        if path.is_file():
+            return True
+        found = read_manifest(path)
     except CacheNotFoundError:  # as a build leaves it that was killed before its first manifest
-        taken = not is_free(path)
+        return not is_free(path)
     except CacheCorruptError:
         if b'"kdscale"' in (path / "zarr.json").read_bytes():
             raise
-        taken = True
-    return root / f"{recipe.name}-{asked.id[:8]}.zarr" if taken else path
+        return True
+    return found.id != asked.id or any(found.lacks(asked))
 
 
 def _probe(
@@ -170,11 +205,12 @@ def _probe(
     pixels, labels = resident.take(index)
     batches.logits(pixels[: min(64, len(index))])  # the first pass sets things up
     began = perf_counter()
-    logits = batches.logits(pixels)
+    answers = batches.answers(pixels)
+    logits = answers.logits_BC
     _synchronize(logits.device)
     seconds = perf_counter() - began
     hits = (logits.argmax(1) == labels).double().mean().item() if images.labelled else None
-    stored = decode(encode(logits, encoding), encoding)
+    stored = decode(encode(logits, encoding, answers.embedding_BD), encoding)
     measured = fidelity(logits.cpu(), stored, labels.cpu() if images.labelled else None)
     return {
         "top1_accuracy": hits,
@@ -212,7 +248,7 @@ def _announce(path: Path, manifest: Manifest, probe: Mapping[str, Any]) -> None:
         "%s: %d views of %d samples, %d of %d shards done; about %.1f MB and %.0f s to go "
         "for one process",
         path, manifest.num_views, manifest.num_samples, committed.sum(), committed.size,
-        left * bytes_per_answer(manifest) / 1e6, left / probe["images_per_second"],
+        left * manifest.bytes_per_sample / 1e6, left / probe["images_per_second"],
     )  # fmt: skip
 
 
@@ -228,14 +264,9 @@ def _check_space(path: Path, asked: Manifest) -> None:
 
 def space(path: Path, asked: Manifest) -> tuple[int, int]:
     """Bytes that a build may write, were nothing compressed, and bytes that are free."""
-    wanted = asked.num_views * asked.num_samples * bytes_per_answer(asked) - bytes_stored(path)
+    wanted = asked.num_views * asked.num_samples * asked.bytes_per_sample - bytes_stored(path)
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     return max(0, wanted), shutil.disk_usage(folder).free
-
-
-def bytes_per_answer(manifest: Manifest) -> int:
-    """Of what is kept of an answer and of its digest, before compression."""
-    return manifest.bytes_per_target + 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.generator import chain, permutation
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.engine.encoding import encoding_of
+from kdscale.engine.encoding import stored_encoding
 from kdscale.errors import ViewMismatchError
 from kdscale.stages.lettering import drawable
 from kdscale.stages.sheet import Answer, Picture, Row, Share, Sheet
@@ -133,7 +133,7 @@ def _stored(reader: CacheReader, view: int, index: Tensor) -> tuple[Targets, Ten
             shape = (len(samples), *values.shape[1:])
             kept = rows.setdefault(name, np.zeros(shape, values.dtype))
             kept[shards == shard] = values[samples[shards == shard] - start]
-    return decode(rows, encoding_of(manifest)), torch.from_numpy(rows["digests"].astype(np.int64))
+    return decode(rows, stored_encoding(reader)), torch.from_numpy(rows["digests"].astype(np.int64))
 
 
 def _check_pixels(location: str, view: int, batch: Batch, digests_B: Tensor) -> None:

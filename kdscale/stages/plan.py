@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kdscale import config
 from kdscale.cache.manifest import (
@@ -31,6 +30,7 @@ from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
 from kdscale.engine.encoding import choose_encoding, encoding_of
 from kdscale.engine.identity import check_fits, with_keys
+from kdscale.engine.kept import Kept, asked_for
 from kdscale.engine.loop import Loop
 from kdscale.engine.probes import (
     SMALLEST_BATCH,
@@ -44,11 +44,12 @@ from kdscale.engine.probes import (
 )
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.teacher import Answers, FrozenTeacher
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.losses.objective import SUPERVISED
-from kdscale.stages.build import bytes_per_answer, free_path, space
+from kdscale.stages.build import free_path, space
 from kdscale.stages.report import bytes_text
-from kdscale.targets import ENCODINGS, encode
+from kdscale.targets import ENCODINGS, Encoding, Head, encode
 
 log = logging.getLogger(__name__)
 
@@ -100,17 +101,23 @@ def plan(
     settings, device = student_settings(recipe), accelerator.device
     teacher = components.frozen_teacher_or_random(recipe, images, teacher_weights, device)
     trained = recipe.teacher.weights is not None or teacher_weights is not None
-    asked, once = with_keys(components.asked_manifest(recipe, images, teacher.describe()), images)
+    kept = components.kept_of(recipe, images, teacher)
+    asked = components.asked_manifest(recipe, images, teacher.describe(), kept=kept)
+    asked, once = with_keys(asked, images)
     there = _look_for(asked, images, cache_root, cache) if trained else _Found(None, 0.0)
     path = there.path or cache or free_path(cache_root, recipe, asked)
 
     size = settings.global_batch_size
     parts = Parts(recipe, images, Images(images, device), teacher, accelerator, size, num_processes)
     parts.loader(ViewSchedule(1, 0))  # a batch that does not split over the processes ends here
-    answers = ask_teacher(parts, encoding_of(asked), asked.num_views, seconds * _TEACHER_SHARE)
-    steps = _step_seconds(parts, asked, seconds * (1 - _TEACHER_SHARE))
+    embedded = _embedded(recipe, images, teacher)
+    heard = replace(parts, teacher=asked_for(teacher, asked, embedded or kept))
+    encoding = encoding_of(asked, kept.head)
+    answers = ask_teacher(heard, encoding, asked.num_views, seconds * _TEACHER_SHARE)
+    steps = _step_seconds(parts, asked, encoding, seconds * (1 - _TEACHER_SHARE))
     build = answers.seconds_per_image * asked.num_views * asked.num_samples / num_processes
-    encodings = _sizes(recipe, asked, images, once, answers.logits_BC if trained else None)
+    said = answers.said if trained else None
+    encodings = _sizes(recipe, asked, images, once, embedded, said)
     needed, free = space(path, asked)
     return {
         "recipe": recipe.name,
@@ -173,12 +180,21 @@ def _look_for(asked: Manifest, images: ImageSet, cache_root: Path, cache: Path |
     return _Found(path, min(1.0, float(built) / asked.num_views))
 
 
+def _embedded(recipe: config.Recipe, images: ImageSet, teacher: FrozenTeacher) -> Kept | None:
+    """What a cache of embeddings would keep; None where the teacher's last layer is not linear."""
+    settings = recipe.cache.model_copy(update={"encoding": "embedding"})
+    with suppress(ConfigError):
+        return components.kept_of(recipe.model_copy(update={"cache": settings}), images, teacher)
+    return None
+
+
 def _sizes(
     recipe: config.Recipe,
     asked: Manifest,
     images: ImageSet,
     once: Mapping[str, np.ndarray],
-    logits: Tensor | None,
+    embedded: Kept | None,
+    said: Answers | None,
 ) -> dict[str, dict[str, int]]:
     """Bytes of an answer and of the cache, by encoding.
 
@@ -189,34 +205,45 @@ def _sizes(
     for name in ENCODINGS:
         settings = recipe.cache.model_copy(update={"encoding": name})
         wanted = recipe.model_copy(update={"cache": settings})
+        kept = embedded if name == "embedding" else Kept()
+        if kept is None:
+            continue
         with suppress(ConfigError):  # topk of fewer classes than it keeps
-            manifest = components.asked_manifest(wanted, images, asked.teacher)
-            manifest = replace(manifest, dataset=asked.dataset)
-            each = float(bytes_per_answer(manifest))
-            if logits is not None:
-                each = _stored_bytes_per_answer(manifest, logits)
+            manifest = components.asked_manifest(wanted, images, asked.teacher, kept=kept)
+            manifest = replace(manifest, features=asked.features, dataset=asked.dataset)
+            each = float(manifest.bytes_per_sample)
+            if said is not None:
+                each = _stored_bytes_per_answer(manifest, said, kept.head)
             total = each * manifest.num_views * manifest.num_samples
+            other = other_bytes(manifest, images.labels, {**once, **kept.once})
             sizes[name] = {
                 "bytes_per_target": manifest.bytes_per_target,
-                "bytes": round(total) + other_bytes(manifest, images.labels, once),
+                "bytes": round(total) + other,
             }
     return sizes
 
 
-def _stored_bytes_per_answer(manifest: Manifest, logits: Tensor) -> float:
-    values = encode(logits, encoding_of(manifest))
+def _stored_bytes_per_answer(manifest: Manifest, said: Answers, head: Head | None) -> float:
+    """Compressed, but for features, whose bytes are told as they are."""
+    values = encode(said.logits_BC, encoding_of(manifest, head), said.embedding_BD)
+    logits = said.logits_BC
     # Digests are as good as random.
     seen = torch.randint(1, 1 << 32, (len(logits),), generator=torch.Generator().manual_seed(0))
     values["digests"] = seen.numpy().astype("uint64")
-    return answers_bytes(manifest, values) / len(logits)
+    features = manifest.bytes_per_sample - replace(manifest, features=()).bytes_per_sample
+    return answers_bytes(manifest, values) / len(logits) + features
 
 
 # --------------------------------------------------------------------------- time
 
 
-def _step_seconds(parts: Parts, asked: Manifest, seconds: float) -> dict[str, float]:
+def _step_seconds(
+    parts: Parts, asked: Manifest, encoding: Encoding, seconds: float
+) -> dict[str, float]:
     """Seconds a sample that training steps of each kind take; medians of interleaved rounds."""
-    tiny = _variants(replace(parts, batch_size=SMALLEST_BATCH * parts.num_processes), asked)
+    tiny = _variants(
+        replace(parts, batch_size=SMALLEST_BATCH * parts.num_processes), asked, encoding
+    )
     for variant in tiny.values():
         variant.timed(1)  # the first pass sets things up
     each = sum(variant.timed(1) for variant in tiny.values()) / SMALLEST_BATCH
@@ -226,12 +253,12 @@ def _step_seconds(parts: Parts, asked: Manifest, seconds: float) -> dict[str, fl
     parts = replace(parts, batch_size=size or parts.batch_size)
     loader = parts.loader(ViewSchedule(1, 0))
     samples = loader.num_samples / loader.steps_per_epoch
-    measured = _measure(_variants(parts, asked), seconds)
+    measured = _measure(_variants(parts, asked, encoding), seconds)
     return {kind: step / samples for kind, step in measured.items()}
 
 
-def _variants(parts: Parts, asked: Manifest) -> dict[str, Variant]:
-    schedule, encoding = ViewSchedule(asked.num_views, 0), encoding_of(asked)
+def _variants(parts: Parts, asked: Manifest, encoding: Encoding) -> dict[str, Variant]:
+    schedule = ViewSchedule(asked.num_views, 0)
     staged = StagedTargets(parts.images, encoding, schedule, parts.accelerator.device)
     sources: dict[str, TargetSource] = {"cached": staged}
     if parts.images.labelled:

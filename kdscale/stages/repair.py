@@ -9,7 +9,7 @@ from kdscale.cache.manifest import read_manifest
 from kdscale.cache.repair import restored_manifest, take_out
 from kdscale.cache.verify import Verdict, verify
 from kdscale.config import Recipe
-from kdscale.engine.components import asked_manifest, frozen_teacher, training_images
+from kdscale.engine.components import asked_manifest, frozen_teacher, kept_of, training_images
 from kdscale.engine.identity import check_fits, with_keys
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.errors import CacheCorruptError
@@ -73,8 +73,10 @@ def _names(found: Verdict) -> list[str]:
 def _take_out(recipe: Recipe, path: Path, root: Path, weights: str | None) -> Verdict:
     images = training_images(recipe, root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, weights, create_accelerator().device)
-    asked = asked_manifest(recipe, images, teacher.describe())
+    kept = kept_of(recipe, images, teacher)
+    asked = asked_manifest(recipe, images, teacher.describe(), kept=kept)
     asked, once = with_keys(asked, images)
+    once |= kept.once
     try:
         manifest = read_manifest(path)
     except CacheCorruptError:

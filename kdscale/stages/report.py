@@ -243,6 +243,7 @@ def recipe_reference() -> str:
         "data": config.Data,
         "views": config.Views,
         "cache": config.Cache,
+        "one of cache.features": config.Feature,
         "teacher": config.Teacher,
         "student": config.Model,
         "teacher.input, student.input": config.Input,
@@ -285,6 +286,8 @@ def _type_name(annotation: Any) -> str:
         return _type_name(arguments[0])
     if origin in (Union, UnionType):
         return " or ".join(_type_name(a) for a in arguments if a is not type(None))
+    if origin is list and arguments[0] is config.Feature:
+        return "list of names or tables"
     if origin is list:
         return f"list of {_type_name(arguments[0])}"
     if origin is dict:

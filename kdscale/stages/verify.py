@@ -21,15 +21,21 @@ from kdscale.engine.components import (
     frozen_teacher,
     training_images,
 )
-from kdscale.engine.encoding import encoding_of
+from kdscale.engine.encoding import stored_encoding
 from kdscale.engine.identity import check_fits
+from kdscale.engine.kept import taps_of
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.teacher import SizedBatches
 from kdscale.targets import DenseTargets, Targets, decode, log_sums
 
+_SMALLEST = 1e-4  # of a row's largest value: float16 keeps smaller ones with fewer digits
 _NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
-_ROUNDING = {"float32": 0.0, "float16": 5e-4, "topk": 5e-4, "int8": 1 / 255, "int4": 1 / 15}
-"""Of int8 and int4 half a step, where the smallest logit is as far below 0 as the largest above."""
+_ROUNDING = {"float32": 0.0, "float16": 5e-4, "topk": 5e-4, "int8": 1 / 255, "int4": 1 / 15,
+             "embedding": 2e-3}  # fmt: skip
+"""Of int8 and int4 half a step, where the smallest logit is as far below 0 as the largest above.
+Of an embedding, whose values are rounded each by up to 5e-4 of itself, four times that, since terms
+of a logit may cancel: on the CIFAR-10 teacher it was 2.4e-4."""
+_FEATURES = 5e-4  # they are float16, whatever the encoding
 
 
 def default_tolerance(manifest: Manifest) -> float:
@@ -39,7 +45,7 @@ def default_tolerance(manifest: Manifest) -> float:
     encoding then rounds them. Another teacher is off by 0.1 and more.
     """
     noise = _NOISE.get(manifest.teacher["precision"], max(_NOISE.values()))
-    return noise + _ROUNDING[manifest.encoding]
+    return noise + max(_ROUNDING[manifest.encoding], _FEATURES if manifest.features else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,13 @@ class SecondOpinion:
     largest_difference: float
     other_pixels: tuple[str, ...]
     other_logits: tuple[str, ...]
+    other_features: tuple[str, ...]
     seed: int
 
     @property
     def ok(self) -> bool:
-        """The same pixels, and logits within the tolerance."""
-        return not self.other_pixels and not self.other_logits
+        """The same pixels, and logits and features within the tolerance."""
+        return not self.other_pixels and not self.other_logits and not self.other_features
 
     def to_json(self) -> dict[str, Any]:
         """The field `teacher` of `kdscale cache verify --json`."""
@@ -67,6 +74,7 @@ class SecondOpinion:
             "largest_difference": self.largest_difference,
             "other_pixels": list(self.other_pixels),
             "other_logits": list(self.other_logits),
+            "other_features": list(self.other_features),
             "seed": self.seed,
         }
 
@@ -79,6 +87,7 @@ class SecondOpinion:
         lines = [f"{counted}: NOT ok, {differing}, tolerance {self.tolerance:.1e}"]
         lines += [f"  other pixels: {name}" for name in self.other_pixels]
         lines += [f"  other logits: {name}" for name in self.other_logits]
+        lines += [f"  other features: {name}" for name in self.other_features]
         return "\n".join(lines)
 
 
@@ -96,7 +105,8 @@ def ask_again(
 
     Digests of the pixels must be equal. Of the logits, the largest difference of a pair, divided by
     its largest logit (at least 1), must be within the tolerance. Where the largest alone are kept,
-    so must the tails, each times its temperature.
+    so must the tails, each times its temperature; and of features, the largest difference divided
+    by the largest value.
 
     Args:
         path: the cache's folder.
@@ -119,25 +129,33 @@ def ask_again(
     asked = asked_manifest(recipe, images, teacher.describe())
     check_fits(path, manifest, replace(asked, num_views=manifest.num_views), images)
     allowed = default_tolerance(manifest) if tolerance is None else tolerance
-    encoding, pairs = encoding_of(manifest), _pairs(manifest, num_pairs, seed)
-    batches = SizedBatches(teacher, recipe.teacher.batch_size)
+    encoding, pairs = stored_encoding(reader), _pairs(manifest, num_pairs, seed)
+    taps = taps_of(manifest.features)
+    batches = SizedBatches(replace(teacher, taps=taps), recipe.teacher.batch_size)
     views, resident = cached_pipeline(recipe, images.num_samples), Images(images, device)
     same: list[bool] = []
     apart: list[float] = []
+    features: list[float] = []
     for (view, shard), index in _by_shard(manifest, pairs):
-        stored = _rows(reader.read_shard(view, shard), index - manifest.shard_range(shard)[0])
+        found = reader.read_shard(view, shard, [tap.module for tap in taps])
+        stored = _rows(found, index - manifest.shard_range(shard)[0])
         for part in torch.arange(len(index)).split(batches.batch_size):
             pixels = resident.show(views, view, index[part]).pixels
             rows = _rows(stored, part)
             same += (digest(pixels).cpu().numpy() == rows["digests"]).tolist()
-            apart += _apart(decode(rows, encoding), batches.logits(pixels).cpu()).tolist()
+            kept, said = decode(rows, encoding), batches.answers(pixels).with_each(Tensor.cpu)
+            apart += _apart(kept, said.logits_BC).tolist()
+            features += _features_apart(kept.features, said.features, len(part)).tolist()
     names = [f"view-{view:05d}/sample-{sample}" for view, sample in pairs]
     return SecondOpinion(
         num_pairs=len(pairs),
         tolerance=allowed,
-        largest_difference=max(apart),
+        largest_difference=max(*apart, *features),
         other_pixels=tuple(name for name, ok in zip(names, same, strict=True) if not ok),
         other_logits=tuple(n for n, far in zip(names, apart, strict=True) if not far <= allowed),
+        other_features=tuple(
+            n for n, far in zip(names, features, strict=True) if not far <= allowed
+        ),
         seed=seed,
     )
 
@@ -164,6 +182,18 @@ def _apart(stored: Targets, said_BC: Tensor) -> Tensor:
     """Largest difference of each row, in units of its largest logit (at least 1): [B]."""
     scale_B = said_BC.abs().amax(1).clamp(min=1.0)
     return _differences(stored, said_BC).abs().amax(1) / scale_B
+
+
+def _features_apart(
+    stored: Mapping[str, Tensor], said: Mapping[str, Tensor], num_rows: int
+) -> Tensor:
+    """Largest difference of each row, of any feature, in units of that one's largest value: [B]."""
+    apart = [torch.zeros(num_rows)]
+    for name, values in said.items():
+        exact, found = values.flatten(1), stored[name].float().flatten(1)
+        scale_B = exact.abs().amax(1).clamp(min=_SMALLEST)
+        apart.append((found - exact).abs().amax(1) / scale_B)
+    return torch.stack(apart).amax(0)
 
 
 def _differences(stored: Targets, said_BC: Tensor) -> Tensor:

@@ -109,3 +109,22 @@ def diverging(num_classes, in_channels):
             return logits * float("nan") if self.training else logits
 
     return Diverging()
+
+
+class Convolutional(nn.Module):
+    """A stem that gives maps, a body that works on them in place, and a linear head."""
+
+    def __init__(self, num_classes, in_channels, width=6, softmax=False):
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, stride=2)
+        self.body = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1))
+        self.neck = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.top = nn.Linear(width, num_classes)
+        self.last = nn.LogSoftmax(1) if softmax else nn.Identity()
+
+    def forward(self, pixels):
+        return self.last(self.top(self.neck(self.body(self.stem(pixels)))))
+
+
+def convolutional(num_classes, in_channels, softmax=False):
+    return Convolutional(num_classes, in_channels, softmax=softmax)

@@ -49,7 +49,15 @@ def labels(manifest):
     return np.arange(manifest.num_samples, dtype=np.int64) % manifest.num_classes
 
 
-ENCODINGS = ("float32", "float16", "int8", "int4", "topk")
+ENCODINGS = ("float32", "float16", "int8", "int4", "topk", "embedding")
+SETTINGS = {
+    "topk": {"top_k": 2, "temperatures": [1.0, 2.0, 4.0]},
+    "embedding": {"embedding_size": 3},
+}
+FEATURES = (
+    {"module": "layer2.0.bn1", "pool": None, "shape": [2, 3, 4]},
+    {"module": "pool", "pool": 1, "shape": [6]},
+)
 
 
 def keyed(**changes):
@@ -60,8 +68,19 @@ def keyed(**changes):
 
 def encoded(name, **changes):
     """As `asked`, of another encoding."""
-    kept = {"top_k": 2, "temperatures": [1.0, 2.0, 4.0]} if name == "topk" else {}
-    return asked(**{"encoding": name, **kept, **changes})
+    return asked(**{"encoding": name, **SETTINGS.get(name, {}), **changes})
+
+
+def once(manifest):
+    """What is kept once, beside the labels."""
+    kept = {}
+    if "keys" in manifest.dataset:
+        kept["keys"] = np.arange(manifest.num_samples, dtype=np.uint64) * 7 + 1
+    if manifest.encoding == "embedding":
+        shape = (manifest.num_classes, manifest.embedding_size)
+        weight = np.arange(shape[0] * shape[1], dtype=np.float32).reshape(shape) / 4
+        kept |= {"head_weight": weight, "head_bias": np.arange(shape[0], dtype=np.float32)}
+    return kept
 
 
 def rows(manifest, view, shard):
@@ -70,6 +89,12 @@ def rows(manifest, view, shard):
     values = (view + 1) * 100 + sample[:, None] + np.arange(manifest.num_classes) / 8
     return {
         **targets(manifest, values),
+        **{
+            f"features.{one['module']}": (values[:, :1] + np.arange(np.prod(one["shape"])) / 8)
+            .reshape(-1, *one["shape"])
+            .astype(np.float16)
+            for one in manifest.features
+        },
         "digests": (sample * 2654435761 % 2**32 + view + 1).astype(np.uint64),
     }
 
@@ -84,18 +109,13 @@ def targets(manifest, values):
             "logits": values[:, :kept].astype(np.float16),
             "tails": values[:, :grid].astype(np.float32),
         }
+    if manifest.encoding == "embedding":
+        return {"embedding": values[:, : manifest.embedding_size].astype(np.float16)}
     if manifest.encoding in ("int8", "int4"):
         width = -(-manifest.num_classes // (1 if manifest.encoding == "int8" else 2))
         codes = (values[:, :width] % 256).astype(np.uint8)
         return {"codes": codes, "scale": single / 8, "offset": single}
     return {"logits": values.astype(manifest.encoding)}
-
-
-def once(manifest):
-    """What is stored once, beside the labels."""
-    if "keys" not in manifest.dataset:
-        return {}
-    return {"keys": np.arange(manifest.num_samples, dtype=np.uint64) * 7 + 1}
 
 
 def all_shards(manifest):

@@ -18,8 +18,9 @@ from kdscale.cache.layout import COMMITTED, arrays, fixed_keys, shard_name, shar
 from kdscale.cache.manifest import FORMAT_VERSION, canonical, read_manifest
 from kdscale.cache.reader import CacheReader, read_once
 from kdscale.cache.verify import verify
-from kdscale.engine.encoding import encoding_of
-from kdscale.targets import ENCODINGS, DenseTargets, Encoding, decode, encode
+from kdscale.engine.encoding import encoding_of, stored_encoding
+from kdscale.models.taps import Tap, tapping
+from kdscale.targets import ENCODINGS, DenseTargets, Encoding, Head, decode, encode
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,13 +59,30 @@ def test_the_page_is_of_todays_version():
     assert SPECIFICATION.startswith(f"# The cache format, version {FORMAT_VERSION}\n")
 
 
-@pytest.fixture(params=[*synthetic.ENCODINGS, "keys"])
+@pytest.fixture(params=[*synthetic.ENCODINGS, "keys", "features"])
 def any_cache(request, tmp_path):
-    """2 views in 3 shards each, of each encoding, and one with keys of images."""
-    keyed = request.param == "keys"
-    manifest = synthetic.keyed() if keyed else synthetic.encoded(request.param)
+    """2 views in 3 shards each, of each encoding, one with keys of images, one with features."""
+    others = {"keys": synthetic.keyed(), "features": synthetic.asked(features=synthetic.FEATURES)}
+    manifest = others.get(request.param) or synthetic.encoded(request.param)
     synthetic.build(tmp_path / "any.zarr", manifest)
     return tmp_path / "any.zarr"
+
+
+def array_rows(manifest):
+    """Of the table of arrays, those of a cache; its features each have a row of their own."""
+    kinds = (ENCODED[manifest.encoding], "all")
+    for row in table("array"):
+        if row[1] in kinds and is_there(row, manifest):
+            yield row
+        for feature in manifest.features if row[1] == "features" else ():
+            shape = ", ".join(map(str, feature["shape"]))
+            names = {1: "value", 3: "channel, row, column"}[len(feature["shape"])]
+            name, _, *cells = (
+                cell.replace("MODULE", feature["module"]).replace(", and of shape", f", {names}")
+                for cell in row
+            )
+            yield [name, "", *(cell.replace("V, N, shape", f"V, N, {shape}").replace(
+                "shard_samples, shape", f"shard_samples, {shape}") for cell in cells)]  # fmt: skip
 
 
 def test_example_runs_and_reads_what_kdscale_reads(cache, monkeypatch):
@@ -78,16 +96,16 @@ def test_example_runs_and_reads_what_kdscale_reads(cache, monkeypatch):
     np.testing.assert_array_equal(names["labels"], reader.labels())
 
 
-ENCODED = {"float32": "float", "float16": "float", "int8": "int8", "int4": "int4", "topk": "topk"}
+ENCODED = {name: name for name in synthetic.ENCODINGS} | {"float32": "float", "float16": "float"}
 
 
 def test_table_of_arrays_is_the_codes(any_cache):
     manifest = read_manifest(any_cache)
-    kind = ENCODED[manifest.encoding]
     layouts = arrays(manifest)
-    values = {"V": 2, "N": 10, "C": 5, "S": 3, "shard_samples": 4, "1": 1, "P": 3, "K": 2, "G": 3,
-              "R": len(shard_objects_of(any_cache)) + 1}  # fmt: skip
-    rows = [row for row in table("array") if row[1] in (kind, "all") and is_there(row, manifest)]
+    values = {"V": 2, "N": 10, "C": 5, "S": 3, "shard_samples": 4, "P": 3, "K": 2, "G": 3,
+              "D": 3, "R": len(shard_objects_of(any_cache)) + 1}  # fmt: skip
+    values |= {str(number): number for number in range(9)}
+    rows = list(array_rows(manifest))
     assert [row[0] for row in rows] == list(layouts)
     for name, _, shape, dtype, chunks, fill, dimensions in rows:
         layout, stored = layouts[name], metadata(any_cache, name)
@@ -123,7 +141,7 @@ def test_table_of_encodings_is_the_codes():
     for name, (version, size) in rows.items():
         manifest = synthetic.encoded(name)
         assert manifest.format_version == version
-        names = {"C": 5, "K": 2, "G": 3, "id": 1, "ceil": math.ceil}
+        names = {"C": 5, "K": 2, "G": 3, "D": 3, "id": 1, "ceil": math.ceil}
         assert eval(size, {}, names) == encoding_of(manifest).bytes_per_target  # noqa: S307
 
 
@@ -139,6 +157,35 @@ def test_codes_are_decoded_as_the_page_says(name, num_classes):
     assert "`offset + scale * code`" in WORDS
     expected = stored["offset"][:, None] + stored["scale"][:, None] * codes.astype(np.float32)
     np.testing.assert_array_equal(expected, decode(stored, encoding).logits_BC.numpy())
+
+
+def test_an_embedding_is_decoded_as_the_page_says(tmp_path):
+    assert "`embedding @ head_weight.T + head_bias`, in float32" in WORDS
+    manifest = synthetic.build(tmp_path, synthetic.encoded("embedding"))
+    group = zarr.open_group(tmp_path, mode="r")
+    expected = group["embedding"][1].astype(np.float32) @ group["head_weight"][:].T
+    expected += group["head_bias"][:]
+    reader = CacheReader(tmp_path)
+    found = decode(reader.read_view(1), encoding_of(manifest, Head.parse(reader.head())))
+    np.testing.assert_allclose(found.logits_BC.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "pool"), [(5, 2), (8, 4), (7, 3), (4, 4)])
+def test_maps_are_pooled_as_the_page_says(side, pool):
+    assert "from `floor(r * H / pool)` to before `ceil((r + 1) * H / pool)`" in WORDS
+    maps = torch.randn(2, 3, side, side + 1)
+    model = torch.nn.Sequential(torch.nn.Identity())
+    with tapping(model, [Tap("0", pool)]) as seen:
+        model(maps)
+    found = seen.features["0"]
+    spans = [
+        [slice(r * n // pool, -(-(r + 1) * n // pool)) for r in range(pool)]
+        for n in (side, side + 1)
+    ]
+    for row, rows in enumerate(spans[0]):
+        for column, columns in enumerate(spans[1]):
+            mean = maps[:, :, rows, columns].mean((2, 3))
+            assert torch.allclose(found[:, :, row, column], mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.1, 1.9, 3.3, 6.0, 8.0])
@@ -180,9 +227,12 @@ def test_table_of_files_is_what_is_on_disk(any_cache):
     manifest = read_manifest(any_cache)
     names = "|".join(arrays(manifest))
     patterns = [key for row in table("key") if "." in row[0] or "/" in row[0]
-                for key in row[0].split(", ")
+                 for key in row[0].split(", ")
                 if is_there([key.partition("/")[0]], manifest)]  # fmt: skip
-    numbers = {"VIEW": r"\d+", "SHARD": r"\d+", "ARRAY": f"({names})", "ROWS": f"({names})"}
+    if manifest.encoding != "embedding":
+        patterns = [one for one in patterns if not one.startswith("head_")]
+    assert "of tokens and maps with a `0` for each dimension" in WORDS
+    numbers = {"VIEW": r"\d+", "SHARD": r"\d+(/0/0)?", "ARRAY": f"({names})", "ROWS": f"({names})"}
     for word, pattern in numbers.items():
         patterns = [re.sub(rf"\b{word}\b", lambda _, p=pattern: p, one) for one in patterns]
     files = synthetic.files(any_cache)
@@ -203,8 +253,10 @@ def test_table_of_the_manifest_is_what_is_on_disk_in_its_order(any_cache):
         "integer": int, "string": str, "boolean": bool, "object": dict, "array": list,
     }  # fmt: skip
     stored = stored_manifest(any_cache)
-    top_k = stored["encoding"] == "topk"
-    rows = {k: t for k, t in manifest_rows().items() if top_k or k not in ("top_k", "temperatures")}
+    absent = {"top_k", "temperatures"} if stored["encoding"] != "topk" else set()
+    absent |= {"embedding_size"} if stored["encoding"] != "embedding" else set()
+    absent |= {"features"} if "features.pool" not in arrays(read_manifest(any_cache)) else set()
+    rows = {key: name for key, name in manifest_rows().items() if key not in absent}
     assert list(rows) == list(stored)
     for key, name in rows.items():
         assert type(stored[key]) is types[name], key
@@ -258,14 +310,13 @@ def test_commit_records_are_as_the_page_says(any_cache):
     assert "4294967296" in SPECIFICATION
     assert int(COMMITTED) == 4294967296
     manifest = read_manifest(any_cache)
-    rows = [row[0] for row in table("array")
-            if row[1] in (ENCODED[manifest.encoding], "all") and row[0] != "keys"]  # fmt: skip
-    assert rows[-2:] == ["labels", "commits"]
+    rows = [row[0] for row in array_rows(manifest)]
+    rows = rows[: rows.index("labels")]
     commits = zarr.open_group(any_cache, mode="r")["commits"]
     for view, shard in synthetic.all_shards(manifest):
         record = [int(value) - 2**32 for value in commits[view, shard]]
         keys = list(shard_objects(manifest, view, shard))
-        assert [key.split("/")[0] for key in keys] == rows[:-2]
+        assert [key.split("/")[0] for key in keys] == rows
         assert record == [*(zlib.crc32((any_cache / key).read_bytes()) for key in keys), 250]
     assert "in the order of the table of arrays, the CRC-32" in WORDS
     assert "the last field holds the milliseconds" in WORDS
@@ -286,13 +337,15 @@ def test_golden_cache_reads_as_on_the_day_it_was_written(path):
     assert f"cache_v{reader.manifest.format_version}" == path.parent.name
     assert reader.manifest.id == expected["id"]
     assert reader.manifest.num_views == len(expected["views"])
+    features = [one["module"] for one in reader.manifest.features]
     for view, values in enumerate(expected["views"]):
-        got = reader.read_view(view)
+        got = reader.read_view(view, features)
         assert {name: rows.tolist() for name, rows in got.items()} == values
         of_floats = {"logits": expected["encoding"], "digests": "uint32"}
         dtypes = {name: rows.dtype.name for name, rows in got.items()}
         assert dtypes == expected.get("dtypes", of_floats)
     assert reader.labels().tolist() == expected["labels"]
+    assert {name: one.tolist() for name, one in reader.head().items()} == expected.get("head", {})
     if "keys" in expected:
         assert read_once(reader.store, reader.manifest, "keys").tolist() == expected["keys"]
 
@@ -301,11 +354,11 @@ def test_golden_cache_reads_as_on_the_day_it_was_written(path):
 def test_golden_cache_decodes_to_what_the_teacher_said(path):
     reader = CacheReader(path)
     expected = json.loads(path.with_suffix(".json").read_text())
-    how = encoding_of(reader.manifest)
+    how = stored_encoding(reader)
     for view, logits in enumerate(expected.get("logits", [])):
         found, wanted = decode(reader.read_view(view), how), torch.tensor(logits)
         if isinstance(found, DenseTargets):
-            step = 0.05 if how.name == "int8" else 0.5
+            step = {"int8": 0.05, "int4": 0.5}.get(how.name, 0.01)
             assert torch.allclose(found.logits_BC, wanted, atol=step)
         else:
             best = wanted.topk(how.top_k)
@@ -316,3 +369,4 @@ def test_golden_cache_decodes_to_what_the_teacher_said(path):
 def test_there_is_a_golden_cache_of_every_encoding():
     found = {read_manifest(path).encoding for path in GOLDEN.glob("*/*.zarr")}
     assert found == set(ENCODINGS)
+    assert any(read_manifest(path).features for path in GOLDEN.glob("*/*.zarr"))

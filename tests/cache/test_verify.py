@@ -19,18 +19,20 @@ FIXED = [
 ]
 
 
-@pytest.fixture(params=["keys", *(name for name in synthetic.ENCODINGS if name != "float16")])
+OTHERS = {"keys": synthetic.keyed(), "features": synthetic.asked(features=synthetic.FEATURES)}
+
+
+@pytest.fixture(params=[*OTHERS, *(name for name in synthetic.ENCODINGS if name != "float16")])
 def other_cache(request, tmp_path):
-    """Like `cache`, with keys of images, and of each other encoding."""
-    keyed = request.param == "keys"
-    manifest = synthetic.keyed() if keyed else synthetic.encoded(request.param)
+    """Like `cache`, with keys of images, with features, and of each other encoding."""
+    manifest = OTHERS.get(request.param) or synthetic.encoded(request.param)
     synthetic.build(tmp_path / "other.zarr", manifest)
     return tmp_path / "other.zarr"
 
 
 def name_of(key):
     """What `verify` calls the object: its key, or the shard it belongs to."""
-    if key in ("labels/c/0", "keys/c/0") or key.endswith("zarr.json"):
+    if key.endswith("zarr.json") or key.startswith(("labels", "keys", "head_")):
         return key
     view, shard = key.split("/")[2:4]
     return f"view-{int(view):05d}/shard-{int(shard):05d}"

@@ -23,7 +23,7 @@ from kdscale.errors import (
     CacheMismatchError,
     StorageError,
 )
-from kdscale.targets import decode, encode
+from kdscale.targets import Head, decode, encode
 
 
 def begin(path, manifest=None):
@@ -48,19 +48,24 @@ def assert_holds_everything(path, manifest=None):
 @pytest.mark.parametrize("shard_samples", [1, 4, 64])
 def test_targets_read_back_value_for_value(tmp_path, encoding, shard_samples):
     manifest = synthetic.encoded(encoding, shard_samples=shard_samples, num_views=1)
-    how = encoding_of(manifest)
     logits = torch.randn(10, 5, generator=torch.Generator().manual_seed(1)) * 20
     logits[3] = 0.0
-    manifest = begin(tmp_path / "c.zarr", manifest)
+    inputs = logits[:, :3]
+    once = synthetic.once(manifest)
+    how = encoding_of(manifest, Head.parse(once) if once else None)
+    logits = logits if how.head is None else how.head(inputs)
+    manifest = create_or_resume(
+        tmp_path / "c.zarr", manifest, synthetic.labels(manifest), once=once
+    )
     writer = ShardWriter(tmp_path / "c.zarr", manifest)
     for shard in range(manifest.num_shards):
         start, stop = manifest.shard_range(shard)
-        values = encode(logits[start:stop], how)
+        values = encode(logits[start:stop], how, inputs[start:stop])
         values["digests"] = np.arange(start, stop).astype(np.uint64) + 1
         writer.write(0, shard, values, 0.0)
     finish(tmp_path / "c.zarr", manifest, {})
     got = CacheReader(tmp_path / "c.zarr").read_view(0)
-    found, kept = decode(got, how), decode(encode(logits, how), how)
+    found, kept = decode(got, how), decode(encode(logits, how, inputs), how)
     assert type(found) is type(kept)
     for values in fields(kept):
         one, other = getattr(found, values.name), getattr(kept, values.name)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdscale.cache.reader import CacheReader
-from kdscale.engine.encoding import encoding_of
+from kdscale.engine.encoding import stored_encoding
 from kdscale.engine.pieces import Piece, Pieces
 from kdscale.targets import DenseTargets, decode
 
@@ -46,11 +46,13 @@ def test_batches_are_decoded_as_the_whole_view_is(reader, pieces):
         rows = index + pieces.start(view)
         ours, theirs = (
             values(pieces.held.targets(rows)),
-            values(decode(stored, encoding_of(reader.manifest)).rows(index)),
+            values(decode(stored, stored_encoding(reader)).rows(index)),
         )
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == other.dtype
-            assert one.equal(other)
+            # What an embedding's sums of products round to depends on how many rows there are.
+            close = 1e-5 if reader.manifest.encoding == "embedding" else 0
+            assert torch.allclose(one, other, rtol=close, atol=close)
         assert pieces.held.digests(rows).equal(torch.from_numpy(stored["digests"]).long()[index])
 
 

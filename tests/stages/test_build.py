@@ -277,7 +277,7 @@ def test_memory_for_not_even_one_image_is_an_error_with_advice(kdscale, write_re
     )
 
     class Full(FrozenTeacher):
-        def logits(self, pixels):
+        def answers(self, pixels):
             raise torch.OutOfMemoryError("no")
 
     full = Full(**{name: getattr(frozen, name) for name in FrozenTeacher.__slots__})

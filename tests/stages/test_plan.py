@@ -170,8 +170,25 @@ def test_auto_says_why(plan, kdscale, taught):
 
 def test_top_k_of_all_classes_is_no_choice(plan, taught):
     found = plan(taught(), "--set", "cache.top_k=4")
-    assert list(found["encodings"]) == ["float32", "float16", "int8", "int4"]
+    assert list(found["encodings"]) == ["float32", "float16", "int8", "int4", "embedding"]
     assert "topk" in plan(taught(), "--set", "cache.top_k=2")["encodings"]
+
+
+def test_plan_of_an_embedding_with_features_comes_true(plan, taught, tmp_path, kdscale):
+    changes = ["--set", "cache.encoding=embedding", "--set", 'cache.features=["2"]']
+    found = plan(taught(), *changes)
+    sizes = found["encodings"]
+    assert found["encoding"] == "embedding"
+    assert sizes["embedding"]["bytes_per_target"] == 2 * 32
+    without = plan(taught())["encodings"]
+    # Those of a hidden layer, of 32 values, whatever the encoding.
+    features = 2 * 32 * found["num_views"] * found["num_samples"]
+    assert sizes["float16"]["bytes"] - without["float16"]["bytes"] > features
+    built = json.loads(
+        kdscale("cache", "info", kdscale("cache", "build", taught(), *changes).stdout.strip(),
+                "--json").stdout
+    )  # fmt: skip
+    assert found["bytes"] / 1.3 < built["bytes"] < found["bytes"] * 1.1
 
 
 def test_without_labels_there_is_no_student_alone(plan, taught, make_dataset, tmp_path):
