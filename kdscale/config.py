@@ -275,12 +275,71 @@ class Teacher(Model):
     batch_size: Positive = Field(512, description="images a forward pass while building")
 
 
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "kd": {"temperature": 4.0},
+    "mse": {},
+    "dkd": {
+        "temperature": 4.0,
+        "warmup_epochs": 20,
+        "options": {"target_weight": 1.0, "non_target_weight": 8.0},
+    },
+    "nkd": {"temperature": 1.0, "options": {"non_target_weight": 1.5}},
+    "dist": {"temperature": 1.0, "options": {"inter_weight": 1.0, "intra_weight": 1.0}},
+    "wttm": {"temperature": 4.0},
+}
+"""By `loss.kind`: the settings that it was published with."""
+_STANDARDIZED_TEMPERATURE = 2.0  # published for kd and dkd alike
+
+
 class Loss(Section):
     """What the student learns from."""
 
-    temperature: float = Field(4.0, gt=0, description="softens teacher and student alike")
+    kind: Literal["kd", "mse", "dkd", "nkd", "dist", "wttm"] = Field(
+        "kd", description="how its logits are compared with the teacher's; see `docs/losses.md`"
+    )
+    options: dict[str, Weight] = Field(
+        {}, description="weights of the kind's parts; the published ones when not set"
+    )
+    standardize: bool = Field(
+        False, description="bring logits of both to mean 0 and deviation 1 first"
+    )
+    temperature: float = Field(
+        4.0,
+        gt=0,
+        description="softens teacher and student alike (wttm: the teacher); the kind's published "
+        "one when not set, 2 with standardize; mse has none",
+    )
     hard_weight: Weight = Field(0.5, description="of cross-entropy on the labels")
-    soft_weight: Weight = Field(0.5, description="of T²·KL(teacher‖student)")
+    soft_weight: Weight = Field(0.5, description="of the kind: kd is T²·KL(teacher‖student)")
+    warmup_epochs: int = Field(
+        0, ge=0, description="epochs over which soft_weight rises linearly; dkd 20 when not set"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, table: Any) -> Any:
+        """Fill in what the kind was published with, so that a run's recipe shows it."""
+        if not isinstance(table, Mapping):
+            return table
+        kind, options = table.get("kind", "kd"), table.get("options", {})
+        published = _PUBLISHED.get(kind) if isinstance(kind, str) else None
+        if published is None or not isinstance(options, Mapping):
+            return table  # to be refused by their fields
+        known = published.get("options", {})
+        for name in options:
+            if name not in known:
+                message = f"kind {kind!r} has no option {name!r}"
+                raise ValueError(_unknown(message, str(name), list(known)))
+        filled = {**published, **table, "options": {**known, **options}}
+        if "temperature" not in published:
+            if filled.setdefault("temperature", 1.0) != 1.0:
+                raise ValueError(
+                    f"kind {kind!r} compares logits as they are, temperature is "
+                    f"{filled['temperature']!r}: leave it out"
+                )
+        elif table.get("standardize") is True and "temperature" not in table:
+            filled["temperature"] = _STANDARDIZED_TEMPERATURE
+        return filled
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "Loss":
@@ -431,5 +490,5 @@ def _fields_at(location: Sequence[str]) -> list[str]:
 
 def _unknown(message: str, name: str, known: Sequence[str]) -> str:
     nearest = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known) or 'none'}"
     return f"{message}: {hint}"

@@ -112,6 +112,16 @@ def test_unknown_key_suggests_the_nearest_one(recipe_table, changes, expected):
         ({"loss": {"temperature": float("inf")}}, "loss.temperature", "inf"),
         ({"loss": {"hard_weight": -1.0}}, "loss.hard_weight", "-1"),
         ({"loss": {"temperature": True}}, "loss.temperature", "True"),
+        ({"loss": {"kind": "dk"}}, "loss.kind", "'dk'"),
+        ({"loss": {"kind": 3}}, "loss.kind", "3"),
+        ({"loss": {"warmup_epochs": -1}}, "loss.warmup_epochs", "-1"),
+        ({"loss": {"standardize": "yes"}}, "loss.standardize", "'yes'"),
+        ({"loss": {"options": 3}}, "loss.options", "3"),
+        (
+            {"loss": {"kind": "nkd", "options": {"non_target_weight": -1.0}}},
+            "loss.options.non_target_weight",
+            "-1.0",
+        ),
         ({"views": {"count": 0}}, "views.count", "0"),
         ({"views": {"count": 1.5}}, "views.count", "1.5"),
         ({"cache": {"encoding": "float64"}}, "cache.encoding", "'float64'"),
@@ -133,6 +143,49 @@ def test_unknown_key_suggests_the_nearest_one(recipe_table, changes, expected):
 def test_wrong_value_is_named_with_its_field(recipe_table, changes, field, value):
     problem = problem_of(recipe_table(**changes))
     assert problem.startswith(f"tiny.toml: {field} is {value}")
+
+
+@pytest.mark.parametrize(
+    ("loss", "filled"),
+    [
+        ({}, {"temperature": 4.0, "warmup_epochs": 0, "options": {}}),
+        ({"standardize": True}, {"temperature": 2.0}),
+        ({"standardize": True, "temperature": 3.0}, {"temperature": 3.0}),
+        ({"kind": "mse"}, {"temperature": 1.0}),
+        (
+            {"kind": "dkd", "options": {"non_target_weight": 2}},
+            {"warmup_epochs": 20, "options": {"target_weight": 1.0, "non_target_weight": 2.0}},
+        ),
+        ({"kind": "dkd", "warmup_epochs": 5, "standardize": True}, {"warmup_epochs": 5}),
+        ({"kind": "nkd"}, {"temperature": 1.0, "warmup_epochs": 0}),
+        ({"kind": "nkd", "temperature": 2.0}, {"temperature": 2.0}),
+        ({"kind": "dist"}, {"options": {"inter_weight": 1.0, "intra_weight": 1.0}}),
+    ],
+)
+def test_loss_is_filled_in_with_what_it_was_published_with(recipe_table, loss, filled):
+    recipe = parse_recipe(recipe_table(loss=loss), "tiny")
+    assert recipe.loss.model_dump().items() >= filled.items()
+    assert parse_recipe(tomllib.loads(dump_recipe(recipe)), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (
+            {"kind": "dkd", "options": {"non_targt_weight": 2.0}},
+            "loss: kind 'dkd' has no option 'non_targt_weight': did you mean 'non_target_weight'?",
+        ),
+        ({"options": {"beta": 2.0}}, "kind 'kd' has no option 'beta': known: none"),
+        ({"kind": "nkd", "options": {"alpha": 1.0}}, "known: non_target_weight"),
+        (
+            {"kind": "mse", "temperature": 4.0},
+            "'mse' compares logits as they are, temperature is 4",
+        ),
+        ({"kind": "mse", "standardize": True, "temperature": 4.0}, "leave it out"),
+    ],
+)
+def test_setting_that_the_loss_does_not_have_is_refused(recipe_table, loss, expected):
+    assert expected in problem_of(recipe_table(loss=loss))
 
 
 def test_missing_field_is_named(recipe_table):

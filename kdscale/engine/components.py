@@ -25,6 +25,8 @@ from kdscale.data.views.split import split_validation
 from kdscale.engine.encoding import check_mixing, check_temperature, choose_encoding
 from kdscale.engine.ensemble import further_caches
 from kdscale.engine.kept import Kept, look
+from kdscale.engine.processes import create_accelerator
+from kdscale.engine.requirements import check_loss, check_stored
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.losses.objective import Objective
@@ -132,6 +134,9 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     """
     train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
     check_same_classes(train, test)
+    loss, num_processes = objective(recipe), create_accelerator().num_processes
+    check_loss(loss, train, pipeline(recipe, train.num_samples), num_processes)
+    check_stored(loss, _encoding(recipe, train))
     check_temperature(_encoding(recipe, train), recipe.loss)
     further_caches(recipe.ensemble.caches, asked_manifest(recipe, train, {}), train, root)
     sample_indices(recipe, train)
@@ -230,7 +235,16 @@ def shared_views(recipe: config.Recipe) -> ViewSchedule:
 
 def objective(recipe: config.Recipe) -> Objective:
     """The recipe's losses."""
-    return Objective(recipe.loss.hard_weight, recipe.loss.soft_weight, recipe.loss.temperature)
+    loss = recipe.loss
+    return Objective(
+        loss.hard_weight,
+        loss.soft_weight,
+        loss.temperature,
+        kind=loss.kind,
+        options=loss.options,
+        standardize=loss.standardize,
+        warmup_epochs=loss.warmup_epochs,
+    )
 
 
 def optimizer(settings: config.Train, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

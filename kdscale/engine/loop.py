@@ -120,7 +120,8 @@ class Loop:
         targets = self.source.targets(batch)
         with autocast(self.precision, self.accelerator.device):
             logits = self.model(self.preprocess(batch.pixels))
-        return self.objective(logits, targets, batch.labels, batch.mix)
+        epoch = self.state.step // self.loader.steps_per_epoch
+        return self.objective(logits, targets, batch.labels, batch.mix, epoch)
 
     def _wait_for_device(self) -> None:
         if self.accelerator.device.type == "cuda":

@@ -118,7 +118,9 @@ def student_settings(recipe: config.Recipe) -> config.Train:
 def soft_objective(recipe: config.Recipe) -> Objective:
     """The recipe's losses, with a soft one among them."""
     objective = components.objective(recipe)
-    return objective if objective.soft_weight else Objective(1.0, 1.0, objective.temperature)
+    if objective.soft_weight:
+        return objective
+    return replace(objective, hard_weight=1.0, soft_weight=1.0)
 
 
 def made_up_logits(images: ImageSet, num_samples: int) -> Tensor:

@@ -20,6 +20,7 @@ from kdscale.engine.encoding import check_temperature, encoding_of, mention_larg
 from kdscale.engine.ensemble import Ensemble, check_different, further_caches, normalised
 from kdscale.engine.fixed import FixedTargets
 from kdscale.engine.identity import check_fits
+from kdscale.engine.requirements import check_stored
 from kdscale.engine.sources import TargetSource
 from kdscale.engine.waiting import wait_for_cache, wait_for_manifest
 
@@ -69,6 +70,7 @@ def open_caches(
         for place in places
     ]
     for cached in opened:
+        check_stored(components.objective(recipe), encoding_of(cached.manifest))
         check_temperature(encoding_of(cached.manifest), recipe.loss)
         mention_large_tail(cached.manifest, recipe.loss)
     return opened

@@ -1,20 +1,104 @@
 """The training objective: which losses, at which weights. One for all target sources."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from typing import Literal
 
 from torch import Tensor
 
-from kdscale.losses.logits import bucket_kl_loss, kl_loss, label_loss
-from kdscale.targets import DenseTargets, Mix, Targets
+from kdscale.errors import ConfigError
+from kdscale.losses.logits import (
+    bucket_kl_loss,
+    bucket_wttm_loss,
+    dist_loss,
+    kl_loss,
+    label_loss,
+    mse_loss,
+    standardized,
+    wttm_loss,
+)
+from kdscale.losses.target_class import dkd_loss, nkd_loss
+from kdscale.targets import Mix, Targets, TopKTargets, all_classes
+
+Need = Literal["labels", "one label", "all classes", "whole batch"]
+"""What a loss may ask for: a label of each sample; that views mix no second one into it; the
+teacher's logits of all classes; that a step's samples are not spread over processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SoftLoss:
+    """How a student's logits are compared with the teacher's, and what that asks for."""
+
+    of_all: Callable[..., Tensor]
+    """From student's and teacher's logits [B, C], then labels, then the temperature, where it takes
+    them; its own weights by keyword."""
+    of_largest: Callable[[Tensor, TopKTargets, float], Tensor] | None = None
+    """From top-k targets; None where those do not say enough."""
+    softened: bool = True
+    """Whether it takes a temperature."""
+    labels: bool = False
+    """Whether it takes labels, one of each sample."""
+    whole_batch: bool = False
+    """Whether it relates the samples of a batch to one another."""
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The weights of its parts, and what they were published with."""
+        parameters = signature(self.of_all).parameters.values()
+        return {one.name: one.default for one in parameters if one.kind is Parameter.KEYWORD_ONLY}
+
+
+SOFT_LOSSES = {
+    "kd": SoftLoss(kl_loss, of_largest=bucket_kl_loss),
+    "mse": SoftLoss(mse_loss, softened=False),
+    "dkd": SoftLoss(dkd_loss, labels=True),
+    "nkd": SoftLoss(nkd_loss, labels=True),
+    "dist": SoftLoss(dist_loss, whole_batch=True),
+    "wttm": SoftLoss(wttm_loss, of_largest=bucket_wttm_loss),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """hard_weight · cross-entropy + soft_weight · T²·KL."""
+    """hard_weight · cross-entropy + soft_weight · a loss from the teacher's logits.
+
+    Raises:
+        ConfigError: there is no such loss, or it has no such option.
+    """
 
     hard_weight: float
     soft_weight: float
     temperature: float = 1.0
+    kind: str = "kd"
+    """One of `SOFT_LOSSES`."""
+    options: Mapping[str, float] = field(default_factory=dict)
+    """Weights of the loss's parts, other than those it was published with."""
+    standardize: bool = False
+    """Whether logits of both are brought to mean 0 and deviation 1 first."""
+    warmup_epochs: int = 0
+    """Over so many epochs the soft weight rises: from its n-th part in the first to all of it."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in SOFT_LOSSES:
+            raise ConfigError(f"no loss {self.kind!r}: known are {', '.join(SOFT_LOSSES)}")
+        known = SOFT_LOSSES[self.kind].options
+        if unknown := sorted(self.options.keys() - known):
+            raise ConfigError(
+                f"loss {self.kind!r} has no option {unknown[0]!r}: "
+                + (f"known are {', '.join(known)}" if known else "it has none")
+            )
+
+    @property
+    def requires(self) -> frozenset[Need]:
+        """What the terms of weight above 0 ask for."""
+        needs: set[Need] = {"labels"} if self.hard_weight else set()
+        if self.soft_weight:
+            loss = SOFT_LOSSES[self.kind]
+            needs |= {"labels", "one label"} if loss.labels else set()
+            needs |= {"whole batch"} if loss.whole_batch else set()
+            needs |= {"all classes"} if self.standardize or loss.of_largest is None else set()
+        return frozenset(needs)
 
     def __call__(
         self,
@@ -22,21 +106,62 @@ class Objective:
         targets: Targets | None,
         labels_B: Tensor,
         mix: Mix | None = None,
+        epoch: int | None = None,
     ) -> Tensor:
-        """The scalar to minimise; a term of weight 0 is not computed."""
+        """The scalar to minimise; a term of weight 0 is not computed.
+
+        Args:
+            logits_BC: the student's.
+            targets: the teacher's answers; None where there is no soft term.
+            labels_B: int64 [B], -1 where unlabelled.
+            mix: whom the samples are mixed with.
+            epoch: whole epochs done; None = past any warm-up.
+
+        Raises:
+            ConfigError: the targets or labels are not those that the loss asks for.
+        """
         terms = []
         if self.hard_weight:
             terms.append(self.hard_weight * label_loss(logits_BC, labels_B, mix))
         if self.soft_weight:
             assert targets is not None, "an objective with a soft term is given targets"
-            terms.append(self.soft_weight * self._soft_loss(logits_BC, targets))
+            weight = self.soft_weight * self.warmup(epoch)
+            terms.append(weight * self._soft_loss(logits_BC, targets, labels_B, mix))
         return sum(terms[1:], terms[0])
 
-    def _soft_loss(self, logits_BC: Tensor, targets: Targets) -> Tensor:
-        """The divergence from what the targets hold: all classes, or the largest and the rest."""
-        if isinstance(targets, DenseTargets):
-            return kl_loss(logits_BC, targets.logits_BC, self.temperature)
-        return bucket_kl_loss(logits_BC, targets, self.temperature)
+    def warmup(self, epoch: int | None) -> float:
+        """The share of the soft weight in an epoch; a function of it alone, so resumed exactly.
+
+        By whole epochs, as DKD's authors do: 1/20 throughout the first of 20.
+        """
+        if epoch is None or epoch >= self.warmup_epochs:
+            return 1.0
+        return (epoch + 1) / self.warmup_epochs
+
+    def _soft_loss(
+        self, logits_BC: Tensor, targets: Targets, labels_B: Tensor, mix: Mix | None
+    ) -> Tensor:
+        """The loss from what the targets hold: all classes, or the largest and the rest."""
+        loss = SOFT_LOSSES[self.kind]
+        if isinstance(targets, TopKTargets) and loss.of_largest and not self.standardize:
+            return loss.of_largest(logits_BC, targets, self.temperature)
+        teacher_BC = all_classes(targets, self._what)
+        if self.standardize:
+            logits_BC, teacher_BC = standardized(logits_BC), standardized(teacher_BC)
+        if loss.labels and mix is not None:
+            raise ConfigError(
+                f"{self._what} sets the label's class apart from the others, and mixed images have "
+                "two labels: take mixup and cutmix out of the views, or use a loss without labels"
+            )
+        more: list[Tensor | float] = [labels_B] if loss.labels else []
+        more += [self.temperature] if loss.softened else []
+        return loss.of_all(logits_BC, teacher_BC, *more, **self.options)
+
+    @property
+    def _what(self) -> str:
+        """For messages: the field that asks."""
+        kind = f"loss.kind = {self.kind!r}"
+        return f"{kind} with loss.standardize" if self.standardize else kind
 
 
 SUPERVISED = Objective(hard_weight=1.0, soft_weight=0.0)

@@ -26,6 +26,7 @@ from kdscale.engine.following import (
 )
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
+from kdscale.engine.requirements import check_loss, mention_loss
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.waiting import Turn
@@ -73,6 +74,8 @@ def train(
     with main_process_first(accelerator):
         open_run(run, recipe, job, resume=resume, main=accelerator.is_main_process)
         images = components.training_images(recipe, cache_root, labelled=loss.hard_weight > 0)
+        shown = components.training_pipeline(recipe, settings, images.num_samples)
+        check_loss(loss, images, shown, accelerator.num_processes)
         test = components.test_images(recipe, cache_root)
     components.check_same_classes(images, test)
     resident = Images(images, accelerator.device)
@@ -86,6 +89,7 @@ def train(
     source = _source(recipe, job, images, resident, caches, teacher_weights, accelerator)
     content = _content(images, test, source, caches)
     keep_content(run, content, main=accelerator.is_main_process)
+    mention_loss(loss, settings.epochs, settings.accumulation)
     loop = _loop(recipe, job, images, resident, source, loss, accelerator)
     evaluator = _evaluator(recipe, images, resident, test, accelerator)
     cadence = _cadence(settings, loop.loader.steps_per_epoch)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from kdscale.errors import ConfigError
 from kdscale.losses.logits import bucket_kl_loss, kl_loss, label_loss
-from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.targets import DenseTargets, TopKTargets
 
 
@@ -127,26 +126,6 @@ def test_label_loss_is_the_mean_of_minus_log_probability():
     assert label_loss(logits, labels).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_objective_adds_its_terms_at_their_weights(logits):
-    student, teacher = logits
-    labels = torch.arange(9) % 7
-    found = Objective(0.3, 0.9, 4.0)(student, DenseTargets(teacher), labels)
-    expected = 0.3 * label_loss(student, labels) + 0.9 * kl_loss(student, teacher, 4.0)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_objective_without_hard_weight_never_looks_at_labels(logits):
-    student, teacher = logits
-    unlabelled = torch.full((9,), -1)
-    found = Objective(0.0, 1.0, 2.0)(student, DenseTargets(teacher), unlabelled)
-    assert found.item() == pytest.approx(kl_loss(student, teacher, 2.0).item())
-
-
-def test_supervised_objective_is_cross_entropy_at_weight_one(logits):
-    labels = torch.arange(9) % 7
-    assert torch.equal(SUPERVISED(logits[0], None, labels), label_loss(logits[0], labels))
-
-
 # ------------------------------------------------------------------ the largest classes alone
 
 
@@ -244,12 +223,3 @@ def test_bucket_kl_of_extreme_logits_is_finite(size):
 def test_temperature_beyond_the_grid_is_refused_not_guessed(logits):
     with pytest.raises(ConfigError, match="temperature 5 is beyond the cache's grid, 1 to 4"):
         bucket_kl_loss(logits[0], top_k_of(logits[1], 3, (1.0, 4.0)), 5.0)
-
-
-def test_objective_takes_what_the_targets_are(logits):
-    student, teacher = logits
-    labels = torch.arange(9) % 7
-    targets = top_k_of(teacher, 3, (1.0, 4.0))
-    found = Objective(0.3, 0.9, 4.0)(student, targets, labels)
-    expected = 0.3 * label_loss(student, labels) + 0.9 * bucket_kl_loss(student, targets, 4.0)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -1,0 +1,90 @@
+"""Whether a loss can have what it asks for, said before the first step."""
+
+import logging
+from collections.abc import Callable
+
+from kdscale.data.images import ImageSet
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.errors import ConfigError, DataError, LaunchError
+from kdscale.losses.objective import SOFT_LOSSES, Objective, SoftLoss
+from kdscale.targets import Encoding
+
+log = logging.getLogger(__name__)
+
+
+def check_loss(objective: Objective, images: ImageSet, shown: Pipeline, num_processes: int) -> None:
+    """Stop where images, views or processes are not what the loss asks for.
+
+    Args:
+        objective: the losses.
+        images: the split to train on.
+        shown: the views that the student is shown.
+        num_processes: that share each step's samples.
+
+    Raises:
+        ConfigError: it needs one label of each sample, and the views mix two.
+        DataError: it needs labels, and there are none.
+        LaunchError: it relates all samples of a step, and each process sees a part.
+    """
+    kind = f"loss.kind = '{objective.kind}'"
+    if "one label" in objective.requires and not images.labelled:
+        raise DataError(
+            f"{kind} sets the label's class apart from the others, and split {images.split!r} of "
+            f"{images.name} has no labels: label it, or set loss.kind to one that takes none, "
+            f"{_others(lambda loss: not loss.labels)}"
+        )
+    if "one label" in objective.requires and "pairing" in shown.describe():
+        raise ConfigError(
+            f"{kind} sets the label's class apart from the others, and images that "
+            "views.operations mixes have two labels: take mixup and cutmix out of it, or set "
+            f"loss.kind to one that takes no label, {_others(lambda loss: not loss.labels)}"
+        )
+    if "whole batch" in objective.requires and num_processes > 1:
+        raise LaunchError(
+            f"{kind} relates all samples of a step to one another, and of {num_processes} "
+            "processes each sees a part of them, so the loss would depend on their number: start "
+            f"one process, or set loss.kind to {_others(lambda loss: not loss.whole_batch)}"
+        )
+
+
+def check_stored(objective: Objective, encoding: Encoding) -> None:
+    """Stop where a cache keeps less of each answer than the loss asks for.
+
+    Raises:
+        ConfigError: it needs all classes.
+    """
+    if encoding.name != "topk" or "all classes" not in objective.requires:
+        return
+    asks, instead = f"loss.kind = '{objective.kind}'", []
+    if objective.standardize:
+        asks = f"{asks} with loss.standardize = true"
+        instead.append("loss.standardize = false")
+    if SOFT_LOSSES[objective.kind].of_largest is None:
+        instead.append(f"loss.kind to {_others(lambda loss: loss.of_largest is not None)}")
+    raise ConfigError(
+        f"{asks} needs the logits of all {encoding.num_classes} classes, and cache.encoding = "
+        f"'topk' keeps the {encoding.top_k} largest: build a cache with cache.encoding = "
+        f"'float16', 'int8' or 'int4', or set {' and '.join(instead)}"
+    )
+
+
+def mention_loss(objective: Objective, epochs: int, accumulation: int) -> None:
+    """Say so where the loss will not be quite what it is taken for."""
+    if not objective.soft_weight:
+        return
+    if (reached := objective.warmup(epochs - 1)) < 1:
+        log.warning(
+            "loss.warmup_epochs is %d, the student is trained for %d: at the end soft_weight is "
+            "%.0f %% of %g", objective.warmup_epochs, epochs, 100 * reached, objective.soft_weight,
+        )  # fmt: skip
+    if "whole batch" in objective.requires and accumulation > 1:
+        log.warning(
+            "loss.kind = '%s' relates samples of one forward pass: with accumulation = %d, those "
+            "of each part of a step, not of the whole", objective.kind, accumulation,
+        )  # fmt: skip
+
+
+def _others(fits: Callable[[SoftLoss], bool]) -> str:
+    """The kinds that fit, as a list."""
+    *most, last = [f"'{kind}'" for kind, loss in SOFT_LOSSES.items() if fits(loss)]
+    return f"{', '.join(most)} or {last}" if most else last
