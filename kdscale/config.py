@@ -288,7 +288,40 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "wttm": {"temperature": 4.0},
 }
 """By `loss.kind`: the settings that it was published with."""
+_PUBLISHED_OPTIONS: dict[str, dict[str, float]] = {
+    "cosine": {},
+    "hint": {"kernel_size": 1},
+    "attention": {},
+    "rkd": {"distance_weight": 25.0, "angle_weight": 50.0},
+}
+"""By the kind of a feature loss."""
 _STANDARDIZED_TEMPERATURE = 2.0  # published for kd and dkd alike
+
+
+class FeatureLoss(Section):
+    """How features of the student are compared with the teacher's."""
+
+    kind: Literal["cosine", "hint", "attention", "rkd"] = Field(description="see `docs/losses.md`")
+    student: str = Field(description="module of the student, dotted name as of `named_modules`")
+    teacher: str = Field(description="module of the teacher, one of cache.features")
+    options: dict[str, Weight] = Field(
+        {}, description="rkd: distance_weight 25, angle_weight 50; hint: kernel_size 1"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        known = _PUBLISHED_OPTIONS.get(str(table.get("kind")))
+        options = table.get("options", {})
+        if known is None or not isinstance(options, Mapping):
+            return table
+        for name in options:
+            if name not in known:
+                message = f"kind {table['kind']!r} has no option {name!r}"
+                raise ValueError(_unknown(message, str(name), list(known)))
+        return {**table, "options": {**known, **options}}
 
 
 class Loss(Section):
@@ -313,6 +346,10 @@ class Loss(Section):
     soft_weight: Weight = Field(0.5, description="of the kind: kd is T²·KL(teacher‖student)")
     warmup_epochs: int = Field(
         0, ge=0, description="epochs over which soft_weight rises linearly; dkd 20 when not set"
+    )
+    feature_weight: Weight = Field(0.0, description="of the sum of the losses in features")
+    features: list[FeatureLoss] = Field(
+        [], description="losses between features of student and teacher: [[loss.features]]"
     )
 
     @model_validator(mode="before")
@@ -343,8 +380,17 @@ class Loss(Section):
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "Loss":
-        if self.hard_weight == 0 and self.soft_weight == 0:
+        if self.hard_weight == self.soft_weight == self.feature_weight == 0:
             raise ValueError("hard_weight and soft_weight are both 0: nothing would be learned")
+        return self
+
+    @model_validator(mode="after")
+    def _features_weigh_something(self) -> "Loss":
+        if bool(self.features) != (self.feature_weight > 0):
+            raise ValueError(
+                f"feature_weight is {self.feature_weight:g} and features names "
+                f"{len(self.features)}: set both or neither"
+            )
         return self
 
 
@@ -362,6 +408,27 @@ class Recipe(Section):
     student: Model
     loss: Loss = Loss()
     ensemble: Ensemble = Ensemble()
+
+    @model_validator(mode="after")
+    def _features_are_those_of_the_cache(self) -> "Recipe":
+        kept = [one.module for one in self.cache.features]
+        for one in self.loss.features:
+            if one.teacher not in kept:
+                raise ValueError(
+                    f"loss.features compares with the teacher's {one.teacher!r}, cache.features "
+                    f"names {', '.join(map(repr, kept)) or 'none'}: add it there"
+                )
+        if self.loss.features and self.ensemble.caches:
+            raise ValueError(
+                "ensemble.caches names further teachers, of whose features there is no mean: leave "
+                "out loss.features"
+            )
+        if self.loss.features and self.views.mode == "fixed":
+            raise ValueError(
+                "views.mode is 'fixed', where the teacher's features are of other pictures than "
+                "the student's: leave out loss.features"
+            )
+        return self
 
 
 def recipe_names() -> list[str]:

@@ -188,6 +188,40 @@ def test_setting_that_the_loss_does_not_have_is_refused(recipe_table, loss, expe
     assert expected in problem_of(recipe_table(loss=loss))
 
 
+COSINE = {"kind": "cosine", "student": "fc", "teacher": "fc"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"loss": {"features": [COSINE]}}, "feature_weight is 0 and features names 1: set both"),
+        ({"loss": {"feature_weight": 1.0}}, "feature_weight is 1 and features names 0: set both"),
+        (
+            {"loss": {"feature_weight": 1.0, "features": [COSINE]}},
+            "loss.features compares with the teacher's 'fc', cache.features names none: add it",
+        ),
+        (
+            {
+                "loss": {"feature_weight": 1.0, "features": [COSINE]},
+                "cache": {"features": ["fc"]},
+                "views": {"mode": "fixed", "count": 1},
+            },
+            "views.mode is 'fixed', where the teacher's features are of other pictures",
+        ),
+        (
+            {"loss": {"feature_weight": 1.0, "features": [{**COSINE, "studnet": "fc"}]}},
+            "unknown key 'loss.features.0.studnet': did you mean 'student'?",
+        ),
+        (
+            {"loss": {"features": [{**COSINE, "kind": "rkd", "options": {"angle_wieght": 1.0}}]}},
+            "kind 'rkd' has no option 'angle_wieght': did you mean 'angle_weight'?",
+        ),
+    ],
+)
+def test_feature_losses_that_cannot_be_are_refused(recipe_table, changes, expected):
+    assert expected in problem_of(recipe_table(**changes))
+
+
 def test_missing_field_is_named(recipe_table):
     assert "'student.model' is missing" in problem_of(recipe_table(student={"model": None}))
 

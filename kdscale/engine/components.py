@@ -29,10 +29,11 @@ from kdscale.engine.processes import create_accelerator
 from kdscale.engine.requirements import check_loss, check_stored
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
-from kdscale.losses.objective import Objective
+from kdscale.losses.objective import FeatureTerm, Objective
 from kdscale.models.checkpoints import read_metadata
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import check_model, create_model
+from kdscale.models.taps import Tap, find_module, named
 from kdscale.models.weights import load_weights
 from kdscale.optim import Schedule, create_optimizer
 from kdscale.targets import Encoding
@@ -147,7 +148,9 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     first = Images(train, torch.device("cpu"))
     for views in pipelines:
         first.show(views, 0, torch.zeros(1, dtype=torch.int64))
-    trained_model(recipe, recipe.student, train, what="student")
+    student = trained_model(recipe, recipe.student, train, what="student")
+    for term in loss.features:
+        find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.weights is not None:
         kept_of(recipe, train, _frozen(recipe, recipe.teacher, train, torch.device("cpu")))
     return train, test
@@ -244,7 +247,17 @@ def objective(recipe: config.Recipe) -> Objective:
         options=loss.options,
         standardize=loss.standardize,
         warmup_epochs=loss.warmup_epochs,
+        feature_weight=loss.feature_weight,
+        feature_terms=tuple(
+            FeatureTerm(one.kind, one.student, one.teacher, one.options) for one in loss.features
+        ),
     )
+
+
+def taps_asked(recipe: config.Recipe) -> tuple[Tap, ...]:
+    """The modules of the teacher that the losses ask for, pooled as the recipe's cache has them."""
+    asked = {term.teacher for term in objective(recipe).features}
+    return tuple(Tap(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
 
 
 def optimizer(settings: config.Train, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from kdscale.data.loader import Images
 from kdscale.engine.evaluation import evaluate
 from kdscale.engine.loop import Loop, LoopState, due
 from kdscale.engine.processes import StopRequest, mean_over_processes
+from kdscale.engine.taught import student_of
 from kdscale.errors import Interrupted, KdscaleError
 from kdscale.models.weights import save_weights
 from kdscale.runlog import MetricsLog
@@ -152,7 +153,7 @@ class Following:
             return
         loop.state.best_validation_accuracy = validation
         if loop.accelerator.is_main_process:
-            model = loop.accelerator.unwrap_model(loop.model)
+            model = student_of(loop.accelerator.unwrap_model(loop.model))
             metadata = {**self.metadata, "step": loop.state.step}
             save_weights(self.run / "best.safetensors", model, metadata=metadata)
 

@@ -119,9 +119,10 @@ class Loop:
         """Forward pass and loss of one batch: load, targets, forward, loss."""
         targets = self.source.targets(batch)
         with autocast(self.precision, self.accelerator.device):
-            logits = self.model(self.preprocess(batch.pixels))
+            answer = self.model(self.preprocess(batch.pixels))
+        logits, features = answer if isinstance(answer, tuple) else (answer, ())
         epoch = self.state.step // self.loader.steps_per_epoch
-        return self.objective(logits, targets, batch.labels, batch.mix, epoch)
+        return self.objective(logits, targets, batch.labels, batch.mix, epoch, features)
 
     def _wait_for_device(self) -> None:
         if self.accelerator.device.type == "cuda":

@@ -116,11 +116,11 @@ def student_settings(recipe: config.Recipe) -> config.Train:
 
 
 def soft_objective(recipe: config.Recipe) -> Objective:
-    """The recipe's losses, with a soft one among them."""
+    """The recipe's losses from logits, with a soft one among them."""
     objective = components.objective(recipe)
-    if objective.soft_weight:
-        return objective
-    return replace(objective, hard_weight=1.0, soft_weight=1.0)
+    if not objective.soft_weight:
+        objective = replace(objective, hard_weight=1.0, soft_weight=1.0)
+    return replace(objective, feature_weight=0.0)  # whose own cost nothing here asks for
 
 
 def made_up_logits(images: ImageSet, num_samples: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from kdscale.data.images import ImageSet
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, DataError, LaunchError
-from kdscale.losses.objective import SOFT_LOSSES, Objective, SoftLoss
+from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, Objective, SoftLoss
 from kdscale.targets import Encoding
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,9 @@ def check_loss(objective: Objective, images: ImageSet, shown: Pipeline, num_proc
         )
     if "whole batch" in objective.requires and num_processes > 1:
         raise LaunchError(
-            f"{kind} relates all samples of a step to one another, and of {num_processes} "
-            "processes each sees a part of them, so the loss would depend on their number: start "
-            f"one process, or set loss.kind to {_others(lambda loss: not loss.whole_batch)}"
+            f"{_relating(objective)} relates all samples of a step to one another, and of "
+            f"{num_processes} processes each sees a part of them, so the loss would depend on "
+            f"their number: start one process, or {_instead_of_relating(objective)}"
         )
 
 
@@ -70,18 +70,31 @@ def check_stored(objective: Objective, encoding: Encoding) -> None:
 
 def mention_loss(objective: Objective, epochs: int, accumulation: int) -> None:
     """Say so where the loss will not be quite what it is taken for."""
-    if not objective.soft_weight:
-        return
-    if (reached := objective.warmup(epochs - 1)) < 1:
+    if objective.soft_weight and (reached := objective.warmup(epochs - 1)) < 1:
         log.warning(
             "loss.warmup_epochs is %d, the student is trained for %d: at the end soft_weight is "
             "%.0f %% of %g", objective.warmup_epochs, epochs, 100 * reached, objective.soft_weight,
         )  # fmt: skip
     if "whole batch" in objective.requires and accumulation > 1:
         log.warning(
-            "loss.kind = '%s' relates samples of one forward pass: with accumulation = %d, those "
-            "of each part of a step, not of the whole", objective.kind, accumulation,
+            "%s relates samples of one forward pass: with accumulation = %d, those of each part "
+            "of a step, not of the whole", _relating(objective), accumulation,
         )  # fmt: skip
+
+
+def _relating(objective: Objective) -> str:
+    """The field that names a loss of a whole batch."""
+    if objective.soft_weight and SOFT_LOSSES[objective.kind].whole_batch:
+        return f"loss.kind = '{objective.kind}'"
+    kinds = [one.kind for one in objective.features if FEATURE_LOSSES[one.kind].whole_batch]
+    return f"loss.features with kind = '{kinds[0]}'"
+
+
+def _instead_of_relating(objective: Objective) -> str:
+    if objective.soft_weight and SOFT_LOSSES[objective.kind].whole_batch:
+        return f"set loss.kind to {_others(lambda loss: not loss.whole_batch)}"
+    kinds = ", ".join(f"'{kind}'" for kind, one in FEATURE_LOSSES.items() if not one.whole_batch)
+    return f"choose another of its kinds: {kinds}"
 
 
 def _others(fits: Callable[[SoftLoss], bool]) -> str:

@@ -66,6 +66,7 @@ def open_caches(
             num_views=components.num_views(recipe),
             shift_every=recipe.views.shift_every,
             patience=Patience() if wait else None,
+            features=[tap.module for tap in components.taps_asked(recipe)],
         )
         for place in places
     ]

@@ -1,6 +1,6 @@
 """The training objective: which losses, at which weights. One for all target sources."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from kdscale.errors import ConfigError
+from kdscale.losses.features import attention_loss, cosine_loss, hint_loss, rkd_loss
 from kdscale.losses.logits import (
     bucket_kl_loss,
     bucket_wttm_loss,
@@ -21,9 +22,10 @@ from kdscale.losses.logits import (
 from kdscale.losses.target_class import dkd_loss, nkd_loss
 from kdscale.targets import Mix, Targets, TopKTargets, all_classes
 
-Need = Literal["labels", "one label", "all classes", "whole batch"]
+Need = Literal["labels", "one label", "all classes", "whole batch", "features"]
 """What a loss may ask for: a label of each sample; that views mix no second one into it; the
-teacher's logits of all classes; that a step's samples are not spread over processes."""
+teacher's logits of all classes; that a step's samples are not spread over processes; what modules
+inside the teacher give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,44 @@ SOFT_LOSSES = {
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureTerm:
+    """A loss between features of a module of the student and of one of the teacher."""
+
+    kind: str
+    """One of `FEATURE_LOSSES`."""
+    student: str
+    teacher: str
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, mapped: Tensor, targets: Targets) -> Tensor:
+        """From the student's features, mapped where the kind maps them."""
+        loss = FEATURE_LOSSES[self.kind]
+        options = {} if loss.mapped else self.options  # those of the map are the adapter's
+        return loss.of_features(mapped, targets.features[self.teacher], **options)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureLoss:
+    """How features are compared."""
+
+    of_features: Callable[..., Tensor]
+    mapped: bool = False
+    """Whether an adapter maps the student's features first."""
+    whole_batch: bool = False
+    """Whether it relates the samples of a batch to one another."""
+
+
+FEATURE_LOSSES = {
+    "cosine": FeatureLoss(cosine_loss),
+    "hint": FeatureLoss(hint_loss, mapped=True),
+    "attention": FeatureLoss(attention_loss),
+    "rkd": FeatureLoss(rkd_loss, whole_batch=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Objective:
-    """hard_weight · cross-entropy + soft_weight · a loss from the teacher's logits.
+    """hard_weight · cross-entropy + soft_weight · a loss from logits + feature_weight · features.
 
     Raises:
         ConfigError: there is no such loss, or it has no such option.
@@ -78,6 +116,9 @@ class Objective:
     """Whether logits of both are brought to mean 0 and deviation 1 first."""
     warmup_epochs: int = 0
     """Over so many epochs the soft weight rises: from its n-th part in the first to all of it."""
+    feature_weight: float = 0.0
+    feature_terms: tuple[FeatureTerm, ...] = ()
+    """Whose sum it weighs."""
 
     def __post_init__(self) -> None:
         if self.kind not in SOFT_LOSSES:
@@ -98,7 +139,15 @@ class Objective:
             needs |= {"labels", "one label"} if loss.labels else set()
             needs |= {"whole batch"} if loss.whole_batch else set()
             needs |= {"all classes"} if self.standardize or loss.of_largest is None else set()
+        kinds = {term.kind for term in self.features}
+        needs |= {"features"} if kinds else set()
+        needs |= {"whole batch"} if any(FEATURE_LOSSES[k].whole_batch for k in kinds) else set()
         return frozenset(needs)
+
+    @property
+    def features(self) -> tuple[FeatureTerm, ...]:
+        """The losses between features, where they weigh anything."""
+        return self.feature_terms if self.feature_weight else ()
 
     def __call__(
         self,
@@ -107,6 +156,7 @@ class Objective:
         labels_B: Tensor,
         mix: Mix | None = None,
         epoch: int | None = None,
+        features: Sequence[Tensor] = (),
     ) -> Tensor:
         """The scalar to minimise; a term of weight 0 is not computed.
 
@@ -116,6 +166,7 @@ class Objective:
             labels_B: int64 [B], -1 where unlabelled.
             mix: whom the samples are mixed with.
             epoch: whole epochs done; None = past any warm-up.
+            features: the student's, mapped, of each of `self.features`.
 
         Raises:
             ConfigError: the targets or labels are not those that the loss asks for.
@@ -127,6 +178,9 @@ class Objective:
             assert targets is not None, "an objective with a soft term is given targets"
             weight = self.soft_weight * self.warmup(epoch)
             terms.append(weight * self._soft_loss(logits_BC, targets, labels_B, mix))
+        for term, mapped in zip(self.features, features, strict=True):
+            assert targets is not None, "an objective with features is given targets"
+            terms.append(self.feature_weight * term(mapped, targets))
         return sum(terms[1:], terms[0])
 
     def warmup(self, epoch: int | None) -> float:

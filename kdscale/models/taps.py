@@ -83,7 +83,9 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
-def find_module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
+def find_module(
+    modules: Mapping[str, nn.Module], name: str, what: str = "the teacher"
+) -> nn.Module:
     """A module by its dotted name.
 
     Raises:
@@ -94,7 +96,7 @@ def find_module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
     near = get_close_matches(name, modules, n=_SUGGESTED, cutoff=0.5)
     top = [known for known in modules if known and "." not in known]
     hint = f"did you mean {_listed(near)}?" if near else f"its parts are {_listed(top)}"
-    raise ConfigError(f"the teacher has no module {name!r}: {hint}")
+    raise ConfigError(f"{what} has no module {name!r}: {hint}")
 
 
 def _listed(names: Sequence[str]) -> str:

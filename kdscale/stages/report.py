@@ -249,6 +249,7 @@ def recipe_reference() -> str:
         "teacher.input, student.input": config.Input,
         "teacher.train, student.train": config.TeacherTrain,
         "loss": config.Loss,
+        "[loss.features]": config.FeatureLoss,
         "ensemble": config.Ensemble,
     }
     parts = ["# Recipes, field by field", "", *_RECIPE_WORDS]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from kdscale import config
 from kdscale.data.images import ImageSet
@@ -29,6 +30,7 @@ from kdscale.engine.processes import create_accelerator, main_process_first, ord
 from kdscale.engine.requirements import check_loss, mention_loss
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.taught import student_of, taught
 from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
@@ -111,7 +113,7 @@ def train(
     if wait:
         result["wait_seconds"] = round(loop.state.wait_seconds, 3)
     if accelerator.is_main_process:
-        model = accelerator.unwrap_model(loop.model)
+        model = student_of(accelerator.unwrap_model(loop.model))
         metadata["metrics"] = result
         save_weights(run / "weights.safetensors", model, metadata=metadata)
         write_result(run, result)
@@ -134,6 +136,7 @@ def _source(
         return NoTargets(fresh)
     if job.targets == "teacher":
         teacher = components.frozen_teacher(recipe, images, teacher_weights, accelerator.device)
+        teacher = replace(teacher, taps=components.taps_asked(recipe))
         return LiveTeacher(teacher, components.shared_views(recipe))
     return teaching.taught_by(caches, recipe, resident, fresh)
 
@@ -160,7 +163,12 @@ def _loop(
         num_processes=accelerator.num_processes,
     )
     classifier = components.create_student(recipe, section, images, seed=job.seed, what=job.model)
-    model = accelerator.prepare(classifier.model)
+    student = classifier.model
+    if loss.features:
+        pixels = loader.batch(0).pixels[:2]
+        shown, shapes = classifier.preprocess(pixels).cpu(), _feature_shapes(source, pixels)
+        student = taught(student, loss.features, shown, shapes, job.seed)
+    model = accelerator.prepare(student)
     if accelerator.process_index:  # other dropout than the main process
         torch.manual_seed(chain(job.seed, accelerator.process_index) >> 1)
     return Loop(
@@ -176,6 +184,15 @@ def _loop(
         accumulation=settings.accumulation,
         gradient_clip=settings.gradient_clip,
     )
+
+
+def _feature_shapes(source: TargetSource, pixels: Tensor) -> dict[str, tuple[int, ...]]:
+    """Of one sample's features of the teacher, by module."""
+    if isinstance(source, LiveTeacher):
+        features = source.teacher.answers(pixels).features
+        return {name: tuple(values.shape[1:]) for name, values in features.items()}
+    assert isinstance(source, CachedTargets), "features come from one cache or a live teacher"
+    return {one["module"]: tuple(one["shape"]) for one in source.manifest.features}
 
 
 def _content(
@@ -219,7 +236,7 @@ def _result(
         **last,
         "best_top1_accuracy": loop.state.best_top1_accuracy,
         "train_seconds": round(loop.state.train_seconds, 3),
-        "num_parameters": num_parameters(loop.model),
+        "num_parameters": num_parameters(student_of(loop.accelerator.unwrap_model(loop.model))),
         "targets": job.targets,
         "seed": job.seed,
         "role": job.model,

@@ -1,6 +1,7 @@
 """What a loss asks for, checked against images, views, processes and the cache."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.requirements import check_loss, check_stored, mention_loss
 from kdscale.errors import ConfigError, DataError, LaunchError
-from kdscale.losses.objective import SOFT_LOSSES, Objective
+from kdscale.losses.objective import SOFT_LOSSES, FeatureTerm, Objective
 from kdscale.targets import Encoding
 
 LABELLED = SimpleNamespace(labelled=True, split="train", name="tiny")
@@ -46,6 +47,17 @@ def test_loss_of_a_whole_batch_is_refused_on_several_processes():
     with pytest.raises(LaunchError, match=r"'dist' .* of 2 processes each sees a part .* 'kd'"):
         check_loss(Objective(0.5, 0.5, kind="dist"), LABELLED, PLAIN, 2)
     check_loss(Objective(0.5, 0.5, kind="dkd"), LABELLED, PLAIN, 2)
+
+
+def test_relational_features_are_refused_on_several_processes():
+    terms = (FeatureTerm("cosine", "a", "b"), FeatureTerm("rkd", "a", "b"))
+    objective = Objective(0.5, 0.5, feature_weight=1.0, feature_terms=terms)
+    assert objective.requires == {"labels", "features", "whole batch"}
+    check_loss(objective, LABELLED, MIXED, 1)
+    message = r"loss.features with kind = 'rkd' relates .* kinds: 'cosine', 'hint', 'attention'$"
+    with pytest.raises(LaunchError, match=message):
+        check_loss(objective, LABELLED, PLAIN, 2)
+    check_loss(replace(objective, feature_weight=0.0), LABELLED, PLAIN, 2)
 
 
 def test_losses_of_weight_0_ask_for_nothing():

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdscale.config import parse_recipe
+from kdscale.config import FeatureLoss, parse_recipe
 from kdscale.errors import ConfigError
+from kdscale.losses.features import HintRegressor
 from kdscale.losses.logits import (
     bucket_kl_loss,
     bucket_wttm_loss,
@@ -19,7 +20,7 @@ from kdscale.losses.logits import (
     standardized,
     wttm_loss,
 )
-from kdscale.losses.objective import SOFT_LOSSES, SUPERVISED, Objective
+from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, SUPERVISED, Objective
 from kdscale.losses.target_class import dkd_loss, nkd_loss
 from kdscale.targets import DenseTargets, Mix, TopKTargets
 
@@ -100,10 +101,20 @@ def test_recipes_defaults_are_those_of_the_functions(recipe_table):
             assert recipe.loss.temperature == default, kind
 
 
+def test_recipes_feature_options_are_those_of_the_functions():
+    for kind, loss in FEATURE_LOSSES.items():
+        found = FeatureLoss(kind=kind, student="a", teacher="b").options
+        parameters = signature(HintRegressor if loss.mapped else loss.of_features).parameters
+        options = {
+            name: one.default for name, one in parameters.items() if one.default != one.empty
+        }
+        assert found == options, kind
+
+
 def test_page_of_losses_says_what_the_code_does():
     page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()
-            if line.startswith("| `")]  # fmt: skip
+            if line.startswith("| `")][: len(SOFT_LOSSES)]  # fmt: skip
     assert [row[0] for row in rows] == [f"`{kind}`" for kind in SOFT_LOSSES]
     for (_, _, _, options, temperature, needs), (kind, loss) in zip(
         rows, SOFT_LOSSES.items(), strict=True
