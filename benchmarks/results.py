@@ -170,7 +170,14 @@ def _encodings_table(rows: dict[str, dict[str, Any]]) -> str:
         ]
         tail = row.get("tail_interpolation_error")
         lines.append([*line, "" if tail is None else f"{100 * tail:.3f}"])
+    if any(_STUDENT in row for row in rows.values()):
+        header.append("student's top-1 %")
+        for line, row in zip(lines, rows.values(), strict=True):
+            line.append(f"{100 * row[_STUDENT]:.2f}" if _STUDENT in row else "")
     return markdown_table(header, lines)
+
+
+_STUDENT = "student_top1_accuracy"
 
 
 def _digests_table(rows: dict[str, dict[str, int]]) -> str:
