@@ -113,6 +113,8 @@ def _table(found: dict[str, Any]) -> str:
         return _encodings_table(found["encodings"])
     if "digests" in found:
         return _digests_table(found["digests"])
+    if "paces" in found:
+        return _reading_tables(found)
     if "plans" in found:
         return _plans_table(found["plans"])
     if "codecs" in found:
@@ -178,6 +180,45 @@ def _encodings_table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 _STUDENT = "student_top1_accuracy"
+
+
+def _reading_tables(found: dict[str, Any]) -> str:
+    header = ["targets", "held, MB", "targets/s", "waited %", "longest, s", "to gather a batch, ms"]
+    header += ["a core's time %", "bytes read / needed", "to begin, s"]
+    lines = []
+    for row in found["paces"]:
+        numbers = [f"{row['targets_per_second']:,}", f"{100 * row['waited_share']:.2f}"]
+        numbers += [f"{row['longest_wait_seconds']:.2f}", f"{row['gather_milliseconds']:.2f}"]
+        numbers += [f"{100 * row['processor_share']:.0f}", f"{row['read_amplification']:.2f}"]
+        held = f"{row['held_bytes'] / 1e6:,.0f}"
+        lines.append([_kept(row), held, *numbers, f"{row['start_seconds']:.1f}"])
+    steps = [
+        [
+            _kept({"windows": row["reading"]["num_windows"]}),
+            f"{row['reading']['held_bytes'] / 1e6:.2f}",
+            f"{row['cached_over_staged_time']:.3f}",
+            "{:.2f} .. {:.2f}".format(*row["cached_over_staged_time_spread"]),
+            f"{100 * row['reading']['waited_share']:.2f}",
+            f"{row['reading']['read_amplification']:.2f}",
+            f"{row['rounds']} of {row['steps_per_round']}",
+        ]
+        for row in found["benches"]
+    ]
+    words = ["targets", "held, MB", "step / with targets in memory", "smallest .. largest round"]
+    words += ["waited %", "bytes read / needed", "rounds of steps"]
+    paced = f"Asked for {found['paces'][0]['demanded_per_second']:,} targets a second:"
+    return "\n\n".join(
+        [paced, markdown_table(header, lines), "Steps:", markdown_table(words, steps)]
+    )
+
+
+def _kept(row: dict[str, Any]) -> str:
+    """How targets were held, and since when that was measured."""
+    held = "resident" if row["windows"] == 1 else f"{row['windows']} windows"
+    if row.get("cold"):
+        held += ", files not in the page cache"
+    after = row.get("epochs_before")
+    return f"{held}, after {after} epochs" if after else held
 
 
 def _digests_table(rows: dict[str, dict[str, int]]) -> str:

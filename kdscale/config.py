@@ -4,6 +4,7 @@ A recipe is a TOML file (YAML reads `1e-3` as text). Each field's description gi
 unit; `kdscale recipes NAME` prints a recipe, and every run keeps the resolved one.
 """
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -21,6 +22,26 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 Precision = Literal["float32", "bfloat16", "float16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
+
+
+_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(text: int | str) -> int:
+    """A number of bytes, or text like "512 MiB" or "2 GB".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(text, int):
+        text = str(text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
+    number = 0
+    if match and not (match[3] and not match[2]):
+        number = int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2]])
+    if number < 1:
+        raise ValueError('wanted bytes, 1 or more, as a whole number or as text like "2 GiB"')
+    return number
 
 
 class Section(BaseModel):
@@ -66,6 +87,13 @@ class Views(Section):
         None,
         description="consecutive samples that show the same view in an epoch, all when not set; "
         "a multiple of cache.shard_samples reads each chunk once an epoch",
+    )
+    pair_within: int | None = Field(
+        None,
+        ge=2,
+        description="where views mix, consecutive samples that are paired among themselves, all "
+        "when not set; a multiple of cache.shard_samples keeps partners together where targets do "
+        "not fit cache.targets_memory",
     )
     mode: Literal["replayed", "fixed"] = Field(
         "replayed",
@@ -135,6 +163,24 @@ class Cache(Section):
     shard_samples: Positive = Field(
         4096, description="samples of one view that are committed together (not identity)"
     )
+    targets_memory: int | str = Field(
+        "4 GiB",
+        description="bytes of targets, as stored, that a training process holds, as a number or as "
+        'text like "512 MiB" (not identity); twice what an epoch shows is fastest; where less than '
+        "that of one epoch fits, samples are shuffled within windows of shards, whose size it "
+        "decides",
+    )
+
+    @property
+    def targets_memory_bytes(self) -> int:
+        """`targets_memory` as a number."""
+        return parse_bytes(self.targets_memory)
+
+    @field_validator("targets_memory")
+    @classmethod
+    def _number_of_bytes(cls, memory: int | str) -> int | str:
+        parse_bytes(memory)
+        return memory
 
     @field_validator("features", mode="before")
     @classmethod

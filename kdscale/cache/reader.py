@@ -56,6 +56,8 @@ class CacheReader:
         # What a finished cache misses is lost, and not still to come.
         self._patience = None if self.manifest.complete else patience
         self._there: set[tuple[int, int]] = set()  # shards known to be committed
+        self.bytes_read = 0
+        """Of the objects of shards, as stored."""
 
     @property
     def location(self) -> str:
@@ -160,6 +162,7 @@ class CacheReader:
         for shard, record in zip(shards, records, strict=True):
             state, found = read_shard_objects(self.store, self.manifest, view, shard, record, names)
             objects.update(found)
+            self.bytes_read += sum(map(len, found.values()))
             if state != "ok":
                 damaged.append(shard_name(view, shard))
         if damaged:

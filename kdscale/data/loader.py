@@ -19,6 +19,7 @@ from kdscale.data.pixels import Decoded, Pixels, Stored, as_tensor
 from kdscale.data.views.generator import chain, permutation
 from kdscale.data.views.pipeline import Pipeline, Prepare, View
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.windows import Windows
 from kdscale.errors import DataError
 from kdscale.targets import Mix
 
@@ -128,9 +129,11 @@ class Loader:
         seed: of the order.
         global_batch_size: samples a step, over all processes.
         process_index, num_processes: who we are.
+        windows: which samples are shown near each other; None: any.
 
     Raises:
-        DataError: fewer samples than processes, or a batch that does not split over them.
+        DataError: fewer samples than processes, or a batch that does not split over them, or that
+            is larger than a window.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class Loader:
         global_batch_size: int,
         process_index: int = 0,
         num_processes: int = 1,
+        windows: Windows | None = None,
     ) -> None:
         # A tail that does not split evenly is cut: every process takes part in every step.
         self.num_samples = len(samples) - len(samples) % num_processes
@@ -158,8 +162,14 @@ class Loader:
             )
         if self.num_samples > global_batch_size and self.num_samples % global_batch_size == 1:
             self.num_samples -= 1  # batch-norm cannot train on a single sample
+        if windows is not None and windows.fewest_samples(samples) < global_batch_size:
+            raise DataError(
+                f"a window of targets may hold {windows.fewest_samples(samples)} training samples, "
+                f"fewer than a batch of {global_batch_size}: set a larger cache.targets_memory, or "
+                "a smaller global_batch_size"
+            )
         self.images, self.samples, self.pipeline = images, samples, pipeline
-        self.schedule = schedule
+        self.schedule, self.windows = schedule, windows
         self.steps_per_epoch = -(-self.num_samples // global_batch_size)
         self._seed, self._batch_size = seed, global_batch_size
         self._process_index, self._num_processes = process_index, num_processes
@@ -196,14 +206,24 @@ class Loader:
         return self._orders[epoch]
 
     def _ordered(self, epoch: int) -> Tensor:
-        view = self.schedule.view(epoch, self.samples)
+        view, samples = self.schedule.view(epoch, self.samples), self.samples
         if not self.pipeline.mixes or not isinstance(view, int):
-            return self.samples[permutation(len(self.samples), _ORDER, self._seed, epoch)]
+            return samples[self._shuffled(epoch, samples)]
         # Partners side by side: a batch then prepares each of its images once, not twice.
-        partner = self.pipeline.partner(view, self.samples)
-        first = self.samples <= partner
-        pairs = torch.stack((self.samples[first], partner[first]), dim=1)
-        shown = pairs[permutation(len(pairs), _ORDER, self._seed, epoch)]
+        partner = self.pipeline.partner(view, samples)
+        if self.windows is not None:  # those who do not share a window are shown by themselves
+            apart = self.windows.number(epoch, samples) != self.windows.number(epoch, partner)
+            partner = torch.where(apart, samples, partner)
+        first = samples <= partner
+        pairs = torch.stack((samples[first], partner[first]), dim=1)
+        shown = pairs[self._shuffled(epoch, pairs[:, 0])]
         alone = shown[:, 0] == shown[:, 1]
         keep = torch.stack((torch.ones_like(alone), ~alone), dim=1)
         return shown[keep]
+
+    def _shuffled(self, epoch: int, samples: Tensor) -> Tensor:
+        """The places of samples in the order in which an epoch shows them: window by window."""
+        order = permutation(len(samples), _ORDER, self._seed, epoch)
+        if self.windows is None:
+            return order
+        return order[self.windows.number(epoch, samples[order]).argsort(stable=True)]

@@ -1,8 +1,7 @@
 """A finished cache as a source of targets."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -16,8 +15,12 @@ from kdscale.data.loader import Batch
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline, View
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.windows import Windows
+from kdscale.engine.fitting import EVERYTHING, Fit, fit_into
 from kdscale.engine.held import Held
-from kdscale.engine.pieces import Piece, Pieces
+from kdscale.engine.reading import Reading
+from kdscale.engine.resident import Resident
+from kdscale.engine.windowed import Windowed
 from kdscale.errors import CacheMismatchError, ViewMismatchError
 from kdscale.targets import Targets
 
@@ -28,9 +31,10 @@ _CHECKED_EVERY = 500  # batches, after that
 class CachedTargets:
     """A finished cache as a source of targets, joined by (view, sample index).
 
-    What an epoch shows is resident on the device, as it is stored; the next epoch's is read in a
-    thread while this one is trained on. The pixels' digests are compared with those that the
-    teacher saw for the first samples of each epoch's views and one batch now and then.
+    What an epoch shows lies on the device, as it is stored: all of it, or a window where it does
+    not fit. What will be used next is read in a thread meanwhile. The pixels' digests are compared
+    with those that the teacher saw for the first samples of each epoch's views and one batch now
+    and then.
     """
 
     def __init__(
@@ -41,6 +45,9 @@ class CachedTargets:
         shift_every: int | None = None,
         pipeline: Pipeline | None = None,
         features: Sequence[str] = (),
+        *,
+        fit: Fit = EVERYTHING,
+        epochs: int | None = None,
     ) -> None:
         self.reader = reader
         self.manifest: Manifest = reader.manifest
@@ -50,17 +57,23 @@ class CachedTargets:
         """What makes the pixels that the teacher saw."""
         self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
         """Which views epochs show: every view once in `num_views` epochs."""
-        self._pieces = Pieces(
-            reader,
-            reader.manifest.num_samples,
-            device,
-            ahead=self.num_views > 1,
-            features=tuple(features),
-        )
-        self._held: Held | None = None  # what is used
-        self._views_N: Tensor | None = None  # of each sample, where they differ
+        self._memory: Resident | Windowed
+        if fit.windows is None:
+            self._memory = Resident(
+                reader, self.schedule, device, epochs=epochs, ahead=fit.ahead, features=features
+            )
+        else:
+            self._memory = Windowed(
+                reader, self.schedule, fit.windows, device, epochs=epochs, features=features
+            )
         self._num_batches = 0
-        self._num_checked = 0  # samples of what is resident
+        self._num_checked = 0  # samples of what is shown
+        self._checked: Hashable = None
+
+    @property
+    def windows(self) -> Windows | None:
+        """What the order of training has to follow; None where any order will do."""
+        return self._memory.windows
 
     @classmethod
     def open(
@@ -73,6 +86,11 @@ class CachedTargets:
         pipeline: Pipeline | None = None,
         features: Sequence[str] = (),
         patience: Patience | None = None,
+        memory_bytes: int | None = None,
+        together: int | None = None,
+        seed: int = 0,
+        epochs: int | None = None,
+        fit: Fit | None = None,
     ) -> Self:
         """Open the cache at `path`.
 
@@ -86,10 +104,19 @@ class CachedTargets:
             features: modules of the teacher whose features the targets shall carry; no others are
                 read.
             patience: of a cache that is being built, wait for what is not there yet.
+            memory_bytes: of targets to hold. Where what an epoch shows does not fit, samples must
+                be shown in an order that follows `windows`, as `Loader` does. None: any will do.
+            together: consecutive samples that are always in one window; None: those that the
+                views may mix, where they say so.
+            seed: of the order of training, which windows follow.
+            epochs: how many there will be, so that nothing is read for another one.
+            fit: of several caches that share memory and windows, instead of `memory_bytes`,
+                `together` and `seed`.
 
         Raises:
             CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
             CacheMismatchError: it has fewer views or features than asked for.
+            ConfigError: the memory holds no window.
         """
         reader = CacheReader(path, patience, num_views or 1)
         if num_views is not None and num_views > reader.manifest.num_views:
@@ -100,12 +127,20 @@ class CachedTargets:
             views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}
             check_identity(reader.location, reader.manifest, replace(reader.manifest, views=views))
         _check_features(reader, features)
-        return cls(reader, torch.device(device), num_views, shift_every, pipeline, features)
+        return cls(
+            reader,
+            torch.device(device),
+            num_views,
+            shift_every,
+            pipeline,
+            features,
+            fit=fit or _fit(reader.manifest, memory_bytes, num_views, together, seed, features),
+            epochs=epochs,
+        )
 
     def start_epoch(self, epoch: int) -> None:
-        """Make resident what the epoch shows and start to read what the next one will."""
-        self._use(self._piece(epoch))
-        self._pieces.read_ahead(self._piece(epoch + 1))
+        """Bring in what the epoch shows first, and start to read what comes next."""
+        self._memory.start_epoch(epoch)
 
     def targets(self, batch: Batch) -> Targets:
         """The targets of a batch, after checking its pixels where that is due."""
@@ -123,11 +158,12 @@ class CachedTargets:
         Raises:
             ViewMismatchError: the pixels are not those that the teacher saw.
             CacheCorruptError: a chunk is missing or damaged.
+            ConfigError: the samples are not of one window and the next.
         """
-        held, index = self._held_for(view), index.to(self.device)
+        held, rows = self._rows(view, index)
         if pixels is not None and self.check_is_due(len(index)):
-            self._check(held, view, index, pixels)
-        return held.targets(index)
+            self._check(held, rows, view, index, pixels)
+        return held.targets(rows)
 
     def check(self, view: View, index: Tensor, pixels: Tensor) -> None:
         """Compare pixels with the digests of those that the teacher saw.
@@ -135,7 +171,7 @@ class CachedTargets:
         Raises:
             ViewMismatchError: they differ.
         """
-        self._check(self._held_for(view), view, index.to(self.device), pixels)
+        self._check(*self._rows(view, index), view, index, pixels)
 
     def check_is_due(self, num_samples: int) -> bool:
         """Whether the next batch should be checked, which is then taken as done."""
@@ -145,16 +181,36 @@ class CachedTargets:
         self._num_checked += num_samples
         return True
 
+    def reading(self, share: float = 1.0) -> Reading:
+        """What reading has cost so far.
+
+        Args:
+            share: of the samples that were brought in, those that this process was to show.
+        """
+        pieces = self._memory.pieces
+        needed = share * pieces.rows_kept / max(1, pieces.rows_read)
+        return Reading(
+            held_bytes=pieces.held_bytes,
+            num_windows=1 if self.windows is None else len(self.windows),
+            waited_seconds=pieces.waited_seconds,
+            read_bytes=self.reader.bytes_read,
+            needed_bytes=round(needed * self.reader.bytes_read),
+        )
+
     def close(self) -> None:
         """Stop reading ahead, and waiting."""
         self.reader.close()
-        self._pieces.close()
+        self._memory.pieces.close()
 
-    def _check(self, held: Held, view: View, index: Tensor, pixels: Tensor) -> None:
-        if self._views_N is not None:
-            shown = self._views_N.index_select(0, index.cpu())
-            assert shown.equal(torch.as_tensor(view)), "the epoch was started"
-        differing = digest(pixels).to(self.device) != held.digests(index)
+    def _rows(self, view: View, index: Tensor) -> tuple[Held, Tensor]:
+        found = self._memory.rows(view, index)
+        if self._checked != self._memory.shown:
+            self._checked, self._num_checked = self._memory.shown, 0
+        return found
+
+    def _check(self, held: Held, rows: Tensor, view: View, index: Tensor, pixels: Tensor) -> None:
+        assert self._memory.shows(view, index), "the epoch was started"
+        differing = digest(pixels).to(self.device) != held.digests(rows)
         if differing.any():
             first = int(differing.nonzero()[0])
             shown_first = view if isinstance(view, int) else int(view[first])
@@ -165,36 +221,6 @@ class CachedTargets:
                 "changed. Restore them, or build a new cache"
             )
 
-    def _held_for(self, view: View) -> Held:
-        if isinstance(view, int):
-            return self._use(self._view_piece(view))
-        assert self._held is not None, "an epoch was started before its first batch"
-        return self._held
-
-    def _use(self, piece: Piece) -> Held:
-        if self._held is None or not self._pieces.has(piece.key):
-            self._pieces.use(piece)
-            start = self._pieces.start(piece.key)
-            self._held = self._pieces.held.slice(start, start + self._pieces.rows)
-            shown = piece.view(torch.arange(self.manifest.num_samples))
-            self._views_N = shown if isinstance(shown, Tensor) else None
-            self._num_checked = 0
-        return self._held
-
-    def _piece(self, epoch: int) -> Piece:
-        """What an epoch shows."""
-        view = self.schedule.view(epoch, torch.zeros(1, dtype=torch.int64))
-        if isinstance(view, int):
-            return self._view_piece(view)
-        return Piece(("epoch", epoch), self._shards, partial(self.schedule.view, epoch))
-
-    def _view_piece(self, view: int) -> Piece:
-        return Piece(view, self._shards, lambda _: view)
-
-    @property
-    def _shards(self) -> range:
-        return range(self.manifest.num_shards)
-
 
 def _check_features(reader: CacheReader, features: Sequence[str]) -> None:
     kept = [one["module"] for one in reader.manifest.features]
@@ -204,3 +230,21 @@ def _check_features(reader: CacheReader, features: Sequence[str]) -> None:
             f"{reader.location} keeps the features of {', '.join(kept) or 'no module'}, those of "
             f"{', '.join(lacking)} are asked for: build a cache with them in cache.features"
         )
+
+
+def _fit(
+    manifest: Manifest,
+    memory_bytes: int | None,
+    num_views: int | None,
+    together: int | None,
+    seed: int,
+    features: Sequence[str],
+) -> Fit:
+    if memory_bytes is None:
+        return EVERYTHING
+    if together is None:
+        together = manifest.views.get("pairing", {}).get("within")
+    views = num_views or manifest.num_views
+    return fit_into(
+        memory_bytes, [manifest], num_views=views, together=together, seed=seed, features=features
+    )

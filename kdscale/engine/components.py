@@ -166,9 +166,13 @@ def pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
     return Pipeline.parse(
         recipe.views.operations or recipe.data.clean,
         recipe.views.seed,
-        pairing=Pairing(num_samples, recipe.data.validation),
+        pairing=_pairing(recipe, num_samples),
         enumerated=recipe.views.count == "all",
     )
+
+
+def _pairing(recipe: config.Recipe, num_samples: int) -> Pairing:
+    return Pairing(num_samples, recipe.data.validation, recipe.views.pair_within)
 
 
 def clean_pipeline(recipe: config.Recipe) -> Pipeline:
@@ -201,7 +205,7 @@ def training_pipeline(recipe: config.Recipe, settings: config.Train, num_samples
     Without operations they are the clean images.
     """
     if isinstance(settings, config.TeacherTrain) and settings.operations is not None:
-        pairing = Pairing(num_samples, recipe.data.validation)
+        pairing = _pairing(recipe, num_samples)
         operations = settings.operations or recipe.data.clean
         return Pipeline.parse(
             operations, recipe.views.seed, pairing=pairing, field="teacher.train.operations"

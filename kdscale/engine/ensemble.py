@@ -14,6 +14,7 @@ from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Batch
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.windows import Windows
 from kdscale.engine.identity import check_fits
 from kdscale.engine.sources import TargetSource
 from kdscale.errors import ConfigError
@@ -68,6 +69,11 @@ class Ensemble:
     def schedule(self) -> ViewSchedule:
         """That of each member."""
         return self.members[0].schedule
+
+    @property
+    def windows(self) -> Windows | None:
+        """Those of each member."""
+        return self.members[0].windows
 
     def start_epoch(self, epoch: int) -> None:
         """Get all members ready."""

@@ -31,6 +31,13 @@ class Piece:
     """Of samples, int64 [B]."""
 
 
+def same_view(one: View, other: View) -> bool:
+    """Whether both are the same view of each sample."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.equal(other.cpu())
+    return isinstance(one, int) and isinstance(other, int) and one == other
+
+
 class Pieces:
     """Places in memory for one piece or two.
 
@@ -59,10 +66,13 @@ class Pieces:
         self.waited_seconds = 0.0
         """For pieces that were not in memory when they were needed."""
         self.rows_read = 0
-        """Samples' targets brought in."""
+        """Samples' targets that were read."""
+        self.rows_kept = 0
+        """Those of them that were brought in: the others are of views that are not shown."""
         self._reader, self._ahead, self._features = reader, ahead, features
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._closed = Event()
+        self._content: list[Hashable | None] = [None] * (1 + ahead)  # once it is all there
         self._here: tuple[Hashable, int] | None = None
         self._next: tuple[Hashable, int, Future[None]] | None = None
 
@@ -78,6 +88,8 @@ class Pieces:
         """
         if self._here is not None and self._here[0] == key:
             return self._here[1] * self.rows
+        if key in self._content:
+            return self._content.index(key) * self.rows
         assert self._next is not None, "one piece is used at a time, and the next one"
         assert self._next[0] == key, "one piece is used at a time, and the next one"
         self._wait(self._next[2])
@@ -98,6 +110,9 @@ class Pieces:
             return
         if coming is not None and not coming[2].cancel():
             coming[2].exception()  # whatever it was, nobody asked for it
+        if piece.key in self._content:
+            self._here = piece.key, self._content.index(piece.key)
+            return
         began = perf_counter()
         self._load(piece, 0)
         self.waited_seconds += perf_counter() - began
@@ -111,8 +126,10 @@ class Pieces:
             if self._next[0] == piece.key:
                 return
             self._next[2].cancel()  # or it ends before this one begins: there is one thread
+            self._next = None
         place = 1 - self._here[1]
-        self._next = piece.key, place, self._thread.submit(self._load, piece, place)
+        if self._content[place] != piece.key:
+            self._next = piece.key, place, self._thread.submit(self._load, piece, place)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -127,24 +144,30 @@ class Pieces:
         coming.result()
 
     def _load(self, piece: Piece, place: int) -> None:
-        row = place * self.rows
+        self._content[place], row = None, place * self.rows
         for shard in piece.shards:
             if self._closed.is_set():
                 raise CancelledError
             values = self._shard(piece, shard)
             self.held.fill(row, values)
             count = len(values["digests"])
-            self.rows_read += count
+            self.rows_kept += count
             row += count
+        self._content[place] = piece.key
 
     def _shard(self, piece: Piece, shard: int) -> dict[str, np.ndarray]:
         """Every sample of a shard in its own view, of which there are few, mostly one."""
         view = piece.view(torch.arange(*self._reader.manifest.shard_range(shard)))
         if isinstance(view, int):
-            return self._reader.read_shard(view, shard, self._features)
+            return self._read(view, shard)
         views, rows = view.numpy(), dict[str, np.ndarray]()
         for number in np.unique(views).tolist():
-            for name, values in self._reader.read_shard(number, shard, self._features).items():
+            for name, values in self._read(number, shard).items():
                 kept = rows.setdefault(name, values)
                 kept[views == number] = values[views == number]
         return rows
+
+    def _read(self, view: int, shard: int) -> dict[str, np.ndarray]:
+        values = self._reader.read_shard(view, shard, self._features)
+        self.rows_read += len(values["digests"])
+        return values

@@ -15,6 +15,7 @@ from kdscale.data.loader import Batch, Images, Loader
 from kdscale.data.pixels import as_tensor
 from kdscale.data.views.digest import digest
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.windows import Windows
 from kdscale.engine import components
 from kdscale.engine.loop import Loop
 from kdscale.engine.runs import Job
@@ -75,7 +76,7 @@ class Parts:
         """How the student is trained."""
         return student_settings(self.recipe)
 
-    def loader(self, schedule: ViewSchedule) -> Loader:
+    def loader(self, schedule: ViewSchedule, windows: Windows | None = None) -> Loader:
         """The batches of steps."""
         return Loader(
             self.resident,
@@ -85,6 +86,7 @@ class Parts:
             seed=0,
             global_batch_size=self.batch_size,
             num_processes=self.num_processes,
+            windows=windows,
         )
 
     def loop(self, source: TargetSource, objective: Objective) -> Loop:
@@ -93,7 +95,7 @@ class Parts:
         student = components.create_student(
             self.recipe, self.recipe.student, self.images, seed=0, what="student"
         )
-        loader = self.loader(source.schedule)
+        loader = self.loader(source.schedule, source.windows)
         model = self.accelerator.prepare(student.model)
         return Loop(
             model,
@@ -147,9 +149,14 @@ class StagedTargets:
     """Targets that are already on the device: what reading them is judged against."""
 
     def __init__(
-        self, images: ImageSet, encoding: Encoding, schedule: ViewSchedule, device: torch.device
+        self,
+        images: ImageSet,
+        encoding: Encoding,
+        schedule: ViewSchedule,
+        device: torch.device,
+        windows: Windows | None = None,
     ) -> None:
-        self.schedule = schedule
+        self.schedule, self.windows = schedule, windows
         self._num_rows, self._device = min(images.num_samples, _STAGED_SAMPLES), device
         head = None if encoding.head is None else encoding.head.to(torch.device("cpu"))
         encoding = replace(encoding, head=head)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdscale.data.loader import Batch
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.windows import Windows
 from kdscale.engine.teacher import FrozenTeacher
 from kdscale.targets import DenseTargets, Targets
 
@@ -20,6 +21,11 @@ class TargetSource(Protocol):
     @property
     def schedule(self) -> ViewSchedule:
         """Which views epochs show."""
+        ...
+
+    @property
+    def windows(self) -> Windows | None:
+        """What the order of training has to follow; None where any order will do."""
         ...
 
     def start_epoch(self, epoch: int) -> None:
@@ -36,6 +42,7 @@ class NoTargets:
     """Plain supervised training."""
 
     schedule: ViewSchedule
+    windows: None = None
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing to get ready."""
@@ -50,6 +57,7 @@ class LiveTeacher:
 
     teacher: FrozenTeacher
     schedule: ViewSchedule
+    windows: None = None
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing to get ready."""

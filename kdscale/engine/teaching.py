@@ -13,12 +13,14 @@ from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.patience import Patience
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
+from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
 from kdscale.engine.cached import CachedTargets
 from kdscale.engine.encoding import check_temperature, encoding_of, mention_large_tail
 from kdscale.engine.ensemble import Ensemble, check_different, further_caches, normalised
-from kdscale.engine.fixed import FixedTargets
+from kdscale.engine.fitting import fit_into
+from kdscale.engine.fixed import FixedTargets, check_partners
 from kdscale.engine.identity import check_fits
 from kdscale.engine.requirements import check_stored
 from kdscale.engine.sources import TargetSource
@@ -35,6 +37,8 @@ def open_caches(
     cache_root: Path,
     teacher_weights: str | None,
     device: torch.device,
+    seed: int,
+    epochs: int,
     wait: bool = False,
 ) -> list[CachedTargets]:
     """The recipe's own cache and those of its ensemble, each of which holds what it should.
@@ -46,6 +50,8 @@ def open_caches(
         cache_root: where the others may lie.
         teacher_weights: used where the recipe names none.
         device: where targets are wanted.
+        seed: of the order of training.
+        epochs: how many there will be.
         wait: whether they may still be being built, the own one from its beginning.
 
     Raises:
@@ -58,13 +64,23 @@ def open_caches(
     check_fits(cache, growing, asked, images)
     others = further_caches(recipe.ensemble.caches, asked, images, cache_root)
     check_different([(str(cache), own), *others])
+    shown, num_views = components.pipeline(recipe, images.num_samples), components.num_views(recipe)
+    fit = fit_into(
+        recipe.cache.targets_memory_bytes,
+        [own, *(manifest for _, manifest in others)],
+        num_views=num_views,
+        together=shown.pairing.within if shown.pairing is not None else None,
+        seed=seed,
+    )
     places: list[str | Path] = [cache, *(place for place, _ in others)]
     opened = [
         CachedTargets.open(
             place,
             device=device,
-            num_views=components.num_views(recipe),
+            num_views=num_views,
             shift_every=recipe.views.shift_every,
+            epochs=epochs,
+            fit=fit,
             patience=Patience() if wait else None,
             features=[tap.module for tap in components.taps_asked(recipe)],
         )
@@ -74,7 +90,20 @@ def open_caches(
         check_stored(components.objective(recipe), encoding_of(cached.manifest))
         check_temperature(encoding_of(cached.manifest), recipe.loss)
         mention_large_tail(cached.manifest, recipe.loss)
+    if fit.windows is not None and recipe.views.mode == "fixed":
+        check_partners(own, shown)
+    elif fit.windows is not None:
+        _mention_partners_apart(own, shown)
     return opened
+
+
+def _mention_partners_apart(own: Manifest, shown: Pipeline) -> None:
+    if shown.pairing is not None and shown.pairing.within is None:
+        log.info(
+            "targets are read by windows, and most samples are mixed with one of another window, "
+            "so images are prepared twice an epoch: a cache with views.pair_within = %d would not "
+            "need that", own.shard_samples,
+        )  # fmt: skip
 
 
 def cache_being_built(

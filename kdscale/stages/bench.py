@@ -92,9 +92,15 @@ def bench(
         cache = _temporary_cache(Path(folder) / "steps.zarr", parts)
         with ExitStack() as stack:
             place = _Place(Path(folder), stack)
-            steps = _measure_steps(_variants(parts, cache, place), seconds * _STEP_SHARE)
+            cached = _open(cache, parts, place)
+            variants = _variants(parts, cached, place)
+            once = _warm_up(variants)
+            before = cached.reading()
+            steps = _measure_steps(variants, once, seconds * _STEP_SHARE)
+            reading = cached.reading().since(before).to_json(sum(steps.seconds["cached"]))
         build = _measure_build(parts, Path(folder), seconds * (1 - _STEP_SHARE))
-    return _summary(recipe, images.num_samples, steps, build, accelerator)
+    summary = _summary(recipe, images.num_samples, steps, build, accelerator)
+    return summary | {"reading": reading}
 
 
 def _check_measurable(recipe: config.Recipe, images: ImageSet) -> None:
@@ -146,12 +152,17 @@ def _temporary_cache(path: Path, parts: Parts) -> Path:
     return path
 
 
-def _variants(parts: Parts, cache: Path, place: _Place) -> dict[str, Variant]:
-    cached = CachedTargets.open(cache, device=parts.accelerator.device)
+def _open(cache: Path, parts: Parts, place: _Place) -> CachedTargets:
+    memory = parts.recipe.cache.targets_memory_bytes
+    cached = CachedTargets.open(cache, device=parts.accelerator.device, memory_bytes=memory)
     place.stack.callback(cached.close)
+    return cached
+
+
+def _variants(parts: Parts, cached: CachedTargets, place: _Place) -> dict[str, Variant]:
     schedule = ViewSchedule(cached.num_views, 0)
     encoding = stored_encoding(cached.reader)
-    staged = StagedTargets(parts.images, encoding, cached.schedule, cached.device)
+    staged = StagedTargets(parts.images, encoding, cached.schedule, cached.device, cached.windows)
     sources: dict[str, TargetSource] = {
         "supervised": NoTargets(schedule),
         "staged": staged,
@@ -236,9 +247,16 @@ class _Timings:
     """Steps of each variant in a round."""
 
 
-def _measure_steps(variants: Mapping[str, Variant], seconds: float) -> _Timings:
-    once = {name: variant.timed(3) / 3 for name, variant in variants.items()}  # also warms up
-    once = {name: variant.timed(2) / 2 for name, variant in variants.items()}
+def _warm_up(variants: Mapping[str, Variant]) -> dict[str, float]:
+    """Seconds of one step of each variant, about."""
+    for variant in variants.values():
+        variant.timed(3)
+    return {name: variant.timed(2) / 2 for name, variant in variants.items()}
+
+
+def _measure_steps(
+    variants: Mapping[str, Variant], once: Mapping[str, float], seconds: float
+) -> _Timings:
     wanted = max(1, round(_ROUND_SECONDS / min(once.values())))
     affordable = max(1, int(seconds / MINIMUM_ROUNDS / sum(once.values())))
     count = min(wanted, affordable)

@@ -122,6 +122,13 @@ _RATIOS = {
 }
 
 
+_READING = (
+    "Targets: {held_bytes:,} bytes of memory, an epoch in {num_windows} window(s); waited "
+    "{waited_share:.2%} of the steps' time for them; {read_amplification:.2f} bytes read for each "
+    "byte needed."
+)
+
+
 def bench_table(found: Mapping[str, Any]) -> str:
     """What `kdscale bench` found."""
     rates = [
@@ -134,12 +141,13 @@ def bench_table(found: Mapping[str, Any]) -> str:
         for name, label in _RATIOS.items()
         if name in found
     ]
-    return "\n\n".join(
-        [
-            markdown_table(["training step", "images/s"], rates),
-            markdown_table(["ratio of times", "median", "smallest .. largest round"], ratios),
-        ]
-    )
+    parts = [
+        markdown_table(["training step", "images/s"], rates),
+        markdown_table(["ratio of times", "median", "smallest .. largest round"], ratios),
+    ]
+    if "reading" in found:
+        parts.append(_READING.format(**found["reading"]))
+    return "\n\n".join(parts)
 
 
 _STUDENTS = {

@@ -86,7 +86,7 @@ def train(
         assert cache is not None, "the command line builds or finds a cache first"
         caches = teaching.open_caches(
             recipe, images, cache, cache_root=cache_root, teacher_weights=teacher_weights,
-            device=accelerator.device, wait=wait,
+            device=accelerator.device, seed=job.seed, epochs=settings.epochs, wait=wait,
         )  # fmt: skip
     source = _source(recipe, job, images, resident, caches, teacher_weights, accelerator)
     content = _content(images, test, source, caches)
@@ -97,6 +97,7 @@ def train(
     cadence = _cadence(settings, loop.loader.steps_per_epoch)
     metadata = _metadata(section, images, loop)
     metrics = restore_or_begin(run, loop)
+    before_seconds = loop.state.train_seconds
     with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
         following = Following(run, cadence, evaluator, metrics, stop, bar, metadata)
         save = partial(save_checkpoint, run, loop, metrics)
@@ -110,6 +111,7 @@ def train(
     result = _result(job, section, settings, loop, last)
     if caches:
         result |= teaching.told_of(caches, recipe)
+        result |= _reading(caches, loop, loop.state.train_seconds - before_seconds)
     if wait:
         result["wait_seconds"] = round(loop.state.wait_seconds, 3)
     if accelerator.is_main_process:
@@ -161,6 +163,7 @@ def _loop(
         global_batch_size=settings.global_batch_size,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        windows=source.windows,
     )
     classifier = components.create_student(recipe, section, images, seed=job.seed, what=job.model)
     student = classifier.model
@@ -249,6 +252,17 @@ def _result(
     if loop.state.best_validation_accuracy >= 0:
         result["best_validation_accuracy"] = loop.state.best_validation_accuracy
     return result
+
+
+def _reading(
+    caches: Sequence[CachedTargets], loop: Loop, train_seconds: float
+) -> dict[str, dict[str, Any]]:
+    """What a result says of reading since this process began."""
+    shown = loop.loader.num_samples / loop.accelerator.num_processes
+    first, *others = (cached.reading(shown / cached.manifest.num_samples) for cached in caches)
+    reading = sum(others, first)
+    log.info("targets: %s", reading.describe(train_seconds))
+    return {"reading": reading.to_json(train_seconds)}
 
 
 def _metadata(section: config.Model, images: ImageSet, loop: Loop) -> dict[str, object]:

@@ -161,13 +161,19 @@ def _enumerated_words(outcomes, seed, view, index):
 
 
 @functools.lru_cache(maxsize=1000)
-def partners(num_samples, validation, seed, view):
+def partners(num_samples, validation, seed, view, within=None):
     """The partner of every sample in a view."""
     found = list(range(num_samples))
     for number, group in enumerate(split_validation(num_samples, validation)):
         order = permutation(len(group), chain(int.from_bytes(b"pairs")), number, seed, view)
-        for first, second in zip(order[::2], order[1::2], strict=False):
-            found[group[first]], found[group[second]] = group[second], group[first]
+        blocks = {}
+        for position in order:
+            blocks.setdefault(group[position] // (within or num_samples), []).append(
+                group[position]
+            )
+        for block in blocks.values():
+            for first, second in zip(block[::2], block[1::2], strict=False):
+                found[first], found[second] = second, first
     return found
 
 
@@ -204,6 +210,22 @@ def epoch_order(samples, seed, epoch):
     """The samples of a split in the order in which an epoch shows them."""
     order = permutation(len(samples), chain(int.from_bytes(b"order")), seed, epoch)
     return [samples[position] for position in order]
+
+
+def window_of_unit(num_units, most_units, seed, epoch):
+    """In which window an epoch shows each unit."""
+    order = permutation(num_units, chain(int.from_bytes(b"windows")), seed, epoch)
+    num_windows = math.ceil(num_units / most_units)
+    found = {unit: place * num_windows // num_units for place, unit in enumerate(order.tolist())}
+    return [found[unit] for unit in range(num_units)]
+
+
+def windowed_order(num_samples, unit_samples, most_units, seed, epoch):
+    """The samples of a split in the order in which an epoch shows them window by window."""
+    num_units = math.ceil(num_samples / unit_samples)
+    window = window_of_unit(num_units, most_units, seed, epoch)
+    order = epoch_order(range(num_samples), seed, epoch)
+    return sorted(order, key=lambda index: window[index // unit_samples])
 
 
 def batch_indices(samples, seed, step, global_batch_size, process_index=0, num_processes=1):

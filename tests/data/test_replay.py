@@ -191,7 +191,8 @@ def check_drawn(data, operations, *, enumerated=False):
 def check_mixed(data, before, mixing, after):
     """The views of all samples of a small split, mixed in pairs."""
     count = data.draw(st.integers(3, 9))
-    pairing = Pairing(count, data.draw(st.sampled_from([0.0, 0.2, 0.4])))
+    within = data.draw(st.none() | st.integers(2, 10))
+    pairing = Pairing(count, data.draw(st.sampled_from([0.0, 0.2, 0.4])), within)
     pipeline = Pipeline.parse([*before, mixing, *after], data.draw(SEEDS), pairing=pairing)
     views = [data.draw(COUNTERS)] * count
     check(pipeline, data.draw(pictures(count)), views, list(range(count)))
@@ -285,11 +286,13 @@ def test_built_cache_is_replayed(views, validation, load_table, tiny_teacher, da
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "validation", "seed", "view", "expected"), replay.known_answers("pairs")
+    ("num_samples", "validation", "within", "seed", "view", "expected"),
+    replay.known_answers("pairs"),
 )
-def test_documented_pairs_are_replayed(num_samples, validation, seed, view, expected):
-    assert Pairing(num_samples, validation).partners(seed, view).tolist() == expected
-    assert replay.partners(num_samples, validation, seed, view) == expected
+def test_documented_pairs_are_replayed(num_samples, validation, within, seed, view, expected):
+    within = within or None
+    assert Pairing(num_samples, validation, within).partners(seed, view).tolist() == expected
+    assert replay.partners(num_samples, validation, seed, view, within) == expected
 
 
 @pytest.mark.parametrize(

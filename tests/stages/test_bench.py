@@ -38,6 +38,8 @@ def test_json_holds_all_rates_and_ratios_with_their_spread(bench):
         assert 0 < low <= found[name] <= high
     assert found["rounds"] >= 50
     assert found["recipe"] == "tiny"
+    assert found["reading"]["read_amplification"] == 1
+    assert found["reading"]["num_windows"] == 1
 
 
 def test_table_shows_rates_and_ratios(bench):
@@ -52,8 +54,9 @@ def test_table_shows_rates_and_ratios(bench):
     [
         {"loss": {"hard_weight": 1.0, "soft_weight": 0.0}},
         {"views": {"operations": [], "count": 1}, "student": {"train": {"gradient_clip": 1.0}}},
+        {"cache": {"targets_memory": 3200}},
     ],
-    ids=["without a soft loss", "without views"],
+    ids=["without a soft loss", "without views", "by windows"],
 )
 def test_any_recipe_can_be_measured(bench, changes):
     assert json.loads(bench("--json", **changes).stdout)["cached_images_per_second"] > 0

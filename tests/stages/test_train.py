@@ -17,7 +17,7 @@ from kdscale.models.weights import read_metadata
 from kdscale.runlog import read_metrics
 from kdscale.stages.train import train
 
-TIMES = ("train_seconds", "build_seconds")
+TIMES = ("train_seconds", "build_seconds", "reading")
 
 
 def without_times(record):
@@ -37,7 +37,7 @@ def losses(run):
 
 
 def assert_same_run(one, other):
-    """Weights bit for bit, metrics and result but for the times."""
+    """Weights bit for bit, metrics and result but for the times and what they cost."""
     for file in ("weights.safetensors", "best.safetensors"):
         assert (one / file).exists() == (other / file).exists()
         if (one / file).exists():
@@ -80,15 +80,21 @@ def start_and_signal(commands, number, cwd, lines, *args):
     return commands.wait()
 
 
-@pytest.mark.parametrize("targets", ["none", "cache"])
+BY_WINDOWS = ["cache.targets_memory=3200", "student.train.global_batch_size=16"]
+
+
+@pytest.mark.parametrize("targets", ["none", "cache", "windows"])
 def test_killed_training_resumed_equals_an_uninterrupted_one(
     commands, slow_recipe, tiny_cache, tmp_path, targets
 ):
-    command = ["train", slow_recipe, "--targets", targets]
-    if targets == "cache":
+    command = ["train", slow_recipe, "--targets", "none" if targets == "none" else "cache"]
+    if targets != "none":
         command += ["--cache", tiny_cache]
+    if targets == "windows":
+        command += [word for setting in BY_WINDOWS for word in ("--set", setting)]
     status, output = commands.run(*command, "--run", "whole", cwd=tmp_path)
     assert status == 0, output
+    assert ("in 4 windows" in output) == (targets == "windows")
     number = random.Random(targets)
     command += ["--run", "run"]
     killed = 0

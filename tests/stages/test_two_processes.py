@@ -24,6 +24,7 @@ STUDENTS = {
     "none": ["--targets", "none"],
     "cache": ["--targets", "cache"],
     "accumulated": ["--targets", "cache", "--set", "student.train.accumulation=2"],
+    "windows": ["--targets", "cache", "--set", "cache.targets_memory=3200"],
     "norm": [
         *("--targets", "none", "--set", "student.model=tiny_models:batch_norm"),
         *("--set", "student.options={}"),
@@ -117,7 +118,7 @@ def test_two_processes_build_the_same_cache_value_for_value(one):
             assert np.array_equal(array, theirs.read_view(view)[name]), name
 
 
-@pytest.mark.parametrize("student", ["none", "cache", "accumulated"])
+@pytest.mark.parametrize("student", ["none", "cache", "accumulated", "windows"])
 def test_two_processes_train_with_the_same_losses(one, student):
     """At equal global batch; without dropout and batch-norm, which see a process's part only."""
     ours, theirs = (one / f"{name}-{student}" for name in ("two", "one"))
@@ -128,7 +129,7 @@ def test_two_processes_train_with_the_same_losses(one, student):
         assert torch.allclose(tensor, expected[name], atol=1e-4), name
 
 
-@pytest.mark.parametrize("student", ["none", "cache", "accumulated"])
+@pytest.mark.parametrize("student", ["none", "cache", "accumulated", "windows"])
 def test_evaluation_of_two_processes_counts_every_sample_once(one, student):
     ours, theirs = (result(one / f"{name}-{student}") for name in ("two", "one"))
     share = ours["top1_accuracy"] * 1001

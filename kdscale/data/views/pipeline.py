@@ -136,7 +136,7 @@ class Pipeline:
             "operations": [_describe(operation) for operation in self.operations],
         }
         if self.pairing is not None:
-            description["pairing"] = asdict(self.pairing)
+            description["pairing"] = self.pairing.describe()
         if self.enumerated:
             description["enumerated"] = True
         return description
