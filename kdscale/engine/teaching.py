@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from kdscale import config
+from kdscale.cache.copies import Copies
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.patience import Patience
+from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.data.views.schedule import ViewSchedule
@@ -30,12 +32,13 @@ log = logging.getLogger(__name__)
 def open_caches(
     recipe: config.Recipe,
     images: ImageSet,
-    cache: Path,
+    cache: Place,
     *,
     cache_root: Path,
     teacher_weights: str | None,
     device: torch.device,
     wait: bool = False,
+    copies: Copies | None = None,
 ) -> list[CachedTargets]:
     """The recipe's own cache and those of its ensemble, each of which holds what it should.
 
@@ -46,6 +49,7 @@ def open_caches(
         cache_root: where the others may lie.
         teacher_weights: used where the recipe names none.
         device: where targets are wanted.
+        copies: local ones of remote caches' objects.
         wait: whether they may still be being built, the own one from its beginning.
 
     Raises:
@@ -58,10 +62,10 @@ def open_caches(
     check_fits(cache, growing, asked, images)
     others = further_caches(recipe.ensemble.caches, asked, images, cache_root)
     check_different([(str(cache), own), *others])
-    places: list[str | Path] = [cache, *(place for place, _ in others)]
+    places: list[Place] = [cache, *(place for place, _ in others)]
     opened = [
         CachedTargets.open(
-            place,
+            place if copies is None else copies.over(place),
             device=device,
             num_views=components.num_views(recipe),
             shift_every=recipe.views.shift_every,
@@ -93,7 +97,7 @@ def cache_being_built(
 
 
 def _asked(
-    recipe: config.Recipe, images: ImageSet, cache: Path, found: Manifest, weights: str | None
+    recipe: config.Recipe, images: ImageSet, cache: Place, found: Manifest, weights: str | None
 ) -> Manifest:
     """What the recipe asks of its own cache.
 
