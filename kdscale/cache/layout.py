@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,10 @@ class ArrayLayout:
     """One Zarr array."""
 
     shape: tuple[int, ...]
+    objects: tuple[int, ...]
+    """Shape of what one object holds."""
     chunks: tuple[int, ...]
+    """Shape of what is compressed together: the same, or several to an object."""
     dtype: str
     fill_value: float
     dimension_names: tuple[str, ...]
@@ -57,8 +60,8 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
         "digests": _rows(manifest, "uint64", 0),
         **_once(manifest),
         "commits": ArrayLayout(
-            (manifest.num_views, manifest.num_shards, record), (1, 1, record), "uint64", 0,
-            ("view", "shard", "field"),
+            (manifest.num_views, manifest.num_shards, record), (1, 1, record), (1, 1, record),
+            "uint64", 0, ("view", "shard", "field"),
         ),
     }  # fmt: skip
 
@@ -90,7 +93,7 @@ def _once(manifest: Manifest) -> dict[str, ArrayLayout]:
         assert size is not None, "a manifest of this encoding says how large it is"
         whole["head_weight"] = ((classes, size), "float32", _NAN, ("class", "value"))
         whole["head_bias"] = ((classes,), "float32", _NAN, ("class",))
-    return {name: ArrayLayout(of[0], *of) for name, of in whole.items()}
+    return {name: ArrayLayout(of[0], of[0], *of) for name, of in whole.items()}
 
 
 _NAN = float("nan")
@@ -149,12 +152,42 @@ def _rows(
 ) -> ArrayLayout:
     """An array with a single value, a row or more for each sample of each view."""
     views, samples = manifest.num_views, manifest.num_samples
-    shape, chunks = (views, samples), (1, min(manifest.shard_samples, samples))
+    shard, chunk = manifest.shard_samples, manifest.chunk_samples
+    if chunk is None:
+        shard = chunk = min(shard, samples)
     wide = (width,) if isinstance(width, int) else width
     names = (of,) if isinstance(of, str) else of
     return ArrayLayout(
-        (*shape, *wide), (*chunks, *wide), dtype, fill_value, ("view", "sample", *names)
-    )
+        (views, samples, *wide), (1, shard, *wide), (1, chunk, *wide), dtype, fill_value,
+        ("view", "sample", *names),
+    )  # fmt: skip
+
+
+_OBJECT_BYTES = 8 << 20
+"""Where requests cost more than bytes, an object should be about so large."""
+
+
+def with_large_objects(manifest: Manifest) -> Manifest:
+    """The layout for a remote store: objects of several chunks, each as large as a local one.
+
+    As many as make the largest array's object about 8 MiB before compression, or hold a view.
+    """
+    chunk = manifest.rows_together
+    layouts = arrays(manifest)
+    row = max(_row_bytes(layouts[name]) for name in shard_arrays(manifest))
+    wanted = max(1, round(_OBJECT_BYTES / (chunk * row)))
+    count = min(wanted, -(-manifest.num_samples // chunk))
+    together = None if count == 1 else chunk
+    return replace(manifest, shard_samples=count * chunk, chunk_samples=together)
+
+
+def with_plain_objects(manifest: Manifest) -> Manifest:
+    """The layout for a folder: one chunk an object."""
+    return replace(manifest, shard_samples=manifest.rows_together, chunk_samples=None)
+
+
+def _row_bytes(layout: ArrayLayout) -> int:
+    return int(np.dtype(layout.dtype).itemsize * np.prod(layout.shape[2:], dtype=int))
 
 
 def absent_rows(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
@@ -221,6 +254,7 @@ def _create(objects: dict[str, Any], name: str, layout: ArrayLayout) -> "zarr.Ar
         name=name,
         shape=layout.shape,
         chunks=layout.chunks,
+        shards=None if layout.objects == layout.chunks else layout.objects,
         dtype=layout.dtype,
         fill_value=layout.fill_value,
         dimension_names=layout.dimension_names,

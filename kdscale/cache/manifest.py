@@ -13,7 +13,13 @@ from math import prod
 from typing import Any
 
 from kdscale.cache.store import Location, open_store
-from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheNotFoundError
+from kdscale.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheMismatchError,
+    CacheNotFoundError,
+    StorageError,
+)
 
 MANIFEST_KEY = "zarr.json"
 """The object that holds it: the group's metadata."""
@@ -49,6 +55,9 @@ class Manifest:
     num_samples: int
     num_classes: int
     shard_samples: int
+    chunk_samples: int | None = None
+    """Samples of a Zarr chunk where an object holds several, a Zarr shard; a divisor of
+    `shard_samples`. None where an object is one chunk."""
     bytes_per_target: int
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -82,8 +91,13 @@ class Manifest:
     def format_version(self) -> int:
         """1, or 2 where it holds what a reader of version 1 does not know."""
         known = self.encoding in _ENCODINGS_OF_VERSION_1 and not self.features
-        known = known and "keys" not in self.dataset
+        known = known and "keys" not in self.dataset and self.chunk_samples is None
         return 1 if known and not self.views.keys() - _VIEWS_OF_VERSION_1 else 2
+
+    @property
+    def rows_together(self) -> int:
+        """Samples that a teacher's batch may hold together: answers must not depend on layout."""
+        return self.chunk_samples or self.shard_samples
 
     @property
     def num_shards(self) -> int:
@@ -127,6 +141,7 @@ class Manifest:
             "num_samples": self.num_samples,
             "num_classes": self.num_classes,
             "shard_samples": self.shard_samples,
+            **({} if self.chunk_samples is None else {"chunk_samples": self.chunk_samples}),
             "encoding": self.encoding,
             **self._kept,
             **({} if self.embedding_size is None else {"embedding_size": self.embedding_size}),
@@ -179,6 +194,8 @@ def read_manifest(cache: Location) -> Manifest:
             f"no cache at {path}: build one with `kdscale cache build RECIPE`, "
             "or see `kdscale cache list`"
         ) from None
+    except StorageError:
+        raise
     except OSError as error:
         raise CacheError(
             f"cannot read {path}/{MANIFEST_KEY} ({error.strerror}): change its permissions, "

@@ -22,7 +22,7 @@ from kdscale.cache.layout import (
 )
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.patience import Patience
-from kdscale.cache.store import Location, Store, crc, open_store
+from kdscale.cache.store import Location, Sound, Store, crc, open_store
 from kdscale.errors import (
     CacheCorruptError,
     CacheError,
@@ -247,15 +247,15 @@ def fixed_objects_of(store: Store, manifest: Manifest) -> tuple[dict[str, bytes]
 
 def _fixed_object(store: Store, manifest: Manifest, key: str) -> bytes | str:
     """Its bytes, or what is wrong with it."""
-    data, state = _read(store, key)
-    if state == "ok" and checksum(data) != manifest.checksums.get(key):
-        state = "corrupt"
+    data, state = _read(store, key, lambda data: checksum(data) == manifest.checksums.get(key))
     return data if state == "ok" else state
 
 
-def _read(store: Store, key: str) -> tuple[bytes, str]:
+def _read(store: Store, key: str, sound: Sound) -> tuple[bytes, str]:
+    """The bytes of an object, and whether they are those that were written."""
     try:
-        return store.read(key), "ok"
+        data = store.read(key, sound)
+        return data, "ok" if sound(data) else "corrupt"
     except FileNotFoundError:
         return b"", "missing"
     except StorageError:  # the store, not the object: a network that is down damages nothing
@@ -285,12 +285,14 @@ def read_shard_objects(
     for key, expected in zip(shard_objects(manifest, view, shard), record, strict=False):
         if names is not None and key.partition("/")[0] not in names:
             continue
-        objects[key], state = _read(store, key)
-        if state == "ok" and COMMITTED + np.uint64(crc(objects[key])) != expected:
-            state = "corrupt"
+        objects[key], state = _read(store, key, partial(_is_recorded, expected))
         if state != "ok":
             return state, objects
     return "ok", objects
+
+
+def _is_recorded(expected: np.uint64, data: bytes) -> bool:
+    return bool(COMMITTED + np.uint64(crc(data)) == expected)
 
 
 def _corrupt(location: str, names: list[str]) -> CacheCorruptError:

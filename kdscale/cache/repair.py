@@ -113,10 +113,14 @@ def restored_manifest(
         dataset = {name: value for name, value in asked.dataset.items() if name != "keys"}
         asked = replace(asked, dataset=dataset)
     first = f"{shard_arrays(asked)[0]}/zarr.json"
-    for views, shard_samples in _shapes(store, first):
-        count = {**asked.views, "count": views}
+    for views, shard_samples, chunk_samples in _shapes(store, first):
         manifest = replace(
-            asked, num_views=views, shard_samples=shard_samples, views=count, complete=True
+            asked,
+            num_views=views,
+            shard_samples=shard_samples,
+            chunk_samples=chunk_samples,
+            views={**asked.views, "count": views},
+            complete=True,
         )
         objects = fixed_objects(manifest, labels, once)
         if all(holds(store, key, objects[key]) for key in (first, RECORDS_METADATA)):
@@ -145,12 +149,16 @@ def _names(remains: bytes, asked: Manifest) -> bool:
         return False
 
 
-def _shapes(store: Store, metadata: str) -> Iterator[tuple[int, int]]:
-    """Number of views and samples of a shard, as the metadata of an array has them."""
+def _shapes(store: Store, metadata: str) -> Iterator[tuple[int, int, int | None]]:
+    """Number of views, samples of a shard and of a chunk, as the metadata of an array has them."""
     try:
         stored = json.loads(store.read(metadata))
         shape, chunks = stored["shape"], stored["chunk_grid"]["configuration"]["chunk_shape"]
-        yield int(shape[0]), int(chunks[1])
+        codec = stored["codecs"][0]
+        inner = None
+        if codec["name"] == "sharding_indexed":
+            inner = int(codec["configuration"]["chunk_shape"][1])
+        yield int(shape[0]), int(chunks[1]), inner
     except StorageError:
         raise
     except (OSError, ValueError, LookupError, TypeError):

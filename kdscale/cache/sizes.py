@@ -26,7 +26,7 @@ def num_files(manifest: Manifest) -> int:
 def answers_bytes(manifest: Manifest, values: Mapping[str, np.ndarray]) -> int:
     """Bytes of some rows of the arrays among a shard's, [rows, ...] by name, once compressed."""
     rows = len(values["digests"])
-    one = replace(manifest, num_views=1, num_samples=rows, shard_samples=rows)
+    one = replace(manifest, num_views=1, num_samples=rows, shard_samples=rows, chunk_samples=None)
     encoder, place = Encoder(one), (0, slice(0, rows))
     keys = zip(shard_arrays(one), shard_objects(one, 0, 0), strict=True)
     return sum(

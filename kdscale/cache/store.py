@@ -1,22 +1,17 @@
 """Where a cache lies: a store of named objects, each there whole or not at all."""
 
-import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias
+from urllib.request import url2pathname
 
-from kdscale.durable import (
-    create_folder,
-    files_below,
-    flush_folder,
-    is_abandoned,
-    storage_error,
-    write_durably,
-)
+from kdscale.cache.folder import LocalFolder
+from kdscale.errors import ConfigError
 
-_STALE_SECONDS = 3600  # no write takes as long: a temporary file this old is nobody's
+Sound: TypeAlias = Callable[[bytes], bool]
+"""Whether bytes are those that were written."""
 
 
 class Store(Protocol):
@@ -27,12 +22,18 @@ class Store(Protocol):
         """The folder or URL, for messages."""
         ...
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, sound: Sound | None = None) -> bytes:
         """All bytes of an object.
+
+        Args:
+            key: the object's.
+            sound: tells a store that keeps copies whether its copy will do. What is read may be
+                unsound all the same: the caller looks.
 
         Raises:
             FileNotFoundError: it is not there.
-            OSError: it cannot be read.
+            StorageError: the store itself cannot be reached, or refuses.
+            OSError: the object cannot be read.
         """
         ...
 
@@ -46,6 +47,9 @@ class Store(Protocol):
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a small object that is not there; False where it is. Of many, one succeeds.
+
+        A store that cannot tell its own earlier attempt from another's may say True where the very
+        bytes are there: let them name their writer.
 
         Raises:
             StorageError: it cannot be written.
@@ -89,138 +93,60 @@ class Store(Protocol):
         ...
 
 
-class LocalFolder:
-    """The store of a cache in a folder of this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def location(self) -> str:
-        """The folder."""
-        return str(self.path)
-
-    def read(self, key: str) -> bytes:
-        """All bytes of a file."""
-        return (self.path / key).read_bytes()
-
-    def write(self, key: str, data: bytes, check: Callable[[], None] | None = None) -> None:
-        """Through a temporary file: see `write_durably`."""
-        write_durably(self.path / key, data, check)
-
-    def create(self, key: str, data: bytes) -> bool:
-        """The file system chooses who creates it; readers may see it before it is whole."""
-        file = self.path / key
-        try:
-            try:
-                return _create(file, data)
-            except FileNotFoundError:  # the folder: never made, or empty and removed just now
-                create_folder(file.parent)
-                return _create(file, data)
-        except OSError as error:
-            raise storage_error(file, error) from error
-
-    def overwrite(self, key: str, data: bytes) -> None:
-        """Opened and closed each time, since that is when network disks pass a write on."""
-        file = self.path / key
-        try:
-            create_folder(file.parent)
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o666)
-            try:
-                os.pwrite(descriptor, data, 0)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise storage_error(file, error) from error
-
-    def keys(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Every file below a folder, temporary ones too."""
-        if self.path.is_file():
-            raise NotADirectoryError(str(self.path))
-        for place, size in _files(self.path / folder):
-            yield f"{folder}/{place}" if folder else place, size
-
-    def size(self, key: str) -> int | None:
-        """Bytes of a file; None of a folder."""
-        file = self.path / key
-        return file.stat().st_size if file.is_file() else None
-
-    def remove(self, key: str, *, durable: bool = True) -> None:
-        """A folder in the file's place is put aside, and keeps what it holds."""
-        file = self.path / key
-        try:
-            if file.is_dir():
-                file.rename(file.with_name(f"{file.name}.put-aside"))
-                return
-            file.unlink(missing_ok=True)
-            if durable and file.parent.is_dir():
-                flush_folder(file.parent)
-        except OSError as error:
-            raise storage_error(file, error) from error
-
-    def prune(self, folder: str) -> None:
-        """Remove the folder, and those in it, if nothing else is in them."""
-        for place, _, _ in os.walk(self.path / folder, topdown=False):
-            with suppress(OSError):
-                Path(place).rmdir()
-
-    def tidy(self, written: str) -> None:
-        """Remove temporary files of killed writers, never those of one that still writes."""
-        now = (self.path / written).stat().st_mtime  # the clock of the files' own disk
-        for leftover in files_below(self.path):
-            if not leftover.match(".*.tmp"):
-                continue
-            with suppress(OSError):
-                old = now - leftover.stat().st_mtime > _STALE_SECONDS
-                if old or is_abandoned(leftover):
-                    leftover.unlink()
-
-
-def _create(file: Path, data: bytes) -> bool:
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return False
-    try:
-        os.write(descriptor, data)
-    except OSError:
-        file.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Paths of all files below a folder, relative to it, and their bytes.
-
-    Strings, since a cache has tens of thousands; files and folders may come and go meanwhile.
-    """
-    below = [""]
-    while below:
-        place = below.pop()
-        try:
-            with os.scandir(folder / place) as entries:
-                found = list(entries)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for entry in found:
-            if entry.is_dir():
-                below.append(f"{place}{entry.name}/")
-                continue
-            with suppress(FileNotFoundError):  # its writer renamed or removed it just now
-                yield f"{place}{entry.name}", entry.stat().st_size
-
-
-Location: TypeAlias = "str | Path | Store"
-"""Where a cache lies, as callers may say it."""
+Place: TypeAlias = str | Path
+"""Where a cache lies, as it is typed: a folder or a URL."""
+Location: TypeAlias = Place | Store
+"""The same, or a store that is open."""
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 
 
 def open_store(location: Location) -> Store:
-    """The store at a place; a store is its own."""
-    if isinstance(location, str | Path):
+    """The store at a place; a store is its own.
+
+    `s3://`, `gs://` and `az://` are object stores, other URLs what fsspec knows, and all else is a
+    folder.
+
+    Raises:
+        ConfigError: nothing is known that reads such a URL, or a package for it is missing; or it
+            is the Hub's, which is pushed to and pulled from alone.
+    """
+    if isinstance(location, Path):
+        return LocalFolder(location)
+    if not isinstance(location, str):
+        return location
+    url = _URL.fullmatch(location)
+    if url is None:
         return LocalFolder(Path(location))
-    return location
+    if url[1].lower() == "file":
+        return LocalFolder(Path(url2pathname(url[2])))
+    if url[1].lower() in _OBJECT_STORES:
+        from kdscale.cache.objects import open_objects  # `cache info` of a folder needs none of it
+
+        return open_objects(location.rstrip("/"))
+    if url[1].lower() == "hf":
+        raise ConfigError(
+            f"{location} is a repository of the Hugging Face Hub: `kdscale cache pull {location}` "
+            "brings its cache here, and `kdscale cache push PATH URL` one there"
+        )
+    from kdscale.cache.filesystems import FsspecStore
+
+    return FsspecStore(location.rstrip("/"))
+
+
+def is_remote(location: Location) -> bool:
+    """Whether a place is not a folder of this machine."""
+    return not isinstance(open_store(location), LocalFolder)
+
+
+def place_of(text: str) -> Place:
+    """What was typed: a URL as it is, without `/` at its end, and all else a path."""
+    return text.rstrip("/") if _URL.fullmatch(text) else Path(text)
+
+
+def name_of(place: Place) -> str:
+    """The last part of a place."""
+    return str(place).rpartition("/")[2]
 
 
 def crc(data: bytes) -> int:

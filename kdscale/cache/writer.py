@@ -220,6 +220,10 @@ class ShardWriter:
         """bool [views, shards]: which shards are finished."""
         return np.asarray((self._all_records() >= COMMITTED).all(axis=-1))
 
+    def record(self, view: int, shard: int) -> np.ndarray:
+        """The commit record of one shard, as of `read_records`."""
+        return np.asarray(self._records(view, range(shard, shard + 1))[0])
+
     def is_committed(self, view: int, shard: int) -> bool:
         """Whether one shard is finished."""
         return bool((self._records(view, range(shard, shard + 1)) >= COMMITTED).all())

@@ -8,6 +8,8 @@ import click
 
 from kdscale.cli.options import (
     EXISTING,
+    PLACE,
+    Place,
     cache_option,
     cache_root_option,
     data_option,
@@ -43,7 +45,7 @@ def cache_plan(
     recipe: str,
     overrides: tuple[str, ...],
     data: str | None,
-    cache: Path | None,
+    cache: Place | None,
     cache_root: Path,
     processes: int,
     seconds: float,
@@ -77,7 +79,7 @@ def cache_build(
     recipe: str,
     overrides: tuple[str, ...],
     data: str | None,
-    cache: Path | None,
+    cache: Place | None,
     cache_root: Path,
 ) -> None:
     """Ask the teacher about every view once, and keep what it said.
@@ -93,7 +95,7 @@ def cache_build(
 
 
 @cache_group.command(name="extend")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PLACE)
 @click.option("--views", "num_views", type=click.IntRange(1), required=True, metavar="N",
               help="Number of views in all.")  # fmt: skip
 @click.option("--recipe", required=True, help="What the cache was built with.")
@@ -102,7 +104,7 @@ def cache_build(
 @cache_root_option
 @json_option
 def cache_extend(
-    path: Path,
+    path: Place,
     num_views: int,
     recipe: str,
     overrides: tuple[str, ...],
@@ -127,9 +129,9 @@ def cache_extend(
 
 
 @cache_group.command(name="info")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PLACE)
 @json_option
-def cache_info(path: Path, as_json: bool) -> None:
+def cache_info(path: Place, as_json: bool) -> None:
     """What a cache holds, from its manifest alone."""
     from kdscale.cache.manifest import describe, read_manifest
 
@@ -166,7 +168,7 @@ def cache_list(cache_root: Path, as_json: bool) -> None:
 
 
 @cache_group.command(name="verify")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PLACE)
 @click.option("--teacher", "num_pairs", type=click.IntRange(1), metavar="N",
               help="Also ask the teacher again about N random views of samples.")  # fmt: skip
 @click.option("--recipe", help="What the cache was built with; for --teacher.")
@@ -183,7 +185,7 @@ def cache_list(cache_root: Path, as_json: bool) -> None:
 @cache_root_option
 @json_option
 def cache_verify(
-    path: Path,
+    path: Place,
     num_pairs: int | None,
     recipe: str | None,
     overrides: tuple[str, ...],
@@ -225,14 +227,14 @@ def cache_verify(
 
 
 @cache_group.command(name="repair")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PLACE)
 @click.option("--recipe", required=True, help="What the cache was built with.")
 @overrides_option
 @data_option
 @cache_root_option
 @json_option
 def cache_repair(
-    path: Path,
+    path: Place,
     recipe: str,
     overrides: tuple[str, ...],
     data: str | None,
@@ -254,10 +256,47 @@ def cache_repair(
         print_text(f"{path}: ok")
 
 
+@cache_group.command(name="push")
+@click.argument("path", type=PLACE)
+@click.argument("url", type=PLACE)
+@json_option
+def cache_push(path: Place, url: Place, as_json: bool) -> None:
+    """Copy a finished cache to a store, say s3://BUCKET/NAME.zarr, and check it there.
+
+    Stopped, the same command goes on. Another cache that is there is left alone.
+    """
+    _copy(path, url, as_json)
+
+
+@cache_group.command(name="pull")
+@click.argument("url", type=PLACE)
+@click.argument("path", type=PLACE, required=False)
+@cache_root_option
+@json_option
+def cache_pull(url: Place, path: Place | None, cache_root: Path, as_json: bool) -> None:
+    """Copy a finished cache from a store, and check it here.
+
+    To CACHE_ROOT/NAME.zarr, where no PATH is named. Stopped, the same command goes on.
+    """
+    from kdscale.cache.store import name_of
+
+    _copy(url, path or cache_root / name_of(url), as_json)
+
+
+def _copy(source: Place, destination: Place, as_json: bool) -> None:
+    from kdscale.stages.transfer import copy_cache
+
+    done = copy_cache(source, destination)
+    if as_json:
+        print_json(done)
+    else:
+        print_text(str(destination))
+
+
 @cache_group.command(name="remove")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PLACE)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def cache_remove(path: Path, yes: bool) -> None:
+def cache_remove(path: Place, yes: bool) -> None:
     """Remove a cache, finished or not; never one that is being built, nor anything else."""
     from kdscale.cache.remove import check_removable, remove_cache
 
@@ -265,11 +304,11 @@ def cache_remove(path: Path, yes: bool) -> None:
     if not yes:
         click.confirm(f"Remove {_in_words(path)}?", abort=True, err=True)
     for left in remove_cache(path):
-        click.echo(f"left, since it is not the cache's: {path / left}", err=True)
+        click.echo(f"left, since it is not the cache's: {path}/{left}", err=True)
     click.echo(f"removed: {path}", err=True)
 
 
-def _in_words(path: Path) -> str:
+def _in_words(path: Place) -> str:
     """A cache in a line, for who is asked about it."""
     from kdscale.cache.manifest import describe, read_manifest
 
@@ -285,7 +324,7 @@ def _in_words(path: Path) -> str:
 
 
 @cache_group.command(name="show")
-@click.argument("path", metavar="CACHE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="CACHE", type=PLACE)
 @out_option
 @samples_option
 @views_option
@@ -293,7 +332,7 @@ def _in_words(path: Path) -> str:
 @cache_root_option
 @seed_option
 def cache_show(
-    path: Path,
+    path: Place,
     out: Path,
     samples: int | None,
     views: int | None,

@@ -7,11 +7,14 @@ import click
 
 from kdscale.cli.options import (
     EXISTING,
+    Place,
     cache_option,
     cache_root_option,
     caches_option,
+    copies_options,
     json_option,
     load,
+    local_copies,
     out_option,
     recipe_options,
     run_option,
@@ -58,6 +61,7 @@ def recipes(name: str | None, reference: bool) -> None:
 @recipe_options
 @run_option
 @cache_option
+@copies_options
 @cache_root_option
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True,
               help="Number of students of each kind: seeds 0, 1, ...")  # fmt: skip
@@ -67,7 +71,9 @@ def run(
     overrides: tuple[str, ...],
     data: str | None,
     run: Path | None,
-    cache: Path | None,
+    cache: Place | None,
+    copies: Path | None,
+    copies_gib: float,
     cache_root: Path,
     seeds: int,
     online: bool,
@@ -82,8 +88,9 @@ def run(
 
     folder = run or runs_folder(loaded.name)
     result = run_recipe(
-        loaded, folder=folder, cache_root=cache_root, cache=cache, seeds=range(seeds), online=online
-    )
+        loaded, folder=folder, cache_root=cache_root, cache=cache, seeds=range(seeds),
+        online=online, copies=local_copies(copies, copies_gib, cache_root),
+    )  # fmt: skip
     print_text(results_table([Row(**row) for row in result["rows"]]))
     print_text(f"\nruns: {folder}   cache: {result['cache_path']}   table: {folder / 'report.md'}")
 
@@ -96,6 +103,7 @@ def run(
               show_default=True, help="Labels alone, a cache, or a live teacher.")  # fmt: skip
 @run_option
 @caches_option
+@copies_options
 @cache_root_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
@@ -108,7 +116,9 @@ def train(
     model: Any,
     targets: Any,
     run: Path | None,
-    caches: tuple[Path, ...],
+    caches: tuple[Place, ...],
+    copies: Path | None,
+    copies_gib: float,
     cache_root: Path,
     seed: int,
     resume: bool,
@@ -148,7 +158,7 @@ def train(
         cache = begin(loaded, cache_root=cache_root, teacher_weights=weights)
     result = start(
         loaded, job, run=folder, cache_root=cache_root, cache=cache, teacher_weights=weights,
-        resume=resume, wait=wait,
+        resume=resume, wait=wait, copies=local_copies(copies, copies_gib, cache_root),
     )  # fmt: skip
     print_text(f"top-1 {100 * result['top1_accuracy']:.2f} % after {result['epochs']} epochs, "
            f"{result['train_seconds']:.1f} s of training; see {folder}")  # fmt: skip

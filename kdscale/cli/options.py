@@ -1,14 +1,49 @@
 """Options and arguments that commands share."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
+Place: TypeAlias = str | Path
+"""A folder or a URL."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXISTING = click.Path(exists=True)
+
+
+class _Place(click.ParamType[Any]):
+    """A folder, or a URL of a store."""
+
+    name = "folder or URL"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        from kdscale.cache.store import place_of
+
+        if re.match(r"[a-z0-9]+:/[^/]", value):
+            self.fail(f"{value!r} is neither a folder nor a URL: those have two slashes, as in "
+                      "s3://BUCKET/NAME.zarr", param, ctx)  # fmt: skip
+        return place_of(value)
+
+
+class _Folder(click.Path):
+    """A folder of this machine, where a URL will not do."""
+
+    def __init__(self, instead: str) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+        self._instead = instead
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value!r} is a URL, a folder is wanted: {self._instead}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PLACE = _Place()
 
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.FIELD=VALUE",
@@ -26,7 +61,7 @@ def recipe_options(command: Command) -> Command:
 
 cache_root_option = click.option(
     "--cache-root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Folder("decoded images lie there. Name a cache elsewhere with --cache URL"),
     default=Path("cache"),
     envvar="KDSCALE_CACHE_ROOT",
     show_default=True,
@@ -34,15 +69,18 @@ cache_root_option = click.option(
 )
 cache_option = click.option(
     "--cache",
-    type=click.Path(path_type=Path),
-    help="The cache's folder, NAME.zarr; found by content when not named.",
+    type=PLACE,
+    metavar="PLACE",
+    help="The cache's folder, NAME.zarr, or its URL (s3://, gs://, az://, ...); found by content "
+    "when not named.",
 )
 caches_option = click.option(
     "--cache", "caches",
-    type=click.Path(path_type=Path),
+    type=PLACE,
+    metavar="PLACE",
     multiple=True,
-    help="The cache's folder, NAME.zarr; found by content when not named. Named again: a further "
-    "cache, of another teacher (ensemble.caches).",
+    help="The cache's folder, NAME.zarr, or its URL; found by content when not named. Named again: "
+    "a further cache, of another teacher (ensemble.caches).",
 )  # fmt: skip
 run_option = click.option(
     "--run", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]"
@@ -63,6 +101,29 @@ seed_option = click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), defa
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
+def copies_options(command: Command) -> Command:
+    """Where copies of a remote cache lie, and how much of them."""
+    folder = click.option(
+        "--copies",
+        type=_Folder("what is read from a remote cache is kept there"),
+        envvar="KDSCALE_COPIES",
+        help="Where copies of a remote cache's objects lie, for all that read it on this machine."
+        "  [default: CACHE_ROOT/copies]",
+    )
+    limit = click.option(
+        "--copies-gib", type=click.FloatRange(0), default=20, envvar="KDSCALE_COPIES_GIB",
+        show_default=True, help="How much of them to keep; what was used least recently goes.",
+    )  # fmt: skip
+    return folder(limit(command))
+
+
+def local_copies(folder: Path | None, gib: float, cache_root: Path) -> Any:
+    """What `copies_options` name; None where nothing shall be kept."""
+    from kdscale.cache.copies import Copies
+
+    return Copies(folder or cache_root / "copies", int(gib * (1 << 30))) if gib else None
+
+
 def load(recipe: str, overrides: tuple[str, ...], data: str | None) -> Any:
     """The recipe that `recipe_options` name."""
     from kdscale.config import load_recipe
@@ -70,7 +131,7 @@ def load(recipe: str, overrides: tuple[str, ...], data: str | None) -> Any:
     return load_recipe(recipe, overrides, data)
 
 
-def with_further_caches(overrides: tuple[str, ...], caches: tuple[Path, ...]) -> tuple[str, ...]:
+def with_further_caches(overrides: tuple[str, ...], caches: tuple[Place, ...]) -> tuple[str, ...]:
     """Overrides that name all caches but the first as those of the recipe's ensemble."""
     if len(caches) < 2:
         return overrides

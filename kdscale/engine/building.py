@@ -2,13 +2,14 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,7 +80,8 @@ def claim_name(view: int, shard: int) -> str:
 class ShardBuilder:
     """Asks the teacher about whole shards and commits them in the background.
 
-    Teacher batches never cross a shard, so a cache's content does not depend on who builds what.
+    Teacher batches never cross a chunk, so a cache's content does not depend on who builds what,
+    nor on how many chunks share an object.
     With `claims`, a shard's claim is released once it is committed.
     """
 
@@ -123,31 +125,49 @@ class ShardBuilder:
             began = perf_counter()
 
     def _batches(self, shard: int) -> Iterator[Tensor]:
-        samples = torch.arange(*self._writer.manifest.shard_range(shard))
-        yield from samples.split(self._teacher.batch_size)
+        manifest = self._writer.manifest
+        for chunk in torch.arange(*manifest.shard_range(shard)).split(manifest.rows_together):
+            yield from chunk.split(self._teacher.batch_size)
 
     def _build(self, view: int, shard: int, shown: Iterator[Batch], began: float) -> None:
-        answers, digests, done = [], [], 0
-        start, stop = self._writer.manifest.shard_range(shard)
-        while done < stop - start:
-            pixels = next(shown).pixels
-            answers.append(_compact(self._teacher.answers(pixels)))
-            digests.append(digest(pixels))
-            done += len(pixels)
-        said, seen = together(answers), torch.cat(digests).cpu()
-        seconds = perf_counter() - began
-        pending = self._thread.submit(self._write, view, shard, said, seen, seconds)
-        self._pending.append(pending)
+        manifest, encoded, digests = self._writer.manifest, [], []
+        start, stop = manifest.shard_range(shard)
+        for first in range(start, stop, manifest.rows_together):
+            last = min(first + manifest.rows_together, stop)
+            answers: list[Answers] = []
+            done = first
+            while done < last:
+                pixels = next(shown).pixels
+                answers.append(_compact(self._teacher.answers(pixels)))
+                digests.append(digest(pixels))
+                done += len(pixels)
+            # Chunk by chunk: of a large object only what is stored stays in memory.
+            encoded.append(self._thread.submit(self._encode, together(answers)))
+            if len(encoded) > _PENDING:
+                encoded[-_PENDING - 1].exception()  # waits for it; `_write` raises what it raised
+        seen, seconds = torch.cat(digests).cpu(), perf_counter() - began
+        self._pending.append(self._thread.submit(self._write, view, shard, encoded, seen, seconds))
         self.wait(_PENDING)
 
-    def _write(self, view: int, shard: int, said: Answers, digests: Tensor, seconds: float) -> None:
-        """Encode and commit a shard; its claim is released whatever comes of it."""
+    def _encode(self, said: Answers) -> dict[str, np.ndarray]:
+        encoding = encoding_of(self._writer.manifest, self._teacher.teacher.head)
+        values = encode(said.logits_BC, encoding, said.embedding_BD)
+        return values | encode_features(said.features)
+
+    def _write(
+        self,
+        view: int,
+        shard: int,
+        encoded: Sequence[Future[dict[str, np.ndarray]]],
+        digests: Tensor,
+        seconds: float,
+    ) -> None:
+        """Commit a shard; its claim is released whatever comes of it."""
         name, claims = claim_name(view, shard), self._claims
         check = None if claims is None else partial(claims.check, name)
         try:
-            encoding = encoding_of(self._writer.manifest, self._teacher.teacher.head)
-            values = encode(said.logits_BC, encoding, said.embedding_BD)
-            values |= encode_features(said.features)
+            chunks = [one.result() for one in encoded]
+            values = {array: np.concatenate([one[array] for one in chunks]) for array in chunks[0]}
             # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
             values["digests"] = (digests + 1).numpy().astype("uint64")
             self._writer.write(view, shard, values, seconds, check)

@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from kdscale.cache.manifest import Manifest, check_identity
 from kdscale.cache.patience import Patience
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.store import Location
 from kdscale.data.loader import Batch
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline, View
@@ -78,7 +78,7 @@ class CachedTargets:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: Location,
         *,
         device: str | torch.device = "cpu",
         num_views: int | None = None,
@@ -95,7 +95,7 @@ class CachedTargets:
         """Open the cache at `path`.
 
         Args:
-            path: the cache's folder.
+            path: the cache's folder or URL, or an open store.
             device: where targets are wanted.
             num_views: use only its first views.
             shift_every: see `ViewSchedule`.
@@ -121,7 +121,8 @@ class CachedTargets:
         reader = CacheReader(path, patience, num_views or 1)
         if num_views is not None and num_views > reader.manifest.num_views:
             raise CacheMismatchError(
-                f"{path} has {reader.manifest.num_views} views, {num_views} are asked for"
+                f"{reader.location} has {reader.manifest.num_views} views, "
+                f"{num_views} are asked for"
             )
         if pipeline is not None:
             views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}

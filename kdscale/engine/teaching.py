@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from kdscale import config
+from kdscale.cache.copies import Copies
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.patience import Patience
+from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 def open_caches(
     recipe: config.Recipe,
     images: ImageSet,
-    cache: Path,
+    cache: Place,
     *,
     cache_root: Path,
     teacher_weights: str | None,
@@ -40,6 +42,7 @@ def open_caches(
     seed: int,
     epochs: int,
     wait: bool = False,
+    copies: Copies | None = None,
 ) -> list[CachedTargets]:
     """The recipe's own cache and those of its ensemble, each of which holds what it should.
 
@@ -52,6 +55,7 @@ def open_caches(
         device: where targets are wanted.
         seed: of the order of training.
         epochs: how many there will be.
+        copies: local ones of remote caches' objects.
         wait: whether they may still be being built, the own one from its beginning.
 
     Raises:
@@ -72,10 +76,10 @@ def open_caches(
         together=shown.pairing.within if shown.pairing is not None else None,
         seed=seed,
     )
-    places: list[str | Path] = [cache, *(place for place, _ in others)]
+    places: list[Place] = [cache, *(place for place, _ in others)]
     opened = [
         CachedTargets.open(
-            place,
+            place if copies is None else copies.over(place),
             device=device,
             num_views=num_views,
             shift_every=recipe.views.shift_every,
@@ -122,7 +126,7 @@ def cache_being_built(
 
 
 def _asked(
-    recipe: config.Recipe, images: ImageSet, cache: Path, found: Manifest, weights: str | None
+    recipe: config.Recipe, images: ImageSet, cache: Place, found: Manifest, weights: str | None
 ) -> Manifest:
     """What the recipe asks of its own cache.
 

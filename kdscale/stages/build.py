@@ -19,9 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kdscale.cache.claims import Claims
+from kdscale.cache.layout import with_large_objects
 from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
 from kdscale.cache.reader import check_present
 from kdscale.cache.search import find_cache
+from kdscale.cache.store import Place, is_remote
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish, is_free
 from kdscale.config import Recipe
 from kdscale.data.images import ImageSet
@@ -70,24 +72,24 @@ def build(
     recipe: Recipe,
     *,
     cache_root: Path,
-    cache: Path | None = None,
+    cache: Place | None = None,
     teacher_weights: str | None = None,
     views: Pipeline | None = None,
     num_views: int | None = None,
-) -> Path:
+) -> Place:
     """Build the cache that a recipe asks for, go on with one begun, or find it finished.
 
     Args:
         recipe: the recipe.
         cache_root: where caches and decoded images lie.
-        cache: the cache's folder; found by content, or named after the recipe, when None.
+        cache: the cache's folder or URL; found by content, or named after the recipe, when None.
         teacher_weights: used where the recipe names none.
         views: what the teacher is asked about, in place of the recipe's operations: from Python, a
             pipeline may hold callables of your own (`PerSample`).
         num_views: how many views to build; the recipe's when None.
 
     Returns:
-        The folder of the finished cache.
+        The place of the finished cache.
 
     Raises:
         KdscaleError: see `kdscale.errors`; whole shards are kept and the next build goes on.
@@ -106,6 +108,8 @@ def build(
         mention_encoding(recipe, asked, teacher, few_views(recipe, images, teacher.device, views))
     path = cache or find_cache(cache_root, asked) or free_path(cache_root, recipe, asked)
     path = from_main_process(accelerator, path)
+    if is_remote(path):
+        asked = with_large_objects(asked)
     with main_process_first(accelerator):
         finished = accelerator.is_main_process and _is_finished(path, asked, images)
     if from_main_process(accelerator, finished):  # builders beside this launch may finish any time
@@ -134,7 +138,7 @@ def build(
     return path
 
 
-def _is_finished(path: Path, asked: Manifest, images: ImageSet) -> bool:
+def _is_finished(path: Place, asked: Manifest, images: ImageSet) -> bool:
     """Whether the cache there is complete and fits; raises where it is another one, or damaged."""
     try:
         found = read_manifest(path)
@@ -147,8 +151,8 @@ def _is_finished(path: Path, asked: Manifest, images: ImageSet) -> bool:
     return found.complete and found.num_views >= asked.num_views
 
 
-def _mention_ending(cache: Path | None) -> None:
-    if cache is not None and cache.suffix != ".zarr":
+def _mention_ending(cache: Place | None) -> None:
+    if isinstance(cache, Path) and cache.suffix != ".zarr":
         log.warning("%s has no ending .zarr: it is not listed, nor found without --cache", cache)
 
 
@@ -234,7 +238,7 @@ def _with_probe(asked: Manifest, probe: Mapping[str, Any]) -> Manifest:
     return replace(asked, teacher=teacher, fidelity=probe["fidelity"])
 
 
-def _announce(path: Path, manifest: Manifest, probe: Mapping[str, Any]) -> None:
+def _announce(path: Place, manifest: Manifest, probe: Mapping[str, Any]) -> None:
     """Say what is about to happen, while it can still be stopped."""
     committed = ShardWriter(path, manifest).committed()
     answers = manifest.num_views * manifest.num_samples
@@ -252,19 +256,24 @@ def _announce(path: Path, manifest: Manifest, probe: Mapping[str, Any]) -> None:
     )  # fmt: skip
 
 
-def _check_space(path: Path, asked: Manifest) -> None:
+def _check_space(path: Place, asked: Manifest) -> None:
     """Before anything is written, so that a build too large leaves what is there as it is."""
     wanted, free = space(path, asked)
-    if free < wanted:
+    if free is not None and free < wanted:
         raise StorageError(
             f"{path} needs about {wanted / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free: "
             "free some, choose another --cache-root, or fewer views"
         )
 
 
-def space(path: Path, asked: Manifest) -> tuple[int, int]:
-    """Bytes that a build may write, were nothing compressed, and bytes that are free."""
+def space(path: Place, asked: Manifest) -> tuple[int, int | None]:
+    """Bytes that a build may write, were nothing compressed, and bytes that are free.
+
+    A remote store does not say how many are free.
+    """
     wanted = asked.num_views * asked.num_samples * asked.bytes_per_sample - bytes_stored(path)
+    if not isinstance(path, Path):
+        return max(0, wanted), None
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     return max(0, wanted), shutil.disk_usage(folder).free
 
@@ -273,7 +282,7 @@ def space(path: Path, asked: Manifest) -> tuple[int, int]:
 class _Work:
     """What one builder has in hand."""
 
-    path: Path
+    path: Place
     images: Images
     views: Pipeline
     teacher: SizedBatches

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.cache.store import Place
 from kdscale.config import Recipe
 from kdscale.engine.components import pipeline
 from kdscale.errors import ConfigError
@@ -12,7 +13,7 @@ from kdscale.stages.build import build
 
 def extend(
     recipe: Recipe,
-    path: Path,
+    path: Place,
     num_views: int,
     *,
     cache_root: Path,
@@ -25,7 +26,7 @@ def extend(
 
     Args:
         recipe: the one that the cache was built with; the number of its views does not matter.
-        path: the cache's folder.
+        path: the cache's folder or URL.
         num_views: in all.
         cache_root: where decoded images lie.
         teacher_weights: used where the recipe names none.
@@ -53,7 +54,7 @@ def extend(
     }
 
 
-def _check_number(recipe: Recipe, path: Path, cache: Manifest, wanted: int) -> None:
+def _check_number(recipe: Recipe, path: Place, cache: Manifest, wanted: int) -> None:
     if wanted < cache.num_views:
         raise ConfigError(
             f"{path} has {cache.num_views} views, --views {wanted} asks for fewer: views are only "

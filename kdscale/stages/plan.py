@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kdscale import config
+from kdscale.cache.layout import with_large_objects
 from kdscale.cache.manifest import (
     Manifest,
     bytes_stored,
@@ -22,6 +23,7 @@ from kdscale.cache.manifest import (
 )
 from kdscale.cache.search import find_cache
 from kdscale.cache.sizes import answers_bytes, num_files, other_bytes
+from kdscale.cache.store import Place, is_remote
 from kdscale.cache.writer import ShardWriter
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
@@ -65,7 +67,7 @@ def plan(
     recipe: config.Recipe,
     *,
     cache_root: Path,
-    cache: Path | None = None,
+    cache: Place | None = None,
     teacher_weights: str | None = None,
     num_processes: int = 1,
     seconds: float = 10.0,
@@ -77,7 +79,7 @@ def plan(
     Args:
         recipe: the recipe; its teacher is timed with random weights where it has none.
         cache_root: where caches and decoded images lie.
-        cache: the cache's folder; found by content, or named after the recipe, when None.
+        cache: the cache's folder or URL; found by content, or named after the recipe, when None.
         teacher_weights: used where the recipe names none.
         num_processes: that build and train, each as fast as this one and on its part of a batch.
         seconds: to spend on short runs, roughly.
@@ -118,6 +120,8 @@ def plan(
     build = answers.seconds_per_image * asked.num_views * asked.num_samples / num_processes
     said = answers.said if trained else None
     encodings = _sizes(recipe, asked, images, once, embedded, said)
+    if is_remote(path):
+        asked = with_large_objects(asked)
     needed, free = space(path, asked)
     return {
         "recipe": recipe.name,
@@ -158,12 +162,12 @@ def _telling_what_is_decoded(cache_root: Path) -> Iterator[None]:
 class _Found:
     """A cache that fits, and how much of what is asked for it holds already."""
 
-    path: Path | None
+    path: Place | None
     share: float
     """0..1"""
 
 
-def _look_for(asked: Manifest, images: ImageSet, cache_root: Path, cache: Path | None) -> _Found:
+def _look_for(asked: Manifest, images: ImageSet, cache_root: Path, cache: Place | None) -> _Found:
     path = cache or find_cache(cache_root, asked)
     try:
         found = None if path is None else read_manifest(path)

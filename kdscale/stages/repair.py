@@ -7,6 +7,7 @@ from typing import Any
 
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.repair import restored_manifest, take_out
+from kdscale.cache.store import Place
 from kdscale.cache.verify import Verdict, verify
 from kdscale.config import Recipe
 from kdscale.engine.components import asked_manifest, frozen_teacher, kept_of, training_images
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def repair(
-    recipe: Recipe, path: Path, *, cache_root: Path, teacher_weights: str | None = None
+    recipe: Recipe, path: Place, *, cache_root: Path, teacher_weights: str | None = None
 ) -> dict[str, Any]:
     """Build anew what `verify` finds bad in the cache at `path`; a sound one is left alone.
 
@@ -28,7 +29,7 @@ def repair(
     Args:
         recipe: the one that the cache was built with; number of views and size of shards are the
             cache's.
-        path: the cache's folder.
+        path: the cache's folder or URL.
         cache_root: where decoded images lie.
         teacher_weights: used where the recipe names none.
 
@@ -62,7 +63,7 @@ def repair(
     return _answer(path, found)
 
 
-def _answer(path: Path, found: Verdict) -> dict[str, Any]:
+def _answer(path: Place, found: Verdict) -> dict[str, Any]:
     return {"path": str(path), "ok": True, "rebuilt": _names(found)}
 
 
@@ -70,7 +71,7 @@ def _names(found: Verdict) -> list[str]:
     return [*found.missing_shards, *found.corrupt_shards]
 
 
-def _take_out(recipe: Recipe, path: Path, root: Path, weights: str | None) -> Verdict:
+def _take_out(recipe: Recipe, path: Place, root: Path, weights: str | None) -> Verdict:
     images = training_images(recipe, root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, weights, create_accelerator().device)
     kept = kept_of(recipe, images, teacher)

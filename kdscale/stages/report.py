@@ -184,9 +184,13 @@ def _place_line(found: Mapping[str, Any]) -> str:
     share, path = found["share_built"], found["path"]
     if share == 1:
         return f"{path} fits and holds all of it: nothing is to be built."
-    needed, free = bytes_text(found["needed_bytes"]), bytes_text(found["free_bytes"])
-    line = f"{path}: {found['files']:,} files; at most {needed} to write, {free} are free."
-    if found["needed_bytes"] > found["free_bytes"]:
+    needed, free = bytes_text(found["needed_bytes"]), found["free_bytes"]
+    line = f"{path}: {found['files']:,} files; at most {needed} to write"
+    if free is None:  # a remote store does not say
+        line += "."
+    else:
+        line += f", {bytes_text(free)} are free."
+    if free is not None and found["needed_bytes"] > free:
         line += " IT DOES NOT FIT: choose another --cache-root or cache.encoding, or fewer views."
     return line + (f" {100 * share:.0f} % of it is there already." if share else "")
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kdscale import config
+from kdscale.cache.copies import Copies
 from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.durable import write_durably
 from kdscale.engine.components import asked_manifest, check_recipe
@@ -44,7 +46,8 @@ def run_recipe(
     *,
     folder: Path,
     cache_root: Path,
-    cache: Path | None = None,
+    cache: Place | None = None,
+    copies: Copies | None = None,
     seeds: Sequence[int] = (0,),
     online: bool = False,
 ) -> dict[str, Any]:
@@ -54,7 +57,8 @@ def run_recipe(
         recipe: the recipe.
         folder: gets one run folder a model, `result.json` and `report.md`.
         cache_root: where caches and decoded images lie.
-        cache: the cache's folder; found by content when None.
+        cache: the cache's folder or URL; found by content when None.
+        copies: as of `train`.
         seeds: of the students; there is one teacher and one cache.
         online: also train students with the teacher at every step.
 
@@ -71,7 +75,9 @@ def run_recipe(
     teacher, weights = _teacher(recipe, folder, splits, cache_root)
     with _stopped_with_advice(folder):
         path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
-    places = {"cache_root": cache_root, "cache": path, "teacher_weights": weights}
+    places = {
+        "cache_root": cache_root, "cache": path, "copies": copies, "teacher_weights": weights
+    }  # fmt: skip
     contents = _contents(splits, _manifests(recipe, train_set, path, cache_root))
     kinds: list[Targets] = ["none", "cache", "teacher"] if online else ["none", "cache"]
     if not train_set.labelled:
@@ -89,7 +95,7 @@ def run_recipe(
     return _finish(folder, recipe, path, seeds[0], rows)
 
 
-def _manifests(recipe: config.Recipe, images: ImageSet, cache: Path, root: Path) -> list[Manifest]:
+def _manifests(recipe: config.Recipe, images: ImageSet, cache: Place, root: Path) -> list[Manifest]:
     """Of the recipe's own cache, and of those of its ensemble."""
     own = read_manifest(cache)
     asked = asked_manifest(recipe, images, own.teacher)
@@ -196,7 +202,7 @@ def _write_table(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _finish(
-    folder: Path, recipe: config.Recipe, cache: Path, first_seed: int, rows: Sequence[Row]
+    folder: Path, recipe: config.Recipe, cache: Place, first_seed: int, rows: Sequence[Row]
 ) -> dict[str, Any]:
     """The folder reads like a run of its own: that of the first student taught by the cache."""
     distilled = folder / f"{_FOLDERS['cache']}-seed{first_seed}"

@@ -11,6 +11,7 @@ import torch
 
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.store import Place, name_of
 from kdscale.config import Recipe
 from kdscale.data.images import ImageSet, load_images
 from kdscale.data.loader import Images
@@ -32,7 +33,7 @@ _CPU = torch.device("cpu")
 
 
 def show_cache(
-    path: Path,
+    path: Place,
     *,
     out: Path,
     samples: int | None = None,
@@ -44,7 +45,7 @@ def show_cache(
     """Draw views of a cache and the teacher's first answers to each.
 
     Args:
-        path: the cache's folder.
+        path: the cache's folder or URL.
         out: the picture to write, by its ending .png, .jpg or .webp.
         samples: how many rows; 10, or all where there are fewer, when None.
         views: how many columns, from view 0 on; 6, or all where there are fewer, when None.
@@ -83,7 +84,7 @@ def show_cache(
         f"{manifest.dataset['split']}",
         _in_words(shown.pipeline),
     )
-    return _save(shown.sheet(path.name, lines), out)
+    return _save(shown.sheet(name_of(path), lines), out)
 
 
 def show_views(
@@ -145,7 +146,7 @@ def _within(asked: int | None, default: int, limit: int, what: str, place: objec
 
 
 def _cached_images(
-    path: Path, manifest: Manifest, data: str | None, cache_root: Path, *, labelled: bool
+    path: Place, manifest: Manifest, data: str | None, cache_root: Path, *, labelled: bool
 ) -> ImageSet:
     """The images that a cache was built from, proved by their fingerprint.
 

@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdscale import config
+from kdscale.cache.copies import Copies
+from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
@@ -46,7 +48,8 @@ def train(
     *,
     run: Path,
     cache_root: Path,
-    cache: Path | None = None,
+    cache: Place | None = None,
+    copies: Copies | None = None,
     teacher_weights: str | None = None,
     resume: bool = False,
     wait: bool = False,
@@ -58,7 +61,8 @@ def train(
         job: which model, from which targets, with which seed.
         run: the run's folder; gets recipe, metrics, checkpoints, weights and result.
         cache_root: where decoded images lie.
-        cache: the recipe's cache, for `targets == "cache"`.
+        cache: the recipe's cache, folder or URL, for `targets == "cache"`.
+        copies: local ones of remote caches' objects; none are kept when None.
         teacher_weights: used where the recipe names none.
         resume: go on from the newest checkpoint.
         wait: train while the cache is being built, on the views that are finished.
@@ -87,6 +91,7 @@ def train(
         caches = teaching.open_caches(
             recipe, images, cache, cache_root=cache_root, teacher_weights=teacher_weights,
             device=accelerator.device, seed=job.seed, epochs=settings.epochs, wait=wait,
+            copies=copies,
         )  # fmt: skip
     source = _source(recipe, job, images, resident, caches, teacher_weights, accelerator)
     content = _content(images, test, source, caches)

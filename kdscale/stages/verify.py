@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.store import Place
 from kdscale.config import Recipe
 from kdscale.data.loader import Images
 from kdscale.data.views.digest import digest
@@ -92,7 +93,7 @@ class SecondOpinion:
 
 
 def ask_again(
-    path: Path,
+    path: Place,
     recipe: Recipe,
     *,
     num_pairs: int,
@@ -109,7 +110,7 @@ def ask_again(
     by the largest value.
 
     Args:
-        path: the cache's folder.
+        path: the cache's folder or URL.
         recipe: the one that the cache was built with.
         num_pairs: how many pairs; all where there are fewer.
         tolerance: see above; `default_tolerance` when None.

@@ -16,7 +16,7 @@ import synthetic
 
 from kdscale.cache import claims as module
 from kdscale.cache.claims import Claims, is_claim
-from kdscale.cache.store import LocalFolder
+from kdscale.cache.folder import LocalFolder
 from kdscale.cache.writer import ShardWriter, create_or_resume
 from kdscale.errors import ClaimLostError, StorageError
 

@@ -14,7 +14,15 @@ import synthetic
 import torch
 import zarr
 
-from kdscale.cache.layout import COMMITTED, arrays, fixed_keys, shard_name, shard_objects
+from kdscale.cache.layout import (
+    COMMITTED,
+    arrays,
+    fixed_keys,
+    shard_name,
+    shard_objects,
+    with_large_objects,
+    with_plain_objects,
+)
 from kdscale.cache.manifest import FORMAT_VERSION, canonical, read_manifest
 from kdscale.cache.reader import CacheReader, read_once
 from kdscale.cache.verify import verify
@@ -129,6 +137,37 @@ def test_table_of_arrays_is_the_codes(any_cache):
 def is_there(row, manifest):
     """The keys of images alone are not in every cache."""
     return row[0] != "keys" or "keys" in manifest.dataset
+
+
+def test_large_objects_are_as_the_page_says(tmp_path):
+    asked = with_large_objects(synthetic.asked())
+    assert (asked.shard_samples, asked.chunk_samples) == (12, 4)  # three chunks hold a view
+    synthetic.build(tmp_path, asked)
+    stored = metadata(tmp_path, "logits")
+    assert stored["chunk_grid"]["configuration"]["chunk_shape"] == [1, 12, 5]
+    (codec,) = stored["codecs"]
+    assert codec["name"] == "sharding_indexed"
+    inside, index = codec["configuration"]["codecs"], codec["configuration"]["index_codecs"]
+    assert codec["configuration"]["chunk_shape"] == [1, 4, 5]
+    assert [one["name"] for one in inside] == [row[0] for row in table("codec")]
+    assert [one["name"] for one in index] == ["bytes", "crc32c"]
+    assert codec["configuration"]["index_location"] == "end"
+    for name in ("labels", "commits"):
+        assert metadata(tmp_path, name)["codecs"][0]["name"] == "bytes"
+    keys = list(stored_manifest(tmp_path))
+    others = {"top_k", "temperatures", "embedding_size", "features"}
+    assert keys == [key for key in manifest_rows() if key not in others]
+    assert stored_manifest(tmp_path)["format_version"] == 2
+    assert stored_manifest(tmp_path)["id"] == synthetic.asked().id
+    group = zarr.open_group(tmp_path, mode="r")
+    for view in range(2):
+        wanted = synthetic.expected_view(asked, view)
+        np.testing.assert_array_equal(group["logits"][view], wanted["logits"])
+    assert "about 8 MiB before compression" in WORDS
+    wide = with_large_objects(synthetic.asked(num_classes=1000, num_samples=10**6))
+    assert wide.shard_samples * 1000 * 2 == pytest.approx(8 << 20, rel=0.01)
+    assert with_large_objects(wide) == wide
+    assert with_plain_objects(wide).shard_samples == 4
 
 
 def shard_objects_of(cache):
@@ -253,7 +292,8 @@ def test_table_of_the_manifest_is_what_is_on_disk_in_its_order(any_cache):
         "integer": int, "string": str, "boolean": bool, "object": dict, "array": list,
     }  # fmt: skip
     stored = stored_manifest(any_cache)
-    absent = {"top_k", "temperatures"} if stored["encoding"] != "topk" else set()
+    absent = {"chunk_samples"}
+    absent |= {"top_k", "temperatures"} if stored["encoding"] != "topk" else set()
     absent |= {"embedding_size"} if stored["encoding"] != "embedding" else set()
     absent |= {"features"} if "features.pool" not in arrays(read_manifest(any_cache)) else set()
     rows = {key: name for key, name in manifest_rows().items() if key not in absent}

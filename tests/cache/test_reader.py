@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import synthetic
 
+from kdscale.cache.folder import LocalFolder
 from kdscale.cache.manifest import write_manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.store import LocalFolder
 from kdscale.cache.writer import create_or_resume
 from kdscale.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError
 
@@ -92,7 +92,7 @@ class Changing(LocalFolder):
         super().__init__(path)
         self.reads, self._change = [], change
 
-    def read(self, key):
+    def read(self, key, sound=None):
         data = super().read(key)
         if key in OBJECTS and key not in self.reads:
             self._change(self.path / key)

@@ -11,9 +11,9 @@ import synthetic
 
 from kdscale.cache import claims as claiming
 from kdscale.cache.claims import Claims, living_builder
+from kdscale.cache.folder import LocalFolder
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.remove import check_removable, remove_cache
-from kdscale.cache.store import LocalFolder
 from kdscale.cache.verify import verify
 from kdscale.errors import CacheError, CacheNotFoundError
 

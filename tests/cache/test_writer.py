@@ -11,9 +11,9 @@ import pytest
 import synthetic
 import torch
 
+from kdscale.cache.folder import LocalFolder
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.store import LocalFolder
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.engine.encoding import encoding_of

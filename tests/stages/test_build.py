@@ -402,7 +402,7 @@ def test_disk_that_fills_up_during_a_build_loses_no_finished_shard(
     import errno
 
     from kdscale import durable
-    from kdscale.cache import store
+    from kdscale.cache import folder
 
     written = [0]
 
@@ -412,7 +412,7 @@ def test_disk_that_fills_up_during_a_build_loses_no_finished_shard(
             raise durable.storage_error(path, OSError(errno.ENOSPC, "No space left on device"))
         durable.write_durably(path, data)
 
-    monkeypatch.setattr(store, "write_durably", fills_up)
+    monkeypatch.setattr(folder, "write_durably", fills_up)
     recipe = write_recipe(teacher={"weights": tiny_teacher})
     done = kdscale("cache", "build", recipe)
     assert done.exit_code == 1

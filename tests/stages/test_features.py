@@ -123,9 +123,9 @@ def test_nothing_is_read_but_what_is_asked_for(cache, monkeypatch):
     read = Counter()
     original = cache_reader._read
 
-    def counted(store, key):
+    def counted(store, key, sound):
         read[key.partition("/")[0]] += 1
-        return original(store, key)
+        return original(store, key, sound)
 
     monkeypatch.setattr(cache_reader, "_read", counted)
     for features in ([], ["body.1"]):
