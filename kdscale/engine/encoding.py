@@ -1,14 +1,17 @@
 """How a recipe's targets are stored, and whether its student can use what a cache stores."""
 
 import logging
+from contextlib import suppress
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine.teacher import FrozenTeacher
 from kdscale.errors import ConfigError
 from kdscale.targets import Encoding, Head, tail_weights
 
@@ -51,6 +54,23 @@ def choose_encoding(settings: config.Cache, num_classes: int) -> tuple[Encoding,
         f"cache.budget_bytes is {budget}, but of {num_classes} classes {', '.join(sizes)} bytes a "
         "target: set a larger budget, a smaller cache.top_k or fewer cache.temperatures"
     )
+
+
+def mention_encoding(
+    recipe: config.Recipe, asked: Manifest, teacher: FrozenTeacher, pixels: Tensor
+) -> None:
+    """What `auto` came to and why, and where an embedding would be smaller or lose less."""
+    _, reason = choose_encoding(recipe.cache, asked.num_classes)
+    log.info("cache.encoding = 'auto' is %s: %s", asked.encoding, reason)
+    with suppress(ConfigError):  # the teacher's last layer is not linear
+        size = 2 * teacher.find_head(pixels)[1].inputs
+        if size <= recipe.cache.budget_bytes and (
+            asked.encoding != "float16" or size < asked.bytes_per_target
+        ):
+            log.info(
+                "cache.encoding = 'embedding' would take %d bytes and keep all classes about as "
+                "exactly as float16: auto does not choose what depends on the teacher", size,
+            )  # fmt: skip
 
 
 def _encoding(settings: config.Cache, name: str, num_classes: int) -> Encoding:

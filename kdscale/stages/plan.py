@@ -34,6 +34,7 @@ from kdscale.engine.encoding import choose_encoding, encoding_of
 from kdscale.engine.identity import check_fits, with_keys
 from kdscale.engine.kept import Kept, asked_for
 from kdscale.engine.loop import Loop
+from kdscale.engine.places import free_path, space
 from kdscale.engine.probes import (
     SMALLEST_BATCH,
     Parts,
@@ -49,7 +50,6 @@ from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import Answers, FrozenTeacher
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.losses.objective import SUPERVISED
-from kdscale.stages.build import free_path, space
 from kdscale.stages.report import bytes_text
 from kdscale.targets import ENCODINGS, Encoding, Head, encode
 

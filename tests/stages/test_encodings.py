@@ -16,13 +16,14 @@ from kdscale.engine.encoding import (
     check_temperature,
     choose_encoding,
     encoding_of,
+    mention_encoding,
     stored_encoding,
 )
 from kdscale.engine.runs import Job
 from kdscale.engine.sources import LiveTeacher
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.stages.bench import bench
-from kdscale.stages.build import build, mention_encoding
+from kdscale.stages.build import build
 from kdscale.stages.show import show_cache
 from kdscale.stages.train import train
 from kdscale.targets import ENCODINGS, DenseTargets, TopKTargets, decode, encode
