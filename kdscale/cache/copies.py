@@ -48,6 +48,11 @@ class ReadThrough:
         """The remote one."""
         return self._remote.location
 
+    @property
+    def requests(self) -> int:
+        """Of the remote one."""
+        return self._remote.requests
+
     def read(self, key: str, sound: Sound | None = None) -> bytes:
         """All bytes of an object; `sound` says whether a copy will do."""
         if sound is None or not self._usable:

@@ -17,6 +17,8 @@ class FsspecStore:
     looks first, and two builders may both be told that they were the first.
     """
 
+    requests = 1  # few file systems say whether several threads may ask
+
     def __init__(self, url: str) -> None:
         self._url = url
         self._files, self._root = _open(url)

@@ -20,6 +20,8 @@ _STALE_SECONDS = 3600  # no write takes as long: a temporary file this old is no
 class LocalFolder:
     """The store of a cache in a folder of this machine."""
 
+    requests = 1
+
     def __init__(self, path: Path) -> None:
         self.path = path
 

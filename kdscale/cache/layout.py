@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from kdscale.cache.manifest import Manifest
+from kdscale.cache.parallel import each
 from kdscale.cache.store import Store
 from kdscale.errors import StorageError
 
@@ -333,17 +335,10 @@ def read_records(store: Store, metadata: bytes, view: int, shards: range) -> np.
         view: view number.
         shards: consecutive ones.
     """
-    objects = {RECORDS_METADATA: metadata}
-    for shard in shards:
-        key = record_object(view, shard)
-        try:
-            objects[key] = store.read(key)
-        except FileNotFoundError:
-            continue
-        except StorageError:
-            raise
-        except OSError:
-            objects[key] = b""  # there, and not to be read
+    keys = [record_object(view, shard) for shard in shards]
+    found = zip(keys, each(store, partial(_record_bytes, store), keys), strict=True)
+    objects = {key: data for key, data in found if data is not None}
+    objects[RECORDS_METADATA] = metadata
     if len(objects) == 1:  # a build asks for hundreds that are not there yet
         return np.zeros((len(shards), json.loads(metadata)["shape"][2]), np.uint64)
     commits = decode("commits", objects)
@@ -351,6 +346,17 @@ def read_records(store: Store, metadata: bytes, view: int, shards: range) -> np.
         return np.asarray(commits[view, shards.start : shards.stop])
     except DAMAGE:
         return np.stack([_record(commits, view, shard) for shard in shards])
+
+
+def _record_bytes(store: Store, key: str) -> bytes | None:
+    try:
+        return store.read(key)
+    except FileNotFoundError:
+        return None
+    except StorageError:
+        raise
+    except OSError:
+        return b""  # there, and not to be read
 
 
 def _record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarray:

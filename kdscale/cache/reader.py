@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from threading import Lock
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from kdscale.cache.layout import (
     shard_objects,
 )
 from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.cache.parallel import each
 from kdscale.cache.patience import Patience
 from kdscale.cache.store import Location, Sound, Store, crc, open_store
 from kdscale.errors import (
@@ -56,6 +58,7 @@ class CacheReader:
         # What a finished cache misses is lost, and not still to come.
         self._patience = None if self.manifest.complete else patience
         self._there: set[tuple[int, int]] = set()  # shards known to be committed
+        self._lock = Lock()
         self.bytes_read = 0
         """Of the objects of shards, as stored."""
 
@@ -93,6 +96,16 @@ class CacheReader:
                 return False
             self._there.add((view, shard))
         return True
+
+    def wait(self, view: int, shard: int) -> None:
+        """Wait for a shard that is still to be built, where that is wanted.
+
+        Raises:
+            CacheIncompleteError: nobody builds it; or the reader was closed.
+        """
+        if self._patience is not None:
+            ready = partial(self.is_there, view, shard)
+            self._patience.wait(self.store, ready, f"view {view}")
 
     def build_seconds(self) -> float:
         """What the cache took to build; of one that is still being built, what is finished."""
@@ -133,7 +146,8 @@ class CacheReader:
         return {name: read_once(self.store, self.manifest, name) for name in names}
 
     def _read(self, view: int, shards: range, features: Sequence[str]) -> dict[str, np.ndarray]:
-        self._wait(view, shards)
+        for shard in shards:
+            self.wait(view, shard)
         names = read_arrays(self.manifest, features)
         objects = self._checked(view, shards, names)
         first, last = shards[0], shards[-1]
@@ -147,22 +161,21 @@ class CacheReader:
         values["digests"] = (values["digests"] - np.uint64(1)).astype(np.uint32)
         return values
 
-    def _wait(self, view: int, shards: range) -> None:
-        """Wait for shards that are still to be built, where that is wanted."""
-        if self._patience is not None:
-            wanted = f"view {view}"
-            for shard in shards:
-                ready = partial(self.is_there, view, shard)
-                self._patience.wait(self.store, ready, wanted)
-
     def _checked(self, view: int, shards: range, names: Sequence[str]) -> dict[str, bytes]:
         """The objects of shards, read once and compared with their commit records; metadata too."""
         records = read_records(self.store, self._fixed[RECORDS_METADATA], view, shards)
         objects, damaged = dict(self._fixed), []
-        for shard, record in zip(shards, records, strict=True):
-            state, found = read_shard_objects(self.store, self.manifest, view, shard, record, names)
+
+        def read(shard: int) -> tuple[str, dict[str, bytes]]:
+            record = records[shard - shards[0]]
+            return read_shard_objects(self.store, self.manifest, view, shard, record, names)
+
+        size = self.manifest.shard_samples * self.manifest.bytes_per_sample
+        answers = each(self.store, read, shards, size)
+        for shard, (state, found) in zip(shards, answers, strict=True):
             objects.update(found)
-            self.bytes_read += sum(map(len, found.values()))
+            with self._lock:
+                self.bytes_read += sum(map(len, found.values()))
             if state != "ok":
                 damaged.append(shard_name(view, shard))
         if damaged:
@@ -240,7 +253,8 @@ def fixed_objects_of(store: Store, manifest: Manifest) -> tuple[dict[str, bytes]
 
     And of the others, whether they are `missing` or `corrupt`.
     """
-    found = {key: _fixed_object(store, manifest, key) for key in fixed_keys(manifest)}
+    keys = fixed_keys(manifest)
+    found = dict(zip(keys, each(store, partial(_fixed_object, store, manifest), keys), strict=True))
     sound = {key: data for key, data in found.items() if isinstance(data, bytes)}
     return sound, {key: state for key, state in found.items() if isinstance(state, str)}
 

@@ -22,6 +22,11 @@ class Store(Protocol):
         """The folder or URL, for messages."""
         ...
 
+    @property
+    def requests(self) -> int:
+        """How many reads at once are worth it; 1 where they may not come from several threads."""
+        ...
+
     def read(self, key: str, sound: Sound | None = None) -> bytes:
         """All bytes of an object.
 

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kdscale.cache.layout import RECORDS_METADATA, parse_shard_name, read_records, shard_name
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
+from kdscale.cache.parallel import each
 from kdscale.cache.reader import fixed_objects_of, read_shard_objects
 from kdscale.cache.store import Location, open_store
 from kdscale.errors import CacheCorruptError
@@ -83,8 +86,12 @@ def judge(cache: Location, manifest: Manifest) -> Verdict:
         shards = range(manifest.num_shards)
         for view in range(manifest.num_views):
             records = read_records(store, sound[RECORDS_METADATA], view, shards)
-            for shard, record in zip(shards, records, strict=True):
-                state, _ = read_shard_objects(store, manifest, view, shard, record)
+
+            def state_of(shard: int, records: np.ndarray = records, view: int = view) -> str:
+                return read_shard_objects(store, manifest, view, shard, records[shard])[0]
+
+            size = manifest.shard_samples * manifest.bytes_per_sample
+            for shard, state in zip(shards, each(store, state_of, shards, size), strict=True):
                 found[state].append(shard_name(view, shard))
     return Verdict(
         complete=manifest.complete,

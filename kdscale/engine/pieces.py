@@ -4,9 +4,10 @@ A piece is what is brought in together, such as all that an epoch shows. Memory 
 two, in places that are used again and again.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from time import perf_counter
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdscale.cache.parallel import each
 from kdscale.cache.reader import CacheReader
 from kdscale.data.views.pipeline import View
 from kdscale.engine.held import Held, row_bytes
@@ -70,6 +72,7 @@ class Pieces:
         self.rows_kept = 0
         """Those of them that were brought in: the others are of views that are not shown."""
         self._reader, self._ahead, self._features = reader, ahead, features
+        self._in_hand = reader.manifest.shard_samples * row_bytes(reader.manifest, features)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._closed = Event()
         self._content: list[Hashable | None] = [None] * (1 + ahead)  # once it is all there
@@ -145,29 +148,37 @@ class Pieces:
 
     def _load(self, piece: Piece, place: int) -> None:
         self._content[place], row = None, place * self.rows
-        for shard in piece.shards:
-            if self._closed.is_set():
-                raise CancelledError
-            values = self._shard(piece, shard)
+        shard = partial(self._shard, piece)
+        for values, views in each(self._reader.store, shard, self._wanted(piece), self._in_hand):
             self.held.fill(row, values)
             count = len(values["digests"])
+            self.rows_read += views * count
             self.rows_kept += count
             row += count
         self._content[place] = piece.key
 
-    def _shard(self, piece: Piece, shard: int) -> dict[str, np.ndarray]:
-        """Every sample of a shard in its own view, of which there are few, mostly one."""
-        view = piece.view(torch.arange(*self._reader.manifest.shard_range(shard)))
-        if isinstance(view, int):
-            return self._read(view, shard)
-        views, rows = view.numpy(), dict[str, np.ndarray]()
-        for number in np.unique(views).tolist():
-            for name, values in self._read(number, shard).items():
-                kept = rows.setdefault(name, values)
-                kept[views == number] = values[views == number]
-        return rows
+    def _wanted(self, piece: Piece) -> Iterator[int]:
+        """Shards, once they are there; none any more when this is closed."""
+        for shard in piece.shards:
+            for view in self._views(piece, shard):
+                self._reader.wait(view, shard)
+            if self._closed.is_set():
+                raise CancelledError
+            yield shard
 
-    def _read(self, view: int, shard: int) -> dict[str, np.ndarray]:
-        values = self._reader.read_shard(view, shard, self._features)
-        self.rows_read += len(values["digests"])
-        return values
+    def _views(self, piece: Piece, shard: int) -> list[int]:
+        """Those in which samples of a shard are shown."""
+        view = piece.view(torch.arange(*self._reader.manifest.shard_range(shard)))
+        return [view] if isinstance(view, int) else np.unique(view.numpy()).tolist()
+
+    def _shard(self, piece: Piece, shard: int) -> tuple[dict[str, np.ndarray], int]:
+        """Every sample of a shard in its own view, and how many views that took, mostly one."""
+        view = piece.view(torch.arange(*self._reader.manifest.shard_range(shard)))
+        rows, views = dict[str, np.ndarray](), self._views(piece, shard)
+        for number in views:
+            for name, values in self._reader.read_shard(number, shard, self._features).items():
+                kept = rows.setdefault(name, values)
+                if not isinstance(view, int):
+                    shown = view.numpy() == number
+                    kept[shown] = values[shown]
+        return rows, len(views)

@@ -2,14 +2,17 @@
 
 import itertools
 import sys
+import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import synthetic
 
 from kdscale.cache import objects
 from kdscale.cache.claims import Claims
 from kdscale.cache.manifest import read_manifest
+from kdscale.cache.reader import CacheReader
 from kdscale.cache.store import open_store
 from kdscale.cache.verify import verify
 from kdscale.errors import CacheNotFoundError, ConfigError, StorageError
@@ -141,3 +144,31 @@ def test_another_cache_at_the_url_is_not_touched(bucket):
     with pytest.raises(StorageError, match="is not a cache"):
         synthetic.build(f"{bucket}/notes.zarr", replace(other))
     assert {key: store.read(key) for key, _ in store.keys("")} == before
+
+
+def test_objects_of_a_view_are_asked_for_several_at_once(proxy, bucket):
+    asked = synthetic.asked(num_views=1, num_samples=32)
+    synthetic.build(f"{bucket}/c.zarr", asked)
+    meeting = threading.Barrier(4, timeout=20)
+
+    def meet(method, path):
+        if method == "GET" and "/logits/c/" in path:
+            meeting.wait()  # nobody goes on before three more have come
+
+    proxy.instead = meet
+    reader = CacheReader(f"{bucket}/c.zarr")
+    found = reader.read_view(0)["logits"]
+    proxy.instead = lambda method, path: None
+    shards = [reader.read_shard(0, shard)["logits"] for shard in range(8)]
+    np.testing.assert_array_equal(found, np.concatenate(shards))
+    proxy.instead = meet
+    assert verify(f"{bucket}/c.zarr").ok
+
+
+def test_error_among_several_requests_stops_them(proxy, bucket):
+    synthetic.build(f"{bucket}/c.zarr", synthetic.asked(num_views=1, num_samples=160))
+    proxy.seen.clear()
+    proxy.instead = lambda method, path: refusal("AccessDenied") if "/logits/c" in path else None
+    with pytest.raises(StorageError, match="AccessDenied"):
+        verify(f"{bucket}/c.zarr")
+    assert sum("/logits/c" in path for _, path in proxy.seen) < 30
