@@ -254,10 +254,11 @@ class ForkedCommands:
             text=True,
         )
 
-    def start(self, *args, cwd, output="output.txt"):
+    def start(self, *args, cwd, output="output.txt", **env):
         """Start a command; returns its process id. `wait` comes before the next start."""
         self.output = Path(cwd) / output
-        request = {"args": [str(a) for a in args], "cwd": str(cwd), "output": str(self.output)}
+        request = {"args": [str(a) for a in args], "cwd": str(cwd), "output": str(self.output),
+                   "env": env}  # fmt: skip
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         self.pid = int(self._server.stdout.readline())

@@ -4,16 +4,19 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from kdscale.cache.store import Location, Sound, Store, is_remote, open_store
 
 log = logging.getLogger(__name__)
 
-_LOCKS = "locks"
+_LOCKS, _ROOM = "locks", "room"
+_OF_A_CACHE = re.compile(r"copies-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,9 @@ class ReadThrough:
     def __init__(self, remote: Store, copies: Copies) -> None:
         self._remote, self._limit = remote, copies.limit_bytes
         self._root = copies.folder
-        self._folder = copies.folder / hashlib.sha256(remote.location.encode()).hexdigest()[:16]
-        self._usable = True
+        name = hashlib.sha256(remote.location.encode()).hexdigest()[:16]
+        self._folder = copies.folder / f"copies-{name}"
+        self._usable, self._telling = True, Lock()
 
     @property
     def location(self) -> str:
@@ -62,7 +66,7 @@ class ReadThrough:
         if found is not None:
             return found
         try:
-            with self._locked(key):
+            with self._locked(self._lock_of(key)):
                 found = _sound_copy(copy, sound)  # another process fetched it meanwhile
                 if found is not None:
                     return found
@@ -71,9 +75,11 @@ class ReadThrough:
                     self._keep(copy, data)
                 return data
         except _NoCopies as error:
-            self._usable = False
-            log.warning("no local copies in %s (%s): reading from %s each time",
-                        self._root, error, self.location)  # fmt: skip
+            with self._telling:
+                if self._usable:
+                    log.warning("no local copies in %s (%s): reading from %s each time",
+                                self._root, error, self.location)  # fmt: skip
+                self._usable = False
             return self._remote.read(key)
 
     def write(self, key: str, data: bytes, check: Callable[[], None] | None = None) -> None:
@@ -109,9 +115,8 @@ class ReadThrough:
         self._remote.tidy(written)
 
     @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        """Be the only process that fetches an object; a lock ends with its process."""
-        name = hashlib.sha256(f"{self._folder.name}/{key}".encode()).hexdigest()[:2]
+    def _locked(self, name: str) -> Iterator[None]:
+        """Be the only one, thread or process, that holds a lock; it ends with its process."""
         try:
             (self._root / _LOCKS).mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._root / _LOCKS / name, os.O_RDWR | os.O_CREAT, 0o666)
@@ -123,6 +128,10 @@ class ReadThrough:
         finally:
             os.close(descriptor)
 
+    def _lock_of(self, key: str) -> str:
+        """What to hold while an object is fetched: one of a few, since their files stay."""
+        return hashlib.sha256(f"{self._folder.name}/{key}".encode()).hexdigest()[:2]
+
     def _keep(self, copy: Path, data: bytes) -> None:
         """Put a copy in its place whole; nothing is flushed, since every use looks at its bytes."""
         if len(data) > self._limit:
@@ -130,13 +139,16 @@ class ReadThrough:
         temporary = copy.with_name(f".{copy.name}.{os.urandom(4).hex()}.tmp")
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            self._make_room(len(data))
-            try:
-                temporary.write_bytes(data)
-                temporary.replace(copy)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            with self._locked(_ROOM):
+                self._make_room(len(data))
+                try:
+                    temporary.write_bytes(data)
+                    temporary.replace(copy)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+        except FileNotFoundError:
+            return  # the folder was removed just now
         except OSError as error:
             raise _NoCopies(error.strerror) from error
 
@@ -169,12 +181,16 @@ def _sound_copy(copy: Path, sound: Sound) -> bytes | None:
 
 
 def _files(root: Path) -> Iterator[tuple[str, int, int]]:
-    """Path, time of last use and bytes of all copies; they come and go meanwhile."""
-    for place, folders, names in os.walk(root):
-        if _LOCKS in folders:
-            folders.remove(_LOCKS)
-        for name in names:
-            with suppress(FileNotFoundError):
-                path = os.path.join(place, name)  # noqa: PTH118  (thousands)
-                about = os.stat(path)  # noqa: PTH116
-                yield path, about.st_mtime_ns, about.st_size
+    """Path, time of last use and bytes of all copies; they come and go meanwhile.
+
+    What else lies in the folder is not ours to count, nor to remove.
+    """
+    for folder in root.iterdir():
+        if not _OF_A_CACHE.fullmatch(folder.name):
+            continue
+        for place, _, names in os.walk(folder):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    path = os.path.join(place, name)  # noqa: PTH118  (thousands)
+                    about = os.stat(path)  # noqa: PTH116
+                    yield path, about.st_mtime_ns, about.st_size

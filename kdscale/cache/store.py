@@ -128,7 +128,7 @@ def open_store(location: Location) -> Store:
     if url[1].lower() in _OBJECT_STORES:
         from kdscale.cache.objects import open_objects  # `cache info` of a folder needs none of it
 
-        return open_objects(location.rstrip("/"))
+        return open_objects(str(place_of(location)))
     if url[1].lower() == "hf":
         raise ConfigError(
             f"{location} is a repository of the Hugging Face Hub: `kdscale cache pull {location}` "
@@ -136,7 +136,7 @@ def open_store(location: Location) -> Store:
         )
     from kdscale.cache.filesystems import FsspecStore
 
-    return FsspecStore(location.rstrip("/"))
+    return FsspecStore(str(place_of(location)))
 
 
 def is_remote(location: Location) -> bool:
@@ -146,7 +146,8 @@ def is_remote(location: Location) -> bool:
 
 def place_of(text: str) -> Place:
     """What was typed: a URL as it is, without `/` at its end, and all else a path."""
-    return text.rstrip("/") if _URL.fullmatch(text) else Path(text)
+    url = _URL.fullmatch(text)
+    return Path(text) if url is None else f"{url[1]}://{url[2].rstrip('/')}"
 
 
 def name_of(place: Place) -> str:

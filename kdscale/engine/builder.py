@@ -64,7 +64,10 @@ class Builder:
         """Build what nobody else does, until all shards of the manifest are committed."""
         shards = self._shards(writer)
         sizes = {one: np.ptp(writer.manifest.shard_range(one[1])) for one in shards.missing}
-        builder = ShardBuilder(self.images, self.views, self.teacher, writer, self.claims)
+        builder = ShardBuilder(
+            self.images, self.views, self.teacher, writer, self.claims,
+            between_chunks=self._check_stop,  # a large object may take minutes
+        )  # fmt: skip
         waiting = False
         try:
             with _bar(sum(sizes.values()), visible=self.accelerator.is_main_process) as bar:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -83,6 +83,7 @@ class ShardBuilder:
     Teacher batches never cross a chunk, so a cache's content does not depend on who builds what,
     nor on how many chunks share an object.
     With `claims`, a shard's claim is released once it is committed.
+    `between_chunks` is called within a shard of several chunks, and may raise to give it up.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class ShardBuilder:
         teacher: SizedBatches,
         writer: ShardWriter,
         claims: Claims | None = None,
+        between_chunks: Callable[[], None] = lambda: None,
     ) -> None:
+        self._between_chunks = between_chunks
         self._images, self._pipeline = images, pipeline
         self._teacher, self._writer, self._claims = teacher, writer, claims
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -133,6 +136,8 @@ class ShardBuilder:
         manifest, encoded, digests = self._writer.manifest, [], []
         start, stop = manifest.shard_range(shard)
         for first in range(start, stop, manifest.rows_together):
+            if first > start:
+                self._between_chunks()
             last = min(first + manifest.rows_together, stop)
             answers: list[Answers] = []
             done = first

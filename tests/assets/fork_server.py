@@ -1,7 +1,7 @@
 """Runs kdscale commands in processes of their own without paying for imports each time.
 
-Reads one JSON object a line ({"args", "cwd", "output"}), forks, answers with the child's process id
-and, when the child has ended, with its exit status (negative: the signal).
+Reads one JSON object a line ({"args", "cwd", "output", "env"}), forks, answers with the child's
+process id and, when the child has ended, with its exit status (negative: the signal).
 """
 
 # ruff: noqa: E402, T201  (threads are counted before anything starts some; print is the answer)
@@ -24,7 +24,8 @@ from kdscale.engine.processes import create_accelerator
 torch.optim.Adam(create_accelerator().prepare(torch.nn.Linear(1, 1)).parameters())
 
 
-def run(args, cwd, output):
+def run(args, cwd, output, env):
+    os.environ.update(env)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(descriptor, standard)

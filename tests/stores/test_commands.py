@@ -1,8 +1,9 @@
 """The commands on caches at s3://: build, kill, resume, two builders, train, repair, push."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
+import threading
 import time
 
 import numpy as np
@@ -89,30 +90,60 @@ def test_build_train_and_look_at_a_cache_at_s3(kdscale, recipe, bucket, tiny_cac
     assert not list(open_store(url).keys(""))
 
 
+def cloud():
+    """What a command in a process of its own must know of the environment."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
 def test_build_that_is_killed_at_s3_goes_on_and_two_builders_share_it(
-    kdscale, slow_recipe, bucket, tmp_path
+    kdscale, commands, slow_recipe, bucket, tmp_path
 ):
     url = f"{bucket}/c.zarr"
     kdscale("cache", "build", slow_recipe, "--cache", "plain.zarr")
-    command = [sys.executable, "-m", "kdscale", "cache", "build", slow_recipe, "--cache", url]
-    with subprocess.Popen(command, cwd=tmp_path) as killed:
-        while not commits(url) and killed.poll() is None:
-            time.sleep(0.02)
-        killed.kill()
-    assert killed.returncode < 0
+    command = ["cache", "build", slow_recipe, "--cache", url]
+    commands.start(*command, cwd=tmp_path, **cloud())
+    while not commits(url):
+        time.sleep(0.02)
+    commands.kill()
+    assert commands.wait() == -signal.SIGKILL
     kept = commits(url)
     assert kept
     assert not read_manifest(url).complete
     stamps = {key: open_store(url).read(key) for key in kept}
 
-    with subprocess.Popen(command, cwd=tmp_path) as other:
-        done = kdscale("cache", "build", slow_recipe, "--cache", url)
+    commands.start(*command, cwd=tmp_path, **cloud())
+    done = kdscale(*command)
     assert done.exit_code == 0, done.output
-    assert other.returncode == 0
+    assert commands.wait() == 0
     assert {key: open_store(url).read(key) for key in kept} == stamps
     assert verify(url).ok
     assert_same(tmp_path / "plain.zarr", url)
     assert read_manifest(url).chunk_samples == 8
+    assert not list(open_store(url).keys("claims"))
+
+
+def test_ctrl_c_does_not_wait_for_the_large_object_in_progress(
+    kdscale, slow_recipe, bucket, tmp_path
+):
+    url, batches = f"{bucket}/c.zarr", tmp_path / "batches.txt"
+
+    def interrupt():
+        end = time.monotonic() + 60
+        while not any("view-" in key for key, _ in open_store(url).keys("claims")):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        asked.append(len(batches.read_text().splitlines()))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asked = []
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    done = kdscale("cache", "build", slow_recipe, "--cache", url)
+    thread.join()
+    assert done.exit_code == 130
+    assert "run the same command again" in done.stderr
+    assert len(batches.read_text().splitlines()) < asked[0] + 12  # an object takes 16
+    assert commits(url) == []
     assert not list(open_store(url).keys("claims"))
 
 
@@ -134,6 +165,7 @@ def test_push_and_pull(kdscale, tiny_cache, bucket, tmp_path):
     [
         (["build", "RECIPE", "--cache-root", "s3://b/c"], "is a URL, a folder is wanted"),
         (["build", "RECIPE", "--cache", "s3:/b/c.zarr"], "two slashes"),
+        (["info", "s3://"], "cannot be opened"),
         (["info", "nonsense://b/c.zarr"], "cannot be opened"),
         (["list", "--cache-root", "s3://b/c"], "is a URL, a folder is wanted"),
     ],

@@ -113,6 +113,18 @@ def test_copies_stay_within_their_limit_and_the_least_used_go_first(proxy, url, 
     assert read(keys[1]) == 1
 
 
+def test_what_else_lies_in_the_folder_stays(url, tmp_path):
+    copies = Copies(tmp_path / "mine", 1)
+    kept = [tmp_path / "mine" / name for name in ("thesis.tex", "photos/cat.png")]
+    for file in kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"not to be lost")
+        os.utime(file, (0, 0))
+    largest = max(size for _, size in open_store(url).keys(""))
+    check(CacheReader(Copies(copies.folder, largest).over(url)))
+    assert all(file.read_bytes() == b"not to be lost" for file in kept)
+
+
 def test_object_beyond_the_limit_is_read_and_not_kept(url, tmp_path):
     copies = Copies(tmp_path / "copies", 10)
     check(CacheReader(copies.over(url)))
