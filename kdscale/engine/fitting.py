@@ -73,12 +73,7 @@ def fit_into(
             f"cache.targets_memory is {shown_bytes(memory_bytes)}, but two windows of "
             f"{unit} samples, and what reading them takes, are "
             f"{shown_bytes(2 * unit * row + in_hand)}: set that at least, or a cache.encoding that "
-            "takes less, or "
-            + (
-                f"views.pair_within = {shards}, which are whole shards"
-                if unit > shards
-                else "build with a smaller cache.shard_samples"
-            )
+            "takes less, or " + _smaller_windows(manifests, unit, shards)
         )
     windows = Windows(num_samples, unit, room // (2 * unit * row), seed)
     log.info(
@@ -87,3 +82,15 @@ def fit_into(
         shown_bytes(epoch), len(windows), windows.most_samples,
     )  # fmt: skip
     return Fit(windows=windows)
+
+
+def _smaller_windows(manifests: Sequence[Manifest], unit: int, shards: int) -> str:
+    """What to do for windows that take less memory."""
+    if any(one.chunk_samples is not None for one in manifests):
+        return (
+            "copy a cache whose objects are large into a folder, with `kdscale cache pull`: they "
+            "are smaller there"
+        )
+    if unit > shards:
+        return f"views.pair_within = {shards}, which are whole shards"
+    return "build with a smaller cache.shard_samples"

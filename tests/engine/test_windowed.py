@@ -314,3 +314,10 @@ def test_caches_that_teach_together_share_memory_and_windows(cache, opened, tmp_
                 member.check_is_due = lambda _: False
             answers.append(source.targets(batch).logits_BC)
         assert answers[0].equal(answers[1])
+
+
+def test_memory_for_less_than_large_objects_says_to_pull_them():
+    sizes = {"num_samples": SAMPLES, "shard_samples": SAMPLES, "num_views": VIEWS}
+    manifest = synthetic.encoded("float16", views=VIEW, chunk_samples=SHARD, **sizes)
+    with pytest.raises(ConfigError, match="kdscale cache pull"):
+        fit_into(100, [manifest], num_views=VIEWS)
