@@ -40,6 +40,10 @@ class Windows:
         """In a window."""
         return min(self.num_samples, self.most_units * self.unit_samples)
 
+    def describe(self) -> str:
+        """What the order of samples depends on, beside the seed, in a few words."""
+        return f"{len(self)} windows of units of {self.unit_samples} samples"
+
     def number(self, epoch: int, index: Tensor) -> Tensor:
         """The window that shows samples in an epoch, both int64 [B]; windows count from 0."""
         return _windows_of_units(self.num_units, len(self), self.seed, epoch)[

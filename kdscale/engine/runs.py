@@ -59,6 +59,12 @@ class Content:
     """SHA-256 of the teacher's weights; several with + between them; None without one."""
     cache: str | None
     """Identity of the cache; several with + between them; None without one."""
+    windows: str | None = None
+    """The windows that the order of samples follows; None where all fits in memory.
+
+    A cache laid out anew has the same identity, but other shards and so other windows: half an
+    epoch in the old order and half in the new one would show samples twice.
+    """
 
 
 def of_caches(splits: Content, caches: Sequence[Manifest]) -> Content:

@@ -206,7 +206,8 @@ def _feature_shapes(source: TargetSource, pixels: Tensor) -> dict[str, tuple[int
 def _content(
     images: ImageSet, test: ImageSet, source: TargetSource, caches: Sequence[CachedTargets]
 ) -> Content:
-    splits = Content(images.fingerprint, test.fingerprint, teacher=None, cache=None)
+    windows = None if source.windows is None else source.windows.describe()
+    splits = Content(images.fingerprint, test.fingerprint, None, None, windows)
     if isinstance(source, LiveTeacher):
         return replace(splits, teacher=source.teacher.weights_sha256)
     return of_caches(splits, [cached.manifest for cached in caches]) if caches else splits

@@ -101,6 +101,22 @@ def test_windows_learn_the_same_targets_in_another_order(train, tmp_path):
     assert sum(losses[0][-4:]) == pytest.approx(sum(losses[1][-4:]), rel=0.3)
 
 
+def test_run_by_windows_does_not_go_on_from_a_cache_laid_out_otherwise(
+    kdscale, write_recipe, tiny_cache, tiny_teacher, tmp_path
+):
+    recipe = write_recipe(cache={"targets_memory": 3200}, teacher={"weights": tiny_teacher})
+    begun = ["train", recipe, "--targets", "cache", "--run", "run"]
+    assert kdscale(*begun, "--cache", tiny_cache).exit_code == 0
+    (tmp_path / "run/result.json").unlink()  # as if killed just before
+    other = ["--set", "cache.shard_samples=16", "--cache", "other.zarr"]
+    assert kdscale("cache", "build", recipe, *other).exit_code == 0
+    done = kdscale(*begun, "--cache", "other.zarr", "--resume")
+    assert done.exit_code == 1
+    assert "windows of units of 32 samples" in done.stderr
+    assert "windows of units of 16 samples" in done.stderr
+    assert kdscale(*begun, "--cache", tiny_cache, "--resume").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
