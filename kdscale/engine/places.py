@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -65,8 +67,11 @@ def check_space(path: Place, asked: Manifest) -> None:
 def space(path: Place, asked: Manifest) -> tuple[int, int | None]:
     """Bytes that a build may write, were nothing compressed, and bytes that are free.
 
-    A remote store does not say how many are free.
+    A cache that is there may keep more features than a recipe asks for, of further views too. A
+    remote store does not say how many are free.
     """
+    with suppress(CacheNotFoundError, CacheCorruptError):
+        asked = replace(asked, features=read_manifest(path).features)
     wanted = asked.num_views * asked.num_samples * asked.bytes_per_sample - bytes_stored(path)
     if not isinstance(path, Path):
         return max(0, wanted), None

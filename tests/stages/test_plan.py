@@ -116,6 +116,14 @@ def test_what_an_unfinished_cache_still_lacks_is_what_is_left_to_pay(
     assert plan(recipe)["share_built"] == pytest.approx(1 / 3, abs=1e-4)
 
 
+def test_further_views_of_a_cache_with_more_features_are_counted_with_them(plan, kdscale, taught):
+    """As they will be built: the cache's features are the cache's, whatever a recipe asks for."""
+    recipe = taught(cache={"shard_samples": 32, "encoding": "int8"})
+    features = ("--set", 'cache.features=["1"]')
+    kdscale("cache", "build", recipe, *features, "--set", "views.count=2")
+    assert plan(recipe)["needed_bytes"] == plan(recipe, *features)["needed_bytes"] > 0
+
+
 def unfinished(path):
     write_manifest(path, replace(read_manifest(path), complete=False))
 
