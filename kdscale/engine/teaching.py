@@ -69,12 +69,14 @@ def open_caches(
     others = further_caches(recipe.ensemble.caches, asked, images, cache_root)
     check_different([(str(cache), own), *others])
     shown, num_views = components.pipeline(recipe, images.num_samples), components.num_views(recipe)
+    features = [tap.module for tap in components.taps_asked(recipe)]
     fit = fit_into(
         recipe.cache.targets_memory_bytes,
         [own, *(manifest for _, manifest in others)],
         num_views=num_views,
         together=shown.pairing.within if shown.pairing is not None else None,
         seed=seed,
+        features=features,
     )
     places: list[Place] = [cache, *(place for place, _ in others)]
     opened = [
@@ -86,7 +88,7 @@ def open_caches(
             epochs=epochs,
             fit=fit,
             patience=Patience() if wait else None,
-            features=[tap.module for tap in components.taps_asked(recipe)],
+            features=features,
         )
         for place in places
     ]

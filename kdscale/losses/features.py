@@ -114,7 +114,16 @@ def attention_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
     Returns:
         Scalar, at least 0.
+
+    Raises:
+        ConfigError: one of them is no map.
     """
+    if student_BCHW.ndim != 4 or teacher_BCHW.ndim != 4:
+        raise ConfigError(
+            "attention is where a map [C, H, W] is active, got features "
+            f"{list(student_BCHW.shape[1:])} of the student and {list(teacher_BCHW.shape[1:])} of "
+            "the teacher: choose modules that give maps, or the loss 'cosine' or 'rkd'"
+        )
     student, teacher = _same_size(wide(student_BCHW), wide(teacher_BCHW))
     student, teacher = (_unit(one.square().mean(1).flatten(1)) for one in (student, teacher))
     return (student - teacher).square().mean()

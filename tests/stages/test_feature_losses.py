@@ -195,3 +195,35 @@ def test_unknown_module_of_the_student_is_named_before_anything_is_built(
     recipe = with_features([{"kind": "cosine", "student": "9", "teacher": "4"}])
     with pytest.raises(ConfigError, match="the student has no module '9'"):
         components.check_recipe(recipe, shared_root)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            {"kind": "attention", "student": "4", "teacher": "2"},
+            r"got features \[4\] of the student",
+        ),
+        ({"kind": "hint", "student": "4", "teacher": "2"}, "wanted two vectors or two maps"),
+        ({"kind": "cosine", "student": "3", "teacher": "4"}, "compares 144 features .* with 4"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_named_before_anything_is_built(
+    with_features, shared_root, term, message
+):
+    with pytest.raises(ConfigError, match=rf"loss\.features with student = .*{message}"):
+        components.check_recipe(with_features([term]), shared_root)
+
+
+def test_memory_of_targets_counts_their_features(with_features, map_teacher, shared_root, tmp_path):
+    """Logits alone would fit into it whole."""
+    recipe = with_features(KINDS["attention"])
+    cache = build(recipe, cache_root=shared_root, teacher_weights=map_teacher)
+    limit = 60_000
+    limited = recipe.model_copy(
+        update={"cache": recipe.cache.model_copy(update={"targets_memory": limit})}
+    )
+    found = train(limited, Job("student", "cache", 0), run=tmp_path / "run",
+                  cache_root=shared_root, cache=cache, teacher_weights=map_teacher)  # fmt: skip
+    assert found["reading"]["num_windows"] > 1
+    assert found["reading"]["held_bytes"] <= limit
