@@ -65,6 +65,20 @@ def slow(num_classes, in_channels, seconds=0.01):
     return _Unusual(num_classes, in_channels, lambda _: time.sleep(seconds))
 
 
+def gated(num_classes, in_channels, cache, shards, seconds=0.0):
+    """Answers no batch of a build once so many shards are finished, until `cache`.gate is there."""
+    place = Path(cache)
+
+    def before(pixels):
+        time.sleep(seconds)
+        while len(pixels) > 2 and not place.with_suffix(".gate").exists():  # 2: looks at the model
+            if len(list(place.glob("commits/c/*/*/0"))) < shards:
+                break
+            time.sleep(0.01)
+
+    return _Unusual(num_classes, in_channels, before)
+
+
 def counted(num_classes, in_channels, log="batches.txt", seconds=0.0):
     """Notes the process and the size of each batch that it is asked about."""
 
