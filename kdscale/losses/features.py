@@ -139,10 +139,10 @@ def rkd_loss(
     """Huber loss of the distances between samples and of the angles that three of them span.
 
     Park et al., "Relational Knowledge Distillation" (CVPR 2019), sections 3.2.1 (distances over
-    their mean) and 3.2.2 (cosines of angles), with the paper's weights. Means over pairs and
-    triples of different samples, as there; published code counts each sample's relation to itself
-    too, which is always met. Of fewer samples than a relation takes, it is 0. Features of student
-    and teacher may differ in number; maps are read as vectors.
+    their mean) and 3.2.2 (cosines of angles), with the weights that are used for classification.
+    Means over pairs and triples of different samples, as there; published code counts each sample's
+    relation to itself too, which is always met. Of fewer samples than a relation takes, it is 0.
+    Features of student and teacher may differ in number; maps are read as vectors.
 
     It couples the samples of a batch, and takes memory for [B, B, D].
 

@@ -289,7 +289,7 @@ def test_wrong_settings_are_refused(kdscale, write_recipe, settings, said):
 def test_mean_of_probabilities_is_refused_where_logits_are_compared(load_table):
     """It leaves a constant of each sample open, which softmax does not see and mse does."""
     settings = {"loss": {"kind": "mse"}, "ensemble": {"caches": ["a.zarr"]}}
-    with pytest.raises(ConfigError, match="set ensemble.mean = 'logits', or loss.standardize"):
+    with pytest.raises(ConfigError, match=r"set ensemble\.mean = 'logits', or loss\.stand"):
         load_table(**settings)
     load_table(loss={"kind": "mse", "standardize": True}, ensemble=settings["ensemble"])
     load_table(loss={"kind": "mse"}, ensemble={"caches": ["a.zarr"], "mean": "logits"})

@@ -37,13 +37,15 @@ def make_recipe(write_recipe, tmp_path):
 
     def make(seconds=0.02, step_seconds=0.0, views=VIEWS, shards=None):
         """With `shards`, a build stands still after so many of them, until `go_on`."""
-        teacher = {
-            "model": "tiny_models:slow", "weights": str(weights), "batch_size": BATCH,
-            "options": {"seconds": seconds},
-        }  # fmt: skip
+        model, options = "tiny_models:slow", {"seconds": seconds}
         if shards is not None:
-            gate = {"cache": str(tmp_path / "cache" / "tiny.zarr"), "shards": shards}
-            teacher |= {"model": "tiny_models:gated", "options": gate}
+            cache = tmp_path / "cache" / "tiny.zarr"
+            cache.parent.mkdir()
+            cache.with_suffix(".halt").write_text(str(shards))
+            model, options = "tiny_models:halting", {"cache": str(cache)}
+        teacher = {
+            "model": model, "options": options, "weights": str(weights), "batch_size": BATCH,
+        }  # fmt: skip
         student = {
             "model": "tiny_models:slow_mlp", "options": {"seconds": step_seconds, "dropout": 0.3},
             "train": {"epochs": views},
@@ -66,7 +68,7 @@ def halting(make_recipe):
 
 def go_on(path):
     """Let a build that stands still go on."""
-    path.with_suffix(".gate").touch()
+    path.with_suffix(".halt").unlink()
 
 
 def wait_for(condition, seconds=240):
