@@ -476,6 +476,17 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _mean_is_one_of_what_is_compared(self) -> "Recipe":
+        raw = self.loss.kind == "mse" and not self.loss.standardize and self.loss.soft_weight > 0
+        if raw and self.ensemble.caches and self.ensemble.mean == "probabilities":
+            raise ValueError(
+                "loss.kind 'mse' compares logits as they are, ensemble.mean is 'probabilities', of "
+                "which logits follow only up to a constant: set ensemble.mean = 'logits', or "
+                "loss.standardize = true"
+            )
+        return self
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with kdscale."""

@@ -281,7 +281,7 @@ class ForkedCommands:
 
     def close(self):
         self._server.stdin.close()
-        self._server.wait(10)
+        self._server.wait(120)  # for as long as a loaded machine may take
         self._server.stdout.close()
 
 

@@ -27,6 +27,7 @@ from kdscale.engine.ensemble import further_caches
 from kdscale.engine.kept import Kept, look
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.requirements import check_loss, check_stored
+from kdscale.engine.taught import taught
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.losses.objective import FeatureTerm, Objective
@@ -152,7 +153,10 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     for term in loss.features:
         find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.weights is not None:
-        kept_of(recipe, train, _frozen(recipe, recipe.teacher, train, torch.device("cpu")))
+        kept = kept_of(recipe, train, _frozen(recipe, recipe.teacher, train, torch.device("cpu")))
+        shown = student.preprocess(first.show(pipelines[0], 0, torch.arange(2)).pixels)
+        shapes = {tap.module: shape for tap, shape in zip(kept.taps, kept.shapes, strict=True)}
+        taught(student.model, loss.features, shown, shapes, seed=0)
     return train, test
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import Tensor
 
 from kdscale.errors import KdscaleError, LaunchError, MainProcessError
@@ -26,10 +26,14 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def create_accelerator() -> Accelerator:
+def create_accelerator(*, all_learn: bool = True) -> Accelerator:
     """Accelerate for this process, once it is sure that the launch is what it seems.
 
     Precision is the recipe's, part by part, so Accelerate's own setting is off.
+
+    Args:
+        all_learn: whether each parameter has a gradient in every step; to find those that have
+            none takes time.
 
     Raises:
         LaunchError: several processes were started, but each believes to be alone.
@@ -37,7 +41,8 @@ def create_accelerator() -> Accelerator:
     # float32 means float32: TF32 would move logits by 1e-3 and depend on the device.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    accelerator = Accelerator(mixed_precision="no")
+    shared = DistributedDataParallelKwargs(find_unused_parameters=not all_learn)
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[shared])
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     started = int(os.environ.get("WORLD_SIZE", "1"))

@@ -25,6 +25,8 @@ class Taught(nn.Module):
         student: gives logits.
         terms: the losses between features.
         adapters: what maps the student's features before each of them; None maps nothing.
+        with_logits: whether the loss asks for the logits too. Where it does not, they are given
+            without their gradient: processes that share gradients wait for all that could come.
 
     Raises:
         ConfigError: the student has no such module.
@@ -35,9 +37,11 @@ class Taught(nn.Module):
         student: nn.Module,
         terms: Sequence[FeatureTerm],
         adapters: Sequence[nn.Module | None],
+        *,
+        with_logits: bool = True,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.with_logits = student, with_logits
         self.adapters = nn.ModuleList(one or nn.Identity() for one in adapters)
         self._names = [term.student for term in terms]
         self._seen: dict[str, Tensor] | None = None  # None outside a forward pass
@@ -61,7 +65,8 @@ class Taught(nn.Module):
                     "one in loss.features"
                 )
         pairs = zip(self.adapters, self._names, strict=True)
-        return logits, tuple(adapter(seen[name]) for adapter, name in pairs)
+        features = tuple(adapter(seen[name]) for adapter, name in pairs)
+        return (logits if self.with_logits else logits.detach()), features
 
     def _noting(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -84,6 +89,8 @@ def taught(
     shown: Tensor,
     teacher_shapes: Mapping[str, Sequence[int]],
     seed: int,
+    *,
+    with_logits: bool = True,
 ) -> nn.Module:
     """The student, with what its feature losses need; as it is where there are none.
 
@@ -93,22 +100,40 @@ def taught(
         shown: what it is shown, preprocessed, [B, C, H, W].
         teacher_shapes: of one sample's features, by module.
         seed: of the adapters' first weights; no other draw depends on them.
+        with_logits: as of `Taught`.
 
     Raises:
-        ConfigError: a module is unknown, or its features cannot be mapped.
+        ConfigError: a module is unknown, or its features cannot be compared with the teacher's.
     """
     if not terms:
         return student
-    probe = Taught(student, terms, [None] * len(terms))
-    shapes = [one.shape[1:] for one in _features_of(probe, shown)]
+    probe = Taught(student, terms, [None] * len(terms), with_logits=with_logits)
+    seen = _features_of(probe, shown)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chain(seed, _ADAPTERS) >> 1)
         adapters = [
-            _adapter(term, shape, teacher_shapes[term.teacher])
-            for term, shape in zip(terms, shapes, strict=True)
+            _adapter(term, one.shape[1:], teacher_shapes[term.teacher])
+            for term, one in zip(terms, seen, strict=True)
         ]
     probe.adapters = nn.ModuleList(one or nn.Identity() for one in adapters)
+    for term, adapter, one in zip(terms, probe.adapters, seen, strict=True):
+        _check_compared(term, adapter(one), teacher_shapes[term.teacher])
     return probe
+
+
+def _check_compared(term: FeatureTerm, mapped: Tensor, teacher_shape: Sequence[int]) -> None:
+    """Raise here, before the first step, what the loss says of such shapes."""
+    try:
+        term.compare(mapped, mapped.new_zeros(len(mapped), *teacher_shape))
+    except ConfigError as error:
+        raise _of(term, error) from None
+
+
+def _of(term: FeatureTerm, error: ConfigError) -> ConfigError:
+    """With the modules that it is about."""
+    return ConfigError(
+        f"loss.features with student = {term.student!r} and teacher = {term.teacher!r}: {error}"
+    )
 
 
 def student_of(model: nn.Module) -> nn.Module:
@@ -119,7 +144,10 @@ def student_of(model: nn.Module) -> nn.Module:
 def _adapter(term: FeatureTerm, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
     if term.kind != "hint":
         return None
-    return HintRegressor(student, teacher, int(term.options.get("kernel_size", 1)))
+    try:
+        return HintRegressor(student, teacher, int(term.options.get("kernel_size", 1)))
+    except ConfigError as error:
+        raise _of(term, error) from None
 
 
 @torch.no_grad()

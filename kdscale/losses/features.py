@@ -114,7 +114,16 @@ def attention_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
     Returns:
         Scalar, at least 0.
+
+    Raises:
+        ConfigError: one of them is no map.
     """
+    if student_BCHW.ndim != 4 or teacher_BCHW.ndim != 4:
+        raise ConfigError(
+            "attention is where a map [C, H, W] is active, got features "
+            f"{list(student_BCHW.shape[1:])} of the student and {list(teacher_BCHW.shape[1:])} of "
+            "the teacher: choose modules that give maps, or the loss 'cosine' or 'rkd'"
+        )
     student, teacher = _same_size(wide(student_BCHW), wide(teacher_BCHW))
     student, teacher = (_unit(one.square().mean(1).flatten(1)) for one in (student, teacher))
     return (student - teacher).square().mean()
@@ -130,10 +139,10 @@ def rkd_loss(
     """Huber loss of the distances between samples and of the angles that three of them span.
 
     Park et al., "Relational Knowledge Distillation" (CVPR 2019), sections 3.2.1 (distances over
-    their mean) and 3.2.2 (cosines of angles), with the paper's weights. Means over pairs and
-    triples of different samples, as there; published code counts each sample's relation to itself
-    too, which is always met. Of fewer samples than a relation takes, it is 0. Features of student
-    and teacher may differ in number; maps are read as vectors.
+    their mean) and 3.2.2 (cosines of angles), with the weights that are used for classification.
+    Means over pairs and triples of different samples, as there; published code counts each sample's
+    relation to itself too, which is always met. Of fewer samples than a relation takes, it is 0.
+    Features of student and teacher may differ in number; maps are read as vectors.
 
     It couples the samples of a batch, and takes memory for [B, B, D].
 

@@ -73,9 +73,13 @@ class FeatureTerm:
 
     def __call__(self, mapped: Tensor, targets: Targets) -> Tensor:
         """From the student's features, mapped where the kind maps them."""
+        return self.compare(mapped, targets.features[self.teacher])
+
+    def compare(self, mapped: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of features, the student's mapped where the kind maps them."""
         loss = FEATURE_LOSSES[self.kind]
         options = {} if loss.mapped else self.options  # those of the map are the adapter's
-        return loss.of_features(mapped, targets.features[self.teacher], **options)
+        return loss.of_features(mapped, teacher, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,11 @@ class Objective:
     def features(self) -> tuple[FeatureTerm, ...]:
         """The losses between features, where they weigh anything."""
         return self.feature_terms if self.feature_weight else ()
+
+    @property
+    def with_logits(self) -> bool:
+        """Whether the student's logits weigh anything."""
+        return self.hard_weight > 0 or self.soft_weight > 0
 
     def __call__(
         self,

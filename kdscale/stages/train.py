@@ -74,9 +74,9 @@ def train(
         KdscaleError: see `kdscale.errors`.
         Interrupted: asked to stop; the state is saved.
     """
-    accelerator = create_accelerator()
     section, settings = job.section(recipe)
     loss = SUPERVISED if job.targets == "none" else components.objective(recipe)
+    accelerator = create_accelerator(all_learn=loss.with_logits)
     with main_process_first(accelerator):
         open_run(run, recipe, job, resume=resume, main=accelerator.is_main_process)
         images = components.training_images(recipe, cache_root, labelled=loss.hard_weight > 0)
@@ -175,7 +175,8 @@ def _loop(
     if loss.features:
         pixels = loader.batch(0).pixels[:2]
         shown, shapes = classifier.preprocess(pixels).cpu(), _feature_shapes(source, pixels)
-        student = taught(student, loss.features, shown, shapes, job.seed)
+        with_logits = loss.with_logits
+        student = taught(student, loss.features, shown, shapes, job.seed, with_logits=with_logits)
     model = accelerator.prepare(student)
     if accelerator.process_index:  # other dropout than the main process
         torch.manual_seed(chain(job.seed, accelerator.process_index) >> 1)

@@ -118,6 +118,15 @@ def test_cosine_of_other_widths_names_both():
         cosine_loss(torch.zeros(2, 6), torch.zeros(2, 8))
 
 
+@pytest.mark.parametrize(
+    "shapes", [((2, 6), (2, 6)), ((2, 7, 6), (2, 7, 6)), ((2, 6), (2, 3, 4, 4))]
+)
+def test_attention_of_what_is_no_map_is_refused(shapes):
+    """Of tokens it would be where features are active, not positions."""
+    with pytest.raises(ConfigError, match=r"a map \[C, H, W\] is active, got features \[.*6\] of"):
+        attention_loss(*(torch.zeros(shape) for shape in shapes))
+
+
 def test_attention_averages_the_larger_map():
     student, teacher = drawn((3, 4, 8, 8), (3, 2, 4, 4))
     pooled = torch.nn.functional.avg_pool2d(student, 2)

@@ -106,7 +106,7 @@ def test_student_trains_from_it_is_shown_it_and_info_reports_it(
 @pytest.mark.parametrize("cache", [TOP_K, {"encoding": "embedding", "features": ["2"]}])
 def test_bench_measures_what_is_not_logits(cache, load_table, tiny_teacher, shared_root):
     found = bench(
-        load_table(cache=cache), cache_root=shared_root, seconds=1.0, teacher_weights=tiny_teacher
+        load_table(cache=cache), cache_root=shared_root, seconds=0.2, teacher_weights=tiny_teacher
     )
     assert found["cached_over_staged_time"] > 0
 

@@ -286,6 +286,15 @@ def test_wrong_settings_are_refused(kdscale, write_recipe, settings, said):
     assert said in done.stderr
 
 
+def test_mean_of_probabilities_is_refused_where_logits_are_compared(load_table):
+    """It leaves a constant of each sample open, which softmax does not see and mse does."""
+    settings = {"loss": {"kind": "mse"}, "ensemble": {"caches": ["a.zarr"]}}
+    with pytest.raises(ConfigError, match=r"set ensemble\.mean = 'logits', or loss\.stand"):
+        load_table(**settings)
+    load_table(loss={"kind": "mse", "standardize": True}, ensemble=settings["ensemble"])
+    load_table(loss={"kind": "mse"}, ensemble={"caches": ["a.zarr"], "mean": "logits"})
+
+
 def test_run_goes_on_with_the_caches_it_began_with_alone(
     kdscale, write_recipe, tiny_teacher, tiny_cache, second_cache, tmp_path
 ):

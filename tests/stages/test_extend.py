@@ -28,7 +28,7 @@ def recipe(write_recipe, tmp_path):
     weights = tmp_path / "counted.safetensors"
     model = create_model("tiny_models:counted", num_classes=4, in_channels=1)
     save_weights(weights, model, metadata={})
-    options = {"log": str(tmp_path / "batches.txt"), "seconds": 0.002}
+    options = {"log": str(tmp_path / "batches.txt"), "cache": str(tmp_path / "cache/tiny.zarr")}
     teacher = {"model": "tiny_models:counted", "options": options, "weights": str(weights)}
     return write_recipe(teacher={**teacher, "batch_size": BATCH}, cache={"shard_samples": SHARD})
 
@@ -126,7 +126,7 @@ def records(path):
     return {file: file.stat().st_mtime_ns for file in path.glob("commits/c/*/*/0")}
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=240):
     ends = time.monotonic() + seconds
     while not condition() and time.monotonic() < ends:
         time.sleep(0.002)
@@ -138,13 +138,16 @@ def test_killed_it_goes_on_and_no_finished_shard_is_asked_about_again(
 ):
     views = views_of(cache)
     command = ["cache", "extend", cache, "--views", 7, "--recipe", recipe]
-    for more in (3, 12):
+    halt = cache.with_suffix(".halt")
+    for shards in (3 * SHARDS + 3, 3 * SHARDS + 12):
+        halt.write_text(str(shards))
         commands.start(*command, cwd=tmp_path)
-        wait_for(lambda more=more: len(records(cache)) >= 3 * SHARDS + more)
+        wait_for(lambda shards=shards: len(records(cache)) >= shards)
         commands.kill(signal.SIGKILL)
         commands.wait()
         kept = records(cache)
         assert not read_manifest(cache).complete
+    halt.unlink()
     (tmp_path / "batches.txt").unlink()
     status, output = commands.run(*command, cwd=tmp_path)
     assert status == 0, output

@@ -32,16 +32,16 @@ KINDS = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def with_features(load_table):
     """A recipe of small networks of maps, whose student learns from these features."""
 
-    def make(features, cache=(), **weights):
+    def make(features, cache=(), epochs=3, **weights):
         weights = {"hard_weight": 0.5, "soft_weight": 0.25, "feature_weight": 0.25, **weights}
         return load_table(
             name="features",
             teacher={**MAPS, "train": None},
-            student={**MAPS, "train": {"epochs": 3}},
+            student={**MAPS, "train": {"epochs": epochs}},
             cache={"features": ["2", "3", "4"], **dict(cache)},
             loss={**weights, "features": features},
         )
@@ -64,8 +64,8 @@ def map_teacher(tmp_path_factory, load_table, shared_root):
 def trained(with_features, map_teacher, shared_root, tmp_path):
     """Trains a student from the features' cache, or from the live teacher."""
 
-    def run(name, features, targets="cache", *, resume=False, settings=(), **weights):
-        recipe = with_features(features, settings, **weights)
+    def run(name, features, targets="cache", *, resume=False, settings=(), **changes):
+        recipe = with_features(features, settings, **changes)
         cache = None
         if targets == "cache":
             cache = build(recipe, cache_root=shared_root, teacher_weights=map_teacher)
@@ -81,13 +81,22 @@ def losses(run):
     return [record["loss"] for record in read_metrics(run) if "loss" in record]
 
 
+@pytest.fixture(scope="module")
+def without(with_features, map_teacher, shared_root, tmp_path_factory):
+    """The losses of an epoch that compares no features."""
+    run = tmp_path_factory.mktemp("without") / "run"
+    train(with_features([], epochs=1, feature_weight=0.0), Job("student", "teacher", 0), run=run,
+          cache_root=shared_root, teacher_weights=map_teacher)  # fmt: skip
+    return losses(run)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_cached_features_teach_what_those_of_a_live_teacher_do(trained, kind):
+def test_cached_features_teach_what_those_of_a_live_teacher_do(trained, without, kind):
     """But for their rounding to float16."""
-    cached, online = (trained(t, KINDS[kind], t) for t in ("cache", "teacher"))
-    assert losses(cached)[:4] == pytest.approx(losses(online)[:4], rel=1e-3)
-    without = trained("without", [], feature_weight=0.0)
-    assert losses(cached)[0] != pytest.approx(losses(without)[0], rel=1e-2)
+    cached, online = (losses(trained(t, KINDS[kind], t, epochs=1)) for t in ("cache", "teacher"))
+    assert len(cached) == 4
+    assert cached == pytest.approx(online, rel=1e-3)
+    assert cached[0] != pytest.approx(without[0], rel=1e-2)
 
 
 def test_features_count_as_targets_that_memory_holds(trained):
@@ -208,3 +217,35 @@ def test_unknown_module_of_the_student_is_named_before_anything_is_built(
     recipe = with_features([{"kind": "cosine", "student": "9", "teacher": "4"}])
     with pytest.raises(ConfigError, match="the student has no module '9'"):
         components.check_recipe(recipe, shared_root)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            {"kind": "attention", "student": "4", "teacher": "2"},
+            r"got features \[4\] of the student",
+        ),
+        ({"kind": "hint", "student": "4", "teacher": "2"}, "wanted two vectors or two maps"),
+        ({"kind": "cosine", "student": "3", "teacher": "4"}, "compares 144 features .* with 4"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_named_before_anything_is_built(
+    with_features, shared_root, term, message
+):
+    with pytest.raises(ConfigError, match=rf"loss\.features with student = .*{message}"):
+        components.check_recipe(with_features([term]), shared_root)
+
+
+def test_memory_of_targets_counts_their_features(with_features, map_teacher, shared_root, tmp_path):
+    """Logits alone would fit into it whole."""
+    recipe = with_features(KINDS["attention"])
+    cache = build(recipe, cache_root=shared_root, teacher_weights=map_teacher)
+    limit = 60_000
+    limited = recipe.model_copy(
+        update={"cache": recipe.cache.model_copy(update={"targets_memory": limit})}
+    )
+    found = train(limited, Job("student", "cache", 0), run=tmp_path / "run",
+                  cache_root=shared_root, cache=cache, teacher_weights=map_teacher)  # fmt: skip
+    assert found["reading"]["num_windows"] > 1
+    assert found["reading"]["held_bytes"] <= limit

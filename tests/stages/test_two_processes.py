@@ -25,6 +25,11 @@ STUDENTS = {
     "cache": ["--targets", "cache"],
     "accumulated": ["--targets", "cache", "--set", "student.train.accumulation=2"],
     "windows": ["--targets", "cache", "--set", "cache.targets_memory=3200"],
+    "hint": [
+        *("--targets", "teacher", "--set", 'cache.features=["1"]', "--set", "loss.hard_weight=0"),
+        *("--set", 'loss.features=[{kind="hint", student="2", teacher="1"}]'),
+        *("--set", "loss.soft_weight=0", "--set", "loss.feature_weight=1"),
+    ],
     "norm": [
         *("--targets", "none", "--set", "student.model=tiny_models:batch_norm"),
         *("--set", "student.options={}"),
@@ -118,9 +123,12 @@ def test_two_processes_build_the_same_cache_value_for_value(one):
             assert np.array_equal(array, theirs.read_view(view)[name]), name
 
 
-@pytest.mark.parametrize("student", ["none", "cache", "accumulated", "windows"])
+@pytest.mark.parametrize("student", ["none", "cache", "accumulated", "windows", "hint"])
 def test_two_processes_train_with_the_same_losses(one, student):
-    """At equal global batch; without dropout and batch-norm, which see a process's part only."""
+    """At equal global batch; without dropout and batch-norm, which see a process's part only.
+
+    Hints alone ask nothing of the student's last layer, which stays as it began.
+    """
     ours, theirs = (one / f"{name}-{student}" for name in ("two", "one"))
     assert result(ours)["num_processes"] == 2
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from kdscale.cache import claims
 from kdscale.cache.manifest import read_manifest
+from kdscale.cache.patience import Watch
 from kdscale.cache.verify import verify
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine.components import create_model
@@ -34,10 +35,16 @@ def make_recipe(write_recipe, tmp_path):
     model = create_model("tiny_models:slow", num_classes=4, in_channels=1)
     save_weights(weights, model, metadata={})
 
-    def make(seconds=0.02, step_seconds=0.0, views=VIEWS):
+    def make(seconds=0.02, step_seconds=0.0, views=VIEWS, shards=None):
+        """With `shards`, a build stands still after so many of them, until `go_on`."""
+        model, options = "tiny_models:slow", {"seconds": seconds}
+        if shards is not None:
+            cache = tmp_path / "cache" / "tiny.zarr"
+            cache.parent.mkdir()
+            cache.with_suffix(".halt").write_text(str(shards))
+            model, options = "tiny_models:halting", {"cache": str(cache)}
         teacher = {
-            "model": "tiny_models:slow", "weights": str(weights), "batch_size": BATCH,
-            "options": {"seconds": seconds},
+            "model": model, "options": options, "weights": str(weights), "batch_size": BATCH,
         }  # fmt: skip
         student = {
             "model": "tiny_models:slow_mlp", "options": {"seconds": step_seconds, "dropout": 0.3},
@@ -51,6 +58,17 @@ def make_recipe(write_recipe, tmp_path):
 @pytest.fixture
 def recipe(make_recipe):
     return make_recipe()
+
+
+@pytest.fixture
+def halting(make_recipe):
+    """Its build stands still in the second view."""
+    return make_recipe(shards=SHARDS + 1)
+
+
+def go_on(path):
+    """Let a build that stands still go on."""
+    path.with_suffix(".halt").unlink()
 
 
 def wait_for(condition, seconds=240):
@@ -120,29 +138,24 @@ def test_student_beside_the_build_equals_one_after_it(
 
 
 def test_student_begins_before_the_build_ends_and_stops_for_no_view_that_is_there(
-    kdscale, commands, recipe, tmp_path
+    kdscale, commands, make_recipe, tmp_path
 ):
-    path = tmp_path / "cache" / "tiny.zarr"
+    path, steps = tmp_path / "cache" / "tiny.zarr", []
+    recipe = make_recipe(shards=2 * SHARDS + 1)
     commands.start("cache", "build", recipe, cwd=tmp_path)
-    wait_for(lambda: num_committed(path) > 2 * SHARDS)
-    os.kill(commands.pid, signal.SIGSTOP)
-    begun, beginning = num_committed(path), threading.Event()
-    steps = []
 
     def watch():
         metrics = tmp_path / "run" / "metrics.jsonl"
         wait_for(lambda: metrics.exists() and metrics.read_text().count('"loss"') == 8)
         time.sleep(0.5)  # for more than there should be
         steps.append(metrics.read_text().count('"loss"'))
-        os.kill(commands.pid, signal.SIGCONT)
-        beginning.set()
+        go_on(path)
 
     watching = threading.Thread(target=watch)
     watching.start()
     done = kdscale(*beside(recipe))
     watching.join()
     assert (commands.wait(), done.exit_code) == (0, 0)
-    assert begun < 3 * SHARDS
     assert steps == [8]  # two epochs of 4 steps: what two views serve
     assert "waiting for the build of view " in done.stderr
     assert result(tmp_path / "run")["wait_seconds"] > 0.4
@@ -192,13 +205,12 @@ def test_shifted_epochs_and_fixed_mode_wait_as_well(kdscale, commands, recipe, t
 
 
 @pytest.fixture
-def stopped_build(commands, recipe, tmp_path, monkeypatch):
-    """A build that stands still after its first view, and will not be taken for dead for long."""
+def stopped_build(commands, halting, tmp_path, monkeypatch):
+    """A build that stands still in its second view, and lives."""
     path, wait, ended = tmp_path / "cache" / "tiny.zarr", commands.wait, []
     monkeypatch.setattr(commands, "wait", lambda: ended.append(wait()) or ended[-1])
-    commands.start("cache", "build", recipe, cwd=tmp_path)
+    commands.start("cache", "build", halting, cwd=tmp_path)
     wait_for(lambda: num_committed(path) > SHARDS)
-    os.kill(commands.pid, signal.SIGSTOP)
     yield path
     if not ended:
         commands.kill()
@@ -209,21 +221,27 @@ def stopped_build(commands, recipe, tmp_path, monkeypatch):
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_stopped_while_waiting_it_saves_its_state_and_goes_on(
-    kdscale, commands, recipe, stopped_build, trained_after, tmp_path, number
+    kdscale, commands, halting, stopped_build, trained_after, tmp_path, monkeypatch, number
 ):
-    timer = threading.Timer(2, os.kill, (os.getpid(), number))
-    timer.start()
-    done = kdscale(*beside(recipe))
-    timer.join()
+    check = Watch.check
+
+    def interrupted(watch, wanted):
+        if threading.current_thread() is threading.main_thread():  # others only read ahead
+            signal.raise_signal(number)
+        check(watch, wanted)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Watch, "check", interrupted)
+        done = kdscale(*beside(halting))
     assert done.exit_code == 130
     assert "stopped while waiting for the build; state saved in run, after step 4: run the same " \
         "command with --resume" in done.stderr  # fmt: skip
-    os.kill(commands.pid, signal.SIGCONT)
-    done = kdscale(*beside(recipe, "--resume"))
+    go_on(stopped_build)
+    done = kdscale(*beside(halting, "--resume"))
     assert done.exit_code == 0, done.stderr
     assert "going on from step 4 of run" in done.stderr
     assert commands.wait() == 0
-    assert_same_weights(tmp_path / "run", trained_after(recipe))
+    assert_same_weights(tmp_path / "run", trained_after(halting))
 
 
 @pytest.fixture
@@ -233,26 +251,28 @@ def short_patience(monkeypatch):
 
 
 def test_nobody_builds_any_more_is_said_and_the_state_saved(
-    kdscale, commands, recipe, stopped_build, trained_after, short_patience, tmp_path
+    kdscale, commands, halting, stopped_build, trained_after, short_patience, tmp_path
 ):
     commands.kill(signal.SIGKILL)
     assert commands.wait() == -signal.SIGKILL
-    done = kdscale(*beside(recipe))
+    done = kdscale(*beside(halting))
     assert done.exit_code == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("Error: cache/tiny.zarr: view ")
     assert "is not there, and nobody has built for 1 s: start `kdscale cache build`" in last
     assert "then run this command with --resume (state saved in run, after step 4)" in last
-    assert kdscale("cache", "build", recipe).exit_code == 0
-    assert kdscale(*beside(recipe, "--resume")).exit_code == 0
-    assert_same_weights(tmp_path / "run", trained_after(recipe))
+    go_on(stopped_build)
+    assert kdscale("cache", "build", halting).exit_code == 0
+    assert kdscale(*beside(halting, "--resume")).exit_code == 0
+    assert_same_weights(tmp_path / "run", trained_after(halting))
 
 
 @pytest.mark.slow
 def test_builder_that_counts_is_waited_for_longer_than_patience(
-    kdscale, recipe, stopped_build, short_patience
+    kdscale, commands, halting, stopped_build, short_patience
 ):
     """Its counter is raised by hand: what it builds does not appear, but it lives."""
+    os.kill(commands.pid, signal.SIGSTOP)
     ended = threading.Event()
 
     def count():
@@ -267,7 +287,7 @@ def test_builder_that_counts_is_waited_for_longer_than_patience(
     timer = threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     began = time.monotonic()
-    done = kdscale(*beside(recipe))
+    done = kdscale(*beside(halting))
     ended.set()
     counting.join()
     timer.join()
@@ -315,27 +335,27 @@ def test_cache_is_waited_for_before_it_is_begun(kdscale, commands, recipe, tmp_p
 # ------------------------------------------------------------------ what is not waited for
 
 
-def test_unfinished_cache_of_something_else_is_refused_at_once(kdscale, recipe, stopped_build):
-    done = kdscale(*beside(recipe, "--cache", stopped_build, "--set", "views.seed=5"))
+def test_unfinished_cache_of_something_else_is_refused_at_once(kdscale, halting, stopped_build):
+    done = kdscale(*beside(halting, "--cache", stopped_build, "--set", "views.seed=5"))
     assert done.exit_code == 1
     assert "views.seed: the cache has 0, the recipe asks for 5" in done.stderr
 
 
-def test_unfinished_cache_without_wait_is_refused_naming_it(kdscale, recipe, stopped_build):
-    command = ("train", recipe, "--targets", "cache", "--cache", stopped_build)
+def test_unfinished_cache_without_wait_is_refused_naming_it(kdscale, halting, stopped_build):
+    command = ("train", halting, "--targets", "cache", "--cache", stopped_build)
     done = kdscale(*command, "--run", "run")
     assert done.exit_code == 1
     assert f"{stopped_build} is not complete: wait for its build" in done.stderr
     assert "or train beside it with --wait" in done.stderr
 
 
-def test_finished_view_of_an_unfinished_cache_is_checked(kdscale, recipe, stopped_build):
+def test_finished_view_of_an_unfinished_cache_is_checked(kdscale, halting, stopped_build):
     first = ViewSchedule(VIEWS, 0).view(0, torch.zeros(1))
     file = stopped_build / f"logits/c/{first}/1/0"
     content = bytearray(file.read_bytes())
     content[30] ^= 1
     file.write_bytes(content)
-    done = kdscale(*beside(recipe))
+    done = kdscale(*beside(halting))
     assert done.exit_code == 1
     assert f"view-{first:05d}/shard-00001 missing or damaged" in done.stderr
 
@@ -397,17 +417,17 @@ def ranks(launcher):
 
 @pytest.mark.slow
 @pytest.mark.launch
-def test_two_processes_wait_and_stop_together(commands, recipe, stopped_build, tmp_path):
+def test_two_processes_wait_and_stop_together(commands, halting, stopped_build, tmp_path):
     def said():
         return (tmp_path / "launch.txt").read_text()
 
-    with launch(tmp_path, *beside(recipe)) as launcher:
+    with launch(tmp_path, *beside(halting)) as launcher:
         wait_for(lambda: "waiting for the build of view" in said(), 200)
         os.kill(ranks(launcher)[-1].pid, signal.SIGTERM)  # one of them is asked, both stop
         launcher.wait(100)
     assert "stopped while waiting for the build; state saved in run, after step 4" in said()
-    os.kill(commands.pid, signal.SIGCONT)
-    with launch(tmp_path, *beside(recipe, "--resume")) as launcher:
+    go_on(stopped_build)
+    with launch(tmp_path, *beside(halting, "--resume")) as launcher:
         assert launcher.wait(300) == 0, said()
     assert commands.wait() == 0
     assert result(tmp_path / "run")["steps"] == 16
