@@ -15,8 +15,8 @@ import torch
 from kdscale.config import load_recipe
 from kdscale.data.loader import Images, Loader
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
-from kdscale.engine.sources import LiveTeacher
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.source import LiveTeacher
 from kdscale.stages.build import build
 
 

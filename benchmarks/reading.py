@@ -25,8 +25,8 @@ from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.config import parse_bytes
 from kdscale.data.views.generator import permutation
 from kdscale.data.views.pipeline import View
-from kdscale.engine.cached import CachedTargets
 from kdscale.engine.processes import keep_freed_memory
+from kdscale.engine.sources.cached import CachedTargets
 
 # --------------------------------------------------------------------------- a made-up cache
 

@@ -7,12 +7,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdscale.data.images import load_images
     from kdscale.data.views.pipeline import Pipeline
-    from kdscale.engine.cached import CachedTargets
+    from kdscale.engine.sources.cached import CachedTargets
     from kdscale.losses.logits import kl_loss
 
 # Imported on first use: `kdscale --help` and `kdscale cache info` must not pay for torch.
 _PUBLIC = {
-    "CachedTargets": "kdscale.engine.cached",
+    "CachedTargets": "kdscale.engine.sources.cached",
     "Pipeline": "kdscale.data.views.pipeline",
     "kl_loss": "kdscale.losses.logits",
     "load_images": "kdscale.data.images",

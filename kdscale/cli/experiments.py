@@ -139,7 +139,7 @@ def train(
     loaded = load(recipe, with_further_caches(overrides, caches), data)
     from kdscale.engine.components import check_recipe
     from kdscale.engine.runs import Job, open_run
-    from kdscale.engine.teaching import cache_being_built
+    from kdscale.engine.sources.teaching import cache_being_built
     from kdscale.stages.build import build
     from kdscale.stages.run import teacher_folder, trained_teacher
     from kdscale.stages.train import train as start

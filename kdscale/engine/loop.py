@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdscale.data.loader import Batch, Loader
 from kdscale.engine.precision import autocast
-from kdscale.engine.sources import TargetSource
+from kdscale.engine.sources.source import TargetSource
 from kdscale.losses.objective import Objective
 from kdscale.models.preprocess import Preprocess
 from kdscale.optim import Schedule

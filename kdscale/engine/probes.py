@@ -19,7 +19,7 @@ from kdscale.data.windows import Windows
 from kdscale.engine import components
 from kdscale.engine.loop import Loop
 from kdscale.engine.runs import Job
-from kdscale.engine.sources import TargetSource
+from kdscale.engine.sources.source import TargetSource
 from kdscale.engine.teacher import Answers, FrozenTeacher, SizedBatches, together
 from kdscale.losses.objective import Objective
 from kdscale.targets import Encoding, Head, Targets, decode, encode, encode_features

@@ -29,11 +29,10 @@ from kdscale.data.views.digest import digest
 from kdscale.data.views.generator import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
-from kdscale.engine.building import ShardBuilder
-from kdscale.engine.cached import CachedTargets
+from kdscale.engine.builders.kept import asked_for
+from kdscale.engine.builders.shards import ShardBuilder
 from kdscale.engine.encoding import encoding_of, stored_encoding
 from kdscale.engine.following import NEVER, Cadence, Following
-from kdscale.engine.kept import asked_for
 from kdscale.engine.loop import Loop
 from kdscale.engine.precision import autocast
 from kdscale.engine.probes import (
@@ -46,7 +45,8 @@ from kdscale.engine.probes import (
     student_settings,
 )
 from kdscale.engine.processes import StopRequest, create_accelerator
-from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import SizedBatches
 from kdscale.errors import ConfigError
 from kdscale.losses.logits import label_loss

@@ -15,7 +15,10 @@ from kdscale.config import Recipe
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.engine.builder import Builder
+from kdscale.engine.builders.builder import Builder
+from kdscale.engine.builders.first_answers import announce, ask_first
+from kdscale.engine.builders.kept import asked_for, mention_large_shards
+from kdscale.engine.builders.places import check_space, free_path, mention_ending
 from kdscale.engine.components import (
     asked_manifest,
     cached_pipeline,
@@ -25,10 +28,7 @@ from kdscale.engine.components import (
     training_images,
 )
 from kdscale.engine.encoding import encoding_of, mention_encoding
-from kdscale.engine.first_answers import announce, ask_first
 from kdscale.engine.identity import check_fits, with_keys
-from kdscale.engine.kept import asked_for, mention_large_shards
-from kdscale.engine.places import check_space, free_path, mention_ending
 from kdscale.engine.processes import (
     create_accelerator,
     from_main_process,

@@ -30,11 +30,11 @@ from kdscale.data.loader import Images
 from kdscale.data.views.generator import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
+from kdscale.engine.builders.kept import Kept, asked_for
+from kdscale.engine.builders.places import free_path, space
 from kdscale.engine.encoding import choose_encoding, encoding_of
 from kdscale.engine.identity import check_fits, with_keys
-from kdscale.engine.kept import Kept, asked_for
 from kdscale.engine.loop import Loop
-from kdscale.engine.places import free_path, space
 from kdscale.engine.probes import (
     SMALLEST_BATCH,
     Parts,
@@ -46,7 +46,7 @@ from kdscale.engine.probes import (
     student_settings,
 )
 from kdscale.engine.processes import create_accelerator
-from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import Answers, FrozenTeacher
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.losses.objective import SUPERVISED

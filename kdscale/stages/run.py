@@ -15,7 +15,6 @@ from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.durable import write_durably
 from kdscale.engine.components import asked_manifest, check_recipe
-from kdscale.engine.ensemble import check_different, further_caches
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import (
     Content,
@@ -31,6 +30,7 @@ from kdscale.engine.runs import (
     of_caches,
     refuse_foreign_files,
 )
+from kdscale.engine.sources.ensemble import check_different, further_caches
 from kdscale.errors import Interrupted, RunError
 from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build

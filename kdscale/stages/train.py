@@ -17,8 +17,7 @@ from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
-from kdscale.engine import components, teaching
-from kdscale.engine.cached import CachedTargets
+from kdscale.engine import components
 from kdscale.engine.following import (
     Cadence,
     Evaluator,
@@ -31,9 +30,11 @@ from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
 from kdscale.engine.requirements import check_loss, mention_loss
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
-from kdscale.engine.sources import LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.sources import teaching
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
+from kdscale.engine.sources.waiting import Turn
 from kdscale.engine.taught import student_of, taught
-from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
 from kdscale.models.weights import save_weights

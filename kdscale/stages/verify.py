@@ -16,6 +16,7 @@ from kdscale.cache.store import Place
 from kdscale.config import Recipe
 from kdscale.data.loader import Images
 from kdscale.data.views.digest import digest
+from kdscale.engine.builders.kept import taps_of
 from kdscale.engine.components import (
     asked_manifest,
     cached_pipeline,
@@ -24,7 +25,6 @@ from kdscale.engine.components import (
 )
 from kdscale.engine.encoding import stored_encoding
 from kdscale.engine.identity import check_fits
-from kdscale.engine.kept import taps_of
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.teacher import SizedBatches
 from kdscale.targets import DenseTargets, Targets, decode, log_sums

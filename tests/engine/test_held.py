@@ -7,7 +7,7 @@ import torch
 
 from kdscale.cache.reader import CacheReader
 from kdscale.engine.encoding import stored_encoding
-from kdscale.engine.pieces import Piece, Pieces
+from kdscale.engine.sources.pieces import Piece, Pieces
 from kdscale.targets import DenseTargets, decode
 
 CPU = torch.device("cpu")

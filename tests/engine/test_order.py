@@ -7,7 +7,7 @@ import torch
 
 from kdscale.cache.manifest import read_manifest
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.engine.order import building_order, shards_of_epoch
+from kdscale.engine.builders.order import building_order, shards_of_epoch
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Batch, Loader
 from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.engine.cached import CachedTargets
-from kdscale.engine.ensemble import Ensemble
-from kdscale.engine.fitting import fit_into
-from kdscale.engine.fixed import FixedTargets, check_partners
-from kdscale.engine.held import row_bytes
-from kdscale.engine.reading import shown_bytes
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.ensemble import Ensemble
+from kdscale.engine.sources.fitting import fit_into
+from kdscale.engine.sources.fixed import FixedTargets, check_partners
+from kdscale.engine.sources.held import row_bytes
+from kdscale.engine.sources.reading import shown_bytes
 from kdscale.errors import CacheCorruptError, ConfigError, ViewMismatchError
 from tests.cache import synthetic
 

@@ -13,10 +13,10 @@ import torch
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
-from kdscale.engine.components import create_model
 from kdscale.engine.teacher import FrozenTeacher, SizedBatches, freeze
 from kdscale.errors import DeviceMemoryError
 from kdscale.models.preprocess import Preprocess
+from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 
 

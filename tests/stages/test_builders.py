@@ -19,7 +19,7 @@ import torch
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
-from kdscale.engine.components import create_model
+from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,6 @@ from kdscale.cache.manifest import read_manifest
 from kdscale.config import Cache
 from kdscale.data.loader import Images
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
 from kdscale.engine.encoding import (
     check_temperature,
     choose_encoding,
@@ -20,7 +19,8 @@ from kdscale.engine.encoding import (
     stored_encoding,
 )
 from kdscale.engine.runs import Job
-from kdscale.engine.sources import LiveTeacher
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.source import LiveTeacher
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.stages.bench import bench
 from kdscale.stages.build import build

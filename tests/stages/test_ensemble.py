@@ -8,11 +8,12 @@ import torch
 from kdscale.cache.manifest import read_manifest
 from kdscale.data.loader import Images
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
-from kdscale.engine.ensemble import MEANS, Ensemble, normalised
 from kdscale.engine.runs import Job
-from kdscale.engine.sources import LiveTeacher
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.ensemble import MEANS, Ensemble, normalised
+from kdscale.engine.sources.source import LiveTeacher
 from kdscale.errors import ConfigError
+from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.stages.build import build
 from kdscale.stages.train import train
@@ -65,7 +66,7 @@ def test_weights_are_equal_when_none_are_given():
 def second_teacher(tmp_path_factory, load_table):
     """Weights of another teacher: random ones."""
     torch.manual_seed(5)
-    model = components.create_model("tiny_models:linear", num_classes=4, in_channels=1)
+    model = create_model("tiny_models:linear", num_classes=4, in_channels=1)
     path = tmp_path_factory.mktemp("second") / "linear.safetensors"
     save_weights(path, model, metadata={})
     return str(path)

@@ -12,8 +12,8 @@ import torch
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
-from kdscale.engine.cached import CachedTargets
-from kdscale.engine.components import create_model
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 
 SHARD, BATCH = 16, 8

@@ -36,13 +36,13 @@ KINDS = {
 def with_features(load_table):
     """A recipe of small networks of maps, whose student learns from these features."""
 
-    def make(features, cache=(), epochs=3, **weights):
+    def make(features, epochs=3, **weights):
         weights = {"hard_weight": 0.5, "soft_weight": 0.25, "feature_weight": 0.25, **weights}
         return load_table(
             name="features",
             teacher={**MAPS, "train": None},
             student={**MAPS, "train": {"epochs": epochs}},
-            cache={"features": ["2", "3", "4"], **dict(cache)},
+            cache={"features": ["2", "3", "4"]},
             loss={**weights, "features": features},
         )
 
@@ -64,8 +64,8 @@ def map_teacher(tmp_path_factory, load_table, shared_root):
 def trained(with_features, map_teacher, shared_root, tmp_path):
     """Trains a student from the features' cache, or from the live teacher."""
 
-    def run(name, features, targets="cache", *, resume=False, settings=(), **changes):
-        recipe = with_features(features, settings, **changes)
+    def run(name, features, targets="cache", *, resume=False, **changes):
+        recipe = with_features(features, **changes)
         cache = None
         if targets == "cache":
             cache = build(recipe, cache_root=shared_root, teacher_weights=map_teacher)
@@ -97,19 +97,6 @@ def test_cached_features_teach_what_those_of_a_live_teacher_do(trained, without,
     assert len(cached) == 4
     assert cached == pytest.approx(online, rel=1e-3)
     assert cached[0] != pytest.approx(without[0], rel=1e-2)
-
-
-def test_features_count_as_targets_that_memory_holds(trained):
-    def reading(name, memory):
-        settings = {"targets_memory": memory, "shard_samples": 8}
-        return read_result(trained(name, KINDS["hint"], settings=settings))["reading"]
-
-    whole = reading("whole", "1 MiB")
-    assert whole["num_windows"] == 1
-    half = whole["held_bytes"] // 2
-    parts = reading("parts", half)
-    assert parts["num_windows"] > 1
-    assert parts["held_bytes"] <= half
 
 
 def test_adapters_are_saved_in_checkpoints_and_nowhere_else(trained):

@@ -16,9 +16,9 @@ from kdscale.cache.verify import verify
 from kdscale.data.loader import Images
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
 from kdscale.engine.runs import Job
-from kdscale.engine.sources import LiveTeacher
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.source import LiveTeacher
 from kdscale.errors import CacheError, CacheMismatchError, ConfigError
 from kdscale.models.registry import create_model
 from kdscale.models.taps import Tap

@@ -9,8 +9,8 @@ import torch
 from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Images
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
-from kdscale.engine.fixed import FixedTargets
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.fixed import FixedTargets
 from kdscale.errors import ViewMismatchError
 from kdscale.stages.build import build
 from kdscale.targets import DenseTargets, mixed_targets

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from kdscale.data.loader import Images, Loader
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import Job
-from kdscale.engine.sources import LiveTeacher
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.source import LiveTeacher
 from kdscale.errors import ConfigError, Interrupted
 from kdscale.runlog import read_metrics
 from kdscale.stages.train import train

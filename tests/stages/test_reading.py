@@ -13,7 +13,7 @@ SCRIPT = """
 import json, resource, sys
 import torch
 torch.set_num_threads(1)
-from kdscale.engine.cached import CachedTargets
+from kdscale.engine.sources.cached import CachedTargets
 from kdscale.data.loader import Loader
 from kdscale.data.views.pipeline import Pipeline
 

@@ -12,11 +12,11 @@ from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.digest import digest
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import Job
-from kdscale.engine.sources import LiveTeacher
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.source import LiveTeacher
 from kdscale.runlog import read_metrics
 from kdscale.stages.build import build
 from kdscale.stages.train import train

@@ -9,8 +9,8 @@ from kdscale.data.loader import Images
 from kdscale.data.views.operations.per_sample import PerSample
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
 from kdscale.engine.runs import _teacher_settings
+from kdscale.engine.sources.cached import CachedTargets
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.stages.build import build
 

@@ -20,7 +20,7 @@ from kdscale.cache.manifest import read_manifest
 from kdscale.cache.patience import Watch
 from kdscale.cache.verify import verify
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.engine.components import create_model
+from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]

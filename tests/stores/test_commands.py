@@ -42,7 +42,7 @@ def slow_recipe(write_recipe, tmp_path):
     """Of 16 chunks a view, one object, whose teacher takes its time."""
     import torch
 
-    from kdscale.engine.components import create_model
+    from kdscale.models.registry import create_model
     from kdscale.models.weights import save_weights
 
     torch.manual_seed(0)

@@ -16,11 +16,11 @@ from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline, View
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
-from kdscale.engine.fitting import EVERYTHING, Fit, fit_into
-from kdscale.engine.held import Held
-from kdscale.engine.reading import Reading
-from kdscale.engine.resident import Resident
-from kdscale.engine.windowed import Windowed
+from kdscale.engine.sources.fitting import EVERYTHING, Fit, fit_into
+from kdscale.engine.sources.held import Held
+from kdscale.engine.sources.reading import Reading
+from kdscale.engine.sources.resident import Resident
+from kdscale.engine.sources.windowed import Windowed
 from kdscale.errors import CacheMismatchError, ViewMismatchError
 from kdscale.targets import Targets
 

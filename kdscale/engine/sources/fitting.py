@@ -7,8 +7,8 @@ from math import lcm
 
 from kdscale.cache.manifest import Manifest
 from kdscale.data.windows import Windows
-from kdscale.engine.held import row_bytes
-from kdscale.engine.reading import shown_bytes
+from kdscale.engine.sources.held import row_bytes
+from kdscale.engine.sources.reading import shown_bytes
 from kdscale.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from kdscale.cache.reader import CacheReader
 from kdscale.cache.search import find_cache
 from kdscale.cache.store import Location, open_store
 from kdscale.cache.writer import is_free
-from kdscale.engine.cached import CachedTargets
+from kdscale.engine.builders.order import shards_of_epoch
 from kdscale.engine.loop import Loop
-from kdscale.engine.order import shards_of_epoch
 from kdscale.engine.processes import StopRequest
+from kdscale.engine.sources.cached import CachedTargets
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, Interrupted
 
 log = logging.getLogger(__name__)

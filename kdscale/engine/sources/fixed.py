@@ -5,7 +5,7 @@ from kdscale.data.loader import Batch, Images
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
-from kdscale.engine.cached import CachedTargets
+from kdscale.engine.sources.cached import CachedTargets
 from kdscale.errors import ConfigError
 from kdscale.targets import Targets, mixed_targets
 

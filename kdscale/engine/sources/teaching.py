@@ -18,15 +18,15 @@ from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
-from kdscale.engine.cached import CachedTargets
 from kdscale.engine.encoding import check_temperature, encoding_of, mention_large_tail
-from kdscale.engine.ensemble import Ensemble, check_different, further_caches, normalised
-from kdscale.engine.fitting import fit_into
-from kdscale.engine.fixed import FixedTargets, check_partners
 from kdscale.engine.identity import check_fits
 from kdscale.engine.requirements import check_stored
-from kdscale.engine.sources import TargetSource
-from kdscale.engine.waiting import wait_for_cache, wait_for_manifest
+from kdscale.engine.sources.cached import CachedTargets
+from kdscale.engine.sources.ensemble import Ensemble, check_different, further_caches, normalised
+from kdscale.engine.sources.fitting import fit_into
+from kdscale.engine.sources.fixed import FixedTargets, check_partners
+from kdscale.engine.sources.source import TargetSource
+from kdscale.engine.sources.waiting import wait_for_cache, wait_for_manifest
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from kdscale.cache.writer import ShardWriter, finish
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.engine.building import ShardBuilder, Shards
-from kdscale.engine.order import building_order
+from kdscale.engine.builders.order import building_order
+from kdscale.engine.builders.shards import ShardBuilder, Shards
 from kdscale.engine.processes import StopRequest
 from kdscale.engine.teacher import SizedBatches
 from kdscale.errors import CacheIncompleteError, Interrupted

@@ -18,7 +18,7 @@ from torch import Tensor
 from kdscale.cache.parallel import each
 from kdscale.cache.reader import CacheReader
 from kdscale.data.views.pipeline import View
-from kdscale.engine.held import Held, row_bytes
+from kdscale.engine.sources.held import Held, row_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from kdscale.cache.reader import CacheReader
 from kdscale.data.views.pipeline import View
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
-from kdscale.engine.held import Held
-from kdscale.engine.pieces import Piece, Pieces, same_view
+from kdscale.engine.sources.held import Held
+from kdscale.engine.sources.pieces import Piece, Pieces, same_view
 from kdscale.errors import ConfigError
 
 

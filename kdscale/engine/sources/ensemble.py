@@ -16,7 +16,7 @@ from kdscale.data.loader import Batch
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.engine.identity import check_fits
-from kdscale.engine.sources import TargetSource
+from kdscale.engine.sources.source import TargetSource
 from kdscale.errors import ConfigError
 from kdscale.targets import DenseTargets, all_classes
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from kdscale.cache.reader import CacheReader
 from kdscale.data.views.pipeline import View
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.engine.held import Held
-from kdscale.engine.pieces import Piece, Pieces, same_view
+from kdscale.engine.sources.held import Held
+from kdscale.engine.sources.pieces import Piece, Pieces, same_view
 
 
 class Resident:

@@ -1,0 +1,66 @@
+"""Recipes: typed, frozen, strict. Parsed once at the door; parts take plain arguments.
+
+A recipe is a TOML file (YAML reads `1e-3` as text). Each field's description gives its meaning and
+unit; `kdscale recipes NAME` prints a recipe, and every run keeps the resolved one.
+"""
+
+from kdscale.config.loss import FeatureLoss, Loss
+from kdscale.config.recipe import (
+    Recipe,
+    differences,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+    recipe_text,
+)
+from kdscale.config.section import (
+    Fraction,
+    MemoryFormat,
+    Positive,
+    Precision,
+    Section,
+    Weight,
+    parse_bytes,
+)
+from kdscale.config.sections import (
+    Cache,
+    Data,
+    Ensemble,
+    Feature,
+    Input,
+    Model,
+    Teacher,
+    TeacherTrain,
+    Train,
+    Views,
+)
+
+__all__ = [
+    "Cache",
+    "Data",
+    "Ensemble",
+    "Feature",
+    "FeatureLoss",
+    "Fraction",
+    "Input",
+    "Loss",
+    "MemoryFormat",
+    "Model",
+    "Positive",
+    "Precision",
+    "Recipe",
+    "Section",
+    "Teacher",
+    "TeacherTrain",
+    "Train",
+    "Views",
+    "Weight",
+    "differences",
+    "dump_recipe",
+    "load_recipe",
+    "parse_bytes",
+    "parse_recipe",
+    "recipe_names",
+    "recipe_text",
+]

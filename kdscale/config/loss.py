@@ -1,0 +1,130 @@
+"""The tables of a recipe that say what a student learns from."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from kdscale.config.section import Section, Weight, unknown
+
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "kd": {"temperature": 4.0},
+    "mse": {},
+    "dkd": {
+        "temperature": 4.0,
+        "warmup_epochs": 20,
+        "options": {"target_weight": 1.0, "non_target_weight": 8.0},
+    },
+    "nkd": {"temperature": 1.0, "options": {"non_target_weight": 1.5}},
+    "dist": {"temperature": 1.0, "options": {"inter_weight": 1.0, "intra_weight": 1.0}},
+    "wttm": {"temperature": 4.0},
+}
+"""By `loss.kind`: the settings that it was published with."""
+
+
+_PUBLISHED_OPTIONS: dict[str, dict[str, float]] = {
+    "cosine": {},
+    "hint": {"kernel_size": 1},
+    "attention": {},
+    "rkd": {"distance_weight": 25.0, "angle_weight": 50.0},
+}
+"""By the kind of a feature loss."""
+
+
+_STANDARDIZED_TEMPERATURE = 2.0  # published for kd and dkd alike
+
+
+class FeatureLoss(Section):
+    """How features of the student are compared with the teacher's."""
+
+    kind: Literal["cosine", "hint", "attention", "rkd"] = Field(description="see `docs/losses.md`")
+    student: str = Field(description="module of the student, dotted name as of `named_modules`")
+    teacher: str = Field(description="module of the teacher, one of cache.features")
+    options: dict[str, Weight] = Field(
+        {}, description="rkd: distance_weight 25, angle_weight 50; hint: kernel_size 1"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        known = _PUBLISHED_OPTIONS.get(str(table.get("kind")))
+        options = table.get("options", {})
+        if known is None or not isinstance(options, Mapping):
+            return table
+        for name in options:
+            if name not in known:
+                message = f"kind {table['kind']!r} has no option {name!r}"
+                raise ValueError(unknown(message, str(name), list(known)))
+        return {**table, "options": {**known, **options}}
+
+
+class Loss(Section):
+    """What the student learns from."""
+
+    kind: Literal["kd", "mse", "dkd", "nkd", "dist", "wttm"] = Field(
+        "kd", description="how its logits are compared with the teacher's; see `docs/losses.md`"
+    )
+    options: dict[str, Weight] = Field(
+        {}, description="weights of the kind's parts; the published ones when not set"
+    )
+    standardize: bool = Field(
+        False, description="bring logits of both to mean 0 and deviation 1 first"
+    )
+    temperature: float = Field(
+        4.0,
+        gt=0,
+        description="softens teacher and student alike (wttm: the teacher); the kind's published "
+        "one when not set, 2 with standardize; mse has none",
+    )
+    hard_weight: Weight = Field(0.5, description="of cross-entropy on the labels")
+    soft_weight: Weight = Field(0.5, description="of the kind: kd is T²·KL(teacher‖student)")
+    warmup_epochs: int = Field(
+        0, ge=0, description="epochs over which soft_weight rises linearly; dkd 20 when not set"
+    )
+    feature_weight: Weight = Field(0.0, description="of the sum of the losses in features")
+    features: list[FeatureLoss] = Field(
+        [], description="losses between features of student and teacher: [[loss.features]]"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, table: Any) -> Any:
+        """Fill in what the kind was published with, so that a run's recipe shows it."""
+        if not isinstance(table, Mapping):
+            return table
+        kind, options = table.get("kind", "kd"), table.get("options", {})
+        published = _PUBLISHED.get(kind) if isinstance(kind, str) else None
+        if published is None or not isinstance(options, Mapping):
+            return table  # to be refused by their fields
+        known = published.get("options", {})
+        for name in options:
+            if name not in known:
+                message = f"kind {kind!r} has no option {name!r}"
+                raise ValueError(unknown(message, str(name), list(known)))
+        filled = {**published, **table, "options": {**known, **options}}
+        if "temperature" not in published:
+            if filled.setdefault("temperature", 1.0) != 1.0:
+                raise ValueError(
+                    f"kind {kind!r} compares logits as they are, temperature is "
+                    f"{filled['temperature']!r}: leave it out"
+                )
+        elif table.get("standardize") is True and "temperature" not in table:
+            filled["temperature"] = _STANDARDIZED_TEMPERATURE
+        return filled
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> "Loss":
+        if self.hard_weight == self.soft_weight == self.feature_weight == 0:
+            raise ValueError("hard_weight and soft_weight are both 0: nothing would be learned")
+        return self
+
+    @model_validator(mode="after")
+    def _features_weigh_something(self) -> "Loss":
+        if bool(self.features) != (self.feature_weight > 0):
+            raise ValueError(
+                f"feature_weight is {self.feature_weight:g} and features names "
+                f"{len(self.features)}: set both or neither"
+            )
+        return self

@@ -1,0 +1,57 @@
+"""From a recipe to the things it names: where configuration ends and plain objects begin."""
+
+from kdscale.engine.components.asking import LIBRARIES, asked_manifest, check_recipe, kept_of
+from kdscale.engine.components.images import (
+    check_same_classes,
+    sample_indices,
+    source_path,
+    test_images,
+    training_images,
+)
+from kdscale.engine.components.models import (
+    Classifier,
+    create_student,
+    frozen_teacher,
+    frozen_teacher_or_random,
+    trained_model,
+)
+from kdscale.engine.components.training import objective, optimizer, schedule, taps_asked
+from kdscale.engine.components.views import (
+    cached_pipeline,
+    clean_pipeline,
+    few_views,
+    fresh_views,
+    num_views,
+    pipeline,
+    shared_views,
+    training_pipeline,
+)
+
+__all__ = [
+    "LIBRARIES",
+    "Classifier",
+    "asked_manifest",
+    "cached_pipeline",
+    "check_recipe",
+    "check_same_classes",
+    "clean_pipeline",
+    "create_student",
+    "few_views",
+    "fresh_views",
+    "frozen_teacher",
+    "frozen_teacher_or_random",
+    "kept_of",
+    "num_views",
+    "objective",
+    "optimizer",
+    "pipeline",
+    "sample_indices",
+    "schedule",
+    "shared_views",
+    "source_path",
+    "taps_asked",
+    "test_images",
+    "trained_model",
+    "training_images",
+    "training_pipeline",
+]

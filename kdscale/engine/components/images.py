@@ -1,0 +1,98 @@
+"""The recipe's images, which of them train, and whether its two splits go together."""
+
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+from torch import Tensor
+
+from kdscale import config
+from kdscale.data.encoded import EncodedImages
+from kdscale.data.images import ImageSet, load_images
+from kdscale.data.pixels import check_fixes_size
+from kdscale.data.views.split import split_validation
+from kdscale.engine.components.views import clean_pipeline, pipeline, training_pipeline
+from kdscale.errors import ConfigError
+
+
+def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> ImageSet:
+    """The recipe's training split, decoded.
+
+    Args:
+        recipe: the recipe.
+        root: where decoded images lie.
+        labelled: whether a loss asks for labels. Without labels, the test split names the classes.
+    """
+    images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
+    _check_views_fix_size(recipe, images)
+    if recipe.data.validation and not images.labelled:
+        raise ConfigError(
+            f"data.validation is {recipe.data.validation}, but split {images.split!r} of "
+            f"{images.name} has no labels to choose the best weights by: set data.validation = 0"
+        )
+    if images.classes:
+        return images
+    return replace(images, classes=test_images(recipe, root).classes)
+
+
+def test_images(recipe: config.Recipe, root: Path) -> ImageSet:
+    """The recipe's test split, decoded."""
+    return _images(recipe, recipe.data.test_split, root, labelled=True)
+
+
+test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
+
+
+def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageSet:
+    images = load_images(
+        source_path(recipe.data.source),
+        split=split,
+        root=root,
+        image_column=recipe.data.image,
+        label_column=recipe.data.label,
+        classes=recipe.data.classes,
+        require_labels=labelled,
+    )
+    clean = clean_pipeline(recipe)
+    if isinstance(images.pixels, EncodedImages):
+        check_fixes_size(images.pixels, clean, "data.clean")
+    return replace(images, name=recipe.data.source, clean=tuple(recipe.data.clean))
+
+
+def _check_views_fix_size(recipe: config.Recipe, images: ImageSet) -> None:
+    """Whatever may be trained on gives images of several sizes one size."""
+    if not isinstance(images.pixels, EncodedImages):
+        return
+    check_fixes_size(images.pixels, pipeline(recipe, images.num_samples), "views.operations")
+    if recipe.teacher.train is not None:
+        views = training_pipeline(recipe, recipe.teacher.train, images.num_samples)
+        check_fixes_size(images.pixels, views, "teacher.train.operations")
+
+
+def source_path(name: str) -> str:
+    """The hub name or path of a source; `embedded:NAME` comes with the package."""
+    embedded = name.removeprefix("embedded:")
+    return name if embedded == name else str(files("kdscale") / "assets" / embedded)
+
+
+def check_same_classes(train: ImageSet, test: ImageSet) -> None:
+    """Stop where labels of the two splits would mean different things.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if train.labelled and train.classes != test.classes:
+        raise ConfigError(
+            f"split {train.split!r} has {train.num_classes} classes and split {test.split!r} "
+            f"{test.num_classes}, or they are named otherwise: choose data.classes, or other splits"
+        )
+
+
+def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Indices of the training split to train on and to validate on."""
+    return split_validation(images.num_samples, recipe.data.validation)
+
+
+def _names(names: "list[str] | tuple[str, ...]") -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown}, … ({len(names)})" if len(names) > 5 else f"{shown} ({len(names)})"
