@@ -1,5 +1,6 @@
 """Short runs to be timed: training steps from any source of targets, and the teacher's answers."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -23,6 +24,8 @@ from kdscale.engine.sources.source import TargetSource
 from kdscale.engine.teacher import Answers, FrozenTeacher, SizedBatches, together
 from kdscale.losses.objective import Objective
 from kdscale.targets import Encoding, Head, Targets, decode, encode, encode_features
+
+log = logging.getLogger(__name__)
 
 Steps = Callable[[int], None]
 """Runs, or prepares, so many training steps."""
@@ -120,9 +123,11 @@ def student_settings(recipe: config.Recipe) -> config.Train:
 def soft_objective(recipe: config.Recipe) -> Objective:
     """The recipe's losses from logits, with a soft one among them."""
     objective = components.objective(recipe)
+    if objective.features:
+        log.warning("loss.features are left out of what is timed: steps with them take longer")
     if not objective.soft_weight:
         objective = replace(objective, hard_weight=1.0, soft_weight=1.0)
-    return replace(objective, feature_weight=0.0)  # whose own cost nothing here asks for
+    return replace(objective, feature_weight=0.0)
 
 
 def made_up_logits(images: ImageSet, num_samples: int) -> Tensor:

@@ -126,7 +126,7 @@ class _Place:
 def _temporary_cache(path: Path, parts: Parts) -> Path:
     """A finished cache of two views with true digests and made-up logits: cheap, read the same.
 
-    Without features, which no loss reads.
+    Without features: losses between them are not timed.
     """
     recipe, images = parts.recipe, parts.images
     kept = components.kept_of(recipe, images, parts.teacher)

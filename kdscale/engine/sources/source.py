@@ -1,4 +1,4 @@
-"""Where targets come from: nowhere, a live teacher, or a cache (`engine/cached.py`).
+"""Where targets come from: nowhere, a live teacher, or a cache (`cached.py`).
 
 The loop cannot tell them apart.
 """
