@@ -315,7 +315,7 @@ def test_teacher_that_will_not_do_is_refused_before_anything_is_built(
 
 
 def test_large_shards_are_mentioned(recipe, shared_root, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kdscale.engine.kept._LARGE_SHARD", 1000)
+    monkeypatch.setattr("kdscale.engine.builders.kept._LARGE_SHARD", 1000)
     caplog.set_level(logging.WARNING)
     build(recipe(["stem"]), cache_root=shared_root, cache=tmp_path / "large.zarr")
     assert "a shard of 32 samples takes" in caplog.text
