@@ -112,14 +112,14 @@ def check_completes(path, reference):
     check_values(path)
 
 
-def every_moment(root, begun):
-    """Kill before the first, second, ... change until a build gets through; returns how many."""
+def moments_of_a_build(root, begun, step):
+    """Kill before each `step`-th change until a build gets through; returns how many there are."""
     reference = uninterrupted(root)
     start = root / "start.zarr"
     if begun:
         assert in_child(lambda: synthetic.build(start, BEGUN)) == 0
     path = root / "killed.zarr"
-    for moment in range(1, 10_000):
+    for moment in range(1, 10_000, step):
         shutil.rmtree(path, ignore_errors=True)
         if begun:
             shutil.copytree(start, path)
@@ -213,10 +213,13 @@ if __name__ == "__main__":
     os.fsync = lambda _descriptor: None  # a kill, unlike a power cut, loses nothing unflushed
     mode, folder = sys.argv[1], Path(sys.argv[2])
     runs = {
-        "new": lambda: every_moment(folder, begun=False),
-        "grown": lambda: every_moment(folder, begun=True),
+        "new": lambda: moments_of_a_build(folder, begun=False, step=3),
+        "all of new": lambda: moments_of_a_build(folder, begun=False, step=1),
+        "grown": lambda: moments_of_a_build(folder, begun=True, step=3),
+        "all of grown": lambda: moments_of_a_build(folder, begun=True, step=1),
         "repair": lambda: moments_of_a_repair(folder, step=5),
         "all of repair": lambda: moments_of_a_repair(folder, step=1),
         "random": lambda: random_moments(folder, kills=20),
+        "random 100": lambda: random_moments(folder, kills=100),
     }
     json.dump({"kills": runs[mode]()}, sys.stdout)

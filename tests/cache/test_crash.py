@@ -24,13 +24,19 @@ def kills(mode, folder):
     return json.loads(done.stdout)["kills"]
 
 
-def test_build_survives_a_kill_before_every_change_of_the_disk(tmp_path):
+def test_build_survives_a_kill_before_any_change_of_the_disk(tmp_path):
     # 25 files, each opened, flushed, renamed and its folder flushed; and the folders.
-    assert kills("new", tmp_path) > 100
+    assert kills("new", tmp_path) > 100  # the last moment; before each third change
 
 
-def test_growing_survives_a_kill_before_every_change_of_the_disk(tmp_path):
+def test_growing_survives_a_kill_before_any_change_of_the_disk(tmp_path):
     assert kills("grown", tmp_path) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["all of new", "all of grown"])
+def test_build_survives_a_kill_before_every_change_of_the_disk(tmp_path, mode):
+    assert kills(mode, tmp_path) > 50
 
 
 def test_repair_survives_a_kill_before_any_change_of_the_disk(tmp_path):
@@ -44,6 +50,11 @@ def test_repair_survives_a_kill_before_every_change_of_the_disk(tmp_path):
 
 def test_build_survives_kills_at_random_moments(tmp_path):
     assert kills("random", tmp_path) == 20
+
+
+@pytest.mark.slow
+def test_build_survives_100_kills_at_random_moments(tmp_path):
+    assert kills("random 100", tmp_path) == 100
 
 
 # ------------------------------------------------------------------ full and read-only disks
