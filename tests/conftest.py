@@ -163,6 +163,27 @@ def load_table(recipe_table):
     return lambda **changes: parse_recipe(recipe_table(**changes), "tiny")
 
 
+@pytest.fixture
+def stopped_after_step(monkeypatch):
+    """Asks a training to stop after a step, as a scheduler does."""
+    from kdscale.engine.loop import Loop
+
+    @contextlib.contextmanager
+    def stopped(step):
+        update = Loop._update
+
+        def update_and_stop(loop):
+            update(loop)
+            if loop.state.step == step:
+                signal.raise_signal(signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "_update", update_and_stop)
+            yield
+
+    return stopped
+
+
 @pytest.fixture(scope="session")
 def shared_root(tmp_path_factory):
     """A cache root for what many tests decode and ask alike. Not to be damaged."""

@@ -23,7 +23,7 @@ from kdscale.cli.options import (
     seed_option,
     views_option,
 )
-from kdscale.cli.output import outline, print_json, print_text
+from kdscale.cli.output import outline, print_found, print_json, print_text
 from kdscale.errors import CacheError
 
 
@@ -65,10 +65,7 @@ def cache_plan(
         loaded, cache_root=cache_root, cache=cache, num_processes=processes, seconds=seconds,
         teacher_weights=trained_teacher(loaded, runs_folder(loaded.name)),
     )  # fmt: skip
-    if as_json:
-        print_json(found)
-    else:
-        print_text(plan_table(found))
+    print_found(found, plan_table(found), as_json=as_json)
 
 
 @cache_group.command(name="build")
@@ -122,10 +119,7 @@ def cache_extend(
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     done = extend(loaded, path, num_views, cache_root=cache_root, teacher_weights=weights)
-    if as_json:
-        print_json(done)
-    else:
-        print_text(f"{path}: {done['num_views']} views")
+    print_found(done, f"{path}: {done['num_views']} views", as_json=as_json)
 
 
 @cache_group.command(name="info")
@@ -136,10 +130,7 @@ def cache_info(path: Place, as_json: bool) -> None:
     from kdscale.cache.manifest import describe, read_manifest
 
     found = describe(path, read_manifest(path))
-    if as_json:
-        print_json(found)
-    else:
-        print_text(outline(found))
+    print_found(found, outline(found), as_json=as_json)
 
 
 @cache_group.command(name="list")
@@ -218,10 +209,7 @@ def cache_verify(
         )  # fmt: skip
         told |= {"ok": opinion.ok, "teacher": opinion.to_json()}
         text, ok = f"{text}\n{opinion.describe()}", opinion.ok
-    if as_json:
-        print_json(told)
-    else:
-        print_text(text)
+    print_found(told, text, as_json=as_json)
     if not ok:
         sys.exit(1)
 
@@ -287,10 +275,7 @@ def _copy(source: Place, destination: Place, as_json: bool) -> None:
     from kdscale.stages.transfer import copy_cache
 
     done = copy_cache(source, destination)
-    if as_json:
-        print_json(done)
-    else:
-        print_text(str(destination))
+    print_found(done, str(destination), as_json=as_json)
 
 
 @cache_group.command(name="remove")

@@ -24,7 +24,7 @@ from kdscale.cli.options import (
     views_option,
     with_further_caches,
 )
-from kdscale.cli.output import print_json, print_text
+from kdscale.cli.output import print_found, print_text
 
 
 @click.command()
@@ -175,10 +175,7 @@ def evaluate(runs: tuple[Path, ...], data: str | None, cache_root: Path, as_json
     from kdscale.stages.report import metrics_table
 
     found = [evaluate_run(run, cache_root=cache_root, data=data) for run in runs]
-    if as_json:
-        print_json({"runs": found})
-    else:
-        print_text(metrics_table(found))
+    print_found({"runs": found}, metrics_table(found), as_json=as_json)
 
 
 @click.command()
@@ -203,10 +200,7 @@ def bench(
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     found = start(loaded, cache_root=cache_root, seconds=seconds, teacher_weights=weights)
-    if as_json:
-        print_json(found)
-    else:
-        print_text(bench_table(found))
+    print_found(found, bench_table(found), as_json=as_json)
 
 
 @click.command(name="views")

@@ -19,6 +19,14 @@ def print_json(value: object) -> None:
     print_text(json.dumps(value, indent=2))
 
 
+def print_found(found: object, text: str, *, as_json: bool) -> None:
+    """What a command found out: one JSON object with --json, else for people."""
+    if as_json:
+        print_json(found)
+    else:
+        print_text(text)
+
+
 def outline(value: Any, indent: str = "") -> str:
     """A JSON object as indented lines."""
     lines = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdscale.data.loader import Batch, Loader
 from kdscale.engine.precision import autocast
+from kdscale.engine.processes import wait_for_device
 from kdscale.engine.sources.source import TargetSource
 from kdscale.losses.objective import Objective
 from kdscale.models.preprocess import Preprocess
@@ -110,7 +111,9 @@ class Loop:
             self._update()
             self.state.step += 1
             if after_step is not None and after_step.waits(self.state.step):
-                self._wait_for_device()  # or the steps' work would count as what follows them
+                wait_for_device(
+                    self.accelerator.device
+                )  # or the steps' work would count as what follows them
             self.state.train_seconds += perf_counter() - began
             if after_step is not None:
                 after_step(self)
@@ -123,10 +126,6 @@ class Loop:
         logits, features = answer if isinstance(answer, tuple) else (answer, ())
         epoch = self.state.step // self.loader.steps_per_epoch
         return self.objective(logits, targets, batch.labels, batch.mix, epoch, features)
-
-    def _wait_for_device(self) -> None:
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize(self.accelerator.device)
 
     def _next_epoch(self) -> int:
         """That of the step that comes next."""

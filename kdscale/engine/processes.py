@@ -73,6 +73,12 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) or mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT)
 
 
+def wait_for_device(device: torch.device) -> None:
+    """Wait for what a device still has to do, or it would be timed as somebody else's work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _launcher() -> list[str]:
     """The command line of the process that started this one."""
     try:

@@ -1,14 +1,11 @@
 """Losses between features in training: adapters that are trained and saved, and then gone."""
 
-import signal
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from kdscale import checkpoint
 from kdscale.engine import components
-from kdscale.engine.loop import Loop
 from kdscale.engine.runs import Job
 from kdscale.engine.taught import Taught, taught
 from kdscale.errors import ConfigError, Interrupted
@@ -109,19 +106,10 @@ def test_adapters_are_saved_in_checkpoints_and_nowhere_else(trained):
     assert any("adapters.0.map.weight" in name for name in saved)
 
 
-def test_stopped_training_with_adapters_goes_on_exactly(trained, monkeypatch):
+def test_stopped_training_with_adapters_goes_on_exactly(trained, stopped_after_step):
     whole = trained("whole", KINDS["hint"])
-    update = Loop._update
-
-    def stopped_in_the_second_epoch(loop):
-        update(loop)
-        if loop.state.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Loop, "_update", stopped_in_the_second_epoch)
-    with pytest.raises(Interrupted):
+    with stopped_after_step(5), pytest.raises(Interrupted):
         trained("parts", KINDS["hint"])
-    monkeypatch.setattr(Loop, "_update", update)
     parts = trained("parts", KINDS["hint"], resume=True)
     assert losses(parts) == losses(whole)
     ours, theirs = (load_file(run / "weights.safetensors") for run in (parts, whole))

@@ -1,7 +1,6 @@
 """Each loss in training: cached equals online, resumed equals uninterrupted, misfits refused."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -108,22 +107,13 @@ def losses(run):
 
 
 def test_warm_up_goes_on_where_a_run_was_stopped(
-    load_table, tiny_cache, tiny_teacher, shared_root, tmp_path, monkeypatch
+    load_table, tiny_cache, tiny_teacher, shared_root, tmp_path, stopped_after_step
 ):
     recipe = load_table(loss={"kind": "dkd", "warmup_epochs": 4})
     job, places = Job("student", "cache", 0), {"cache_root": shared_root, "cache": tiny_cache}
     train(recipe, job, run=tmp_path / "whole", **places)
-    update = Loop._update
-
-    def stopped_in_the_second_epoch(loop):
-        update(loop)
-        if loop.state.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Loop, "_update", stopped_in_the_second_epoch)
-    with pytest.raises(Interrupted):
+    with stopped_after_step(5), pytest.raises(Interrupted):
         train(recipe, job, run=tmp_path / "parts", **places)
-    monkeypatch.setattr(Loop, "_update", update)
     train(recipe, job, run=tmp_path / "parts", resume=True, **places)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     ours, theirs = (load_file(tmp_path / run / "weights.safetensors") for run in ("parts", "whole"))

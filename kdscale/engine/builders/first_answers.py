@@ -14,6 +14,7 @@ from kdscale.cache.writer import ShardWriter
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine.processes import wait_for_device
 from kdscale.engine.teacher import SizedBatches
 from kdscale.fidelity import fidelity
 from kdscale.targets import Encoding, decode, encode
@@ -58,7 +59,7 @@ def ask_first(
     began = perf_counter()
     answers = batches.answers(pixels)
     logits = answers.logits_BC
-    _synchronize(logits.device)
+    wait_for_device(logits.device)
     seconds = perf_counter() - began
     hits = (logits.argmax(1) == labels).double().mean().item() if images.labelled else None
     stored = decode(encode(logits, encoding, answers.embedding_BD), encoding)
@@ -73,7 +74,7 @@ def _seconds_a_view(resident: Images, views: Pipeline) -> float:
     resident.show(views, 0, index[:2])
     began = perf_counter()
     pixels = resident.show(views, 0, index).pixels
-    _synchronize(pixels.device)
+    wait_for_device(pixels.device)
     return (perf_counter() - began) / len(index)
 
 
@@ -98,8 +99,3 @@ def announce(path: Place, manifest: Manifest, first: FirstAnswers) -> None:
         path, manifest.num_views, manifest.num_samples, committed.sum(), committed.size,
         left * manifest.bytes_per_sample / 1e6, left / first.images_per_second,
     )  # fmt: skip
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

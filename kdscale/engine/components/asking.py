@@ -20,7 +20,7 @@ from kdscale.engine.components.images import (
     test_images,
     training_images,
 )
-from kdscale.engine.components.models import _frozen, trained_model
+from kdscale.engine.components.models import freeze_trained, trained_model
 from kdscale.engine.components.training import objective
 from kdscale.engine.components.views import (
     cached_pipeline,
@@ -71,7 +71,8 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     for term in loss.features:
         find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.weights is not None:
-        kept = kept_of(recipe, train, _frozen(recipe, recipe.teacher, train, torch.device("cpu")))
+        teacher = freeze_trained(recipe, recipe.teacher, train, torch.device("cpu"))
+        kept = kept_of(recipe, train, teacher)
         shown = student.preprocess(first.show(pipelines[0], 0, torch.arange(2)).pixels)
         shapes = {tap.module: shape for tap, shape in zip(kept.taps, kept.shapes, strict=True)}
         taught(student.model, loss.features, shown, shapes, seed=0)

@@ -93,6 +93,7 @@ def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Ten
     return split_validation(images.num_samples, recipe.data.validation)
 
 
-def _names(names: "list[str] | tuple[str, ...]") -> str:
+def names_text(names: "list[str] | tuple[str, ...]") -> str:
+    """The first class names, and how many there are."""
     shown = ", ".join(names[:5])
     return f"{shown}, … ({len(names)})" if len(names) > 5 else f"{shown} ({len(names)})"

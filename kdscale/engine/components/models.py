@@ -11,7 +11,7 @@ from torch import nn
 from kdscale import config
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
-from kdscale.engine.components.images import _names
+from kdscale.engine.components.images import names_text
 from kdscale.engine.components.views import cached_pipeline, pipeline, training_pipeline
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
@@ -102,7 +102,7 @@ def frozen_teacher(
                 "teacher.weights"
             )
         section = section.model_copy(update={"weights": weights, "rename": {}})
-    return _frozen(recipe, section, images, device)
+    return freeze_trained(recipe, section, images, device)
 
 
 def frozen_teacher_or_random(
@@ -110,13 +110,14 @@ def frozen_teacher_or_random(
 ) -> FrozenTeacher:
     """Like `frozen_teacher`, but with random weights where there are none: for timing alone."""
     if recipe.teacher.weights is None and weights is None:
-        return _frozen(recipe, recipe.teacher, images, device)
+        return freeze_trained(recipe, recipe.teacher, images, device)
     return frozen_teacher(recipe, images, weights, device)
 
 
-def _frozen(
+def freeze_trained(
     recipe: config.Recipe, section: config.Teacher, images: ImageSet, device: torch.device
 ) -> FrozenTeacher:
+    """A section's model with its weights, as a teacher that only answers."""
     teacher = trained_model(recipe, section, images, what="teacher")
     return freeze(
         teacher.model,
@@ -153,6 +154,6 @@ def _check_classes(stated: object, images: ImageSet, what: str) -> None:
     """Class order is part of what weights mean."""
     if isinstance(stated, list) and images.classes and tuple(stated) != images.classes:
         raise ModelError(
-            f"{what} was trained for classes {_names(stated)}, the data set has "
-            f"{_names(images.classes)}: use the data set and data.classes it was trained with"
+            f"{what} was trained for classes {names_text(stated)}, the data set has "
+            f"{names_text(images.classes)}: use the data set and data.classes it was trained with"
         )
