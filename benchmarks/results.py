@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from systems import systems_tables
+
 from kdscale.stages.report import Row, bench_table, markdown_table, results_table, spread
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +105,8 @@ _COUNTS = (
 
 
 def _table(found: dict[str, Any]) -> str:
+    if "systems" in found:
+        return systems_tables(found["systems"], RESULTS)
     if "rows" in found:
         return f"{results_table(_rows(found))}\n\n{_gain(found)}"
     if "groups" in found:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
 
 @pytest.fixture(scope="module")
 def results():
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # as when the script is run
     spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
