@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kdscale.stages.report import Row, bench_table, markdown_table, results_table, spread
+from kdscale.stages.tables import Row, bench_table, results_table
+from kdscale.wording import markdown_table, spread
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
