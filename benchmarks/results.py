@@ -13,7 +13,8 @@ from typing import Any
 
 from systems import systems_tables
 
-from kdscale.stages.report import Row, bench_table, markdown_table, results_table, spread
+from kdscale.stages.tables import Row, bench_table, results_table
+from kdscale.wording import markdown_table, spread
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kdscale.stages.report import markdown_table, spread
+from kdscale.wording import markdown_table, spread
 
 _LABELS = ("teacher", "alone", "online", "cache")
 _STUDENTS = _LABELS[1:]

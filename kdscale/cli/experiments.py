@@ -46,7 +46,7 @@ def recipes(name: str | None, reference: bool) -> None:
     from kdscale.config import load_recipe, recipe_names, recipe_text
 
     if reference:
-        from kdscale.stages.report import recipe_reference
+        from kdscale.stages.tables import recipe_reference
 
         print_text(recipe_reference().rstrip())
         return
@@ -83,8 +83,8 @@ def run(
     What is finished in the run's folder is reused: the same command goes on where it stopped.
     """
     loaded = load(recipe, overrides, data)
-    from kdscale.stages.report import Row, results_table
     from kdscale.stages.run import run_recipe
+    from kdscale.stages.tables import Row, results_table
 
     folder = run or runs_folder(loaded.name)
     result = run_recipe(
@@ -172,7 +172,7 @@ def train(
 def evaluate(runs: tuple[Path, ...], data: str | None, cache_root: Path, as_json: bool) -> None:
     """Evaluate finished runs on the test split."""
     from kdscale.stages.evaluate import evaluate_run
-    from kdscale.stages.report import metrics_table
+    from kdscale.stages.tables import metrics_table
 
     found = [evaluate_run(run, cache_root=cache_root, data=data) for run in runs]
     print_found({"runs": found}, metrics_table(found), as_json=as_json)
@@ -195,8 +195,8 @@ def bench(
     """Measure training steps and the build, interleaved, against bare PyTorch loops."""
     loaded = load(recipe, overrides, data)
     from kdscale.stages.bench import bench as start
-    from kdscale.stages.report import bench_table
     from kdscale.stages.run import trained_teacher
+    from kdscale.stages.tables import bench_table
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     found = start(loaded, cache_root=cache_root, seconds=seconds, teacher_weights=weights)

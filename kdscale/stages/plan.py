@@ -50,8 +50,8 @@ from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import Answers, FrozenTeacher
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.losses.objective import SUPERVISED
-from kdscale.stages.report import bytes_text
 from kdscale.targets import ENCODINGS, Encoding, Head, encode
+from kdscale.wording import bytes_text
 
 log = logging.getLogger(__name__)
 

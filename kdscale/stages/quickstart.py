@@ -4,8 +4,8 @@ from pathlib import Path
 
 from kdscale import config
 from kdscale.stages.bench import bench
-from kdscale.stages.report import Row, bench_table, results_table
 from kdscale.stages.run import run_recipe, trained_teacher
+from kdscale.stages.tables import Row, bench_table, results_table
 
 _SEEDS = 3
 _BENCH_SECONDS = 8.0

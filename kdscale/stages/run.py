@@ -35,7 +35,7 @@ from kdscale.errors import Interrupted, RunError
 from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import evaluate_section
-from kdscale.stages.report import Row, results_table
+from kdscale.stages.tables import Row, results_table
 from kdscale.stages.train import train
 
 log = logging.getLogger(__name__)

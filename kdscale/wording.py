@@ -1,0 +1,61 @@
+"""Numbers, sizes, times and tables, as people read them."""
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+
+
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True
+) -> str:
+    """A Markdown table whose columns line up.
+
+    Args:
+        header: titles of the columns.
+        rows: one cell a column.
+        numbers: all columns but the first hold numbers and line up on the right.
+    """
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    right = [numbers and column > 0 for column in range(len(header))]
+    rule = ["-" * (w - r) + ":" * r for w, r in zip(widths, right, strict=True)]
+    lines.insert(1, rule)
+    return "\n".join(_table_line(line, widths, right) for line in lines)
+
+
+def _table_line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    aligned = [
+        cell.rjust(width) if to_right else cell.ljust(width)
+        for cell, width, to_right in zip(cells, widths, right, strict=True)
+    ]
+    return f"| {' | '.join(aligned)} |"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean, and the standard deviation over more than one value: `71.89 ± 0.21`."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+
+def number_of(count: int, thing: str) -> str:
+    """`1 view`, `50 views`."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def bytes_text(count: int) -> str:
+    """`4.8 MB`."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def duration_text(seconds: float) -> str:
+    """`38.7 s`, `12 min`, `3 h 05 min`, `2.1 days`."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{seconds / 86400:.1f} days"
