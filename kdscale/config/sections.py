@@ -229,10 +229,28 @@ class Train(Section):
     momentum: Fraction = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
     weight_decay: Weight = Field(0.0, description="decoupled with adamw, else an L2 penalty")
-    schedule: Literal["constant", "steps", "cosine", "one_cycle"] = "constant"
+    schedule: Literal["constant", "steps", "plateau", "cosine", "one_cycle"] = Field(
+        "constant",
+        description="plateau: lower where the loss on the validation split no longer falls",
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="linear from 0; one_cycle: the rising part")
     milestones: list[Positive] = Field([], description="steps only: epochs at which to decay")
-    gamma: float = Field(0.1, gt=0, le=1, description="steps only: factor at each milestone")
+    gamma: float = Field(
+        0.1, gt=0, le=1, description="steps and plateau: factor at each milestone or plateau"
+    )
+    patience: Positive = Field(
+        5, description="plateau only: evaluations without a smaller validation loss that make one"
+    )
+    stop_after: Positive | None = Field(
+        None,
+        description="evaluations without a smaller validation loss after which training ends; "
+        "all epochs when not set",
+    )
+    restore_best: bool = Field(
+        False,
+        description="the result is the weights of the best top-1 on the validation split, not the "
+        "last ones",
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of all gradients")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward and backward; weights stay float32"
@@ -252,6 +270,15 @@ class Train(Section):
                 f"warmup_epochs is {self.warmup_epochs}, more than all {self.epochs} epochs"
             )
         return self
+
+    @property
+    def asks_for_validation(self) -> str | None:
+        """What only a validation split can decide, as a recipe says it; the first of several."""
+        if self.schedule == "plateau":
+            return "schedule = 'plateau'"
+        if self.stop_after is not None:
+            return f"stop_after = {self.stop_after}"
+        return "restore_best = true" if self.restore_best else None
 
 
 class Model(Section):

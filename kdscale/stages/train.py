@@ -23,6 +23,7 @@ from kdscale.engine.following import (
     Evaluator,
     Following,
     progress_bar,
+    restore_best,
     restore_or_begin,
     save_checkpoint,
 )
@@ -105,7 +106,8 @@ def train(
     metrics = restore_or_begin(run, loop)
     before_seconds = loop.state.train_seconds
     with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
-        following = Following(run, cadence, evaluator, metrics, stop, bar, metadata)
+        patience = components.patience(settings)
+        following = Following(run, cadence, evaluator, metrics, stop, bar, metadata, patience)
         save = partial(save_checkpoint, run, loop, metrics)
         turn = Turn(caches, loop, run, save, stop) if wait else None
         try:
@@ -114,6 +116,9 @@ def train(
             for cached in caches:
                 cached.close()
     last = following.last or evaluator(loop)["test"]  # None: killed between last step and result
+    if settings.restore_best:
+        restore_best(run, loop)
+        last = evaluator(loop)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
     result = _result(job, section, settings, loop, last)
     if caches:
         result |= teaching.told_of(caches, recipe)
@@ -252,13 +257,16 @@ def _result(
         "seed": job.seed,
         "role": job.model,
         "model": section.model,
-        "epochs": settings.epochs,
+        "epochs": round(loop.epoch),
         "steps": loop.state.step,
         "num_processes": loop.accelerator.num_processes,
         "device": loop.accelerator.device.type,
     }
     if loop.state.best_validation_accuracy >= 0:
-        result["best_validation_accuracy"] = loop.state.best_validation_accuracy
+        names = ("best_validation_accuracy", "chosen_step", "chosen_top1_accuracy")
+        result |= {name: getattr(loop.state, name) for name in names}
+    if result["epochs"] < settings.epochs:
+        result["ended_early"] = True
     return result
 
 
