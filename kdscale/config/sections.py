@@ -14,6 +14,8 @@ from kdscale.config.section import (
     parse_bytes,
 )
 
+_TORCHVISION = "torchvision/"
+
 
 class Data(Section):
     """Where images come from."""
@@ -222,6 +224,17 @@ class Train(Section):
     """How a model is trained."""
 
     epochs: Positive = Field(description="passes over the training split")
+    pretrained: str | None = Field(
+        None,
+        description="weights to begin from, all but a head for other classes: a file, or "
+        "torchvision:NAME, such as torchvision:IMAGENET1K_V1, found or downloaded; random when not "
+        "set; where the model's `weights` are set they count alone",
+    )
+    pretrained_required: bool = Field(
+        True,
+        description="false: where pretrained weights are not here and cannot be downloaded, train "
+        "from scratch, and say so in log, result and table",
+    )
     global_batch_size: Positive = Field(128, description="samples an optimizer step, all processes")
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="torch.optim's")
@@ -292,6 +305,16 @@ class Model(Section):
     rename: dict[str, str] = Field({}, description="prefixes of the weights' keys: theirs = ours")
     input: Input | None = Field(None, description="taken from the weights when not set")
     train: Train | None = None
+
+    @model_validator(mode="after")
+    def _pretrained_are_those_of_its_library(self) -> "Model":
+        source = self.train.pretrained if self.train else None
+        if source and source.startswith("torchvision:") and not self.model.startswith(_TORCHVISION):
+            raise ValueError(
+                f"train.pretrained is {source!r}, weights of torchvision's models, and model is "
+                f"{self.model!r}: name a weights file, or a model {_TORCHVISION}NAME"
+            )
+        return self
 
 
 class TeacherTrain(Train):
