@@ -30,6 +30,10 @@ class WeightsError(KdscaleError, ValueError):
     """A weights file is missing, damaged, unsafe or of another model."""
 
 
+class DownloadError(WeightsError):
+    """Weights are elsewhere and cannot be fetched."""
+
+
 class CacheError(KdscaleError):
     """Base of the cache's errors."""
 

@@ -1,4 +1,4 @@
-"""Optimizers by name, and learning rates as a pure function of the step."""
+"""Optimizers by name, and learning rates as a pure function of the step and of plateaus met."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -33,22 +33,27 @@ def create_optimizer(
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Learning rate at a step; nothing to save, so nothing to restore.
+    """Learning rate at a step; nothing to save, so nothing to restore, but how often it fell.
 
     `one_cycle` rises from 1/25 of the peak and ends at 1/10,000 of the start, both by half a cosine
     (Smith & Topin, "Super-Convergence", 2018; torch's OneCycleLR without its momentum, and
     with the peak one step later).
     """
 
-    kind: Literal["constant", "steps", "cosine", "one_cycle"]
+    kind: Literal["constant", "steps", "plateau", "cosine", "one_cycle"]
     peak: float
     num_steps: int
     warmup_steps: int = 0
     milestones: Sequence[int] = ()
     gamma: float = 0.1
 
-    def __call__(self, step: int) -> float:
-        """The rate of optimizer step `step`, counted from 0."""
+    def __call__(self, step: int, plateaus: int = 0) -> float:
+        """The rate of optimizer step `step`, counted from 0.
+
+        Args:
+            step: counted from 0.
+            plateaus: how often `engine.patience` has found one, which counts for `plateau` alone.
+        """
         if self.kind == "one_cycle":
             return self._one_cycle(step)
         if step < self.warmup_steps:
@@ -58,6 +63,8 @@ class Schedule:
             return _half_cosine(self.peak, 0.0, after)
         if self.kind == "steps":
             return self.peak * self.gamma ** sum(step >= m for m in self.milestones)
+        if self.kind == "plateau":
+            return self.peak * self.gamma**plateaus
         return self.peak
 
     def _one_cycle(self, step: int) -> float:

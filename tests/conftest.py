@@ -19,6 +19,7 @@ from pathlib import Path
 _HOME = tempfile.mkdtemp(prefix="kdscale-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ.update(HF_HOME=_HOME, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+os.environ["TORCH_HOME"] = _HOME  # where torchvision looks for weights
 
 import numpy as np
 import pyarrow as pa

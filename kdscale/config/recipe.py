@@ -52,6 +52,18 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _validation_split_decides(self) -> "Recipe":
+        for name, section in (("teacher", self.teacher), ("student", self.student)):
+            asked = section.train and section.train.asks_for_validation
+            if asked and not self.data.validation:
+                raise ValueError(
+                    f"{name}.train has {asked}, which a validation split decides, never the test "
+                    "split, and data.validation is 0: set the share of the training split to hold "
+                    "out, such as data.validation = 0.1"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _mean_is_one_of_what_is_compared(self) -> "Recipe":
         raw = self.loss.kind == "mse" and not self.loss.standardize and self.loss.soft_weight > 0
         if raw and self.ensemble.caches and self.ensemble.mean == "probabilities":

@@ -14,6 +14,8 @@ from kdscale.config.section import (
     parse_bytes,
 )
 
+_TORCHVISION = "torchvision/"
+
 
 class Data(Section):
     """Where images come from."""
@@ -222,6 +224,17 @@ class Train(Section):
     """How a model is trained."""
 
     epochs: Positive = Field(description="passes over the training split")
+    pretrained: str | None = Field(
+        None,
+        description="weights to begin from, all but a head for other classes: a file, or "
+        "torchvision:NAME, such as torchvision:IMAGENET1K_V1, found or downloaded; random when not "
+        "set; where the model's `weights` are set they count alone",
+    )
+    pretrained_required: bool = Field(
+        True,
+        description="false: where pretrained weights are not here and cannot be downloaded, train "
+        "from scratch, and say so in log, result and table",
+    )
     global_batch_size: Positive = Field(128, description="samples an optimizer step, all processes")
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="torch.optim's")
@@ -229,10 +242,28 @@ class Train(Section):
     momentum: Fraction = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
     weight_decay: Weight = Field(0.0, description="decoupled with adamw, else an L2 penalty")
-    schedule: Literal["constant", "steps", "cosine", "one_cycle"] = "constant"
+    schedule: Literal["constant", "steps", "plateau", "cosine", "one_cycle"] = Field(
+        "constant",
+        description="plateau: lower where the loss on the validation split no longer falls",
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="linear from 0; one_cycle: the rising part")
     milestones: list[Positive] = Field([], description="steps only: epochs at which to decay")
-    gamma: float = Field(0.1, gt=0, le=1, description="steps only: factor at each milestone")
+    gamma: float = Field(
+        0.1, gt=0, le=1, description="steps and plateau: factor at each milestone or plateau"
+    )
+    patience: Positive = Field(
+        5, description="plateau only: evaluations without a smaller validation loss that make one"
+    )
+    stop_after: Positive | None = Field(
+        None,
+        description="evaluations without a smaller validation loss after which training ends; "
+        "all epochs when not set",
+    )
+    restore_best: bool = Field(
+        False,
+        description="the result is the weights of the best top-1 on the validation split, not the "
+        "last ones",
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of all gradients")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward and backward; weights stay float32"
@@ -253,6 +284,15 @@ class Train(Section):
             )
         return self
 
+    @property
+    def asks_for_validation(self) -> str | None:
+        """What only a validation split can decide, as a recipe says it; the first of several."""
+        if self.schedule == "plateau":
+            return "schedule = 'plateau'"
+        if self.stop_after is not None:
+            return f"stop_after = {self.stop_after}"
+        return "restore_best = true" if self.restore_best else None
+
 
 class Model(Section):
     """A model, its weights and how to get them."""
@@ -265,6 +305,16 @@ class Model(Section):
     rename: dict[str, str] = Field({}, description="prefixes of the weights' keys: theirs = ours")
     input: Input | None = Field(None, description="taken from the weights when not set")
     train: Train | None = None
+
+    @model_validator(mode="after")
+    def _pretrained_are_those_of_its_library(self) -> "Model":
+        source = self.train.pretrained if self.train else None
+        if source and source.startswith("torchvision:") and not self.model.startswith(_TORCHVISION):
+            raise ValueError(
+                f"train.pretrained is {source!r}, weights of torchvision's models, and model is "
+                f"{self.model!r}: name a weights file, or a model {_TORCHVISION}NAME"
+            )
+        return self
 
 
 class TeacherTrain(Train):

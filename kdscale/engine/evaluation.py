@@ -55,8 +55,8 @@ def evaluate(
         counts += _count(logits, pixels, labels)
     model.train(was_training)
     if accelerator.num_processes > 1:
-        confusion = accelerator.reduce(counts.confusion_CC, "sum")
-        counts = Counts(confusion, accelerator.reduce(counts.top5, "sum"))
+        parts = (counts.confusion_CC, counts.top5, counts.cross_entropy)
+        counts = Counts(*(accelerator.reduce(part, "sum") for part in parts))
     return summarize(counts)
 
 

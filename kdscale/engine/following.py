@@ -17,10 +17,11 @@ from kdscale import checkpoint
 from kdscale.data.loader import Images
 from kdscale.engine.evaluation import evaluate
 from kdscale.engine.loop import Loop, LoopState, due
+from kdscale.engine.patience import Patience
 from kdscale.engine.processes import StopRequest, mean_over_processes
 from kdscale.engine.taught import student_of
 from kdscale.errors import Interrupted, KdscaleError
-from kdscale.models.weights import save_weights
+from kdscale.models.weights import load_weights, save_weights
 from kdscale.runlog import MetricsLog
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Following:
     bar: "tqdm[Any]"
     metadata: Mapping[str, object] = field(default_factory=dict)
     """Of weights: model, preprocessing, classes."""
+    patience: Patience = field(default_factory=Patience)
     last: dict[str, float] | None = None
 
     def __call__(self, loop: Loop) -> None:
@@ -95,11 +97,11 @@ class Following:
             self._log(loop)
         if due(step, cadence.evaluate, cadence.last):
             self._evaluate(loop)
-        stopping = self._is_stopping(loop)
-        if stopping or due(step, cadence.checkpoint, cadence.last):
+        stopping, last = self._is_stopping(loop), loop.state.ended_early or step == cadence.last
+        if stopping or last or due(step, cadence.checkpoint, cadence.last):
             self._finite_loss(loop)  # what is saved can be gone on with
             save_checkpoint(self.run, loop, self.metrics)
-        if stopping and step < cadence.last:
+        if stopping and not last:
             raise Interrupted(
                 f"stopped after step {step} of {cadence.last}; state saved in {self.run}: "
                 "run the same command with --resume to go on"
@@ -132,7 +134,7 @@ class Following:
         self._record(
             loop,
             loss=loss,
-            learning_rate=loop.schedule(loop.state.step - 1),
+            learning_rate=loop.learning_rate,
             train_seconds=round(loop.state.train_seconds, 3),
         )
 
@@ -144,14 +146,17 @@ class Following:
         self.last = found["test"]
         best = max(loop.state.best_top1_accuracy, self.last["top1_accuracy"])
         loop.state.best_top1_accuracy = best
-        self._keep_best(loop, found.get("validation", {}).get("top1_accuracy", -1.0))
         log.info("epoch %.0f: top-1 %.2f %%", loop.epoch, 100 * self.last["top1_accuracy"])
+        if validation := found.get("validation"):
+            self._keep_best(loop, validation["top1_accuracy"], self.last["top1_accuracy"])
+            self.patience.note(loop.state, validation["cross_entropy"])
 
-    def _keep_best(self, loop: Loop, validation: float) -> None:
+    def _keep_best(self, loop: Loop, validation: float, test: float) -> None:
         """The best weights are chosen on the validation split, never on the test split."""
         if validation <= loop.state.best_validation_accuracy:
             return
         loop.state.best_validation_accuracy = validation
+        loop.state.chosen_step, loop.state.chosen_top1_accuracy = loop.state.step, test
         if loop.accelerator.is_main_process:
             model = student_of(loop.accelerator.unwrap_model(loop.model))
             metadata = {**self.metadata, "step": loop.state.step}
@@ -175,6 +180,14 @@ def save_checkpoint(run: Path, loop: Loop, metrics: MetricsLog) -> None:
     if accelerator.is_main_process:
         checkpoint.publish(folder, loop.state.step)
     accelerator.wait_for_everyone()
+
+
+def restore_best(run: Path, loop: Loop) -> None:
+    """Give the model the weights that the validation split chose."""
+    loop.accelerator.wait_for_everyone()  # until they are written
+    model = student_of(loop.accelerator.unwrap_model(loop.model))
+    load_weights(run / "best.safetensors", model, what="run")
+    log.info("the result is the weights of step %d, best on validation", loop.state.chosen_step)
 
 
 def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:

@@ -30,6 +30,20 @@ class LoopState:
     """Largest over evaluations on the test split; reported only."""
     best_validation_accuracy: float = -1.0
     """Largest over evaluations on the validation split; chooses the best weights."""
+    chosen_step: int = -1
+    """The step of those weights."""
+    chosen_top1_accuracy: float = 0.0
+    """Theirs on the test split."""
+    smallest_validation_loss: float | None = None
+    """Over evaluations, but for falls too small to count."""
+    waited_for_plateau: int = 0
+    """Evaluations since it or the learning rate fell."""
+    waited_for_end: int = 0
+    """Evaluations since it fell."""
+    plateaus: int = 0
+    """How often the learning rate fell for it."""
+    ended_early: bool = False
+    """Whether training ended for it."""
     wait_seconds: float = 0.0
     """Spent waiting for views that were not built yet; no part of `train_seconds`."""
     metrics_bytes: int = 0
@@ -82,6 +96,8 @@ class Loop:
         self.accumulation, self.gradient_clip = accumulation, gradient_clip
         self.state = state or LoopState()
         self.loss = torch.zeros(())
+        self.learning_rate = 0.0
+        """Of the newest step."""
         self._epoch = -1
 
     @property
@@ -95,18 +111,18 @@ class Loop:
         after_step: "AfterStep | None" = None,
         before_epoch: Callable[[int], None] | None = None,
     ) -> None:
-        """Train up to optimizer step `until`; `after_step` logs, saves, evaluates.
+        """Train up to optimizer step `until`, or to an early end; `after_step` logs, saves, ...
 
         `before_epoch` may wait for what an epoch needs, which is no time of training.
         """
         self.model.train()
-        while self.state.step < until:
+        while self.state.step < until and not self.state.ended_early:
             if before_epoch is not None and self._next_epoch() != self._epoch:
                 before_epoch(self._next_epoch())
             began = perf_counter()
             self._start_epoch()
             batch = self.loader.batch(self.state.step)
-            self._set_learning_rate(self.schedule(self.state.step))
+            self._set_learning_rate(self.schedule(self.state.step, self.state.plateaus))
             self.loss = self._forward_backward(batch)
             self._update()
             self.state.step += 1
@@ -155,6 +171,7 @@ class Loop:
         return loss.detach()
 
     def _set_learning_rate(self, rate: float) -> None:
+        self.learning_rate = rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 

@@ -50,7 +50,8 @@ class HintRegressor(nn.Module):
 
     Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), section 2.2: a convolution, as hints
     are maps; of vectors a linear layer. The paper's kernel is as large as the maps' sizes differ;
-    here `hint_loss` averages the larger map, and the kernel may be chosen.
+    here a larger map is averaged to the teacher's size first, and the kernel may be chosen. Of a
+    kernel of 1 that is the same as to average what it maps, but for the time.
 
     Args:
         student_shape: one sample's features, [D] or [C, H, W].
@@ -74,11 +75,16 @@ class HintRegressor(nn.Module):
             raise ConfigError(f"kernel_size is {kernel_size}: wanted an odd one, such as 1 or 3")
         inputs, outputs = student_shape[0], teacher_shape[0]
         self.map: nn.Module = nn.Linear(inputs, outputs)
+        self._size: tuple[int, ...] | None = None
         if len(student_shape) == 3:
+            sides = zip(student_shape[1:], teacher_shape[1:], strict=True)
+            self._size = tuple(min(both) for both in sides)
             self.map = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2)
 
     def forward(self, student: Tensor) -> Tensor:
-        """Features [B, D] or [B, C, H, W] with the teacher's number of channels."""
+        """Features [B, D] or [B, C, H, W], as many channels as the teacher's, none larger."""
+        if self._size is not None and self._size != tuple(student.shape[2:]):
+            student = F.adaptive_avg_pool2d(student, self._size)
         mapped: Tensor = self.map(student)
         return mapped
 

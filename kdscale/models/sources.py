@@ -6,11 +6,11 @@ Each library is imported where it is used: two are optional, and all take a seco
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdscale.errors import ModelError
 from kdscale.models.factory import build, did_you_mean
+from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
 
 INSTALL_MODELS = 'pip install "kdscale[models]"'
 
@@ -39,39 +39,9 @@ def torchvision_model(
     model: nn.Module = build(name, models.get_model_builder(short), fixed, builder_options)
     model.register_forward_hook(_logits_of)  # Inception's auxiliary heads answer in training mode
     if options.get("weights") is not None:
-        _adopt(name, model, _torchvision_state(short, options["weights"]))
+        source = f"{TORCHVISION}{options['weights']}"
+        adopt(model, read_pretrained(source, name), source=source, what=name)
     return model
-
-
-def _torchvision_state(short: str, weights: object) -> Mapping[str, torch.Tensor]:
-    from torchvision import models
-
-    choices = models.get_model_weights(short)
-    if weights not in choices.__members__:
-        raise ModelError(
-            f"torchvision/{short} has no weights {weights!r}, "
-            f"wanted one of {', '.join(choices.__members__)}"
-        )
-    try:
-        state: Mapping[str, torch.Tensor] = choices[weights].get_state_dict(
-            progress=False, check_hash=True
-        )
-    except OSError as error:
-        raise ModelError(
-            f"the weights {weights} of torchvision/{short} cannot be downloaded ({error}): put "
-            f"{choices[weights].url} into {torch.hub.get_dir()}/checkpoints"
-        ) from error
-    return state
-
-
-def _adopt(name: str, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Take over all tensors but those of a head for other classes."""
-    own = model.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    left = {key.rpartition(".")[0] for key in own.keys() - fitting.keys()}
-    if len(left) > 1:
-        raise ModelError(f"model {name}: its weights do not fit in {sorted(left)}: drop an option")
-    model.load_state_dict(fitting, strict=False)
 
 
 def timm_model(

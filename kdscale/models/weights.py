@@ -17,7 +17,7 @@ from kdscale.models.checkpoints import read_metadata, read_tensors
 __all__ = ["load_weights", "read_metadata", "save_weights", "tensors_sha256"]
 
 _NAMED = 3  # names shown of a longer list
-_COUNTER = "num_batches_tracked"  # batch-norm's, absent from files older than torch 0.4.1
+COUNTER = "num_batches_tracked"  # batch-norm's, absent from files older than torch 0.4.1
 
 
 def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, object]) -> None:
@@ -37,7 +37,7 @@ def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, o
     path = Path(path)
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in _state(model).items()
+        for name, tensor in state_of(model).items()
     }
     header = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
     write_durably(path, safetensors.torch.save(tensors, metadata=header))
@@ -68,12 +68,12 @@ def load_weights(
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    tensors = _renamed(tensors, rename or {}, path)
-    own = _state(model)
-    tensors |= {k: v for k, v in own.items() if k.endswith(_COUNTER) and k not in tensors}
+    tensors = renamed(tensors, rename or {}, path)
+    own = state_of(model)
+    tensors |= {k: v for k, v in own.items() if k.endswith(COUNTER) and k not in tensors}
     _check_names(tensors, own, path, what)
     _check_shapes(tensors, own, path, what)
-    _check_finite(tensors, path, what)
+    check_finite(tensors, path, what)
     model.load_state_dict(tensors)
     return metadata
 
@@ -83,8 +83,13 @@ def tensors_sha256(model: nn.Module) -> str:
 
     The same for any file format, device and memory format; another for any changed bit.
     """
+    return state_sha256(state_of(model))
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """The same of tensors by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_state(model).items()):
+    for name, tensor in sorted(state.items()):
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(json.dumps([name, dtype, list(tensor.shape)]).encode() + b"\n")
         flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -92,32 +97,42 @@ def tensors_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors by name.
+
+    Raises:
+        WeightsError: its state holds something else, too.
+    """
     state = model.state_dict()
     foreign = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
         raise WeightsError(
-            f"the model's state holds {_some(foreign)}, wanted tensors alone: "
+            f"the model's state holds {some_of(foreign)}, wanted tensors alone: "
             "weights files cannot hold a module's extra state"
         )
     return dict(state)
 
 
-def _renamed(
-    tensors: dict[str, Tensor], rename: Mapping[str, str], path: Path
+def renamed(
+    tensors: Mapping[str, Tensor], rename: Mapping[str, str], path: Path | str
 ) -> dict[str, Tensor]:
+    """Tensors under the names that `load_weights` gives them.
+
+    Raises:
+        WeightsError: two get the same one.
+    """
     prefixes = sorted(rename, key=len, reverse=True)
-    renamed: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         prefix = next((p for p in prefixes if name.startswith(p)), "")
         new = rename[prefix] + name.removeprefix(prefix) if prefix in rename else name
-        if new in renamed:
+        if new in found:
             raise WeightsError(
                 f"two tensors of {path} are called {new!r} after renaming {dict(rename)}: "
                 "make the prefixes unambiguous"
             )
-        renamed[new] = tensor
-    return renamed
+        found[new] = tensor
+    return found
 
 
 def _check_names(
@@ -127,8 +142,8 @@ def _check_names(
     unexpected = sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         raise WeightsError(
-            f"{path} is not of this {what}: missing {_some(missing)}; unexpected "
-            f"{_some(unexpected)}: name the model that it was made from, or map the prefixes "
+            f"{path} is not of this {what}: missing {some_of(missing)}; unexpected "
+            f"{some_of(unexpected)}: name the model that it was made from, or map the prefixes "
             'with rename (such as {"f." = "features."})'
         )
 
@@ -140,21 +155,22 @@ def _check_shapes(
     differing = {k: (got, wanted) for k, (got, wanted) in pairs.items() if got != wanted}
     if not differing:
         return
-    if head := _head_classes(list(differing.values())):
+    if head := head_classes(list(differing.values())):
         raise WeightsError(
             f"{what} weights have a head for {head[0]} classes, the data set has {head[1]} "
-            f"({path}, {_some(list(differing))}): take weights trained on these classes"
+            f"({path}, {some_of(list(differing))}): take weights trained on these classes, or "
+            "train from them with a new head: name them as pretrained in its train section"
         )
     listed = [
         f"{k} got {list(got)}, wanted {list(wanted)}" for k, (got, wanted) in differing.items()
     ]
     raise WeightsError(
-        f"{path} has other shapes than this {what}: {_some(listed)}: "
+        f"{path} has other shapes than this {what}: {some_of(listed)}: "
         "name the model, and its options, that it was made from"
     )
 
 
-def _head_classes(shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, int] | None:
+def head_classes(shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, int] | None:
     """Return (got, wanted) classes if the tensors differ in their outputs alone, all by the same.
 
     A hidden layer of another width would also change the inputs of the layer that follows it.
@@ -165,16 +181,17 @@ def _head_classes(shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> tupl
     return counts.pop() if len(counts) == 1 else None
 
 
-def _check_finite(tensors: Mapping[str, Tensor], path: Path, what: str) -> None:
+def check_finite(tensors: Mapping[str, Tensor], path: Path | str, what: str) -> None:
+    """Raise WeightsError where a value is NaN or infinite."""
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise WeightsError(
-            f"{what} weights {path} hold NaN or infinity in {_some(bad)}, wanted finite numbers: "
+            f"{what} weights {path} hold NaN or infinity in {some_of(bad)}, wanted finite numbers: "
             "the training that made them diverged; take an earlier checkpoint"
         )
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
     """Return the first few names and the count of the rest."""
     if not names:
         return "nothing"

@@ -1,7 +1,7 @@
 """Tables that people read: Markdown, aligned so that it reads well in a terminal too."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -39,7 +39,20 @@ def results_table(rows: Sequence[Row]) -> str:
         "training s",
         "build s",
     ]
-    return markdown_table(header, [_row(row) for row in rows])
+    table = markdown_table(header, [_row(row) for row in rows])
+    notes = dict.fromkeys(note for row in rows for note in _beginnings(row))
+    return "\n\n".join([table, *notes])
+
+
+def _beginnings(row: Row) -> Iterator[str]:
+    """What the models of a row began from, where their recipe names pretrained weights."""
+    for result in row.results:
+        if begun := result.get("pretrained"):
+            title, source = _TITLES[row.label].capitalize(), begun["source"]
+            if begun["sha256"] is None:
+                yield f"{title}: trained from scratch, since {source} was not to be had."
+            else:
+                yield f"{title}: began from {source} (SHA-256 of its tensors {begun['sha256']})."
 
 
 def _row(row: Row) -> list[str]:

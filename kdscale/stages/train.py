@@ -18,11 +18,13 @@ from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
 from kdscale.engine import components
+from kdscale.engine.beginning import Beginning, find_beginning
 from kdscale.engine.following import (
     Cadence,
     Evaluator,
     Following,
     progress_bar,
+    restore_best,
     restore_or_begin,
     save_checkpoint,
 )
@@ -80,6 +82,7 @@ def train(
     accelerator = create_accelerator(all_learn=loss.with_logits)
     with main_process_first(accelerator):
         open_run(run, recipe, job, resume=resume, main=accelerator.is_main_process)
+        begun = find_beginning(run, section, job.model, main=accelerator.is_main_process)
         images = components.training_images(recipe, cache_root, labelled=loss.hard_weight > 0)
         shown = components.training_pipeline(recipe, settings, images.num_samples)
         check_loss(loss, images, shown, accelerator.num_processes)
@@ -98,14 +101,15 @@ def train(
     content = _content(images, test, source, caches)
     keep_content(run, content, main=accelerator.is_main_process)
     mention_loss(loss, settings.epochs, settings.accumulation)
-    loop = _loop(recipe, job, images, resident, source, loss, accelerator)
+    loop = _loop(recipe, job, images, resident, source, loss, accelerator, begun)
     evaluator = _evaluator(recipe, images, resident, test, accelerator)
     cadence = _cadence(settings, loop.loader.steps_per_epoch)
     metadata = _metadata(section, images, loop)
     metrics = restore_or_begin(run, loop)
     before_seconds = loop.state.train_seconds
     with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
-        following = Following(run, cadence, evaluator, metrics, stop, bar, metadata)
+        patience = components.patience(settings)
+        following = Following(run, cadence, evaluator, metrics, stop, bar, metadata, patience)
         save = partial(save_checkpoint, run, loop, metrics)
         turn = Turn(caches, loop, run, save, stop) if wait else None
         try:
@@ -114,7 +118,12 @@ def train(
             for cached in caches:
                 cached.close()
     last = following.last or evaluator(loop)["test"]  # None: killed between last step and result
+    if settings.restore_best:
+        restore_best(run, loop)
+        last = evaluator(loop)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
     result = _result(job, section, settings, loop, last)
+    if begun is not None:
+        result["pretrained"] = begun.to_json()
     if caches:
         result |= teaching.told_of(caches, recipe)
         result |= _reading(caches, loop, loop.state.train_seconds - before_seconds)
@@ -157,6 +166,7 @@ def _loop(
     source: TargetSource,
     loss: Objective,
     accelerator: Accelerator,
+    begun: Beginning | None,
 ) -> Loop:
     section, settings = job.section(recipe)
     training, _ = components.sample_indices(recipe, images)
@@ -173,6 +183,8 @@ def _loop(
     )
     classifier = components.create_student(recipe, section, images, seed=job.seed, what=job.model)
     student = classifier.model
+    if begun is not None:
+        begun.put_into(student, section, job.model)
     if loss.features:
         pixels = loader.batch(0).pixels[:2]
         shown, shapes = classifier.preprocess(pixels).cpu(), _feature_shapes(source, pixels)
@@ -252,13 +264,16 @@ def _result(
         "seed": job.seed,
         "role": job.model,
         "model": section.model,
-        "epochs": settings.epochs,
+        "epochs": round(loop.epoch),
         "steps": loop.state.step,
         "num_processes": loop.accelerator.num_processes,
         "device": loop.accelerator.device.type,
     }
     if loop.state.best_validation_accuracy >= 0:
-        result["best_validation_accuracy"] = loop.state.best_validation_accuracy
+        names = ("best_validation_accuracy", "chosen_step", "chosen_top1_accuracy")
+        result |= {name: getattr(loop.state, name) for name in names}
+    if result["epochs"] < settings.epochs:
+        result["ended_early"] = True
     return result
 
 

@@ -171,6 +171,18 @@ def test_regressor_can_learn_the_hint(student_shape, teacher_shape, kernel):
     assert hint_loss(regressor(student), teacher) < before / 1000
 
 
+@pytest.mark.parametrize(("teacher", "size"), [((7, 4, 2), (4, 2)), ((7, 16, 4), (8, 4))])
+def test_larger_map_of_the_student_is_averaged_to_the_teachers_size_and_then_mapped(teacher, size):
+    regressor = HintRegressor((3, 8, 8), teacher).double()
+    (student,) = drawn((5, 3, 8, 8))
+    mapped = regressor(student)
+    assert mapped.shape == (5, 7, *size)
+    weight, bias = regressor.map.weight[:, :, 0, 0], regressor.map.bias
+    high, wide = 8 // size[0], 8 // size[1]
+    averaged = student[0, :, high : 2 * high, wide : 2 * wide].mean((1, 2))
+    torch.testing.assert_close(mapped[0, :, 1, 1], weight @ averaged + bias)
+
+
 def test_hint_is_the_mean_square_of_what_differs():
     mapped, teacher = drawn((3, 2, 2, 2), (3, 2, 2, 2))
     expected = references.mse(mapped.flatten(1).tolist(), teacher.flatten(1).tolist())

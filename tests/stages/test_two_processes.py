@@ -34,6 +34,12 @@ STUDENTS = {
         *("--targets", "none", "--set", "student.model=tiny_models:batch_norm"),
         *("--set", "student.options={}"),
     ],
+    "plateaus": [
+        *("--targets", "none", "--set", "data.validation=0.25", "--set", "student.train.epochs=12"),
+        *("--set", "student.train.schedule=plateau", "--set", "student.train.patience=1"),
+        *("--set", "student.train.stop_after=2", "--set", "student.train.restore_best=true"),
+        *("--set", "student.train.learning_rate=0.3"),
+    ],
 }
 
 pytestmark = pytest.mark.launch
@@ -135,6 +141,13 @@ def test_two_processes_train_with_the_same_losses(one, student):
     weights, expected = (load_file(run / "weights.safetensors") for run in (ours, theirs))
     for name, tensor in weights.items():
         assert torch.allclose(tensor, expected[name], atol=1e-4), name
+
+
+def test_two_processes_end_early_where_one_does_and_choose_the_same_weights(one):
+    ours, theirs = (result(one / f"{name}-plateaus") for name in ("two", "one"))
+    for name in ("steps", "ended_early", "chosen_step"):
+        assert ours[name] == theirs[name]
+    assert ours["cross_entropy"] == pytest.approx(theirs["cross_entropy"], abs=1e-3)
 
 
 @pytest.mark.parametrize("student", ["none", "cache", "accumulated", "windows"])

@@ -15,7 +15,13 @@ from kdscale.engine.components.models import (
     frozen_teacher_or_random,
     trained_model,
 )
-from kdscale.engine.components.training import objective, optimizer, schedule, taps_asked
+from kdscale.engine.components.training import (
+    objective,
+    optimizer,
+    patience,
+    schedule,
+    taps_asked,
+)
 from kdscale.engine.components.views import (
     cached_pipeline,
     clean_pipeline,
@@ -44,6 +50,7 @@ __all__ = [
     "num_views",
     "objective",
     "optimizer",
+    "patience",
     "pipeline",
     "sample_indices",
     "schedule",

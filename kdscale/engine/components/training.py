@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from kdscale import config
+from kdscale.engine.patience import Patience
 from kdscale.losses.objective import FeatureTerm, Objective
 from kdscale.models.taps import Tap
 from kdscale.optim import Schedule, create_optimizer
@@ -57,3 +58,9 @@ def schedule(settings: config.Train, steps_per_epoch: int) -> Schedule:
         milestones=[milestone * steps_per_epoch for milestone in settings.milestones],
         gamma=settings.gamma,
     )
+
+
+def patience(settings: config.Train) -> Patience:
+    """What the validation split decides in a training section."""
+    reduce_after = settings.patience if settings.schedule == "plateau" else None
+    return Patience(reduce_after, settings.stop_after)
