@@ -70,6 +70,14 @@ class RunError(KdscaleError):
     """A run folder cannot be used as asked (finished, unfinished, of another recipe, empty)."""
 
 
+class DivergedError(KdscaleError):
+    """The loss is not finite."""
+
+
+class PrunedError(KdscaleError):
+    """A sweep has given up a run that falls behind; its state is saved."""
+
+
 class LaunchError(KdscaleError):
     """The processes were started in a way that cannot work."""
 

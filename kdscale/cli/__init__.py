@@ -18,6 +18,7 @@ from kdscale.cli.experiments import (
     views_command,
 )
 from kdscale.cli.group import Group, start_logging
+from kdscale.cli.sweeps import sweep_group
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,6 +36,7 @@ for _command in (
     recipes,
     run,
     train,
+    sweep_group,
     evaluate,
     bench,
     views_command,

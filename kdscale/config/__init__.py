@@ -11,6 +11,7 @@ from kdscale.config.recipe import (
     dump_recipe,
     load_recipe,
     parse_recipe,
+    read_table,
     recipe_names,
     recipe_text,
 )
@@ -35,6 +36,8 @@ from kdscale.config.sections import (
     Train,
     Views,
 )
+from kdscale.config.sweep import Range, Sweep
+from kdscale.config.variants import Variants
 
 __all__ = [
     "Cache",
@@ -49,11 +52,14 @@ __all__ = [
     "Model",
     "Positive",
     "Precision",
+    "Range",
     "Recipe",
     "Section",
+    "Sweep",
     "Teacher",
     "TeacherTrain",
     "Train",
+    "Variants",
     "Views",
     "Weight",
     "differences",
@@ -61,6 +67,7 @@ __all__ = [
     "load_recipe",
     "parse_bytes",
     "parse_recipe",
+    "read_table",
     "recipe_names",
     "recipe_text",
 ]

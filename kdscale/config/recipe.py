@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from kdscale.config.loss import Loss
 from kdscale.config.section import Section, unknown
 from kdscale.config.sections import Cache, Data, Ensemble, Model, Teacher, Views
+from kdscale.config.sweep import Sweep
 from kdscale.errors import ConfigError
 
 
@@ -29,6 +30,7 @@ class Recipe(Section):
     student: Model
     loss: Loss = Loss()
     ensemble: Ensemble = Ensemble()
+    sweep: Sweep | None = None
 
     @model_validator(mode="after")
     def _features_are_those_of_the_cache(self) -> "Recipe":
@@ -114,6 +116,17 @@ def load_recipe(
     Raises:
         ConfigError: unknown recipe or key, wrong type or range; every problem is listed.
     """
+    return parse_recipe(read_table(name_or_path, overrides, data), name_or_path)
+
+
+def read_table(
+    name_or_path: str, overrides: Sequence[str] = (), data: str | None = None
+) -> dict[str, Any]:
+    """A recipe's table as it is written, with overrides applied: what is not set is not in it.
+
+    Raises:
+        ConfigError: unknown recipe, no TOML, or an override that is none.
+    """
     try:
         table = tomllib.loads(recipe_text(name_or_path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -122,8 +135,8 @@ def load_recipe(
     for override in overrides:
         _apply(table, override)
     if data is not None:
-        _apply(table, f"data.source={tomli_w.dumps({'v': data})[4:]}")
-    return parse_recipe(table, name_or_path)
+        set_field(table, "data.source", data)
+    return table
 
 
 def parse_recipe(table: Mapping[str, object], origin: str) -> Recipe:
@@ -157,19 +170,32 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def set_field(table: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a dotted field of a table, and tables on the way where there are none.
+
+    Raises:
+        ConfigError: there is a value on the way.
+    """
+    *sections, field = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{key}: {section!r} is a value, not a section")
+    table[field] = value
+
+
 def _apply(table: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override!r}: write section.field=value")
-    *sections, field = key.strip().split(".")
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
     try:
-        table[field] = tomllib.loads(f"value = {text.strip()}")["value"]
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        table[field] = text.strip()
+        value = text.strip()
+    try:
+        set_field(table, key.strip(), value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {override!r}: {error}") from None
 
 
 def _problems(error: ValidationError, origin: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from kdscale.engine.loop import Loop, LoopState, due
 from kdscale.engine.patience import Patience
 from kdscale.engine.processes import StopRequest, mean_over_processes
 from kdscale.engine.taught import student_of
-from kdscale.errors import Interrupted, KdscaleError
+from kdscale.errors import DivergedError, Interrupted, PrunedError
 from kdscale.models.weights import load_weights, save_weights
 from kdscale.runlog import MetricsLog
 
 log = logging.getLogger(__name__)
+
+Watch = Callable[[float, Mapping[str, Mapping[str, float]]], bool]
+"""Told of each evaluation: epochs done, and metrics by split. Says whether to go on."""
 
 NEVER = sys.maxsize
 _STOP_EVERY = 10  # steps between asking the other processes whether to stop
@@ -83,13 +86,17 @@ class Following:
     """Of weights: model, preprocessing, classes."""
     patience: Patience = field(default_factory=Patience)
     last: dict[str, float] | None = None
+    watch: Watch | None = None
+    """Of one process; what it ends can be gone on with."""
+    given_up: bool = False
 
     def __call__(self, loop: Loop) -> None:
         """Do what is due.
 
         Raises:
             Interrupted: asked to stop; the state is saved.
-            KdscaleError: the loss is not finite.
+            PrunedError: `watch` said so; the state is saved.
+            DivergedError: the loss is not finite.
         """
         step, cadence = loop.state.step, self.cadence
         self.bar.update()
@@ -98,7 +105,7 @@ class Following:
         if due(step, cadence.evaluate, cadence.last):
             self._evaluate(loop)
         stopping, last = self._is_stopping(loop), loop.state.ended_early or step == cadence.last
-        if stopping or last or due(step, cadence.checkpoint, cadence.last):
+        if stopping or last or self.given_up or due(step, cadence.checkpoint, cadence.last):
             self._finite_loss(loop)  # what is saved can be gone on with
             save_checkpoint(self.run, loop, self.metrics)
         if stopping and not last:
@@ -106,6 +113,8 @@ class Following:
                 f"stopped after step {step} of {cadence.last}; state saved in {self.run}: "
                 "run the same command with --resume to go on"
             )
+        if self.given_up and not last:
+            raise PrunedError(f"{self.run} was given up after step {step} of {cadence.last}")
 
     def waits(self, step: int) -> bool:
         """Whether something is due that waits for the device."""
@@ -122,7 +131,7 @@ class Following:
     def _finite_loss(self, loop: Loop) -> float:
         loss = mean_over_processes(loop.loss, loop.accelerator)
         if not math.isfinite(loss):
-            raise KdscaleError(
+            raise DivergedError(
                 f"the loss is {loss} at step {loop.state.step}: lower the learning rate, clip "
                 f"gradients (gradient_clip) or use float32; {self.run} keeps the last checkpoint"
             )
@@ -150,6 +159,7 @@ class Following:
         if validation := found.get("validation"):
             self._keep_best(loop, validation["top1_accuracy"], self.last["top1_accuracy"])
             self.patience.note(loop.state, validation["cross_entropy"])
+        self.given_up = self.watch is not None and not self.watch(loop.epoch, found)
 
     def _keep_best(self, loop: Loop, validation: float, test: float) -> None:
         """The best weights are chosen on the validation split, never on the test split."""

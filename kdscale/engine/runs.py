@@ -82,7 +82,9 @@ def keep_content(run: Path, content: Content, *, main: bool) -> None:
     path = run / "content.json"
     if path.is_file():
         before = json.loads(path.read_text())
-        _refuse(run, config.differences(before, asdict(content)), "learned from something else")
+        refuse_changed(
+            run, config.differences(before, asdict(content)), "learned from something else"
+        )
     elif main:
         write_durably(path, json.dumps(asdict(content)).encode())
 
@@ -131,7 +133,9 @@ def refuse_foreign_files(folder: Path, ours: str) -> None:
         return
     if not folder.is_dir():
         raise RunError(f"{folder} is a file: name another --run")
-    foreign = [p.name for p in folder.iterdir() if p.name != "teacher" and p.suffix != ".tmp"]
+    ours_too = {"teacher", "claims"}  # there before the rest
+    found = (path for path in folder.iterdir() if path.suffix != ".tmp")
+    foreign = [path.name for path in found if path.name not in ours_too]
     if foreign:
         raise RunError(
             f"{folder} holds files that are no run's ({', '.join(sorted(foreign)[:3])}): name a "
@@ -157,7 +161,7 @@ def check_same_run(run: Path, recipe: config.Recipe, job: Job) -> None:
     """
     begun_as = json.loads((run / "run.json").read_text())
     changed = [*_changed(run, recipe, job.model), *config.differences(begun_as, asdict(job))]
-    _refuse(run, changed)
+    refuse_changed(run, changed)
 
 
 def check_same_recipe(folder: Path, recipe: config.Recipe) -> None:
@@ -166,7 +170,7 @@ def check_same_recipe(folder: Path, recipe: config.Recipe) -> None:
     Raises:
         RunError: every differing field is named with both values.
     """
-    _refuse(folder, _changed(folder, recipe, "student"))
+    refuse_changed(folder, _changed(folder, recipe, "student"))
 
 
 def check_same_teacher(run: Path, recipe: config.Recipe) -> None:
@@ -175,7 +179,7 @@ def check_same_teacher(run: Path, recipe: config.Recipe) -> None:
     Raises:
         RunError: every differing field is named with both values.
     """
-    _refuse(run, _changed(run, recipe, "teacher"))
+    refuse_changed(run, _changed(run, recipe, "teacher"))
 
 
 def is_same_teacher(run: Path, recipe: config.Recipe) -> bool:
@@ -204,9 +208,14 @@ def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
     return settings
 
 
-def _refuse(
+def refuse_changed(
     folder: Path, changed: list[tuple[str, Any, Any]], why: str = "was begun with other settings"
 ) -> None:
+    """Stop where a folder was begun with something else.
+
+    Raises:
+        RunError: every differing field is named with both values.
+    """
     if changed:
         lines = [f"  {key}: it has {a!r}, now {b!r}" for key, a, b in changed]
         raise RunError(

@@ -73,7 +73,7 @@ def run_recipe(
     _open_folder(folder, recipe)
     splits = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
     teacher, weights = _teacher(recipe, folder, splits, cache_root)
-    with _stopped_with_advice(folder):
+    with stopped_with_advice(folder):
         path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
     places = {
         "cache_root": cache_root, "cache": path, "copies": copies, "teacher_weights": weights
@@ -149,14 +149,21 @@ def _open_folder(folder: Path, recipe: config.Recipe) -> None:
 def _teacher(
     recipe: config.Recipe, folder: Path, splits: Content, cache_root: Path
 ) -> tuple[dict[str, Any], str | None]:
-    """The teacher's result, and its weights where the recipe names none.
-
-    A teacher that another run of this recipe trained with the same settings is taken as it is.
-    """
+    """The teacher's result, and its weights where the recipe names none."""
     if recipe.teacher.weights is not None:
         log.info("teacher: weights of %s", recipe.teacher.weights)
         section, precision = recipe.teacher, recipe.teacher.precision
         return evaluate_section(recipe, section, "teacher", cache_root, precision=precision), None
+    return ready_teacher(recipe, folder, splits, cache_root)
+
+
+def ready_teacher(
+    recipe: config.Recipe, folder: Path, splits: Content, cache_root: Path
+) -> tuple[dict[str, Any], str]:
+    """The result and weights of a teacher that is trained here, unless it was already.
+
+    One that another run of this recipe trained with the same settings is taken as it is.
+    """
     run = teacher_folder(folder)
     usual = teacher_folder(Path("runs") / recipe.name)
     if not is_finished(run) and not is_begun(run) and is_same_teacher(usual, recipe):
@@ -178,13 +185,13 @@ def _train_or_reuse(
         log.info("%s is finished: reused", run)
         return read_result(run)
     log.info("training %s (%s), seed %d", job.model, _WORDS[job.targets], job.seed)
-    with _stopped_with_advice(run.parent):
+    with stopped_with_advice(run.parent):
         return train(recipe, job, run=run, resume=is_begun(run), **places)
 
 
 @contextmanager
-def _stopped_with_advice(folder: Path) -> Iterator[None]:
-    """A whole recipe goes on by itself: it has no --resume."""
+def stopped_with_advice(folder: Path) -> Iterator[None]:
+    """A whole recipe, and a sweep, goes on by itself: it has no --resume."""
     try:
         yield
     except Interrupted as stopped:

@@ -219,6 +219,8 @@ def recipe_reference() -> str:
         "loss": config.Loss,
         "[loss.features]": config.FeatureLoss,
         "ensemble": config.Ensemble,
+        "sweep": config.Sweep,
+        "one of sweep.space": config.Range,
     }
     parts = ["# Recipes, field by field", "", *_RECIPE_WORDS]
     for title, section in sections.items():

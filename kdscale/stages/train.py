@@ -23,6 +23,7 @@ from kdscale.engine.following import (
     Cadence,
     Evaluator,
     Following,
+    Watch,
     progress_bar,
     restore_best,
     restore_or_begin,
@@ -56,6 +57,7 @@ def train(
     teacher_weights: str | None = None,
     resume: bool = False,
     wait: bool = False,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train one model into the folder `run`.
 
@@ -69,6 +71,7 @@ def train(
         teacher_weights: used where the recipe names none.
         resume: go on from the newest checkpoint.
         wait: train while the cache is being built, on the views that are finished.
+        watch: told of each evaluation; may end the run.
 
     Returns:
         What `result.json` holds.
@@ -76,6 +79,7 @@ def train(
     Raises:
         KdscaleError: see `kdscale.errors`.
         Interrupted: asked to stop; the state is saved.
+        PrunedError: `watch` ended it; the state is saved.
     """
     section, settings = job.section(recipe)
     loss = SUPERVISED if job.targets == "none" else components.objective(recipe)
@@ -109,7 +113,9 @@ def train(
     before_seconds = loop.state.train_seconds
     with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
         patience = components.patience(settings)
-        following = Following(run, cadence, evaluator, metrics, stop, bar, metadata, patience)
+        following = Following(
+            run, cadence, evaluator, metrics, stop, bar, metadata, patience, watch=watch
+        )
         save = partial(save_checkpoint, run, loop, metrics)
         turn = Turn(caches, loop, run, save, stop) if wait else None
         try:

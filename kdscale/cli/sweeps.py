@@ -1,0 +1,188 @@
+"""`kdscale sweep RECIPE`, and how it stands."""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from kdscale.cli.options import (
+    Place,
+    cache_option,
+    cache_root_option,
+    copies_options,
+    json_option,
+    local_copies,
+    recipe_options,
+    runs_folder,
+)
+from kdscale.cli.output import print_found
+
+_START = " "  # no recipe's name, nor one that is typed
+STORAGE = "KDSCALE_SWEEP_STORAGE"
+
+
+class _Unnamed(click.Context):
+    """Of a command that has no name: messages call it by its group's."""
+
+    @property
+    def command_path(self) -> str:
+        return "" if self.parent is None else self.parent.command_path
+
+
+class _Start(click.Command):
+    context_class = _Unnamed
+
+
+class _RecipeOrCommand(click.Group):
+    """A group whose first argument is one of its commands, or else is for the one without a name.
+
+    A recipe that has a command's name is given by its path, `./status.toml`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = [_START, *args]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["RECIPE [OPTIONS]", "| COMMAND FOLDER"]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = self.commands[_START].get_params(ctx)
+        params = [one for one in found if isinstance(one, click.Option)]
+        with formatter.section("Options of a sweep"):
+            formatter.write_dl([row for one in params if (row := one.get_help_record(ctx))])
+        self.format_commands(ctx, formatter)
+
+
+storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    envvar=STORAGE,
+    help="Database of the trials, for workers on several machines: postgresql://USER@HOST/DATABASE."
+    "  [default: FOLDER/sweep.db]",
+)
+folder_argument = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@click.group(name="sweep", cls=_RecipeOrCommand)
+def sweep_group() -> None:
+    """Try many students from one cache, as a recipe's [sweep] says.
+
+    The teacher is asked once. Start the same command again, here or on another machine that sees
+    the folder, and it joins; what a killed worker was training is gone on with.
+    """
+
+
+@sweep_group.command(name=_START, cls=_Start, hidden=True)
+@recipe_options
+@click.option("--run", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="The sweep's folder.  [default: runs/NAME-sweep]")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+              help="Students trained at once on this machine.")  # fmt: skip
+@click.option("--trials", type=click.IntRange(1), metavar="N",
+              help="Students in all: sweep.trials.")  # fmt: skip
+@storage_option
+@cache_option
+@copies_options
+@cache_root_option
+@click.option("--patience", type=click.IntRange(1), default=60, hidden=True, metavar="SECONDS",
+              help="A worker not heard of for so long is dead.")  # fmt: skip
+@click.option("--of", "parent", type=int, hidden=True, help="Process that started this worker.")
+def sweep_start(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    run: Path | None,
+    workers: int,
+    trials: int | None,
+    storage: str | None,
+    cache: Place | None,
+    copies: Path | None,
+    copies_gib: float,
+    cache_root: Path,
+    patience: int,
+    parent: int | None,
+) -> None:
+    """Try many students from one cache, as the recipe's [sweep] says."""
+    if trials is not None:
+        overrides = (*overrides, f"sweep.trials={trials}")
+    from kdscale.config import Variants, read_table
+
+    variants = Variants(read_table(recipe, overrides, data), recipe)
+    folder = run or runs_folder(f"{variants.recipe.name}-sweep")
+    _check_optuna()
+    from kdscale.stages.sweep.crew import end_with
+    from kdscale.stages.sweep.start import sweep
+    from kdscale.stages.sweep.tables import sweep_table
+
+    if parent is not None:
+        end_with(parent)
+    if storage is not None:
+        os.environ[STORAGE] = storage  # for workers: command lines are seen by all, passwords not
+    crew = _worker_command(
+        recipe, overrides,
+        {
+            "--run": folder, "--data": data, "--cache": cache, "--copies": copies,
+            "--copies-gib": copies_gib, "--cache-root": cache_root, "--patience": patience,
+            "--of": os.getpid(),
+        },
+    )  # fmt: skip
+    found = sweep(
+        variants, folder=folder, storage=storage, cache_root=cache_root, cache=cache,
+        copies=local_copies(copies, copies_gib, cache_root), crew=crew,
+        num_workers=workers, patience_seconds=patience,
+    )  # fmt: skip
+    print_found(found, sweep_table(found), as_json=False)
+
+
+def _worker_command(recipe: str, overrides: tuple[str, ...], given: dict[str, object]) -> list[str]:
+    """What starts one worker more: this very command, for one."""
+    options = [(name, str(value)) for name, value in given.items() if value is not None]
+    options += [("--set", one) for one in overrides]
+    command = [sys.executable, "-m", "kdscale", "sweep", recipe]
+    return [*command, *(word for option in options for word in option)]
+
+
+def _check_optuna() -> None:
+    """Say what to install where it is not there.
+
+    Raises:
+        ConfigError: naming the extra.
+    """
+    from kdscale.errors import ConfigError
+
+    if find_spec("optuna") is None:
+        raise ConfigError(
+            "a sweep needs Optuna, which is not installed: pip install 'kdscale[sweep]'"
+        )
+
+
+@sweep_group.command(name="status")
+@folder_argument
+@storage_option
+@json_option
+def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
+    """How a sweep stands: its trials, the best so far, the time."""
+    _check_optuna()
+    from kdscale.stages.sweep.summary import status
+    from kdscale.stages.sweep.tables import sweep_table
+
+    found = status(folder, storage)
+    print_found(found, sweep_table(found), as_json=as_json)
+
+
+@sweep_group.command(name="best")
+@folder_argument
+@storage_option
+@json_option
+def sweep_best(folder: Path, storage: str | None, as_json: bool) -> None:
+    """The best student of a sweep so far, and how to train it again."""
+    _check_optuna()
+    from kdscale.stages.sweep.summary import best
+    from kdscale.stages.sweep.tables import best_text
+
+    found = best(folder, storage)
+    print_found(found, best_text(found), as_json=as_json)

@@ -1,0 +1,110 @@
+"""The recipes of a sweep's trials: its own, with some fields set."""
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from kdscale.config.loss import Loss
+from kdscale.config.recipe import Recipe, parse_recipe, set_field
+from kdscale.config.sweep import SEED, VIEWS, Range, Sweep
+from kdscale.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Variants:
+    """A recipe that has a sweep, and what becomes of it in a trial."""
+
+    table: Mapping[str, Any]
+    """As it is written, so that a field that follows from a varied one still does."""
+    origin: str
+    """Names it in messages."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe itself."""
+        return parse_recipe(self.table, self.origin)
+
+    @property
+    def sweep(self) -> Sweep:
+        """What it says of its sweep.
+
+        Raises:
+            ConfigError: nothing, or it has no split to choose by.
+        """
+        recipe = self.recipe
+        if recipe.sweep is None:
+            raise ConfigError(
+                f"{self.origin} has no [sweep.space]: name what varies, for example "
+                "--set sweep.space.loss.temperature=[1.0,2.0,4.0]"
+            )
+        if not recipe.data.validation:
+            raise ConfigError(
+                "data.validation is 0, and a sweep chooses by the validation split, since a test "
+                "split that chooses no longer tests: hold out a share, for example "
+                "--set data.validation=0.1"
+            )
+        if recipe.views.count == "all" and VIEWS in recipe.sweep.space:
+            raise ConfigError(
+                'views.count is "all", which numbers views otherwise than a count does: set it to '
+                "a number, or take it out of sweep.space"
+            )
+        return recipe.sweep
+
+    def trial(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe of a trial; it has no sweep of its own.
+
+        Raises:
+            ConfigError: naming the values, and what is wrong with them.
+        """
+        table = deepcopy(dict(self.table))
+        rest = table.pop("sweep", {}).get("hard_weight") == "rest"
+        origin = f"{self.origin} with {in_words(values)}"
+        for field, value in values.items():
+            if field != SEED:
+                set_field(table, field, deepcopy(value))
+        if rest:
+            _leave_the_rest(table.setdefault("loss", {}), origin)
+        return parse_recipe(table, origin)
+
+    def widest(self) -> Recipe:
+        """The recipe whose cache serves all trials: that with the most views."""
+        views = self.sweep.largest_views()
+        return self.trial({} if views is None else {VIEWS: views})
+
+    def one_by_one(self) -> Iterator[dict[str, Any]]:
+        """Each value by itself, of ranges both ends; the other fields as the recipe has them."""
+        for field, values in self.sweep.dimensions.items():
+            for value in (values.low, values.high) if isinstance(values, Range) else values:
+                yield {field: value}
+
+
+def _leave_the_rest(loss: dict[str, Any], origin: str) -> None:
+    """The labels weigh what soft targets and features leave of 1."""
+    given = {
+        name: loss.get(name, Loss.model_fields[name].default)
+        for name in ("soft_weight", "feature_weight")
+    }
+    if not all(isinstance(one, int | float) for one in given.values()):
+        return  # to be refused by its field
+    rest = round(1 - sum(given.values()), 12)  # 1 - 0.9 is 0.09999999999999998
+    if rest < 0:
+        raise ConfigError(
+            f"{origin}: soft_weight {given['soft_weight']:g} and feature_weight "
+            f"{given['feature_weight']:g} leave nothing of 1, and sweep.hard_weight is 'rest': "
+            "make them smaller, or set sweep.hard_weight = 'recipe'"
+        )
+    loss["hard_weight"] = rest
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """`loss.temperature=2.0 student.model=mnist-mlp`: as after `--set`."""
+    return " ".join(f"{field}={text_of(value)}" for field, value in values.items())
+
+
+def text_of(value: Any) -> str:
+    """A value as a person would write it after `--set`."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,114 @@
+"""Places of a sweep: one student each, whichever of Optuna's trials has it.
+
+A trial that loses its worker has failed for good, so another one takes its place, with the same
+values and the same run folder. All places are queued when a sweep begins, so there are exactly as
+many students as asked for, however many workers ask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+State = Literal["waiting", "running", "lost", "finished", "pruned", "failed"]
+
+PLACE, BEGUN, STOPPED, DROPPED, ERROR = "place", "begun", "stopped", "dropped", "error"
+"""Attributes of trials: whose place it has; its heart has beaten; it was stopped orderly; another
+one has its place; why it cannot be trained."""
+MOST_DEATHS = 5
+ENDED = ("finished", "pruned", "failed")
+"""States after which nothing happens."""
+_LIVE = (TrialState.RUNNING, TrialState.WAITING)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One student of a sweep."""
+
+    name: str
+    """Of its run folder: a number of five digits."""
+    trials: Sequence[FrozenTrial]
+    """Those that have had it, in their order."""
+
+    @property
+    def holder(self) -> int | None:
+        """The number of the trial whose turn it is.
+
+        Two workers may have queued one each in the same moment: it is the first one's.
+        """
+        live = [one.number for one in self.trials if one.state in _LIVE]
+        return live[0] if live and self._ended is None else None
+
+    @property
+    def state(self) -> State:
+        """Where it stands; lost: it had a trial, which lost its worker or was stopped."""
+        if self._ended is not None:
+            return "finished" if self._ended.state == TrialState.COMPLETE else "pruned"
+        if self.error is not None:
+            return "failed"
+        if self.holder is None:
+            return "lost"
+        return "running" if self.last.state == TrialState.RUNNING else "waiting"
+
+    @property
+    def last(self) -> FrozenTrial:
+        """The trial that says most of it."""
+        if self._ended is not None:
+            return self._ended
+        held = [one for one in self.trials if one.number == self.holder]
+        return held[0] if held else self.trials[-1]
+
+    @property
+    def error(self) -> str | None:
+        """Why it will not be trained."""
+        said = [str(one.user_attrs[ERROR]) for one in self.trials if ERROR in one.user_attrs]
+        if not said and self.deaths >= MOST_DEATHS:
+            said = [f"its worker was killed {self.deaths} times: short of memory?"]
+        return said[-1] if said else None
+
+    @property
+    def deaths(self) -> int:
+        """How often its worker was killed."""
+        spoken = {STOPPED, DROPPED, ERROR}
+        failed = [one for one in self.trials if one.state == TrialState.FAIL]
+        return sum(not spoken & one.user_attrs.keys() for one in failed)
+
+    @property
+    def value(self) -> float | None:
+        """The metric of a trial that is over, or the newest accuracy of one that runs."""
+        if self._ended is not None and self._ended.values:
+            return float(self._ended.values[0])
+        known = self.last.intermediate_values
+        return known[max(known)] if known else None
+
+    @property
+    def since(self) -> datetime | None:
+        """When it was begun."""
+        begun = [one.datetime_start for one in self.trials if one.datetime_start is not None]
+        return min(begun, default=None)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What varies, by field, as Optuna keeps it; nothing where it is not drawn yet."""
+        return self.last.params or dict(self.last.system_attrs.get("fixed_params", {}))
+
+    @property
+    def _ended(self) -> FrozenTrial | None:
+        over = (TrialState.COMPLETE, TrialState.PRUNED)
+        return next((one for one in self.trials if one.state in over), None)
+
+
+def in_places(trials: Sequence[FrozenTrial]) -> list[Place]:
+    """Trials by the place that they have, in its order; those without one are of no account."""
+    found = dict[str, list[FrozenTrial]]()
+    for trial in sorted(trials, key=lambda one: one.number):
+        if PLACE in trial.user_attrs:
+            found.setdefault(trial.user_attrs[PLACE], []).append(trial)
+    return [Place(name, had) for name, had in sorted(found.items())]
+
+
+def is_left(places: Sequence[Place]) -> bool:
+    """Whether there is anything to be trained."""
+    return any(place.state not in ENDED for place in places)

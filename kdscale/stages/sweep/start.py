@@ -1,0 +1,114 @@
+"""Start a sweep, join one, or go on with one: a worker here, or several beside each other."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdscale.cache.copies import Copies
+from kdscale.cache.store import Place as CachePlace
+from kdscale.config import Variants
+from kdscale.config.variants import in_words
+from kdscale.errors import RunError
+from kdscale.stages.run import stopped_with_advice
+from kdscale.stages.sweep.crew import run_crew
+from kdscale.stages.sweep.drawing import unlabelled
+from kdscale.stages.sweep.folder import SweepFolder
+from kdscale.stages.sweep.places import ENDED, Place, is_left
+from kdscale.stages.sweep.study import Study
+from kdscale.stages.sweep.summary import describe, keep
+from kdscale.stages.sweep.tables import sweep_table
+from kdscale.stages.sweep.worker import Pace, opened, work
+
+log = logging.getLogger(__name__)
+
+
+def sweep(
+    variants: Variants,
+    *,
+    folder: Path,
+    cache_root: Path,
+    storage: str | None = None,
+    cache: CachePlace | None = None,
+    copies: Copies | None = None,
+    crew: Sequence[str] = (),
+    num_workers: int = 1,
+    patience_seconds: int = 60,
+) -> dict[str, Any]:
+    """Work at a sweep until nothing is left of it.
+
+    Args:
+        variants: the recipe and what varies in it.
+        folder: the sweep's, which all workers see.
+        cache_root: where caches and decoded images lie.
+        storage: URL of the database; a file in the folder when None.
+        cache: the cache's folder or URL; found by content when None.
+        copies: as of `train`.
+        crew: command that starts one worker, where there are to be several.
+        num_workers: how many on this machine.
+        patience_seconds: a worker not heard of for so long is dead.
+
+    Returns:
+        What `summary.describe` says of it.
+
+    Raises:
+        KdscaleError: see `kdscale.errors`; the same command goes on from there.
+    """
+    pace = Pace.of(patience_seconds)
+    looking = opened(variants, folder, storage, cache_root, pace)
+    with stopped_with_advice(folder), looking as (begun, study, claims):
+        if not is_left(study.places()):
+            log.info("%s is finished: nothing is trained", folder)
+        elif num_workers == 1:
+            work(
+                begun, study, claims, cache_root=cache_root, cache=cache, copies=copies,
+                poll_seconds=pace.poll,
+            )  # fmt: skip
+        else:
+            logs = folder / "logs"
+            run_crew(crew, num_workers, logs=logs, tell=Teller(study).tell, every=pace.poll)
+        return _end(begun, study.places())
+
+
+class Teller:
+    """Says what becomes of trials, each time once."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._told = {place.name: place.state for place in study.places()}
+
+    def tell(self) -> None:
+        """Say what is new."""
+        places = self._study.places()
+        for place in places:
+            if place.state != self._told.get(place.name):
+                self._told[place.name] = place.state
+                log.info("trial %s: %s", place.name, _news(place, places))
+
+
+def _news(place: Place, places: Sequence[Place]) -> str:
+    values = in_words({name: unlabelled(one) for name, one in place.parameters.items()})
+    over = sum(one.state in ENDED for one in places)
+    if place.state == "running":
+        again = ", taken over" if place.deaths else ""
+        return f"begun{again} ({values})"
+    if place.state == "finished":
+        return f"validation top-1 {100 * (place.value or 0.0):.2f} %, {over} of {len(places)} done"
+    if place.state == "pruned":
+        return f"ended early, it falls behind; {over} of {len(places)} done"
+    if place.state == "failed":
+        return f"failed: {place.error}"
+    return "queued again"
+
+
+def _end(begun: SweepFolder, places: list[Place]) -> dict[str, Any]:
+    found = describe(begun, places)
+    keep(begun, found, sweep_table(found))
+    if is_left(places):
+        raise RunError(
+            f"all workers have ended, and trials of {begun.path} are left: see what they said in "
+            f"{begun.path / 'logs'}, then run the same command again"
+        )
+    if not found["trials"]["finished"] and not found["trials"]["pruned"]:
+        raise RunError(f"all trials of {begun.path} failed, the first one: {places[0].error}")
+    return found

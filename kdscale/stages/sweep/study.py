@@ -1,0 +1,230 @@
+"""Optuna's study of a sweep: its database, its heartbeats, its queue."""
+
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import (
+    ExperimentalWarning,
+    StorageInternalError,
+    UpdateFinishedTrialError,
+)
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from kdscale.config import Sweep
+from kdscale.errors import ConfigError, RunError
+from kdscale.stages.sweep.drawing import draw, labelled, pruner, sampler
+from kdscale.stages.sweep.places import BEGUN, DROPPED, PLACE, Place, in_places
+
+optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it says, the worker says
+
+_TRANSACTION_SECONDS = 60.0  # that a transaction may have to wait for the others
+
+
+class Ended(Exception):  # noqa: N818  (no failure of this process)
+    """A trial is over without a metric; what there is to say of it is said."""
+
+
+class Study:
+    """The trials of a sweep, in a database that all its workers see.
+
+    Args:
+        url: of the database, as SQLAlchemy writes it.
+        name: of the study in it.
+        sweep: what is tried.
+        heartbeat_seconds: between two heartbeats of a trial.
+        patience_seconds: a trial without a heartbeat for so long has lost its worker.
+
+    Raises:
+        ConfigError: there is no such kind of database, or what reads it is not installed.
+        RunError: the database cannot be opened.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        sweep: Sweep,
+        *,
+        heartbeat_seconds: int = 10,
+        patience_seconds: int = 60,
+    ) -> None:
+        self.sweep, self._url = sweep, url
+        with _explained(url):
+            self._storage = _open(url, heartbeat_seconds, patience_seconds)
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=name,
+                direction="maximize",
+                pruner=pruner(sweep),
+                load_if_exists=True,
+            )
+            self._id = self._storage.get_study_id_from_name(name)
+        self._silent = set[int]()
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def places(self) -> list[Place]:
+        """All students of the sweep, in their order."""
+        with _explained(self._url):
+            return in_places(self._study.get_trials(deepcopy=False))
+
+    def plan(self, points: Sequence[Mapping[str, Any]] | None) -> None:
+        """Queue a trial in each place that has none; for one process at a time.
+
+        Args:
+            points: the values of each trial; None where they are drawn when it begins.
+        """
+        there = {place.name for place in self.places()}
+        for number in range(self.sweep.num_trials):
+            name = f"{number:05}"
+            if name not in there:
+                values = {} if points is None else labelled(points[number])
+                self._study.enqueue_trial(values, user_attrs={PLACE: name})
+
+    def refill(self) -> None:
+        """Queue a trial in each place whose trial has lost its worker or was stopped."""
+        with _explained(self._url):
+            self._hear_the_silent()
+            fail_stale_trials(self._study)
+        for place in self.places():
+            if place.state == "lost":
+                self._study.add_trial(_successor(place.trials[-1]))
+
+    def _hear_the_silent(self) -> None:
+        """Let the time of trials run that were killed before their first heartbeat.
+
+        Optuna waits for those for ever.
+        """
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if BEGUN not in trial.user_attrs and trial.number not in self._silent:
+                self._silent.add(trial.number)
+                self._beat(trial.number)
+
+    def _beat(self, number: int) -> None:
+        trial = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        self._storage.record_heartbeat(trial)
+
+    def run_next(self, work: Callable[["Running"], float]) -> None:
+        """Take a trial from the queue and work on it, its heart beating meanwhile.
+
+        Args:
+            work: returns the metric, or raises `Ended` or `TrialPruned`.
+        """
+
+        def objective(trial: optuna.Trial) -> float:
+            self._beat(trial.number)
+            trial.set_user_attr(BEGUN, value=True)
+            return work(Running(self, trial))
+
+        with _explained(self._url):
+            try:
+                self._study.optimize(objective, n_trials=1, catch=(Ended,))
+            except UpdateFinishedTrialError:
+                pass  # this process stood still for so long that another one has its trial
+            except ValueError as error:  # the same, found by Optuna when all was done
+                if not str(error).startswith("Cannot tell a"):
+                    raise
+
+    def draw(self, trial: optuna.Trial, place: str) -> dict[str, Any]:
+        """The values of a trial: a function of its place, not of the worker that has it."""
+        self._study.sampler = sampler(self.sweep, int(place))
+        return draw(trial, self.sweep)
+
+
+class Running:
+    """A trial that this process has taken.
+
+    Raises:
+        Ended: its place is another one's.
+    """
+
+    def __init__(self, study: Study, trial: optuna.Trial) -> None:
+        self._trial = trial
+        name = trial.user_attrs.get(PLACE)
+        if name is None:  # another worker was faster to take the last one of the queue
+            raise Ended
+        self.place = next(one for one in study.places() if one.name == name)
+        if self.place.holder != trial.number:
+            self.note(DROPPED, value=True)
+            raise Ended
+        self._reported = set(self.place.last.intermediate_values)
+        self.values = study.draw(trial, name)
+        """What varies, by field."""
+
+    def note(self, attribute: str, value: Any) -> None:
+        """Keep something about the trial."""
+        self._trial.set_user_attr(attribute, value)
+
+    def report(self, epoch: int, accuracy: float) -> bool:
+        """Note the accuracy on the validation split; whether to go on."""
+        if epoch not in self._reported:
+            self._trial.report(accuracy, epoch)
+        return not self._trial.should_prune()
+
+
+def _successor(trial: FrozenTrial) -> FrozenTrial:
+    """What takes a lost trial's place: the same values, and what it has reported."""
+    return create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={PLACE: trial.user_attrs[PLACE]},
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def _open(url: str, heartbeat_seconds: int, patience_seconds: int) -> RDBStorage:
+    arguments: dict[str, Any] = {}
+    file = sqlalchemy.make_url(url).database if is_sqlite(url) else None
+    if file is not None:
+        connection = sqlite3.connect(file, timeout=_TRANSACTION_SECONDS)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+        arguments = {"connect_args": {"timeout": _TRANSACTION_SECONDS, "isolation_level": None}}
+    storage = RDBStorage(
+        url,
+        engine_kwargs=arguments,
+        heartbeat_interval=heartbeat_seconds,
+        grace_period=patience_seconds,
+    )
+    if file is not None:  # or two workers read the same state before one of them writes
+        sqlalchemy.event.listen(
+            storage.engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE")
+        )
+    return storage
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether a database is a file of this machine."""
+    return url.startswith("sqlite")
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """What a database says, as a message; what Optuna says of experiments, not at all."""
+    shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
+        raise ConfigError(
+            f"--storage {shown}: what speaks to it is not installed ({error}): for PostgreSQL, "
+            "pip install psycopg2-binary"
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise RunError(
+            f"the sweep's database {shown} does not answer ({cause}): check that it is there and "
+            "can be written, then run the same command again"
+        ) from error

@@ -1,0 +1,85 @@
+"""What a sweep has found, for people."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from kdscale.config.variants import text_of
+from kdscale.wording import duration_text, markdown_table, number_of
+
+
+def sweep_table(found: Mapping[str, Any]) -> str:
+    """A sweep's trials, the best first, and how many there are of each kind."""
+    fields = _short(found["fields"])
+    titles = ["trial", "state", "validation %", "test %", "training s", *fields.values()]
+    rows = sorted(found["rows"], key=_rank)
+    table = markdown_table(titles, [_cells(row, fields) for row in rows])
+    return "\n\n".join([_headline(found), table, *_failures(found), *_best_line(found)])
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+    value = row["value"]
+    return row["state"] != "finished", -1.0 if value is None else -value, row["trial"]
+
+
+def _short(fields: list[str]) -> dict[str, str]:
+    """Titles of columns: a field's last word, where that is no other field's."""
+    last = Counter(field.rpartition(".")[2] for field in fields)
+    return {
+        field: word if last[word := field.rpartition(".")[2]] == 1 else field for field in fields
+    }
+
+
+def _cells(row: Mapping[str, Any], fields: Mapping[str, str]) -> list[str]:
+    state = row["state"]
+    if row["taken_over"]:
+        state += f", taken over {row['taken_over']}x"
+    given = row["parameters"]
+    return [
+        row["trial"],
+        state,
+        _percent(row["value"]),
+        _percent(row.get("top1_accuracy")),
+        f"{row['train_seconds']:.1f}" if "train_seconds" in row else "",
+        *[text_of(given[field]) if field in given else "" for field in fields],
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _headline(found: Mapping[str, Any]) -> str:
+    trials = found["trials"]
+    counts = [f"{count} {state}" for state, count in trials.items() if count and state != "total"]
+    line = (
+        f"{found['folder']}: {number_of(trials['total'], 'trial')} of {found['recipe']} "
+        f"({', '.join(counts)}), {duration_text(found['seconds'])} in all"
+    )
+    if "build_seconds" in found:
+        line += f"; teacher asked once, {duration_text(found['build_seconds'])}"
+    return line
+
+
+def _failures(found: Mapping[str, Any]) -> list[str]:
+    lines = [f"{row['trial']}: {row['error']}" for row in found["rows"] if row["error"]]
+    return ["\n".join(["Failed:", *lines])] if lines else []
+
+
+def _best_line(found: Mapping[str, Any]) -> list[str]:
+    row = found["best"]
+    return [] if row is None else [f"Best: trial {row['trial']}, in {row['run']}"]
+
+
+def best_text(found: Mapping[str, Any]) -> str:
+    """The best trial, and how to train it again."""
+    return "\n".join(
+        [
+            f"trial {found['trial']}: validation top-1 {_percent(found['value'])} %, test top-1 "
+            f"{_percent(found['top1_accuracy'])} %",
+            f"weights: {found['weights']}",
+            f"recipe:  {found['run']}/recipe.toml",
+            f"options: {shlex.join(found['options'])}",
+        ]
+    )

@@ -1,0 +1,280 @@
+"""One of any number of workers: it trains what is queued, until nothing is left."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import sleep
+
+from optuna import TrialPruned
+
+from kdscale import config
+from kdscale.cache.claims import Claims
+from kdscale.cache.copies import Copies
+from kdscale.cache.store import Place as CachePlace
+from kdscale.config import Variants
+from kdscale.config.sweep import SEED
+from kdscale.config.variants import in_words
+from kdscale.durable import write_durably
+from kdscale.engine.components import check_recipe
+from kdscale.engine.processes import is_out_of_memory
+from kdscale.engine.runs import Content, Job, check_same_run, is_begun, is_finished
+from kdscale.errors import (
+    ClaimLostError,
+    ConfigError,
+    DeviceMemoryError,
+    DivergedError,
+    KdscaleError,
+    LaunchError,
+    ModelError,
+    PrunedError,
+)
+from kdscale.runlog import read_metrics
+from kdscale.stages.build import build
+from kdscale.stages.run import ready_teacher
+from kdscale.stages.sweep.drawing import planned
+from kdscale.stages.sweep.folder import SweepFolder, alone, begin, is_sweep
+from kdscale.stages.sweep.places import ERROR, STOPPED
+from kdscale.stages.sweep.study import Ended, Running, Study
+from kdscale.stages.train import train
+
+log = logging.getLogger(__name__)
+
+_OF_THE_TRIAL = (DivergedError, DeviceMemoryError, ModelError, ConfigError)
+"""Errors that say something of one student; any other would hit the next one too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a worker waits for the others, in seconds."""
+
+    poll: float
+    """Between looks at the queue."""
+    heartbeat: int
+    patience: int
+    """As of `Study`."""
+
+    @classmethod
+    def of(cls, patience: int) -> "Pace":
+        """What goes with a patience; Optuna wants whole seconds."""
+        return cls(patience / 30, max(1, patience // 6), patience)
+
+
+@contextmanager
+def opened(
+    variants: Variants, folder: Path, storage: str | None, cache_root: Path, pace: Pace
+) -> Iterator[tuple[SweepFolder, Study, Claims]]:
+    """Begin a sweep, once all that can be found wrong with it is; or join one that is begun.
+
+    Raises:
+        KdscaleError: what is wrong, or why it cannot be joined.
+    """
+    _check_alone()
+    points = check_values(variants)
+    if not is_sweep(folder):
+        _check_students(variants, cache_root)
+    with Claims(folder) as claims:
+        begun = begin(folder, variants, storage, claims)
+        study = Study(
+            begun.url, begun.study, variants.sweep,
+            heartbeat_seconds=pace.heartbeat, patience_seconds=pace.patience,
+        )  # fmt: skip
+        try:
+            with alone(claims, "queue", "another worker queues the trials: waiting"):
+                study.plan(points)
+            yield begun, study, claims
+        finally:
+            study.close()
+
+
+def work(
+    begun: SweepFolder,
+    study: Study,
+    claims: Claims,
+    *,
+    cache_root: Path,
+    cache: CachePlace | None = None,
+    copies: Copies | None = None,
+    poll_seconds: float,
+) -> None:
+    """Work at a sweep: teacher and cache once, then trials until none is left.
+
+    Args:
+        begun: the sweep.
+        study: its trials.
+        claims: of this process, on its folder.
+        cache_root: where caches and decoded images lie.
+        cache: the cache's folder or URL; found by content when None.
+        copies: as of `train`.
+        poll_seconds: between looks at what other workers do.
+
+    Raises:
+        KdscaleError: see `kdscale.errors`; the same command goes on from there.
+    """
+    widest = begun.variants.widest()
+    weights = _teacher(widest, begun.path, cache_root, claims)
+    path = build(widest, cache_root=cache_root, cache=cache, teacher_weights=weights)
+    Worker(begun, study, claims, cache_root, path, copies, weights).work(poll_seconds)
+
+
+def check_values(variants: Variants) -> list[dict[str, object]] | None:
+    """Parse the recipe of every trial whose values are known before the first one.
+
+    Returns:
+        Those values; None where they are drawn as trials begin, and each value was tried by itself.
+
+    Raises:
+        ConfigError: naming the values that the recipe refuses.
+    """
+    points = planned(variants.sweep)
+    for values in variants.one_by_one() if points is None else points:
+        variants.trial(values)
+    return points
+
+
+def _check_alone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LaunchError(
+            f"{os.environ['WORLD_SIZE']} processes were launched, and each worker of a sweep is a "
+            "single one: start `kdscale sweep` without a launcher, with --workers N"
+        )
+
+
+def _check_students(variants: Variants, cache_root: Path) -> None:
+    """Find what is wrong with a student or loss before anything is built for it."""
+    check_recipe(variants.widest(), cache_root)
+    for values in variants.one_by_one():
+        (field,) = values
+        if not field.startswith(("student.train.", "views.", SEED)):
+            with _named(values):
+                check_recipe(variants.trial(values), cache_root)
+
+
+@contextmanager
+def _named(values: Mapping[str, object]) -> Iterator[None]:
+    """Say in an error which value it is about."""
+    try:
+        yield
+    except KdscaleError as error:
+        raise type(error)(f"with {in_words(values)}: {error}") from error
+
+
+def _teacher(recipe: config.Recipe, folder: Path, root: Path, claims: Claims) -> str | None:
+    """Weights of a teacher where the recipe names none: trained once, by one worker."""
+    if recipe.teacher.weights is not None:
+        return None
+    with alone(claims, "teacher", "another worker trains the teacher: waiting"):
+        train_set, test_set = check_recipe(recipe, root)
+        content = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
+        return ready_teacher(recipe, folder, content, root)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a worker needs for its trials."""
+
+    folder: SweepFolder
+    study: Study
+    claims: Claims
+    cache_root: Path
+    cache: CachePlace
+    copies: Copies | None
+    teacher_weights: str | None
+
+    def work(self, poll_seconds: float) -> None:
+        """Train what is queued; wait for what others train, since they may die."""
+        waiting = False
+        while True:
+            self.study.refill()
+            states = {place.state for place in self.study.places()}
+            if "waiting" in states:
+                self.study.run_next(self._run)
+                waiting = False
+            elif states & {"running", "lost"}:
+                if not waiting:
+                    log.info("nothing is queued; waiting for the trials of other workers to end")
+                waiting = True
+                sleep(poll_seconds)
+            else:
+                return
+
+    def _run(self, trial: Running) -> float:
+        """Train a trial's student, or read what was trained before its worker was killed."""
+        place, run = trial.place.name, self.folder.run(trial.place.name)
+        with alone(self.claims, place, f"{place}: its worker may live: waiting"), _noted(trial):
+            recipe = self.folder.variants.trial(trial.values)
+            job = Job("student", "cache", int(trial.values.get(SEED, 0)))
+            log.info("trial %s: %s", place, in_words(trial.values))
+            if is_finished(run):
+                check_same_run(run, recipe, job)
+            else:
+                self._train(trial, recipe, job, run)
+        value = accuracy_of(run, best=self._counts_best(recipe))
+        log.info("trial %s: validation top-1 %.2f %%", place, 100 * value)
+        return value
+
+    def _counts_best(self, recipe: config.Recipe) -> bool:
+        """Whether a student is judged by its best evaluation: where the result are its weights."""
+        restored = recipe.student.train is not None and recipe.student.train.restore_best
+        return restored or self.study.sweep.metric == "best_validation_accuracy"
+
+    def _train(self, trial: Running, recipe: config.Recipe, job: Job, run: Path) -> None:
+        if is_pruned(run):
+            raise TrialPruned
+
+        def watch(epoch: float, found: Mapping[str, Mapping[str, float]]) -> bool:
+            self.claims.check(trial.place.name)  # this process may have stood still for long
+            return trial.report(round(epoch), found["validation"]["top1_accuracy"])
+
+        try:
+            train(
+                recipe, job, run=run, cache_root=self.cache_root, cache=self.cache,
+                copies=self.copies, teacher_weights=self.teacher_weights,
+                resume=is_begun(run), watch=watch,
+            )  # fmt: skip
+        except PrunedError as given_up:
+            log.info("trial %s: ended early, it falls behind", trial.place.name)
+            write_durably(run / _PRUNED, f"{given_up}\n".encode())
+            raise TrialPruned from None
+
+
+_PRUNED = "pruned.txt"
+
+
+def is_pruned(run: Path) -> bool:
+    """Whether a sweep has given a run up."""
+    return (run / _PRUNED).is_file()
+
+
+@contextmanager
+def _noted(trial: Running) -> Iterator[None]:
+    """Keep with the trial why it ended, for those who take it over or read of it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ClaimLostError):
+            raise Ended from error
+        if isinstance(error, _OF_THE_TRIAL) or is_out_of_memory(error):
+            trial.note(ERROR, str(error))
+            log.error("trial %s failed: %s", trial.place.name, error)
+            raise Ended from error
+        if isinstance(error, KdscaleError):
+            trial.note(STOPPED, value=True)
+        elif not isinstance(error, TrialPruned):
+            trial.note(ERROR, f"{type(error).__name__}: {error}")
+        raise
+    except KeyboardInterrupt:
+        trial.note(STOPPED, value=True)
+        raise
+
+
+def accuracy_of(run: Path, *, best: bool) -> float:
+    """A run's top-1 on the validation split: of its last evaluation, or of the best one."""
+    found = [
+        float(line["top1_accuracy"])
+        for line in read_metrics(run)
+        if line.get("split") == "validation"
+    ]
+    return max(found) if best else found[-1]
