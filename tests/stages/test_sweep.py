@@ -1,27 +1,55 @@
-"""`kdscale sweep`: many students from one cache, whoever of its workers lives."""
+"""`kdscale sweep`: many students from one cache, and what is said of them."""
 
 import json
 import shlex
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-SPACE = {"loss": {"temperature": [1.0, 4.0]}, "views": {"count": [1, 3]}}
+from kdscale.stages.sweep import worker as worker_module
+
+SPACE = {"loss": {"temperature": [1.0, 4.0]}}
 
 
 @pytest.fixture
 def sweep_recipe(write_recipe, tiny_teacher):
-    """Students of one epoch, from a teacher that is trained; with a split to choose by."""
+    """Students of two epochs, and a split to choose by; with changes."""
 
-    def write(space=SPACE, *, teacher=None, **sweep):
+    def write(space=SPACE, student=None, **sweep):
         return write_recipe(
             data={"validation": 0.25},
-            teacher=teacher or {"weights": tiny_teacher, "train": None},
-            student={"train": {"epochs": 2}},
+            teacher={"weights": tiny_teacher, "train": None},
+            student={"train": {"epochs": 2}} | (student or {}),
             sweep={"space": space, **sweep},
         )
 
     return write
+
+
+@pytest.fixture
+def sweep(kdscale, tiny_cache):
+    """Runs a sweep into `s` from a cache that is there."""
+
+    def run(recipe, *args):
+        return kdscale("sweep", recipe, "--run", "s", "--cache", tiny_cache, *args)
+
+    return run
+
+
+@pytest.fixture
+def status(kdscale):
+    return lambda: json.loads(kdscale("sweep", "status", "s", "--json").stdout)
+
+
+def weights_of(run):
+    return load_file(run / "weights.safetensors")
+
+
+def assert_equal_weights(ours, theirs):
+    ours, theirs = weights_of(ours), weights_of(theirs)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def assert_refused(done, exit_code, *parts):
@@ -32,27 +60,273 @@ def assert_refused(done, exit_code, *parts):
         assert part in done.stderr
 
 
-def states(folder, kdscale):
-    found = json.loads(kdscale("sweep", "status", folder, "--json").stdout)
-    return {row["trial"]: row["state"] for row in found["rows"]}
+# ------------------------------------------------------------------ what is trained
 
 
-# ------------------------------------------------------------------ one worker
-
-
-def test_sweep_trains_every_combination_from_one_cache(kdscale, sweep_recipe, tmp_path):
-    done = kdscale("sweep", sweep_recipe(), "--run", "s")
+def test_sweep_trains_every_combination_from_one_cache(kdscale, sweep_recipe, tmp_path, status):
+    recipe = sweep_recipe({"loss": {"temperature": [1.0, 4.0]}, "views.count": [3, 1]})
+    done = kdscale("sweep", recipe, "--run", "s")
     assert done.exit_code == 0, done.stderr
     assert len(list((tmp_path / "cache").glob("*.zarr"))) == 1
-    assert done.stderr.count("seconds of building") + done.stderr.count("s of building") == 1
+    assert "3 views of 128 samples" in done.stderr  # the largest count serves all
     runs = sorted((tmp_path / "s" / "trials").iterdir())
     assert [run.name for run in runs] == ["00000", "00001", "00002", "00003"]
-    caches = {json.loads((run / "result.json").read_text())["cache"] for run in runs}
-    assert len(caches) == 1
-    found = json.loads(kdscale("sweep", "status", "s", "--json").stdout)
-    assert found["trials"]["finished"] == found["trials"]["total"] == 4
+    assert len({json.loads((run / "result.json").read_text())["cache"] for run in runs}) == 1
+    found = status()
+    assert found["trials"] == {
+        "total": 4, "finished": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0
+    }  # fmt: skip
     tried = [tuple(row["parameters"].values()) for row in found["rows"]]
-    assert tried == [(1.0, 1), (1.0, 3), (4.0, 1), (4.0, 3)]
+    assert tried == [(3, 1.0), (3, 4.0), (1, 1.0), (1, 4.0)]
     assert found["best"]["value"] == max(row["value"] for row in found["rows"])
-    kept = json.loads((tmp_path / "s" / "trials.json").read_text())
-    assert kept["rows"] == found["rows"]
+    assert json.loads((tmp_path / "s" / "trials.json").read_text())["rows"] == found["rows"]
+
+
+def test_trial_is_what_training_with_its_values_makes(sweep, kdscale, sweep_recipe, tmp_path,
+                                                      tiny_cache):  # fmt: skip
+    recipe = sweep_recipe({"loss.soft_weight": [0.9], "seed": [3], "views.count": [1],
+                           "student.options": [{"hidden": 5}]}, hard_weight="rest")  # fmt: skip
+    assert sweep(recipe).exit_code == 0
+    found = json.loads(kdscale("sweep", "best", "s", "--json").stdout)
+    assert found["options"][:2] == ["--set", "loss.soft_weight=0.9"]
+    assert found["options"][-2:] == ["--set", "loss.hard_weight=0.1"]
+    shown = kdscale("sweep", "best", "s").stdout
+    options = shlex.split(shown.partition("options: ")[2])
+    assert options == found["options"]
+    done = kdscale("train", recipe, "--targets", "cache", "--cache", tiny_cache, "--run", "r",
+                   *options)  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert_equal_weights(tmp_path / "r", tmp_path / "s" / "trials" / "00000")
+    assert found["weights"] == "s/trials/00000/weights.safetensors"
+
+
+def test_teacher_without_weights_is_trained_once(kdscale, sweep_recipe, tmp_path):
+    recipe = sweep_recipe()
+    teacher = ["--set", "teacher.train={epochs=1,global_batch_size=32}"]
+    table = recipe.read_text().splitlines()
+    recipe.write_text("\n".join(line for line in table if not line.startswith("weights")))
+    done = kdscale("sweep", recipe, "--run", "s", *teacher)
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("training teacher") == 1
+    assert (tmp_path / "s" / "teacher" / "result.json").is_file()
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_values_are_drawn_alike_whichever_worker_draws(sweep, sweep_recipe, tmp_path, status,
+                                                       sampler):  # fmt: skip
+    space = {"student.train.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+             "loss.temperature": {"low": 1, "high": 4}}  # fmt: skip
+    recipe = sweep_recipe(space, sampler=sampler, trials=2, seed=7)
+    assert sweep(recipe, "--set", "student.train.epochs=1").exit_code == 0
+    once = [row["parameters"] for row in status()["rows"]]
+    (tmp_path / "s").rename(tmp_path / "before")
+    assert sweep(recipe, "--set", "student.train.epochs=1").exit_code == 0
+    assert [row["parameters"] for row in status()["rows"]] == once
+    assert once[0] != once[1]
+    for values in once:
+        assert 1e-3 <= values["student.train.learning_rate"] <= 1e-1
+        assert values["loss.temperature"] in (1, 2, 3, 4)
+
+
+# ------------------------------------------------------------------ again, more, otherwise
+
+
+def test_finished_sweep_is_left_as_it_is(sweep, sweep_recipe, tmp_path):
+    recipe = sweep_recipe()
+    first = sweep(recipe)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/trials/*/*")}
+    again = sweep(recipe)
+    assert (again.exit_code, again.stdout) == (0, first.stdout)
+    assert "s is finished: nothing is trained" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/trials/*/*")} == before
+
+
+def test_sweep_may_grow_but_not_change(sweep, sweep_recipe, status):
+    space = {"loss.temperature": [1.0, 2.0, 4.0], "seed": [0, 1]}
+    recipe = sweep_recipe(space, student={"train": {"epochs": 1}})
+    assert sweep(recipe, "--trials", 2).exit_code == 0
+    assert sweep(recipe, "--trials", 3).exit_code == 0
+    rows = status()["rows"]
+    assert len({tuple(row["parameters"].values()) for row in rows}) == 3
+    assert_refused(sweep(recipe, "--trials", 2), 1, "has 3 trials, asked for are 2")
+    changed = ["--set", "sweep.space.seed=[0, 2]", "--set", "loss.kind=dist"]
+    refused = sweep(recipe, "--trials", 3, *changed)
+    assert_refused(refused, 1, "sweep.space.seed: it has [0, 1], now [0, 2]", "loss.kind: it has")
+
+
+def test_stopped_sweep_goes_on_where_it_was(sweep, sweep_recipe, tmp_path, stopped_after_step,
+                                            status):  # fmt: skip
+    recipe = sweep_recipe()
+    assert sweep(recipe).exit_code == 0
+    (tmp_path / "s").rename(tmp_path / "whole")
+    with stopped_after_step(4):
+        stopped = sweep(recipe)
+    assert stopped.exit_code not in (0, 1, 2)
+    assert "run the same command again" in stopped.stderr.splitlines()[-1]
+    assert status()["trials"]["finished"] == 0
+    done = sweep(recipe)
+    assert "going on from step 5" in done.stderr
+    rows = status()["rows"]
+    assert [row["taken_over"] for row in rows] == [0, 0]
+    for row in rows:
+        assert_equal_weights(tmp_path / row["run"], tmp_path / "whole" / "trials" / row["trial"])
+
+
+def test_run_that_finished_unheard_is_read_not_trained(sweep, sweep_recipe, monkeypatch, tmp_path,
+                                                       status):  # fmt: skip
+    def killed(run, best):
+        raise KeyboardInterrupt
+
+    recipe = sweep_recipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "accuracy_of", killed)
+        assert sweep(recipe).exit_code == 130
+    weights = tmp_path / "s" / "trials" / "00000" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert sweep(recipe).exit_code == 0
+    assert weights.stat().st_mtime_ns == before
+    assert status()["trials"]["finished"] == 2
+
+
+# ------------------------------------------------------------------ trials that end otherwise
+
+
+def test_trial_that_falls_behind_ends_early_and_keeps_its_state(
+    sweep, kdscale, sweep_recipe, tmp_path, status, tiny_cache
+):
+    space = {"student.train.learning_rate": [1e-2, 1e-9]}
+    recipe = sweep_recipe(space, pruner="median", prune_after_trials=1)
+    done = sweep(recipe, "--set", "student.train.epochs=4")
+    assert done.exit_code == 0, done.stderr
+    good, bad = status()["rows"]
+    assert (good["state"], bad["state"]) == ("finished", "pruned")
+    run = tmp_path / bad["run"]
+    assert "given up after step" in (run / "pruned.txt").read_text()
+    assert not (run / "result.json").exists()
+    assert "00001" in done.stdout
+    on = kdscale("train", run / "recipe.toml", "--targets", "cache", "--cache", tiny_cache,
+                 "--run", run, "--resume")  # fmt: skip
+    assert on.exit_code == 0, on.stderr
+    assert "going on from step" in on.stderr
+
+
+def test_students_that_fail_leave_the_others_alone(sweep, sweep_recipe, status):
+    space = {"student": [{"model": f"tiny_models:{name}", "train": {"epochs": 1}}
+                         for name in ("diverging", "linear")]}  # fmt: skip
+    done = sweep(sweep_recipe(space))
+    assert done.exit_code == 0, done.stderr
+    failed, finished = status()["rows"]
+    assert (failed["state"], finished["state"]) == ("failed", "finished")
+    assert "the loss is nan" in failed["error"]
+    assert "00000: the loss is nan" in done.stdout
+
+
+def test_sweep_of_which_all_fails_fails(sweep, sweep_recipe):
+    student = {"model": "tiny_models:diverging", "options": None}
+    done = sweep(sweep_recipe(student=student))
+    assert_refused(done, 1, "all trials of s failed", "the loss is nan")
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"loss.temperature": [1.0, -4.0]}, "loss.temperature=-4"),
+        (
+            {"student.model": ["tiny_models:mlp", "tiny_models:nlp"]},
+            "student.model=tiny_models:nlp",
+        ),
+        ({"student.options": [{"hiden": 4}]}, "hiden"),
+        ({"loss.temprature": [1.0]}, "did you mean 'temperature'"),
+    ],
+)
+def test_every_value_is_tried_before_the_first_trial(sweep, sweep_recipe, tmp_path, space, message):
+    done = sweep(sweep_recipe(space))
+    assert done.exit_code in (1, 2)
+    assert message in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_test_split_never_chooses(sweep, sweep_recipe):
+    done = sweep(sweep_recipe(), "--set", "data.validation=0.0")
+    assert_refused(done, 2, "data.validation is 0", "--set data.validation=0.1")
+
+
+def test_recipe_without_a_space_is_no_sweep(sweep, write_recipe):
+    done = sweep(write_recipe(data={"validation": 0.25}))
+    assert_refused(done, 2, "has no [sweep.space]", "--set sweep.space")
+
+
+def test_launcher_is_refused(sweep, sweep_recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_refused(sweep(sweep_recipe()), 1, "without a launcher, with --workers N")
+
+
+def test_folder_of_something_else_is_left_alone(sweep, sweep_recipe, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.tex").write_text("precious")
+    assert_refused(sweep(sweep_recipe()), 1, "thesis.tex")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["thesis.tex"]
+
+
+def test_sweep_without_optuna_says_what_to_install(sweep, sweep_recipe, monkeypatch):
+    monkeypatch.setattr("kdscale.cli.sweeps.find_spec", lambda name: None)
+    assert_refused(sweep(sweep_recipe()), 2, "pip install 'kdscale[sweep]'")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "is no URL of a database"),
+        ("journal://file", "wanted sqlite:///FILE"),
+        ("sqlite://", "names no file"),
+        ("postgresql://a:secret@127.0.0.1:1/x", ""),
+    ],
+)
+def test_database_that_will_not_do_is_refused(sweep, sweep_recipe, url, message):
+    done = sweep(sweep_recipe(), "--storage", url)
+    assert done.exit_code in (1, 2)
+    assert message in done.stderr
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_database_elsewhere_is_remembered(sweep, kdscale, sweep_recipe, tmp_path, status):
+    url = f"sqlite:///{tmp_path}/mine.db"
+    recipe = sweep_recipe(student={"train": {"epochs": 1}})
+    assert sweep(recipe, "--storage", url).exit_code == 0
+    assert status()["trials"]["finished"] == 2
+    assert not (tmp_path / "s" / "sweep.db").exists()
+    assert_refused(sweep(recipe, "--storage", f"sqlite:///{tmp_path}/other.db"), 1, "mine.db")
+
+
+# ------------------------------------------------------------------ commands
+
+
+def test_best_of_nothing_says_so(sweep, kdscale, sweep_recipe, stopped_after_step):
+    with stopped_after_step(2):
+        sweep(sweep_recipe())
+    assert_refused(kdscale("sweep", "best", "s"), 1, "no trial of s has finished yet")
+
+
+@pytest.mark.parametrize("command", ["status", "best"])
+def test_folder_without_a_sweep_is_refused(kdscale, command):
+    assert_refused(kdscale("sweep", command, "nowhere"), 1, "no sweep at nowhere")
+
+
+def test_recipe_may_be_called_as_a_command_is(kdscale, sweep_recipe, tmp_path):
+    sweep_recipe().rename(tmp_path / "status")
+    done = kdscale("sweep", "--workers", 1, "./status", "--set", "data.validation=0.0")
+    assert_refused(done, 2, "data.validation is 0")
+
+
+def test_every_command_of_a_sweep_has_help(kdscale):
+    shown = kdscale("sweep", "--help").stdout
+    assert "--workers" in shown
+    assert "status" in shown
+    assert kdscale("sweep", "x", "--help").stdout.startswith("Usage: cli sweep [OPTIONS] RECIPE")
+    for command in ("status", "best"):
+        done = kdscale("sweep", command, "--help")
+        assert done.stdout.startswith(f"Usage: cli sweep {command}")

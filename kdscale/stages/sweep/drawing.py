@@ -21,10 +21,7 @@ def planned(sweep: Sweep) -> list[dict[str, Any]] | None:
 
 
 def _spread(grid: list[dict[str, Any]], sweep: Sweep) -> list[dict[str, Any]]:
-    """All of a grid in its order, or, where that is too much, as many as asked for from all over.
-
-    More trials later begin with the same ones.
-    """
+    """All of a grid in its order; where that is too much, as many as asked for from all over."""
     if sweep.num_trials == len(grid):
         return grid
     order = np.random.default_rng(sweep.seed).permutation(len(grid))

@@ -11,6 +11,7 @@ import sqlalchemy
 from optuna.exceptions import (
     ExperimentalWarning,
     StorageInternalError,
+    TrialPruned,
     UpdateFinishedTrialError,
 )
 from optuna.storages import RDBStorage, fail_stale_trials
@@ -82,12 +83,24 @@ class Study:
 
         Args:
             points: the values of each trial; None where they are drawn when it begins.
+
+        Raises:
+            RunError: there are more trials than are asked for.
         """
-        there = {place.name for place in self.places()}
+        there = {place.name: place.parameters for place in self.places()}
+        if len(there) > self.sweep.num_trials:
+            raise RunError(
+                f"the sweep has {len(there)} trials, asked for are {self.sweep.num_trials}: they "
+                "stay, so ask for as many, or more, or name another --run"
+            )
+        left = None if points is None else [labelled(one) for one in points]
+        for taken in there.values():
+            if left is not None and taken in left:
+                left.remove(taken)
         for number in range(self.sweep.num_trials):
             name = f"{number:05}"
             if name not in there:
-                values = {} if points is None else labelled(points[number])
+                values = {} if left is None else left.pop(0)
                 self._study.enqueue_trial(values, user_attrs={PLACE: name})
 
     def refill(self) -> None:
@@ -118,21 +131,39 @@ class Study:
 
         Args:
             work: returns the metric, or raises `Ended` or `TrialPruned`.
+
+        Raises:
+            BaseException: whatever else `work` raises.
         """
+        number, raised = -1, list[BaseException]()
 
         def objective(trial: optuna.Trial) -> float:
-            self._beat(trial.number)
+            nonlocal number
+            number = trial.number
+            self._beat(number)
             trial.set_user_attr(BEGUN, value=True)
-            return work(Running(self, trial))
+            try:
+                return work(Running(self, trial))
+            except BaseException as error:
+                raised.append(error)
+                raise
 
         with _explained(self._url):
             try:
                 self._study.optimize(objective, n_trials=1, catch=(Ended,))
-            except UpdateFinishedTrialError:
-                pass  # this process stood still for so long that another one has its trial
-            except ValueError as error:  # the same, found by Optuna when all was done
-                if not str(error).startswith("Cannot tell a"):
+            except Exception as error:
+                if error in raised or not self._is_over(number):
                     raise
+                # This process stood still for so long that its trial was another's to end.
+                for own in raised:
+                    if not isinstance(own, Ended | TrialPruned | UpdateFinishedTrialError):
+                        raise own from None
+
+    def _is_over(self, number: int) -> bool:
+        return any(
+            one.number == number and one.state.is_finished()
+            for one in self._study.get_trials(deepcopy=False)
+        )
 
     def draw(self, trial: optuna.Trial, place: str) -> dict[str, Any]:
         """The values of a trial: a function of its place, not of the worker that has it."""
