@@ -75,6 +75,12 @@ def _write_parquet(path, pixels, labels, names):
 
 
 @pytest.fixture(scope="session")
+def write_split():
+    """Writes a split as parquet: `(path, uint8 pixels [N, H, W(, 3)], labels, class names)`."""
+    return _write_parquet
+
+
+@pytest.fixture(scope="session")
 def make_dataset():
     """Writes a parquet data set: `(folder, num_train, num_test, seed, unlabelled)`."""
 

@@ -75,10 +75,10 @@ class HintRegressor(nn.Module):
             raise ConfigError(f"kernel_size is {kernel_size}: wanted an odd one, such as 1 or 3")
         inputs, outputs = student_shape[0], teacher_shape[0]
         self.map: nn.Module = nn.Linear(inputs, outputs)
-        self._size: tuple[int, ...] | None = None
+        self._size: tuple[int, int] | None = None
         if len(student_shape) == 3:
-            sides = zip(student_shape[1:], teacher_shape[1:], strict=True)
-            self._size = tuple(min(both) for both in sides)
+            (_, *ours), (_, *theirs) = student_shape, teacher_shape
+            self._size = (min(ours[0], theirs[0]), min(ours[1], theirs[1]))
             self.map = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2)
 
     def forward(self, student: Tensor) -> Tensor:
