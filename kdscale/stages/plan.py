@@ -312,6 +312,7 @@ def _payback(
     return {
         "build_seconds": build,
         "epochs": settings.epochs,
+        "may_end_early": settings.stop_after is not None,
         **{f"{kind}_student_seconds": students.get(kind) for kind in KINDS},
         "break_even_students": break_even(build, students["cached"], students.get("online")),
         "break_even_epochs": break_even(

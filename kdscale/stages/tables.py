@@ -178,6 +178,8 @@ def _place_line(found: Mapping[str, Any]) -> str:
 def _times_table(found: Mapping[str, Any]) -> str:
     build = [["the build, once for all students", duration_text(found["build_seconds"])]]
     epochs = number_of(found["epochs"], "epoch")
+    if found["may_end_early"]:
+        epochs = f"up to {epochs}"
     students = [
         [f"{name}, {epochs}", duration_text(seconds)]
         for kind, name in _STUDENTS.items()
