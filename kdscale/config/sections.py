@@ -228,7 +228,7 @@ class Train(Section):
         None,
         description="weights to begin from, all but a head for other classes: a file, or "
         "torchvision:NAME, such as torchvision:IMAGENET1K_V1, found or downloaded; random when not "
-        "set; where the model's `weights` are set they count alone",
+        'set, or "none"; where the model\'s `weights` are set they count alone',
     )
     pretrained_required: bool = Field(
         True,
@@ -275,6 +275,13 @@ class Train(Section):
     checkpoint_every: Positive | None = Field(
         None, description="optimizer steps between checkpoints; each epoch's end when not set"
     )
+
+    @field_validator("pretrained")
+    @classmethod
+    def _none_is_none(cls, source: str | None) -> str | None:
+        if source == "":
+            raise ValueError('wanted a weights file, torchvision:NAME, or "none"')
+        return None if source == "none" else source
 
     @model_validator(mode="after")
     def _warm_up_within_the_epochs(self) -> "Train":

@@ -157,6 +157,16 @@ def test_missing_file_is_an_error_even_where_pretrained_weights_are_not_required
     assert "there is no weights file nothing.safetensors" in done.stderr
 
 
+def test_recipe_that_names_weights_can_be_told_to_begin_without_them(kdscale, fine_tuned, tmp_path):
+    command = ("train", fine_tuned(TORCHVISION), "--model", "teacher", "--run", "run")
+    done = kdscale(*command, "--set", "teacher.train.pretrained=none")
+    assert done.exit_code == 0, done.stderr
+    assert "pretrained" not in read_result(tmp_path / "run")
+    done = kdscale(*command, "--set", "teacher.train.pretrained=")
+    assert done.exit_code == 2
+    assert "wanted a weights file, torchvision:NAME" in done.stderr
+
+
 def test_weights_of_torchvision_for_another_librarys_model_are_refused(kdscale, write_recipe):
     recipe = write_recipe(teacher={"train": {"pretrained": TORCHVISION}})
     done = kdscale("train", recipe, "--model", "teacher")

@@ -17,6 +17,8 @@ from kdscale.data.loader import Images, Loader
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine import components
+from kdscale.models.registry import create_model
+from kdscale.models.weights import save_weights
 from kdscale.runlog import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +36,7 @@ STUDENTS = {
         *("--targets", "none", "--set", "student.model=tiny_models:batch_norm"),
         *("--set", "student.options={}"),
     ],
+    "pretrained": ["--targets", "none", "--set", "student.train.pretrained=seven.safetensors"],
     "plateaus": [
         *("--targets", "none", "--set", "data.validation=0.25", "--set", "student.train.epochs=12"),
         *("--set", "student.train.schedule=plateau", "--set", "student.train.patience=1"),
@@ -54,6 +57,8 @@ def folder(tmp_path_factory, recipe_table, make_dataset, tiny_teacher):
         data={"source": str(data)}, teacher={"weights": tiny_teacher}, views={"count": 2}
     )
     (folder / "tiny.toml").write_text(tomli_w.dumps(table))
+    seven = create_model("tiny_models:mlp", num_classes=7, in_channels=1, options={"hidden": 8})
+    save_weights(folder / "seven.safetensors", seven, metadata={})
     return folder
 
 
@@ -129,7 +134,9 @@ def test_two_processes_build_the_same_cache_value_for_value(one):
             assert np.array_equal(array, theirs.read_view(view)[name]), name
 
 
-@pytest.mark.parametrize("student", ["none", "cache", "accumulated", "windows", "hint"])
+@pytest.mark.parametrize(
+    "student", ["none", "cache", "accumulated", "windows", "hint", "pretrained"]
+)
 def test_two_processes_train_with_the_same_losses(one, student):
     """At equal global batch; without dropout and batch-norm, which see a process's part only.
 
@@ -163,7 +170,6 @@ def test_batch_norm_student_is_evaluated_by_two_processes_with_one_state(two, lo
     from kdscale.engine.evaluation import evaluate
     from kdscale.engine.processes import create_accelerator
     from kdscale.models.preprocess import Preprocess
-    from kdscale.models.registry import create_model
 
     run = two / "two-norm"
     model = create_model("tiny_models:batch_norm", num_classes=4, in_channels=1)
