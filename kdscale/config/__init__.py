@@ -5,6 +5,7 @@ unit; `kdscale recipes NAME` prints a recipe, and every run keeps the resolved o
 """
 
 from kdscale.config.loss import FeatureLoss, Loss
+from kdscale.config.models import Input, Model, Teacher, TeacherTrain, Train
 from kdscale.config.recipe import (
     Recipe,
     differences,
@@ -29,11 +30,6 @@ from kdscale.config.sections import (
     Data,
     Ensemble,
     Feature,
-    Input,
-    Model,
-    Teacher,
-    TeacherTrain,
-    Train,
     Views,
 )
 from kdscale.config.sweep import Range, Sweep

@@ -10,8 +10,9 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from kdscale.config.loss import Loss
+from kdscale.config.models import Model, Teacher
 from kdscale.config.section import Section, unknown
-from kdscale.config.sections import Cache, Data, Ensemble, Model, Teacher, Views
+from kdscale.config.sections import Cache, Data, Ensemble, Views
 from kdscale.config.sweep import Sweep
 from kdscale.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""The tables of a recipe that say which images, views, cache and models."""
+"""The tables of a recipe that say which images, views and caches."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,15 +6,10 @@ from pydantic import Field, field_validator, model_validator
 
 from kdscale.config.section import (
     Fraction,
-    MemoryFormat,
     Positive,
-    Precision,
     Section,
-    Weight,
     parse_bytes,
 )
-
-_TORCHVISION = "torchvision/"
 
 
 class Data(Section):
@@ -202,142 +197,3 @@ class Ensemble(Section):
                 "one for each, first that of the recipe's own cache"
             )
         return self
-
-
-class Input(Section):
-    """What a model wants to be shown; belongs to the model, never to the view."""
-
-    mean: list[float] = Field(description="per channel, of pixels scaled to 0..1")
-    std: list[Annotated[float, Field(gt=0)]] = Field(description="per channel, likewise")
-    size: Positive | None = Field(None, description="pixels a side; the image's own when not set")
-
-    @model_validator(mode="after")
-    def _one_of_each_per_channel(self) -> "Input":
-        if not self.mean or len(self.mean) != len(self.std):
-            raise ValueError(
-                f"mean has {len(self.mean)} values, std has {len(self.std)}: give one per channel"
-            )
-        return self
-
-
-class Train(Section):
-    """How a model is trained."""
-
-    epochs: Positive = Field(description="passes over the training split")
-    pretrained: str | None = Field(
-        None,
-        description="weights to begin from, all but a head for other classes: a file, or "
-        "torchvision:NAME, such as torchvision:IMAGENET1K_V1, found or downloaded; random when not "
-        'set, or "none"; where the model\'s `weights` are set they count alone',
-    )
-    pretrained_required: bool = Field(
-        True,
-        description="false: where pretrained weights are not here and cannot be downloaded, train "
-        "from scratch, and say so in log, result and table",
-    )
-    global_batch_size: Positive = Field(128, description="samples an optimizer step, all processes")
-    accumulation: Positive = Field(1, description="forward passes an optimizer step")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="torch.optim's")
-    learning_rate: float = Field(1e-3, gt=0, description="at its peak")
-    momentum: Fraction = Field(0.9, description="sgd only")
-    nesterov: bool = Field(False, description="sgd only")
-    weight_decay: Weight = Field(0.0, description="decoupled with adamw, else an L2 penalty")
-    schedule: Literal["constant", "steps", "plateau", "cosine", "one_cycle"] = Field(
-        "constant",
-        description="plateau: lower where the loss on the validation split no longer falls",
-    )
-    warmup_epochs: float = Field(0.0, ge=0, description="linear from 0; one_cycle: the rising part")
-    milestones: list[Positive] = Field([], description="steps only: epochs at which to decay")
-    gamma: float = Field(
-        0.1, gt=0, le=1, description="steps and plateau: factor at each milestone or plateau"
-    )
-    patience: Positive = Field(
-        5, description="plateau only: evaluations without a smaller validation loss that make one"
-    )
-    stop_after: Positive | None = Field(
-        None,
-        description="evaluations without a smaller validation loss after which training ends; "
-        "all epochs when not set",
-    )
-    restore_best: bool = Field(
-        False,
-        description="the result is the weights of the best top-1 on the validation split, not the "
-        "last ones",
-    )
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of all gradients")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of forward and backward; weights stay float32"
-    )
-    evaluate_every: Positive = Field(
-        1, description="epochs between evaluations; the last always is"
-    )
-    log_every: Positive = Field(50, description="optimizer steps between logged losses")
-    checkpoint_every: Positive | None = Field(
-        None, description="optimizer steps between checkpoints; each epoch's end when not set"
-    )
-
-    @field_validator("pretrained")
-    @classmethod
-    def _none_is_none(cls, source: str | None) -> str | None:
-        if source == "":
-            raise ValueError('wanted a weights file, torchvision:NAME, or "none"')
-        return None if source == "none" else source
-
-    @model_validator(mode="after")
-    def _warm_up_within_the_epochs(self) -> "Train":
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}, more than all {self.epochs} epochs"
-            )
-        return self
-
-    @property
-    def asks_for_validation(self) -> str | None:
-        """What only a validation split can decide, as a recipe says it; the first of several."""
-        if self.schedule == "plateau":
-            return "schedule = 'plateau'"
-        if self.stop_after is not None:
-            return f"stop_after = {self.stop_after}"
-        return "restore_best = true" if self.restore_best else None
-
-
-class Model(Section):
-    """A model, its weights and how to get them."""
-
-    model: str = Field(description="registry name; see `kdscale.models.registry`")
-    options: dict[str, Any] = Field({}, description="arguments of the model's factory")
-    weights: str | None = Field(
-        None, description="safetensors (or weights-only checkpoint) to load"
-    )
-    rename: dict[str, str] = Field({}, description="prefixes of the weights' keys: theirs = ours")
-    input: Input | None = Field(None, description="taken from the weights when not set")
-    train: Train | None = None
-
-    @model_validator(mode="after")
-    def _pretrained_are_those_of_its_library(self) -> "Model":
-        source = self.train.pretrained if self.train else None
-        if source and source.startswith("torchvision:") and not self.model.startswith(_TORCHVISION):
-            raise ValueError(
-                f"train.pretrained is {source!r}, weights of torchvision's models, and model is "
-                f"{self.model!r}: name a weights file, or a model {_TORCHVISION}NAME"
-            )
-        return self
-
-
-class TeacherTrain(Train):
-    """How a teacher is trained, which nothing binds to the views that it will be asked about."""
-
-    operations: list[str | dict[str, Any]] | None = Field(
-        None,
-        description="teacher only: its augmentation, a new view each epoch; [views] when not set",
-    )
-
-
-class Teacher(Model):
-    """The model that is asked once."""
-
-    train: TeacherTrain | None = None
-
-    precision: Precision = Field("float32", description="of the forward pass; part of the identity")
-    memory_format: MemoryFormat = Field("channels_last", description="part of the identity")
-    batch_size: Positive = Field(512, description="images a forward pass while building")
