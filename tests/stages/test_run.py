@@ -165,6 +165,6 @@ def test_stopped_recipe_says_to_run_the_same_command_again(kdscale, quick, monke
 
     monkeypatch.setattr(Loop, "loss_of", stops)
     done = kdscale("run", quick(), "--run", "r")
-    assert done.exit_code == 130
+    assert done.exit_code == 75
     assert "run the same command again" in done.stderr
     assert "--resume" not in done.stderr.splitlines()[-1]

@@ -109,12 +109,14 @@ def test_killed_training_resumed_equals_an_uninterrupted_one(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_training_exits_130_saves_its_state_and_says_how_to_go_on(
-    commands, slow_recipe, tmp_path, number
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_stopped_training_saves_its_state_and_says_how_to_go_on(
+    commands, slow_recipe, tmp_path, number, code
 ):
     command = ["train", slow_recipe, "--run", "run"]
-    assert start_and_signal(commands, number, tmp_path, 7, *command) == 130
+    assert start_and_signal(commands, number, tmp_path, 7, *command) == code
     output = commands.output.read_text()
     assert "Error: stopped after step " in output
     assert " of 32; state saved in run: run the same command with --resume to go on" in output
