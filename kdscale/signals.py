@@ -5,7 +5,9 @@ some asks for an `orderly_stop`, and looks at the request between two things tha
 """
 
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from kdscale.errors import Interrupted, Stopped
 Handler = Callable[[int, FrameType | None], None]
 
 _SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
+_AGAIN_SECONDS = 0.01
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGUSR1 where nothing needs saving first."""
 
     exit_code = Stopped.exit_code
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 @dataclass(slots=True)
@@ -36,7 +43,15 @@ class _Ending:
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if not self.begun:  # a launcher asks again while its processes end: nothing is to change
             self.begun = True
-            raise Terminated(signal.Signals(number).name)
+            raise Terminated(number)
+
+    def again(self, lost: "sys.UnraisableHookArgs") -> None:
+        """Come back a little later where Python was just clearing up, and has dropped the end."""
+        if not isinstance(lost.exc_value, Terminated):
+            sys.__unraisablehook__(lost)
+            return
+        self.begun = False
+        threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), lost.exc_value.number)).start()
 
 
 _ending = _Ending()
@@ -47,6 +62,7 @@ def ending_at_once() -> Iterator[None]:
     """SIGTERM and SIGUSR1 end the block as Ctrl-C does; for a whole process, which ends with it."""
     for number in _SCHEDULERS:
         signal.signal(number, _ending)
+    sys.unraisablehook = _ending.again
     try:
         yield
     finally:
@@ -85,7 +101,7 @@ def orderly_stop() -> Iterator[StopRequest]:
     if request.received == signal.SIGINT:
         raise KeyboardInterrupt
     if request.received is not None:
-        raise Terminated(signal.Signals(request.received).name)
+        raise Terminated(request.received)
 
 
 @contextmanager
