@@ -55,6 +55,11 @@ def publish(folder: Path, step: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def drop_unpublished(folder: Path) -> None:
+    """Remove what a start that got no further had begun to write, maybe with other processes."""
+    shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)
+
+
 def newest(folder: Path) -> Path | None:
     """The newest finished checkpoint."""
     finished = _finished(folder)
@@ -75,13 +80,23 @@ def read_loop_state(path: Path) -> dict[str, Any]:
 
 
 def restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, process_index: int
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    process_index: int,
+    num_processes: int,
 ) -> None:
     """Put model, optimizer and random state back as they were.
 
     Raises:
-        RunError: the checkpoint is damaged or of another model.
+        RunError: the checkpoint is damaged, of another model or of another number of processes.
     """
+    wrote = len(list(path.glob("random-*.safetensors")))
+    if wrote != num_processes:
+        raise RunError(
+            f"the checkpoint {path} was written by {wrote} processes, each with a random state of "
+            f"its own, and {num_processes} are to go on: start {wrote}, see launch/README.md"
+        )
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))
         rest = json.loads((path / "state.json").read_text())["optimizer"]
@@ -96,8 +111,8 @@ def restore(
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"the checkpoint {path} cannot be used ({error}): it needs as many processes as wrote it; "
-        "if it is damaged, remove it and start again"
+        f"the checkpoint {path} cannot be used ({error}): where it is damaged, remove it and start "
+        "again"
     )
 
 

@@ -2,7 +2,7 @@
 
 A message says what is wrong, what was got, what was wanted and what to do. The command line prints
 it without a traceback and exits with `exit_code`: 2 for what was typed or written in a recipe,
-1 for what the world held (data, weights, caches, disks).
+1 for what the world held (data, weights, caches, disks). What was only put off has its own codes.
 """
 
 
@@ -98,7 +98,19 @@ class DeviceMemoryError(KdscaleError):
     """The device is out of memory."""
 
 
+class PeerLostError(KdscaleError):
+    """Another process of the launch has ended, and it has said why."""
+
+    exit_code = 76  # EX_PROTOCOL of sysexits.h: it is the other one's failure
+
+
 class Interrupted(KdscaleError):  # noqa: N818  (not a failure: the user asked for it)
-    """Ctrl-C or SIGTERM, after the state was saved."""
+    """Ctrl-C, after the state was saved."""
 
     exit_code = 130
+
+
+class Stopped(Interrupted):
+    """SIGTERM or SIGUSR1, after the state was saved: a scheduler takes its machine back."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here

@@ -23,6 +23,6 @@ fi
 
 # Port 0: any free one, so that two runs on one machine do not meet.
 export ACCELERATE_USE_CPU=true
-exec accelerate launch --config_file "$here/multi_gpu.yaml" \
+exec python3 "$here/start.py" --config_file "$here/multi_gpu.yaml" \
   --num_processes "$processes" --mixed_precision no --main_process_port 0 \
   -m "${KDSCALE_MODULE:-kdscale}" "$@"

@@ -37,7 +37,7 @@ def test_restored_training_continues_bit_for_bit(tmp_path, name):
     write(tmp_path, model, optimizer)
     expected = torch.randn(4)
     other, other_optimizer = trained(name, seed=1)
-    checkpoint.restore(checkpoint.newest(tmp_path), other, other_optimizer, 0)
+    checkpoint.restore(checkpoint.newest(tmp_path), other, other_optimizer, 0, 1)
     assert torch.equal(torch.randn(4), expected)  # the generator continues too
     for both in ((model, optimizer), (other, other_optimizer)):
         both[0](torch.ones(5, 3)).square().sum().backward()
@@ -83,14 +83,18 @@ def test_every_process_gets_its_own_random_state_back(tmp_path):
     checkpoint.write_shared_state(tmp_path, model, optimizer, STATE)
     checkpoint.publish(tmp_path, 7)
     for process in (0, 1):
-        checkpoint.restore(checkpoint.newest(tmp_path), model, optimizer, process)
+        checkpoint.restore(checkpoint.newest(tmp_path), model, optimizer, process, 2)
         assert torch.equal(torch.randn(3), expected[process])
 
 
-def test_more_processes_than_wrote_it_are_refused(tmp_path):
+@pytest.mark.parametrize(("wrote", "goes_on"), [(1, 2), (2, 1)])
+def test_other_number_of_processes_than_wrote_it_is_refused(tmp_path, wrote, goes_on):
+    for process in range(wrote):
+        checkpoint.write_process_state(tmp_path, process)
     write(tmp_path, *trained())
-    with pytest.raises(RunError, match="as many processes as wrote it"):
-        checkpoint.restore(checkpoint.newest(tmp_path), *trained(), 1)
+    message = f"was written by {wrote} processes, .* {goes_on} are to go on: start {wrote}"
+    with pytest.raises(RunError, match=message):
+        checkpoint.restore(checkpoint.newest(tmp_path), *trained(), 0, goes_on)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
@@ -99,7 +103,7 @@ def test_truncated_checkpoint_is_refused_by_name(tmp_path, file):
     path = checkpoint.newest(tmp_path) / file
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(RunError, match="step-00000007 cannot be used"):
-        checkpoint.restore(path.parent, *trained(), 0)
+        checkpoint.restore(path.parent, *trained(), 0, 1)
 
 
 def test_damaged_loop_state_is_refused(tmp_path):
@@ -114,7 +118,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     other = torch.nn.Linear(3, 5)
     optimizer = create_optimizer("adam", other.parameters(), learning_rate=0.1)
     with pytest.raises(RunError, match="cannot be used"):
-        checkpoint.restore(checkpoint.newest(tmp_path), other, optimizer, 0)
+        checkpoint.restore(checkpoint.newest(tmp_path), other, optimizer, 0, 1)
 
 
 def test_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The command line: click and nothing else. Heavy imports live inside commands.
 
-Exit codes: 0 done, 1 a stated failure, 2 wrong usage, 130 interrupted (the state is saved).
+Exit codes: 0 done, 1 a stated failure, 2 wrong usage; 130 Ctrl-C, 75 SIGTERM or SIGUSR1, after
+which the state is saved; 76 another process of the launch has ended.
 What a script reads goes to standard output, everything else to standard error.
 """
 
@@ -19,6 +20,7 @@ from kdscale.cli.experiments import (
 )
 from kdscale.cli.group import Group, start_logging
 from kdscale.cli.sweeps import sweep_group
+from kdscale.signals import ending_at_once
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,4 +49,5 @@ for _command in (
 
 def main() -> None:
     """Entry point of `kdscale` and of `python -m kdscale`."""
-    cli(prog_name="kdscale")
+    with ending_at_once():
+        cli(prog_name="kdscale")

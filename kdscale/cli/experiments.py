@@ -107,6 +107,8 @@ def run(
 @cache_root_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
+@click.option("--resume-if-begun", is_flag=True, help="Where there is one; else begin. A finished "
+              "run is left as it is. For jobs that a scheduler starts again.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="With --targets cache: train while it is being built, "
               "on the views that are finished, and wait for the next one.")  # fmt: skip
 def train(
@@ -122,6 +124,7 @@ def train(
     cache_root: Path,
     seed: int,
     resume: bool,
+    resume_if_begun: bool,
     wait: bool,
 ) -> None:
     """Train one model.
@@ -138,7 +141,7 @@ def train(
             )
     loaded = load(recipe, with_further_caches(overrides, caches), data)
     from kdscale.engine.components import check_recipe
-    from kdscale.engine.runs import Job, open_run
+    from kdscale.engine.runs import Job, finished_as, is_begun, open_run
     from kdscale.engine.sources.teaching import cache_being_built
     from kdscale.stages.build import build
     from kdscale.stages.run import teacher_folder, trained_teacher
@@ -149,6 +152,11 @@ def train(
     )
     job = Job(model, targets, seed)
     job.section(loaded)
+    if resume_if_begun:
+        if (done := finished_as(folder, loaded, job)) is not None:
+            print_text(_trained(done, folder))
+            return
+        resume = is_begun(folder)
     weights = None if targets == "none" else trained_teacher(loaded, runs_folder(loaded.name))
     cache = caches[0] if caches else None
     if targets == "cache" and cache is None:  # what is wrong is found before hours of building
@@ -160,8 +168,14 @@ def train(
         loaded, job, run=folder, cache_root=cache_root, cache=cache, teacher_weights=weights,
         resume=resume, wait=wait, copies=local_copies(copies, copies_gib, cache_root),
     )  # fmt: skip
-    print_text(f"top-1 {100 * result['top1_accuracy']:.2f} % after {result['epochs']} epochs, "
-           f"{result['train_seconds']:.1f} s of training; see {folder}")  # fmt: skip
+    print_text(_trained(result, folder))
+
+
+def _trained(result: dict[str, Any], folder: Path) -> str:
+    return (
+        f"top-1 {100 * result['top1_accuracy']:.2f} % after {result['epochs']} epochs, "
+        f"{result['train_seconds']:.1f} s of training; see {folder}"
+    )
 
 
 @click.command()

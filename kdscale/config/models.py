@@ -73,6 +73,11 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward and backward; weights stay float32"
     )
+    sync_batch_norm: bool = Field(
+        False,
+        description="with several processes: batch-norm over the samples of all of them, as one "
+        "process has it, not over each one's own",
+    )
     evaluate_every: Positive = Field(
         1, description="epochs between evaluations; the last always is"
     )

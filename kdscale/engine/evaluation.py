@@ -1,6 +1,7 @@
 """Evaluation: every sample counted once, whatever the number of processes."""
 
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +26,7 @@ def evaluate(
     num_classes: int,
     accelerator: Accelerator,
     precision: str = "float32",
+    between_batches: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Metrics (see `metrics.summarize`) of a model on clean images.
 
@@ -36,6 +38,7 @@ def evaluate(
         num_classes: C.
         accelerator: its processes share the work.
         precision: of the forward pass.
+        between_batches: called equally often by all processes, so that they may agree on something.
     """
     # Without DistributedDataParallel, which would wait for buffers at every batch of every process.
     model = accelerator.unwrap_model(model)
@@ -51,8 +54,12 @@ def evaluate(
         with autocast(precision, accelerator.device):
             return model(preprocess(pixels)).float()  # type: ignore[no-any-return]
 
-    for pixels, labels in images.take_each(mine.split(_BATCH_SIZE)):
-        counts += _count(logits, pixels, labels)
+    batches = images.take_each(mine.split(_BATCH_SIZE))
+    for _ in range(-(-len(samples[:: accelerator.num_processes]) // _BATCH_SIZE)):
+        if between_batches is not None:
+            between_batches()
+        for pixels, labels in islice(batches, 1):  # none, where another process has one more
+            counts += _count(logits, pixels, labels)
     model.train(was_training)
     if accelerator.num_processes > 1:
         parts = (counts.confusion_CC, counts.top5, counts.cross_entropy)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -18,11 +18,12 @@ from kdscale.data.loader import Images
 from kdscale.engine.evaluation import evaluate
 from kdscale.engine.loop import Loop, LoopState, due
 from kdscale.engine.patience import Patience
-from kdscale.engine.processes import StopRequest, mean_over_processes
+from kdscale.engine.processes import agreed_stop, mean_over_processes
 from kdscale.engine.taught import student_of
-from kdscale.errors import DivergedError, Interrupted, PrunedError
+from kdscale.errors import DivergedError, PrunedError
 from kdscale.models.weights import load_weights, save_weights
 from kdscale.runlog import MetricsLog
+from kdscale.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +44,20 @@ class Evaluator:
     validation: Tensor
     """int64 indices into `training`."""
 
-    def __call__(self, loop: Loop) -> dict[str, dict[str, float]]:
-        """Metrics by split."""
+    def __call__(
+        self, loop: Loop, between_batches: Callable[[], None] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Metrics by split; `between_batches` may end it by raising, in all processes alike."""
         splits = {"test": (self.test, torch.arange(len(self.test.labels)))}
         if len(self.validation):
             splits["validation"] = (self.training, self.validation)
-        return {name: self._evaluate(loop, *split) for name, split in splits.items()}
-
-    def _evaluate(self, loop: Loop, images: Images, samples: Tensor) -> dict[str, float]:
-        return evaluate(
-            loop.model,
-            loop.preprocess,
-            images,
-            samples,
-            self.num_classes,
-            loop.accelerator,
-            loop.precision,
-        )
+        return {
+            name: evaluate(
+                loop.model, loop.preprocess, images, samples, self.num_classes, loop.accelerator,
+                loop.precision, between_batches,
+            )
+            for name, (images, samples) in splits.items()
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +91,9 @@ class Following:
     def __call__(self, loop: Loop) -> None:
         """Do what is due.
 
+        What is saved is the state before an evaluation, and that it is due: who goes on from there
+        begins with it, so that a stop need not wait for one, however long it takes.
+
         Raises:
             Interrupted: asked to stop; the state is saved.
             PrunedError: `watch` said so; the state is saved.
@@ -102,19 +103,29 @@ class Following:
         self.bar.update()
         if due(step, cadence.log, cadence.last):
             self._log(loop)
-        if due(step, cadence.evaluate, cadence.last):
+        loop.state.evaluation_due = due(step, cadence.evaluate, cadence.last)
+        if self._is_stopping(loop):
+            self._save_and_stop(loop)
+        if due(step, cadence.checkpoint, cadence.last):
+            self._save(loop)
+        self.evaluate_if_due(loop)
+
+    def evaluate_if_due(self, loop: Loop) -> None:
+        """The evaluation of this step, here or where its checkpoint is gone on with.
+
+        Raises:
+            Interrupted: asked to stop; the state before it is saved.
+            PrunedError: `watch` said so; the state is saved.
+        """
+        if loop.state.evaluation_due:
             self._evaluate(loop)
-        stopping, last = self._is_stopping(loop), loop.state.ended_early or step == cadence.last
-        if stopping or last or self.given_up or due(step, cadence.checkpoint, cadence.last):
-            self._finite_loss(loop)  # what is saved can be gone on with
-            save_checkpoint(self.run, loop, self.metrics)
-        if stopping and not last:
-            raise Interrupted(
-                f"stopped after step {step} of {cadence.last}; state saved in {self.run}: "
-                "run the same command with --resume to go on"
+            loop.state.evaluation_due = False
+            if loop.state.ended_early or self.given_up:
+                self._save(loop)
+        if self.given_up and loop.state.step < self.cadence.last and not loop.state.ended_early:
+            raise PrunedError(
+                f"{self.run} was given up after step {loop.state.step} of {self.cadence.last}"
             )
-        if self.given_up and not last:
-            raise PrunedError(f"{self.run} was given up after step {step} of {cadence.last}")
 
     def waits(self, step: int) -> bool:
         """Whether something is due that waits for the device."""
@@ -126,7 +137,18 @@ class Following:
         if loop.accelerator.num_processes == 1:
             return self.stop.received is not None
         asking = due(loop.state.step, _STOP_EVERY, self.cadence.last)
-        return asking and self.stop.agreed(loop.accelerator)
+        return asking and agreed_stop(self.stop, loop.accelerator)
+
+    def _save(self, loop: Loop) -> None:
+        self._finite_loss(loop)  # what is saved can be gone on with
+        save_checkpoint(self.run, loop, self.metrics)
+
+    def _save_and_stop(self, loop: Loop) -> NoReturn:
+        self._save(loop)
+        raise self.stop.interrupted(
+            f"stopped after step {loop.state.step} of {self.cadence.last}; state saved in "
+            f"{self.run}: run the same command with --resume to go on"
+        )
 
     def _finite_loss(self, loop: Loop) -> float:
         loss = mean_over_processes(loop.loss, loop.accelerator)
@@ -149,7 +171,12 @@ class Following:
 
     def _evaluate(self, loop: Loop) -> None:
         assert self.evaluator is not None, "without an evaluator, evaluation is never due"
-        found = self.evaluator(loop)
+
+        def stop_if_asked() -> None:
+            if agreed_stop(self.stop, loop.accelerator):
+                self._save_and_stop(loop)
+
+        found = self.evaluator(loop, stop_if_asked)
         for split, values in found.items():
             self._record(loop, split=split, **values)
         self.last = found["test"]
@@ -206,7 +233,8 @@ def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
     accelerator = loop.accelerator
     if newest is not None:
         model = accelerator.unwrap_model(loop.model)
-        checkpoint.restore(newest, model, loop.optimizer, accelerator.process_index)
+        who = accelerator.process_index, accelerator.num_processes
+        checkpoint.restore(newest, model, loop.optimizer, *who)
         loop.state = LoopState(**checkpoint.read_loop_state(newest))
         log.info("going on from step %d of %s", loop.state.step, run)
     size, writes = loop.state.metrics_bytes, accelerator.is_main_process

@@ -46,6 +46,8 @@ class LoopState:
     """Whether training ended for it."""
     wait_seconds: float = 0.0
     """Spent waiting for views that were not built yet; no part of `train_seconds`."""
+    evaluation_due: bool = False
+    """Whether the model of this step is still to be evaluated."""
     metrics_bytes: int = 0
     """Size of the metrics log."""
 

@@ -1,29 +1,23 @@
-"""Processes, devices and signals: what every stage asks of Accelerate before it starts."""
+"""Processes and devices: what every stage asks of Accelerate before it starts."""
 
 import ctypes
-import logging
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
-from types import FrameType
 from typing import TypeVar
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import Tensor
 
-from kdscale.errors import KdscaleError, LaunchError, MainProcessError
+from kdscale.engine.launches import check_launch
+from kdscale.errors import KdscaleError, MainProcessError
+from kdscale.signals import StopRequest
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES, _OLD_LIMIT = 1 << 30, 1 << 25
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 
 def create_accelerator(*, all_learn: bool = True) -> Accelerator:
@@ -36,7 +30,7 @@ def create_accelerator(*, all_learn: bool = True) -> Accelerator:
             none takes time.
 
     Raises:
-        LaunchError: several processes were started, but each believes to be alone.
+        LaunchError: several processes were started or asked for, but each believes to be alone.
     """
     # float32 means float32: TF32 would move logits by 1e-3 and depend on the device.
     torch.backends.cudnn.allow_tf32 = False
@@ -45,18 +39,7 @@ def create_accelerator(*, all_learn: bool = True) -> Accelerator:
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[shared])
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    asked = max(started, processes_asked_for(_launcher()))
-    if asked != accelerator.num_processes and "WORLD_SIZE" not in os.environ:
-        raise LaunchError(
-            f"the launcher was asked for {asked} processes but started one, as it does with --cpu: "
-            "on a CPU use launch/cpu.sh; see launch/README.md"
-        )
-    if started != accelerator.num_processes:
-        raise LaunchError(
-            f"{started} processes were started, Accelerate sees {accelerator.num_processes}: "
-            "each would do all the work. On a CPU use launch/cpu.sh; see launch/README.md"
-        )
+    check_launch(accelerator.num_processes)
     return accelerator
 
 
@@ -77,26 +60,6 @@ def wait_for_device(device: torch.device) -> None:
     """Wait for what a device still has to do, or it would be timed as somebody else's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _launcher() -> list[str]:
-    """The command line of the process that started this one."""
-    try:
-        parent = psutil.Process().parent()
-        return parent.cmdline() if parent is not None else []
-    except psutil.Error:  # it has ended, or is another user's
-        return []
-
-
-def processes_asked_for(command: list[str]) -> int:
-    """What `accelerate launch --num_processes N` was asked for; 1 for any other command."""
-    if "launch" not in command:
-        return 1
-    words = " ".join(command[command.index("launch") :]).replace("=", " ").split()
-    for word, value in pairwise(words):
-        if word in ("--num_processes", "--num-processes") and value.isdecimal():
-            return int(value)
-    return 1
 
 
 @contextmanager
@@ -143,34 +106,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return known or "can't allocate memory" in str(error)
 
 
-@dataclass(slots=True)
-class StopRequest:
-    """Whether Ctrl-C, SIGTERM or SIGUSR1 asked for an orderly end."""
-
-    received: int | None = None
-
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked; all of them must call this."""
-        if accelerator.num_processes == 1:
-            return self.received is not None
-        asked = torch.tensor(int(self.received is not None), device=accelerator.device)
-        return bool(accelerator.reduce(asked, "sum") > 0)
-
-
-@contextmanager
-def orderly_stop() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request; a second Ctrl-C ends at once."""
-    request = StopRequest()
-
-    def receive(number: int, _frame: FrameType | None) -> None:
-        request.received = number
-        log.info("stopping as soon as what is under way is safe; Ctrl-C again ends at once")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, receive) for number in watched}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def agreed_stop(request: StopRequest, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop; all of them must call this, and then end alike."""
+    if accelerator.num_processes == 1:
+        return request.received is not None
+    asked = torch.zeros(accelerator.num_processes, dtype=torch.int64, device=accelerator.device)
+    asked[accelerator.process_index] = request.received or 0
+    signals = accelerator.reduce(asked, "sum")  # what each was sent, at its place
+    largest = int(signals.max())
+    if largest:  # never back to none: one may have come in just now
+        request.received = largest
+    return bool(largest)

@@ -5,26 +5,24 @@ from collections.abc import Callable
 
 from kdscale.data.images import ImageSet
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.errors import ConfigError, DataError, LaunchError
+from kdscale.errors import ConfigError, DataError
 from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, Objective, SoftLoss
 from kdscale.targets import Encoding
 
 log = logging.getLogger(__name__)
 
 
-def check_loss(objective: Objective, images: ImageSet, shown: Pipeline, num_processes: int) -> None:
-    """Stop where images, views or processes are not what the loss asks for.
+def check_loss(objective: Objective, images: ImageSet, shown: Pipeline) -> None:
+    """Stop where images or views are not what the loss asks for.
 
     Args:
         objective: the losses.
         images: the split to train on.
         shown: the views that the student is shown.
-        num_processes: that share each step's samples.
 
     Raises:
         ConfigError: it needs one label of each sample, and the views mix two.
         DataError: it needs labels, and there are none.
-        LaunchError: it relates all samples of a step, and each process sees a part.
     """
     kind = f"loss.kind = '{objective.kind}'"
     if "one label" in objective.requires and not images.labelled:
@@ -38,12 +36,6 @@ def check_loss(objective: Objective, images: ImageSet, shown: Pipeline, num_proc
             f"{kind} sets the label's class apart from the others, and images that "
             "views.operations mixes have two labels: take mixup and cutmix out of it, or set "
             f"loss.kind to one that takes no label, {_others(lambda loss: not loss.labels)}"
-        )
-    if "whole batch" in objective.requires and num_processes > 1:
-        raise LaunchError(
-            f"{_relating(objective)} relates all samples of a step to one another, and of "
-            f"{num_processes} processes each sees a part of them, so the loss would depend on "
-            f"their number: start one process, or {_instead_of_relating(objective)}"
         )
 
 
@@ -88,13 +80,6 @@ def _relating(objective: Objective) -> str:
         return f"loss.kind = '{objective.kind}'"
     kinds = [one.kind for one in objective.features if FEATURE_LOSSES[one.kind].whole_batch]
     return f"loss.features with kind = '{kinds[0]}'"
-
-
-def _instead_of_relating(objective: Objective) -> str:
-    if objective.soft_weight and SOFT_LOSSES[objective.kind].whole_batch:
-        return f"set loss.kind to {_others(lambda loss: not loss.whole_batch)}"
-    kinds = ", ".join(f"'{kind}'" for kind, one in FEATURE_LOSSES.items() if not one.whole_batch)
-    return f"choose another of its kinds: {kinds}"
 
 
 def _others(fits: Callable[[SoftLoss], bool]) -> str:

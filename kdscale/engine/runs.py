@@ -119,6 +119,7 @@ def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: 
         raise RunError(f"{run} holds an unfinished run: add --resume, or name another --run")
     if main:
         (run / "content.json").unlink(missing_ok=True)  # of a start that got no further
+        checkpoint.drop_unpublished(run / "checkpoints")
         write_durably(run / "run.json", json.dumps(asdict(job)).encode())
         write_durably(run / "recipe.toml", config.dump_recipe(recipe).encode())
 
@@ -146,6 +147,18 @@ def refuse_foreign_files(folder: Path, ours: str) -> None:
 def is_finished(run: Path) -> bool:
     """Whether the folder holds a result."""
     return (run / "result.json").is_file()
+
+
+def finished_as(run: Path, recipe: config.Recipe, job: Job) -> dict[str, Any] | None:
+    """The result of a run that is finished; None of another.
+
+    Raises:
+        RunError: it was begun with another recipe or job.
+    """
+    if not is_finished(run):
+        return None
+    check_same_run(run, recipe, job)
+    return read_result(run)
 
 
 def is_begun(run: Path) -> bool:

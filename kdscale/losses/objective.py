@@ -24,8 +24,8 @@ from kdscale.targets import Mix, Targets, TopKTargets, all_classes
 
 Need = Literal["labels", "one label", "all classes", "whole batch", "features"]
 """What a loss may ask for: a label of each sample; that views mix no second one into it; the
-teacher's logits of all classes; that a step's samples are not spread over processes; what modules
-inside the teacher give."""
+teacher's logits of all classes; all samples of a step together, which one process may have a part
+of; what modules inside the teacher give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,14 @@ class FeatureTerm:
     teacher: str
     options: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, mapped: Tensor, targets: Targets) -> Tensor:
-        """From the student's features, mapped where the kind maps them."""
-        return self.compare(mapped, targets.features[self.teacher])
+    def __call__(
+        self, mapped: Tensor, targets: Targets, gather: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """From the student's features, mapped where the kind maps them; see `Objective.gather`."""
+        teacher = targets.features[self.teacher]
+        if FEATURE_LOSSES[self.kind].whole_batch:
+            mapped, teacher = gather(mapped), gather(teacher)
+        return self.compare(mapped, teacher)
 
     def compare(self, mapped: Tensor, teacher: Tensor) -> Tensor:
         """The loss of features, the student's mapped where the kind maps them."""
@@ -101,6 +106,11 @@ FEATURE_LOSSES = {
 }
 
 
+def _as_they_are(values_B: Tensor) -> Tensor:
+    """What one process has is the whole batch."""
+    return values_B
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """hard_weight · cross-entropy + soft_weight · a loss from logits + feature_weight · features.
@@ -123,6 +133,9 @@ class Objective:
     feature_weight: float = 0.0
     feature_terms: tuple[FeatureTerm, ...] = ()
     """Whose sum it weighs."""
+    gather: Callable[[Tensor], Tensor] = _as_they_are
+    """Makes a step's samples of those of one process, for losses that relate them to one another.
+    Where processes share a step, their gradients are averaged: it has to add up what comes back."""
 
     def __post_init__(self) -> None:
         if self.kind not in SOFT_LOSSES:
@@ -189,7 +202,7 @@ class Objective:
             terms.append(weight * self._soft_loss(logits_BC, targets, labels_B, mix))
         for term, mapped in zip(self.features, features, strict=True):
             assert targets is not None, "an objective with features is given targets"
-            terms.append(self.feature_weight * term(mapped, targets))
+            terms.append(self.feature_weight * term(mapped, targets, self.gather))
         return sum(terms[1:], terms[0])
 
     def warmup(self, epoch: int | None) -> float:
@@ -216,6 +229,8 @@ class Objective:
                 f"{self._what} sets the label's class apart from the others, and mixed images have "
                 "two labels: take mixup and cutmix out of the views, or use a loss without labels"
             )
+        if loss.whole_batch:
+            logits_BC, teacher_BC = self.gather(logits_BC), self.gather(teacher_BC)
         more: list[Tensor | float] = [labels_B] if loss.labels else []
         more += [self.temperature] if loss.softened else []
         return loss.of_all(logits_BC, teacher_BC, *more, **self.options)

@@ -44,7 +44,7 @@ from kdscale.engine.probes import (
     soft_objective,
     student_settings,
 )
-from kdscale.engine.processes import StopRequest, create_accelerator
+from kdscale.engine.processes import create_accelerator
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import SizedBatches
@@ -52,6 +52,7 @@ from kdscale.errors import ConfigError
 from kdscale.losses.logits import label_loss
 from kdscale.losses.objective import SUPERVISED
 from kdscale.runlog import MetricsLog
+from kdscale.signals import StopRequest
 from kdscale.targets import encode
 
 MINIMUM_ROUNDS = 50  # single rounds scatter by tens of percent

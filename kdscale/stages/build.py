@@ -33,10 +33,10 @@ from kdscale.engine.processes import (
     create_accelerator,
     from_main_process,
     main_process_first,
-    orderly_stop,
 )
 from kdscale.engine.teacher import SizedBatches
 from kdscale.errors import CacheNotFoundError
+from kdscale.signals import orderly_stop
 
 log = logging.getLogger(__name__)
 

@@ -195,7 +195,7 @@ def stopped_with_advice(folder: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as stopped:
-        raise Interrupted(
+        raise type(stopped)(
             f"stopped; all that is done in {folder} is kept: run the same command again to go on"
         ) from stopped
 

@@ -18,6 +18,8 @@ from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
 from kdscale.engine import components
+from kdscale.engine.across import gathered
+from kdscale.engine.batch_norm import with_whole_batches
 from kdscale.engine.beginning import Beginning, find_beginning
 from kdscale.engine.following import (
     Cadence,
@@ -30,7 +32,7 @@ from kdscale.engine.following import (
     save_checkpoint,
 )
 from kdscale.engine.loop import Loop
-from kdscale.engine.processes import create_accelerator, main_process_first, orderly_stop
+from kdscale.engine.processes import create_accelerator, main_process_first
 from kdscale.engine.requirements import check_loss, mention_loss
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources import teaching
@@ -42,6 +44,7 @@ from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.registry import num_parameters
 from kdscale.models.weights import save_weights
 from kdscale.runlog import write_result
+from kdscale.signals import orderly_stop
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +87,14 @@ def train(
     section, settings = job.section(recipe)
     loss = SUPERVISED if job.targets == "none" else components.objective(recipe)
     accelerator = create_accelerator(all_learn=loss.with_logits)
+    if accelerator.num_processes > 1:
+        loss = replace(loss, gather=gathered)
     with main_process_first(accelerator):
         open_run(run, recipe, job, resume=resume, main=accelerator.is_main_process)
         begun = find_beginning(run, section, job.model, main=accelerator.is_main_process)
         images = components.training_images(recipe, cache_root, labelled=loss.hard_weight > 0)
         shown = components.training_pipeline(recipe, settings, images.num_samples)
-        check_loss(loss, images, shown, accelerator.num_processes)
+        check_loss(loss, images, shown)
         test = components.test_images(recipe, cache_root)
     components.check_same_classes(images, test)
     resident = Images(images, accelerator.device)
@@ -119,11 +124,12 @@ def train(
         save = partial(save_checkpoint, run, loop, metrics)
         turn = Turn(caches, loop, run, save, stop) if wait else None
         try:
+            following.evaluate_if_due(loop)
             loop.run(cadence.last, after_step=following, before_epoch=turn)
         finally:
             for cached in caches:
                 cached.close()
-    last = following.last or evaluator(loop)["test"]  # None: killed between last step and result
+    last = following.last or evaluator(loop)["test"]  # None: evaluated before it was last saved
     if settings.restore_best:
         restore_best(run, loop)
         last = evaluator(loop)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
@@ -191,6 +197,8 @@ def _loop(
     student = classifier.model
     if begun is not None:
         begun.put_into(student, section, job.model)
+    if settings.sync_batch_norm and accelerator.num_processes > 1:
+        student = with_whole_batches(student, accelerator.device)
     if loss.features:
         pixels = loader.batch(0).pixels[:2]
         shown, shapes = classifier.preprocess(pixels).cpu(), _feature_shapes(source, pixels)

@@ -1,7 +1,6 @@
-"""What a loss asks for, checked against images, views, processes and the cache."""
+"""What a loss asks for, checked against images, views and the cache."""
 
 import logging
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +8,8 @@ import pytest
 from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.requirements import check_loss, check_stored, mention_loss
-from kdscale.errors import ConfigError, DataError, LaunchError
-from kdscale.losses.objective import SOFT_LOSSES, FeatureTerm, Objective
+from kdscale.errors import ConfigError, DataError
+from kdscale.losses.objective import SOFT_LOSSES, Objective
 from kdscale.targets import Encoding
 
 LABELLED = SimpleNamespace(labelled=True, split="train", name="tiny")
@@ -21,8 +20,8 @@ TOP_K = Encoding("topk", 100, 20, (1.0, 4.0))
 
 
 @pytest.mark.parametrize("kind", SOFT_LOSSES)
-def test_labelled_plain_images_and_one_process_suit_every_loss(kind):
-    check_loss(Objective(0.5, 0.5, kind=kind), LABELLED, PLAIN, 1)
+def test_labelled_plain_images_suit_every_loss(kind):
+    check_loss(Objective(0.5, 0.5, kind=kind), LABELLED, PLAIN)
     check_stored(Objective(0.5, 0.5, kind=kind, standardize=True), Encoding("float16", 100))
 
 
@@ -34,35 +33,18 @@ def test_loss_of_labels_is_refused_without_them(kind):
         r"'dist' or 'wttm'"
     )
     with pytest.raises(DataError, match=message):
-        check_loss(Objective(0.0, 1.0, kind=kind), UNLABELLED, PLAIN, 1)
+        check_loss(Objective(0.0, 1.0, kind=kind), UNLABELLED, PLAIN)
 
 
 @pytest.mark.parametrize("kind", ["dkd", "nkd"])
 def test_loss_of_one_label_is_refused_with_mixed_views(kind):
     with pytest.raises(ConfigError, match=f"'{kind}' .* views.operations mixes have two labels"):
-        check_loss(Objective(0.0, 1.0, kind=kind), LABELLED, MIXED, 1)
-
-
-def test_loss_of_a_whole_batch_is_refused_on_several_processes():
-    with pytest.raises(LaunchError, match=r"'dist' .* of 2 processes each sees a part .* 'kd'"):
-        check_loss(Objective(0.5, 0.5, kind="dist"), LABELLED, PLAIN, 2)
-    check_loss(Objective(0.5, 0.5, kind="dkd"), LABELLED, PLAIN, 2)
-
-
-def test_relational_features_are_refused_on_several_processes():
-    terms = (FeatureTerm("cosine", "a", "b"), FeatureTerm("rkd", "a", "b"))
-    objective = Objective(0.5, 0.5, feature_weight=1.0, feature_terms=terms)
-    assert objective.requires == {"labels", "features", "whole batch"}
-    check_loss(objective, LABELLED, MIXED, 1)
-    message = r"loss.features with kind = 'rkd' relates .* kinds: 'cosine', 'hint', 'attention'$"
-    with pytest.raises(LaunchError, match=message):
-        check_loss(objective, LABELLED, PLAIN, 2)
-    check_loss(replace(objective, feature_weight=0.0), LABELLED, PLAIN, 2)
+        check_loss(Objective(0.0, 1.0, kind=kind), LABELLED, MIXED)
 
 
 def test_losses_of_weight_0_ask_for_nothing():
     for kind in SOFT_LOSSES:
-        check_loss(Objective(1.0, 0.0, kind=kind), UNLABELLED, MIXED, 2)
+        check_loss(Objective(1.0, 0.0, kind=kind), UNLABELLED, MIXED)
         check_stored(Objective(1.0, 0.0, kind=kind, standardize=True), TOP_K)
 
 

@@ -1,14 +1,17 @@
 """How many processes a launch really starts, and whether they know of each other."""
 
+import importlib.util
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -28,7 +31,7 @@ def environment(**extra):
     scripts = sysconfig.get_path("scripts")
     return ours | {
         "PATH": f"{scripts}{os.pathsep}{ours['PATH']}",
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join([str(HERE), ours.get("PYTHONPATH", "")]),
         "CUDA_VISIBLE_DEVICES": "",
         **extra,
     }
@@ -69,34 +72,46 @@ def test_cpu_script_starts_two_processes_that_know_each_other(tmp_path):
         assert report["arguments"] == ["--set", "a.b=two words"]
 
 
-def test_launch_with_cpu_flag_starts_one_process_whatever_it_is_told(tmp_path):
-    """The trap that cpu.sh is for. A failure here means that accelerate has changed."""
-    reports = reports_of(
-        ["accelerate", "launch", "--cpu", "--num_processes", 2, "-m", "report_processes", tmp_path],
-        tmp_path,
-    )
+@pytest.mark.slow
+def test_default_file_starts_one_process(tmp_path):
+    command = ["accelerate", "launch", "--config_file", "accelerate_config.yaml"]
+    reports = reports_of([*command, "-m", "report_processes", tmp_path], tmp_path)
     assert [report["num_processes"] for report in reports] == [1]
-    assert reports[0]["world_size"] is None  # so kdscale reads the launcher's command line
 
 
-def test_multi_gpu_file_with_use_cpu_starts_two_strangers(tmp_path):
-    """The other trap: two processes, each the first of one. Here WORLD_SIZE tells."""
+# ------------------------------------------------------------------ launches that cannot work
+
+
+TRAPS = {
+    "--cpu": ["--cpu", "--num_processes", "2"],
+    "MULTI_CPU": ["--config_file", "wrong.yaml"],
+    "use_cpu": ["--config_file", "wrong.yaml", "--num_processes", "2", "--main_process_port", "0"],
+}
+REFUSED = {
+    "--cpu": "the launcher was asked for 2 processes (--num_processes) but started one, as it does",
+    "MULTI_CPU": "was asked for 2 processes (num_processes in wrong.yaml) but started one, as it",
+    "use_cpu": "2 processes were started, Accelerate sees 1: each would do all the work. On a CPU",
+}
+
+
+@pytest.mark.parametrize(
+    "trap",
+    [
+        pytest.param("--cpu", marks=pytest.mark.slow),
+        "MULTI_CPU",
+        pytest.param("use_cpu", marks=pytest.mark.slow),
+    ],
+)
+def test_kdscale_stops_where_a_launch_is_not_what_it_seems(tmp_path, trap):
+    """What it says is what Accelerate does: a failure here may mean that it does better now."""
     text = (ROOT / "launch" / "multi_gpu.yaml").read_text()
-    wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(text.replace("use_cpu: false", "use_cpu: true"))
-    command = ["accelerate", "launch", "--config_file", wrong, "--num_processes", 2]
-    reports = reports_of(
-        [*command, "--main_process_port", 0, "-m", "report_processes", tmp_path], tmp_path
-    )
-    assert [report["process_index"] for report in reports] == [0, 0]
-    assert [report["num_processes"] for report in reports] == [1, 1]
-    assert [report["world_size"] for report in reports] == ["2", "2"]
-
-
-def test_kdscale_stops_where_the_launcher_started_fewer_processes_than_asked(tmp_path):
-    command = ["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "kdscale"]
+    if trap == "MULTI_CPU":
+        text = text.replace("MULTI_GPU", "MULTI_CPU") + "num_processes: 2\n"
+    wrong = text.replace("use_cpu: false", "use_cpu: true")
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    command = ["accelerate", "launch", *TRAPS[trap], "-m", "kdscale", "train", "quickstart"]
     done = subprocess.run(
-        [*command, "train", "quickstart", "--run", str(tmp_path / "run")],
+        [*command, "--run", "run"],
         cwd=tmp_path,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -106,24 +121,94 @@ def test_kdscale_stops_where_the_launcher_started_fewer_processes_than_asked(tmp
         check=False,
     )
     assert done.returncode != 0
-    assert "asked for 2 processes but started one" in done.stderr
+    assert REFUSED[trap] in done.stderr
+    assert "use launch/cpu.sh; see launch/README.md" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_believe_to_be_alone_are_refused(monkeypatch):
+    from kdscale.engine.launches import check_launch
+    from kdscale.errors import LaunchError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launch(2)
+    with pytest.raises(
+        LaunchError, match="2 processes were started, Accelerate sees 1: each would"
+    ):
+        check_launch(1)
 
 
 @pytest.mark.parametrize(
     ("command", "asked"),
     [
-        (["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "kdscale"], 2),
-        (["python", "accelerate", "launch", "--num_processes=4", "-m", "kdscale"], 4),
-        (["python", "accelerate", "launch", "-m", "kdscale"], 1),
-        (["bash", "-c", "kdscale train x --num_processes 3"], 1),
-        ([], 1),
+        ("python accelerate launch --cpu --num_processes 2 -m kdscale", 2),
+        ("python accelerate launch --num-processes=4 -m kdscale train --num_processes 3", 4),
+        ("python -m accelerate.commands.launch --num_processes 3 -m kdscale", 3),
+        ("python /lib/accelerate/commands/accelerate_cli.py launch --num_processes 3 kd.py", 3),
+        ("python accelerate-launch --num_processes 3 -m kdscale", 3),
+        ("python3 launch/start.py --num_processes 3 -m kdscale", 3),
+        ("python accelerate launch --config_file five.yaml -m kdscale", 5),
+        ("python accelerate launch --config_file five.json -m kdscale", 5),
+        ("python accelerate launch --config_file five.yaml --num_processes 2 -m kdscale", 2),
+        ("python accelerate launch -m kdscale", 7),  # Accelerate's default file
+        ("python accelerate launch --cpu -m kdscale", 1),  # which is not read then
+        ("python accelerate launch --config_file gone.yaml -m kdscale", 1),
+        ("python other/launch/start.py", 1),  # of somebody else
+        ("bash -c 'kdscale train x --num_processes 3'", 1),
+        ("", 1),
     ],
 )
-def test_processes_asked_for_are_read_from_the_launchers_command(command, asked):
-    from kdscale.engine.processes import processes_asked_for
+def test_processes_asked_for_are_those_of_the_command_or_its_file(
+    command, asked, tmp_path, monkeypatch, capsys
+):
+    from kdscale.engine import launches
 
-    assert processes_asked_for(command) == asked
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("five.yaml", 5), ("default.yaml", 7)):
+        config = {"distributed_type": "MULTI_CPU", "num_processes": count, "use_cpu": True}
+        config |= {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "no"}
+        (tmp_path / name).write_text(yaml.safe_dump(config))
+        (tmp_path / name).with_suffix(".json").write_text(json.dumps(config))
+    monkeypatch.setattr(launches, "default_config_file", str(tmp_path / "default.yaml"))
+    assert launches.processes_asked_for(shlex.split(command))[0] == asked
+    assert capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------ how a launch ends
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"),
+    [
+        ([0, 0], 0),
+        ([0, 2], 2),
+        ([75, 3], 3),  # what the others were ended for
+        ([76, 1], 1),
+        ([75, -9], 137),
+        ([-9, 76], 137),
+        ([76, 75], 75),
+        ([130, 130], 130),
+        ([75, 0], 75),
+        ([0, 76], 76),
+    ],
+)
+def test_launch_ends_as_the_process_that_the_others_ended_for(codes, status, capsys):
+    location = ROOT / "launch" / "start.py"
+    specification = importlib.util.spec_from_file_location("start", location)
+    start = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(start)
+    assert start.status_of(codes) == status
+    said = "" if status in (0, 75, 76, 130) else f"processes exited with {codes[0]}, {codes[1]}\n"
+    assert capsys.readouterr().err == said
+
+
+def test_wrong_arguments_of_a_launch_are_told_by_accelerate(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "start.py", "--num_processes", "many", "x.py"],
+        capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "invalid int value: 'many'" in done.stderr
 
 
 FAULTS = """

@@ -375,15 +375,17 @@ def test_build_killed_again_and_again_keeps_its_finished_shards(
     assert_same_values(path, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_build_exits_130_keeps_shards_and_says_how_to_go_on(
-    commands, slow_recipe, uninterrupted, tmp_path, number
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_stopped_build_keeps_shards_and_says_how_to_go_on(
+    commands, slow_recipe, uninterrupted, tmp_path, number, code
 ):
     path = tmp_path / "cache" / "tiny.zarr"
     commands.start("cache", "build", slow_recipe, cwd=tmp_path)
     wait_until(lambda: len(list(path.glob("commits/c/*/*/0"))) >= 4)
     commands.kill(number)
-    assert commands.wait() == 130
+    assert commands.wait() == code
     output = commands.output.read_text()
     assert "Error: stopped; finished shards of cache/tiny.zarr are kept" in output
     assert "run the same command again" in output

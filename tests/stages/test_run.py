@@ -1,13 +1,17 @@
 """`kdscale run`: what is reused, what is refused, and what is found before hours go into it."""
 
 import json
+import random
 import shutil
+import signal
+import time
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+TIMES = ("train_seconds", "build_seconds", "reading")
 QUICK = {"train": {"epochs": 1, "global_batch_size": 32}}
 
 
@@ -153,8 +157,6 @@ def test_best_weights_say_what_they_are(kdscale, quick, tmp_path):
 
 
 def test_stopped_recipe_says_to_run_the_same_command_again(kdscale, quick, monkeypatch):
-    import signal
-
     from kdscale.engine.loop import Loop
 
     original = Loop.loss_of
@@ -165,6 +167,46 @@ def test_stopped_recipe_says_to_run_the_same_command_again(kdscale, quick, monke
 
     monkeypatch.setattr(Loop, "loss_of", stops)
     done = kdscale("run", quick(), "--run", "r")
-    assert done.exit_code == 130
+    assert done.exit_code == 75
     assert "run the same command again" in done.stderr
     assert "--resume" not in done.stderr.splitlines()[-1]
+
+
+def without_times(rows):
+    return [
+        (row["label"], [{k: v for k, v in one.items() if k not in TIMES} for one in row["results"]])
+        for row in rows
+    ]
+
+
+STAGES = ["run/teacher/metrics.jsonl", "cache/*.zarr/zarr.json", "run/alone-seed0/recipe.toml",
+          "run/cache-seed0/metrics.jsonl"]  # fmt: skip
+
+
+@pytest.mark.parametrize("stops", [len(STAGES), pytest.param(30, marks=pytest.mark.slow)])
+def test_recipe_that_is_stopped_at_any_moment_goes_on_to_the_same_table(
+    commands, quick, tmp_path, stops
+):
+    """As soon as it has come to a stage, then at random moments."""
+    recipe = quick(student={"train": {"epochs": 6, "global_batch_size": 8}})
+    assert commands.run("run", recipe, "--run", "whole", cwd=tmp_path)[0] == 0
+    shutil.move(tmp_path / "cache", tmp_path / "elsewhere")
+    number, codes = random.Random(stops), []
+    for stage in STAGES + [None] * (stops - len(STAGES)):
+        commands.start("run", recipe, "--run", "run", cwd=tmp_path)
+        if stage is None:
+            time.sleep(number.uniform(0, 1.0))
+        ends = time.monotonic() + 60
+        while stage and not list(tmp_path.glob(stage)) and time.monotonic() < ends:
+            time.sleep(0.001)
+        commands.kill(number.choice([signal.SIGTERM, signal.SIGUSR1]))
+        codes.append(commands.wait())
+        output = commands.output.read_text()
+        assert "Traceback" not in output
+        assert codes[-1] == 0 or "the same command again" in output.splitlines()[-1]
+    assert set(codes) <= {0, 75}
+    assert codes[0] == 75
+    status, output = commands.run("run", recipe, "--run", "run", cwd=tmp_path)
+    assert status == 0, output
+    found = [json.loads((tmp_path / one / "result.json").read_text()) for one in ("run", "whole")]
+    assert without_times(found[0]["rows"]) == without_times(found[1]["rows"])

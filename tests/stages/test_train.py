@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from kdscale import checkpoint
 from kdscale.data import image_store
+from kdscale.engine import evaluation
 from kdscale.engine.runs import Job
 from kdscale.models.weights import read_metadata
 from kdscale.runlog import read_metrics
@@ -95,26 +96,128 @@ def test_killed_training_resumed_equals_an_uninterrupted_one(
     status, output = commands.run(*command, "--run", "whole", cwd=tmp_path)
     assert status == 0, output
     assert ("in 4 windows" in output) == (targets == "windows")
-    number = random.Random(targets)
-    command += ["--run", "run"]
-    killed = 0
-    for lines in sorted(number.sample(range(1, 30), 3)):
-        status = start_and_signal(commands, signal.SIGKILL, tmp_path, lines, *command)
-        killed += status == -signal.SIGKILL
-        if "--resume" not in command:
-            command.append("--resume")
-    assert killed >= 2
-    status, output = commands.run(*command, cwd=tmp_path)
-    assert status == 0, output
+    lines = sorted(random.Random(targets).sample(range(1, 30), 3))
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+    assert trained_through(commands, tmp_path, command, lines, signals) >= 2
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_training_exits_130_saves_its_state_and_says_how_to_go_on(
-    commands, slow_recipe, tmp_path, number
+def trained_through(commands, cwd, command, lines, signals):
+    """Train into `run` in spite of signals, each once the log has so many lines; how many hit.
+
+    No line: the signal comes while the command starts.
+    """
+    command, hit, number = [*command, "--run", "run", "--resume-if-begun"], 0, random.Random(1)
+    for enough, one in zip(lines, signals, strict=True):
+        if enough:
+            status = start_and_signal(commands, one, cwd, enough, *command)
+        else:
+            commands.start(*command, cwd=cwd)
+            time.sleep(number.uniform(0, 0.4))
+            commands.kill(one)
+            status = commands.wait()
+        expected = -signal.SIGKILL if one == signal.SIGKILL else 75
+        assert status in (expected, 0), commands.output.read_text()
+        assert "Traceback" not in commands.output.read_text()
+        hit += status == expected
+    status, output = commands.run(*command, cwd=cwd)
+    assert status == 0, output
+    return hit
+
+
+@pytest.mark.slow
+def test_training_killed_30_times_equals_an_uninterrupted_one(
+    commands, write_recipe, tiny_teacher, tmp_path
+):
+    """With dropout, mixup, cached targets and a validation split; 6 of the 30 while it starts."""
+    recipe = write_recipe(
+        views={"operations": [{"name": "random_crop", "padding": 1}, {"name": "mixup", "p": 0.8}]},
+        student={
+            "model": "tiny_models:slow_mlp",
+            "options": {"seconds": 0.005, "dropout": 0.3},
+            "train": {"epochs": 150, "checkpoint_every": 7, "evaluate_every": 2},
+        },
+        teacher={"weights": tiny_teacher},
+        data={"validation": 0.1},
+    )
+    command = ["train", recipe, "--targets", "cache"]
+    status, output = commands.run(*command, "--run", "whole", cwd=tmp_path)
+    assert status == 0, output
+    number = random.Random(30)
+    lines = sorted(number.sample(range(1, num_lines(tmp_path / "whole") - 5), 24))
+    for position in sorted(number.sample(range(24), 6)):
+        lines.insert(position, 0)
+    signals = [number.choice([signal.SIGKILL, signal.SIGTERM]) for _ in lines]
+    assert trained_through(commands, tmp_path, command, lines, signals) == 30
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_training_stopped_in_an_evaluation_does_not_finish_it_first(
+    kdscale, write_recipe, tmp_path, monkeypatch, batch
+):
+    """The evaluation is done where the training goes on: nothing of it is missing, or twice."""
+    recipe = write_recipe(data={"validation": 0.25}, student={"train": {"epochs": 4}})
+    command = ["train", recipe, "--set", "student.train.checkpoint_every=1000"]
+    assert kdscale(*command, "--run", "whole").exit_code == 0
+    count, counted = evaluation._count, []
+
+    def signalled(*arguments):
+        counted.append(arguments)
+        if len(counted) == 6 + batch:  # in the second of four evaluations
+            signal.raise_signal(signal.SIGTERM)
+        return count(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_BATCH_SIZE", 16)  # 4 of the test split, 2 of the other
+        patch.setattr(evaluation, "_count", signalled)
+        done = kdscale(*command, "--run", "run")
+    assert done.exit_code == 75
+    assert len(counted) == 6 + batch
+    assert "stopped after step 6 of 12; state saved in run" in done.stderr
+    assert [record["step"] for record in metrics(tmp_path / "run") if "split" in record] == [3, 3]
+    assert kdscale(*command, "--run", "run", "--resume").exit_code == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_stop_after_the_last_step_leaves_its_evaluation_to_who_goes_on(
+    kdscale, write_recipe, stopped_after_step, tmp_path
+):
+    recipe = write_recipe()
+    with stopped_after_step(11):  # steps done before it
+        assert kdscale("train", recipe, "--run", "run").exit_code == 75
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert kdscale("train", recipe, "--run", "run", "--resume").exit_code == 0
+    kdscale("train", recipe, "--run", "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_training_for_a_scheduler_begins_goes_on_and_leaves_a_finished_run(
+    kdscale, write_recipe, stopped_after_step, tmp_path
+):
+    command = ["train", write_recipe(), "--run", "run", "--resume-if-begun"]
+    with stopped_after_step(4):
+        assert kdscale(*command).exit_code == 75
+    done = kdscale(*command)
+    assert done.exit_code == 0
+    assert "going on from step 5 of run" in done.stderr
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    again = kdscale(*command)
+    assert (again.exit_code, again.stdout) == (0, done.stdout)
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+    other = kdscale(*command, "--seed", 5)
+    assert other.exit_code == 1
+    assert "seed: it has 0, now 5" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_stopped_training_saves_its_state_and_says_how_to_go_on(
+    commands, slow_recipe, tmp_path, number, code
 ):
     command = ["train", slow_recipe, "--run", "run"]
-    assert start_and_signal(commands, number, tmp_path, 7, *command) == 130
+    assert start_and_signal(commands, number, tmp_path, 7, *command) == code
     output = commands.output.read_text()
     assert "Error: stopped after step " in output
     assert " of 32; state saved in run: run the same command with --resume to go on" in output

@@ -218,10 +218,11 @@ def stopped_build(commands, halting, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)],
 )
 def test_stopped_while_waiting_it_saves_its_state_and_goes_on(
-    kdscale, commands, halting, stopped_build, trained_after, tmp_path, monkeypatch, number
+    kdscale, commands, halting, stopped_build, trained_after, tmp_path, monkeypatch, number, code
 ):
     check = Watch.check
 
@@ -233,7 +234,7 @@ def test_stopped_while_waiting_it_saves_its_state_and_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(Watch, "check", interrupted)
         done = kdscale(*beside(halting))
-    assert done.exit_code == 130
+    assert done.exit_code == code
     assert "stopped while waiting for the build; state saved in run, after step 4: run the same " \
         "command with --resume" in done.stderr  # fmt: skip
     go_on(stopped_build)

@@ -20,9 +20,9 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.engine.builders.order import building_order
 from kdscale.engine.builders.shards import ShardBuilder, Shards
-from kdscale.engine.processes import StopRequest
 from kdscale.engine.teacher import SizedBatches
-from kdscale.errors import CacheIncompleteError, Interrupted
+from kdscale.errors import CacheIncompleteError
+from kdscale.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Builder:
 
     def _check_stop(self) -> None:
         if self.stop.received is not None:
-            raise Interrupted(
+            raise self.stop.interrupted(
                 f"stopped; finished shards of {self.place} are kept: run the same command again"
             )
 

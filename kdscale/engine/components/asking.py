@@ -30,7 +30,6 @@ from kdscale.engine.components.views import (
     training_pipeline,
 )
 from kdscale.engine.encoding import check_mixing, check_temperature, choose_encoding
-from kdscale.engine.processes import create_accelerator
 from kdscale.engine.requirements import check_loss, check_stored
 from kdscale.engine.sources.ensemble import further_caches
 from kdscale.engine.taught import taught
@@ -54,8 +53,8 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     """
     train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
     check_same_classes(train, test)
-    loss, num_processes = objective(recipe), create_accelerator().num_processes
-    check_loss(loss, train, pipeline(recipe, train.num_samples), num_processes)
+    loss = objective(recipe)
+    check_loss(loss, train, pipeline(recipe, train.num_samples))
     check_stored(loss, _encoding(recipe, train))
     check_temperature(_encoding(recipe, train), recipe.loss)
     further_caches(recipe.ensemble.caches, asked_manifest(recipe, train, {}), train, root)

@@ -19,9 +19,10 @@ from kdscale.cache.store import Location, open_store
 from kdscale.cache.writer import is_free
 from kdscale.engine.builders.order import shards_of_epoch
 from kdscale.engine.loop import Loop
-from kdscale.engine.processes import StopRequest
+from kdscale.engine.processes import agreed_stop
 from kdscale.engine.sources.cached import CachedTargets
-from kdscale.errors import CacheIncompleteError, CacheNotFoundError, Interrupted
+from kdscale.errors import CacheIncompleteError, CacheNotFoundError
+from kdscale.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,10 @@ class Turn:
             while pending and reader.is_there(*pending[0]):
                 pending.pop(0)
             dead = _given_up(watch, wanted) if pending else None
-            waits, stops, gives_up = _any_of(
-                accelerator, bool(pending), self.stop.received is not None, dead is not None
-            )
+            waits, gives_up = _any_of(accelerator, bool(pending), dead is not None)
             if not waits:
                 return
-            if stops or gives_up:
+            if agreed_stop(self.stop, accelerator) or gives_up:
                 self._end(dead)
             if not told:
                 log.info("waiting for the build of %s, which epoch %d shows", wanted, epoch)
@@ -82,7 +81,7 @@ class Turn:
         step = self.loop.state.step
         state = f"state saved in {self.run}, after step {step}"
         if self.stop.received is not None or dead is None:
-            raise Interrupted(
+            raise self.stop.interrupted(
                 f"stopped while waiting for the build; {state}: run the same command with "
                 "--resume to go on"
             )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
-from kdscale.engine.processes import StopRequest, orderly_stop
-from kdscale.errors import Interrupted
+from kdscale.errors import Stopped
+from kdscale.signals import StopRequest, orderly_stop
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ def run_crew(
             for worker in workers:
                 worker.process.kill()
                 worker.process.wait()
-    if stop.received is not None:
-        raise Interrupted("stopped")
+        if stop.received is not None:
+            raise stop.interrupted("stopped")
 
 
 def gpus() -> list[str]:
@@ -90,13 +90,13 @@ def end_with(parent: int) -> None:
     """Be stopped, orderly, when the process that started this one is killed.
 
     Raises:
-        Interrupted: it has ended already.
+        Stopped: it has ended already.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # other systems have none
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        raise Interrupted("the process that started this worker has ended")
+        raise Stopped("the process that started this worker has ended")
 
 
 def _start(command: Sequence[str], number: int, environment: dict[str, str], logs: Path) -> _Worker:

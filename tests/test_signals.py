@@ -1,0 +1,116 @@
+"""Signals end a process at once, or in order, whatever Python is doing just then."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from kdscale.errors import Interrupted, Stopped
+from kdscale.signals import Terminated, orderly_stop
+
+CODES = {
+    signal.SIGINT: (Interrupted, 130),
+    signal.SIGTERM: (Stopped, 75),
+    signal.SIGUSR1: (Stopped, 75),
+}
+
+DYING = """
+import signal, sys, time, weakref
+from kdscale.signals import Terminated, ending_at_once
+
+class Thing:
+    pass
+
+def clear_up(_):
+    signal.raise_signal(signal.SIGTERM)
+    sum(range(10))
+
+try:
+    with ending_at_once():
+        try:
+            thing = Thing()
+            reference = weakref.ref(thing, clear_up)
+            del thing
+            time.sleep(30)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # again: it is ending
+    signal.raise_signal(signal.SIGTERM)
+except Terminated as end:
+    signal.raise_signal(signal.SIGTERM)
+    print(end, end.exit_code)
+"""
+
+
+def test_end_that_python_drops_while_it_clears_up_comes_again_and_others_change_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", DYING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "SIGTERM 75\n", "")
+
+
+@contextlib.contextmanager
+def orderly_stop_unless_raised():
+    """A request that is followed: the block ends with what it raises."""
+    with contextlib.suppress(Interrupted), orderly_stop() as stop:
+        yield stop
+        raise stop.interrupted("followed")
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_request_is_kept_and_says_how_to_end(number):
+    before = signal.getsignal(number)
+    error, code = CODES[number]
+    with orderly_stop_unless_raised() as stop:
+        assert stop.received is None
+        signal.raise_signal(number)
+        assert stop.received == number
+        stopped = stop.interrupted("stopped")
+    assert (type(stopped), stopped.exit_code) == (error, code)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_request_that_came_too_late_to_be_followed_ends_what_comes_next(number):
+    with pytest.raises(KeyboardInterrupt) as ended, orderly_stop():
+        signal.raise_signal(number)
+    assert isinstance(ended.value, Terminated) == (number != signal.SIGINT)
+    if number != signal.SIGINT:
+        assert str(ended.value) == signal.Signals(number).name
+
+
+def test_second_interrupt_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), orderly_stop():  # noqa: PT012
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+
+def test_other_threads_are_not_asked():
+    def work():
+        with orderly_stop() as stop:
+            requests.append(stop.received)
+
+    requests = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert requests == [None]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_command_without_a_state_of_its_own_ends_at_once(commands, write_recipe, tmp_path, number):
+    """A build that has just begun."""
+    recipe = write_recipe(teacher={"model": "tiny_models:slow", "options": {"seconds": 1.0}})
+    commands.start("cache", "build", recipe, cwd=tmp_path)
+    ends = time.monotonic() + 60
+    while not list((tmp_path / "cache").glob("images/*/*")) and time.monotonic() < ends:
+        time.sleep(0.001)
+    commands.kill(number)
+    assert commands.wait() == 75
+    said = commands.output.read_text().splitlines()[-1]
+    assert said.startswith("Error: stopped")
+    assert "run the same command again" in said
