@@ -22,6 +22,7 @@ from kdscale.cli.options import (
     samples_option,
     seed_option,
     views_option,
+    weights_option,
     with_further_caches,
 )
 from kdscale.cli.output import print_found, print_text
@@ -138,10 +139,10 @@ def train(
             )
     loaded = load(recipe, with_further_caches(overrides, caches), data)
     from kdscale.engine.components import check_recipe
-    from kdscale.engine.runs import Job, open_run
+    from kdscale.engine.runs import Job, open_run, teacher_folder
     from kdscale.engine.sources.teaching import cache_being_built
     from kdscale.stages.build import build
-    from kdscale.stages.run import teacher_folder, trained_teacher
+    from kdscale.stages.run import trained_teacher
     from kdscale.stages.train import train as start
 
     folder = run or (
@@ -166,16 +167,35 @@ def train(
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@weights_option
+@click.option("--teacher", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+              help="The teacher's weights, to agree with.  [default: those that the recipe names, "
+              "or that were trained for it]")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
+              help="To time forward passes of one batch size; five at least.")  # fmt: skip
 @click.option("--data", type=EXISTING, help="A local copy of the data set.")
 @cache_root_option
 @json_option
-def evaluate(runs: tuple[Path, ...], data: str | None, cache_root: Path, as_json: bool) -> None:
-    """Evaluate finished runs on the test split."""
-    from kdscale.stages.evaluate import evaluate_run
-    from kdscale.stages.tables import metrics_table
+def evaluate(
+    runs: tuple[Path, ...],
+    weights: Any,
+    teacher: str | None,
+    seconds: float,
+    data: str | None,
+    cache_root: Path,
+    as_json: bool,
+) -> None:
+    """Evaluate finished runs on the test split, and measure what their models cost.
 
-    found = [evaluate_run(run, cache_root=cache_root, data=data) for run in runs]
-    print_found({"runs": found}, metrics_table(found), as_json=as_json)
+    RUN is a run's folder, or that of a whole recipe: then its teacher and every run in it. What is
+    found is kept as evaluation.json in each run's folder.
+    """
+    from kdscale.stages.evaluate import Evaluation
+    from kdscale.stages.evaluation_tables import evaluation_tables
+
+    evaluation = Evaluation(cache_root, teacher=teacher, seconds=seconds)
+    found = evaluation.folders(runs, data=data, weights=weights)
+    print_found({"runs": found}, evaluation_tables(found), as_json=as_json)
 
 
 @click.command()
