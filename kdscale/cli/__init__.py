@@ -11,6 +11,7 @@ from kdscale.cli.caches import cache_group
 from kdscale.cli.experiments import (
     bench,
     evaluate,
+    export,
     quickstart,
     recipes,
     run,
@@ -38,6 +39,7 @@ for _command in (
     train,
     sweep_group,
     evaluate,
+    export,
     bench,
     views_command,
     cache_group,

@@ -199,6 +199,47 @@ def evaluate(
 
 
 @click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "format_name", required=True,
+              type=click.Choice(["safetensors", "onnx", "pt2"]),
+              help="For kdscale, for ONNX runtimes, or for PyTorch alone.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The file.  [default: RUN/student.FORMAT, RUN/student-best.FORMAT]")  # fmt: skip
+@weights_option
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--data", type=EXISTING, help="A local copy of the data set.")
+@cache_root_option
+@json_option
+def export(
+    run: Path,
+    format_name: str,
+    out: Path | None,
+    weights: Any,
+    overwrite: bool,
+    data: str | None,
+    cache_root: Path,
+    as_json: bool,
+) -> None:
+    """Export a finished run's model: uint8 pixels in, logits out, preprocessing inside.
+
+    The file is asked about test images first: one that answers otherwise than the run's weights is
+    not kept. It carries the names of the classes.
+    """
+    from kdscale.stages.export import export as start
+
+    done = start(
+        run, format_name, cache_root=cache_root, out=out, weights=weights, data=data,
+        overwrite=overwrite,
+    )  # fmt: skip
+    text = (
+        f"{done['file']}: {done['bytes']:,} bytes; on {done['num_images']} test images logits "
+        f"differ by at most {done['max_logit_difference']:.1e}, "
+        f"{100 * done['top1_agreement']:.2f} % of top-1 agree\n\n{done['example']}"
+    )
+    print_found(done, text, as_json=as_json)
+
+
+@click.command()
 @recipe_options
 @cache_root_option
 @click.option("--seconds", type=click.FloatRange(1), default=120, show_default=True,

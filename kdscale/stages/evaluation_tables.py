@@ -15,6 +15,11 @@ _SHARES = {
     "agree %": "agreement",
 }
 
+_MEANINGS = """\
+prec., recall: means over classes; calib.: calibration error, 15 bins; agree: share of test images
+whose top-1 is the teacher's; activations: most bytes at one time in a forward pass of 1 / 64
+images; ms: median (95th percentile) of such a pass, without loading and preprocessing."""
+
 
 def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
     """Two tables, one row a model, and what their numbers mean."""
@@ -40,10 +45,7 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
                 cost,
             ),
             "",
-            "prec., recall: means over classes; calib.: calibration error, 15 bins; agree: the share",
-            "of test images whose top-1 is the teacher's; activations: most bytes at one time in",
-            "a forward pass of 1 / 64 images; ms: median (95th percentile) of such a pass, without",
-            "loading and preprocessing.",
+            _MEANINGS,
             *_where(found),
         ]
     )
