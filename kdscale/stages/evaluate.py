@@ -29,7 +29,7 @@ from kdscale.models.registry import num_parameters
 log = logging.getLogger(__name__)
 
 THOROUGH_SECONDS = 2.0
-QUICK_SECONDS = 0.1
+QUICK_SECONDS = 0.05
 """For the passes of one batch size: at the end of a command that has other things to do."""
 _VERSION = 1  # of evaluation.json
 

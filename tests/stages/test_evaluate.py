@@ -1,13 +1,16 @@
 """Evaluation of finished runs: quality, agreement with the teacher, cost."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from kdscale.engine.processes import create_accelerator
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 FAST = ("--seconds", 0)
 SHARES = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall", "calibration_error")
 CONTRACT = {
@@ -85,6 +88,13 @@ def test_evaluation_is_kept_in_the_runs_folder(kdscale, trained, tmp_path):
         latency = kept["latency"][size]
         assert 0 < latency["median_seconds"] <= latency["p95_seconds"]
         assert latency["rounds"] == 5
+
+
+def test_page_names_every_field_of_the_file(kdscale, trained, tmp_path):
+    kdscale("evaluate", "run", *FAST)
+    kept = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    named = re.findall(r"`(\w+)`", (DOCS / "evaluation.md").read_text())
+    assert sorted(kept.keys() - set(named)) == []
 
 
 def test_run_is_evaluated_on_a_copy_of_its_data(kdscale, trained, dataset, tmp_path):

@@ -181,6 +181,13 @@ def test_onnx_without_its_libraries_says_what_to_install(exported, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_command_knows_every_format():
+    from kdscale.cli.experiments import export
+
+    (option,) = [one for one in export.params if one.name == "format_name"]
+    assert list(option.type.choices) == list(formats.FORMATS) == FORMATS
+
+
 def test_name_of_another_format_is_refused(kdscale, run):
     done = kdscale("export", run, "--format", "pt2", "--out", "student.onnx")
     assert done.exit_code == 1
@@ -271,8 +278,20 @@ def vit_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["onnx", "pt2"])
-@pytest.mark.parametrize("library", ["torchvision", "timm", "transformers"])
+SLOW = pytest.mark.slow  # what others of these take the same paths as
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("torchvision", "onnx"),
+        ("transformers", "onnx"),
+        ("transformers", "pt2"),
+        pytest.param("torchvision", "pt2", marks=SLOW),
+        pytest.param("timm", "onnx", marks=SLOW),
+        pytest.param("timm", "pt2", marks=SLOW),
+    ],
+)
 def test_models_of_other_libraries_are_exported(name, library, vit_folder, tmp_path):
     model, size = {
         "torchvision": ("torchvision/resnet18", 32),
