@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from kdscale.data.views.pipeline import Pipeline
     from kdscale.engine.sources.cached import CachedTargets
     from kdscale.losses.logits import kl_loss
+    from kdscale.models.deployable import load_student
 
 # Imported on first use: `kdscale --help` and `kdscale cache info` must not pay for torch.
 _PUBLIC = {
@@ -16,9 +17,10 @@ _PUBLIC = {
     "Pipeline": "kdscale.data.views.pipeline",
     "kl_loss": "kdscale.losses.logits",
     "load_images": "kdscale.data.images",
+    "load_student": "kdscale.models.deployable",
 }
 
-__all__ = ["CachedTargets", "Pipeline", "__version__", "kl_loss", "load_images"]
+__all__ = ["CachedTargets", "Pipeline", "__version__", "kl_loss", "load_images", "load_student"]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,21 @@ def write_durably(path: Path, data: bytes, check: Callable[[], None] | None = No
         raise storage_error(path, error) from error
 
 
+def rename_durably(written: Path, path: Path) -> None:
+    """Give a written file its name, in the same file system; what had that name is replaced.
+
+    Raises:
+        StorageError: the disk is read-only or not permitted; the old file is untouched.
+    """
+    try:
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
+        written.replace(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def is_abandoned(temporary: Path) -> bool:
     """Whether a temporary file's writer ran on this machine and no longer does."""
     head, *rest = temporary.name.rsplit(".", 3)

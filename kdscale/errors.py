@@ -66,6 +66,10 @@ class ViewMismatchError(CacheError, ValueError):
     """The pixels of a view are not those that the teacher saw."""
 
 
+class ExportError(KdscaleError):
+    """A model cannot be exported, or its export does not answer as it does."""
+
+
 class RunError(KdscaleError):
     """A run folder cannot be used as asked (finished, unfinished, of another recipe, empty)."""
 

@@ -9,10 +9,10 @@ from math import log
 import torch
 from torch import Tensor
 
+from kdscale.metrics import Calibration
 from kdscale.targets import DenseTargets, Targets, TopKTargets, log_sums
 
 _TEMPERATURES = (1, 2, 4)
-_BINS = 15
 
 
 def fidelity(
@@ -51,27 +51,16 @@ def fidelity(
         name = "gradient_cosine" if temperature == 1 else f"gradient_cosine_t{temperature}"
         report[name] = _gradient_cosine(full, stored, temperature)
     if labels_B is not None:
-        report["calibration_error"] = calibration_error(*p.max(1), labels_B)
+        confidence_B, predicted_B = p.max(1)
+        report["calibration_error"] = Calibration.of(confidence_B, predicted_B == labels_B).error
         confidence_B1, _ = stored.first_answers(1)
-        report["calibration_error_stored"] = calibration_error(
-            confidence_B1[:, 0], _first(stored), labels_B
-        )
+        report["calibration_error_stored"] = Calibration.of(
+            confidence_B1[:, 0], _first(stored) == labels_B
+        ).error
     if isinstance(stored, TopKTargets):
         report["tail_mass"] = [_mean_tail(stored, one) for one in stored.temperatures]
         report["tail_interpolation_error"] = _interpolation_error(full, stored)
     return report
-
-
-def calibration_error(confidence_B: Tensor, predicted_B: Tensor, labels_B: Tensor) -> float:
-    """Expected calibration error: how far confidence is from accuracy, in 15 bins of equal width.
-
-    Guo et al., "On Calibration of Modern Neural Networks" (2017), equation 3.
-    """
-    hits_B = (predicted_B == labels_B).double()
-    bins_B = (confidence_B.double() * _BINS).ceil().clamp(1, _BINS).long() - 1
-    gaps = torch.zeros(_BINS, dtype=torch.float64)
-    gaps.index_add_(0, bins_B, hits_B - confidence_B.double())
-    return float(gaps.abs().sum() / len(labels_B))
 
 
 def _first(stored: Targets) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdscale.fidelity import _gradient_cosine, _pull, calibration_error, fidelity
+from kdscale.fidelity import _gradient_cosine, _pull, fidelity
 from kdscale.losses.objective import Objective
 from kdscale.targets import DenseTargets, Encoding, decode, encode
 
@@ -96,20 +96,6 @@ def test_measuring_leaves_the_global_generator_alone(logits):
     first = _gradient_cosine(logits.double(), stored(logits, "int4"), 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert _gradient_cosine(logits.double(), stored(logits, "int4"), 2) == first
-
-
-def test_calibration_error_of_an_example_counted_by_hand():
-    confidence = torch.tensor([0.95, 0.95, 0.55, 0.55])
-    predicted, labels = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 0, 0])
-    # two of two right at 0.95, one of two at 0.55
-    expected = 2 / 4 * (1 - 0.95) + 2 / 4 * (0.55 - 0.5)
-    assert calibration_error(confidence, predicted, labels) == pytest.approx(expected, abs=1e-7)
-
-
-def test_calibration_error_of_who_is_sure_and_right_is_zero_and_wrong_is_one():
-    sure, labels = torch.ones(5), torch.arange(5)
-    assert calibration_error(sure, labels, labels) == 0
-    assert calibration_error(sure, labels, labels.flip(0) + 1) == 1
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

@@ -12,6 +12,7 @@ from kdscale.cli.caches import cache_group
 from kdscale.cli.experiments import (
     bench,
     evaluate,
+    export,
     quickstart,
     recipes,
     run,
@@ -40,6 +41,7 @@ for _command in (
     train,
     sweep_group,
     evaluate,
+    export,
     bench,
     views_command,
     cache_group,

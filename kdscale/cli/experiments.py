@@ -22,6 +22,7 @@ from kdscale.cli.options import (
     samples_option,
     seed_option,
     views_option,
+    weights_option,
     with_further_caches,
 )
 from kdscale.cli.output import print_found, print_text
@@ -141,10 +142,10 @@ def train(
             )
     loaded = load(recipe, with_further_caches(overrides, caches), data)
     from kdscale.engine.components import check_recipe
-    from kdscale.engine.runs import Job, finished_as, is_begun, open_run
+    from kdscale.engine.runs import Job, finished_as, is_begun, open_run, teacher_folder
     from kdscale.engine.sources.teaching import cache_being_built
     from kdscale.stages.build import build
-    from kdscale.stages.run import teacher_folder, trained_teacher
+    from kdscale.stages.run import trained_teacher
     from kdscale.stages.train import train as start
 
     folder = run or (
@@ -180,16 +181,76 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@weights_option
+@click.option("--teacher", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+              help="The teacher's weights, to agree with.  [default: those that the recipe names, "
+              "or that were trained for it]")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
+              help="To time forward passes of one batch size; five at least.")  # fmt: skip
 @click.option("--data", type=EXISTING, help="A local copy of the data set.")
 @cache_root_option
 @json_option
-def evaluate(runs: tuple[Path, ...], data: str | None, cache_root: Path, as_json: bool) -> None:
-    """Evaluate finished runs on the test split."""
-    from kdscale.stages.evaluate import evaluate_run
-    from kdscale.stages.tables import metrics_table
+def evaluate(
+    runs: tuple[Path, ...],
+    weights: Any,
+    teacher: str | None,
+    seconds: float,
+    data: str | None,
+    cache_root: Path,
+    as_json: bool,
+) -> None:
+    """Evaluate finished runs on the test split, and measure what their models cost.
 
-    found = [evaluate_run(run, cache_root=cache_root, data=data) for run in runs]
-    print_found({"runs": found}, metrics_table(found), as_json=as_json)
+    RUN is a run's folder, or that of a whole recipe: then its teacher and every run in it. What is
+    found is kept as evaluation.json in each run's folder.
+    """
+    from kdscale.stages.evaluate import Evaluation
+    from kdscale.stages.evaluation_tables import evaluation_tables
+
+    evaluation = Evaluation(cache_root, teacher=teacher, seconds=seconds)
+    found = evaluation.folders(runs, data=data, weights=weights)
+    print_found({"runs": found}, evaluation_tables(found), as_json=as_json)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "format_name", required=True,
+              type=click.Choice(["safetensors", "onnx", "pt2"]),
+              help="For kdscale, for ONNX runtimes, or for PyTorch alone.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The file.  [default: RUN/student.FORMAT, RUN/student-best.FORMAT]")  # fmt: skip
+@weights_option
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--data", type=EXISTING, help="A local copy of the data set.")
+@cache_root_option
+@json_option
+def export(
+    run: Path,
+    format_name: str,
+    out: Path | None,
+    weights: Any,
+    overwrite: bool,
+    data: str | None,
+    cache_root: Path,
+    as_json: bool,
+) -> None:
+    """Export a finished run's model: uint8 pixels in, logits out, preprocessing inside.
+
+    The file is asked about test images first: one that answers otherwise than the run's weights is
+    not kept. It carries the names of the classes.
+    """
+    from kdscale.stages.export import export as start
+
+    done = start(
+        run, format_name, cache_root=cache_root, out=out, weights=weights, data=data,
+        overwrite=overwrite,
+    )  # fmt: skip
+    text = (
+        f"{done['file']}: {done['bytes']:,} bytes; on {done['num_images']} test images logits "
+        f"differ by at most {done['max_logit_difference']:.1e}, "
+        f"{100 * done['top1_agreement']:.2f} % of top-1 agree\n\n{done['example']}"
+    )
+    print_found(done, text, as_json=as_json)
 
 
 @click.command()

@@ -98,6 +98,10 @@ views_option = click.option(
 )
 seed_option = click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=0,
                        show_default=True, help="Another one shows other samples.")  # fmt: skip
+weights_option = click.option(
+    "--weights", type=click.Choice(["last", "best"]), default="last", show_default=True,
+    help="Of the last step, or the best on the validation split (data.validation).",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 

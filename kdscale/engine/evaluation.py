@@ -1,7 +1,7 @@
 """Evaluation: every sample counted once, whatever the number of processes."""
 
 from collections.abc import Callable
-from itertools import islice
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,15 @@ from kdscale.models.preprocess import Preprocess
 _BATCH_SIZE = 500
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a pass over labelled samples gives, the same in every process."""
+
+    counts: Counts
+    predictions: Tensor
+    """int64 [N] on the CPU: the class of each sample's largest logit, in the order asked for."""
+
+
 def evaluate(
     model: nn.Module,
     preprocess: Preprocess,
@@ -28,7 +36,7 @@ def evaluate(
     precision: str = "float32",
     between_batches: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Metrics (see `metrics.summarize`) of a model on clean images.
+    """Metrics (see `metrics.summarize`) of a model in training, on clean images.
 
     Args:
         model: gives logits [B, C].
@@ -47,33 +55,60 @@ def evaluate(
             broadcast(buffer)
     was_training = model.training
     model.eval()
-    counts = Counts.none(num_classes, accelerator.device)
-    mine = samples[accelerator.process_index :: accelerator.num_processes]
 
     def logits(pixels: Tensor) -> Tensor:
         with autocast(precision, accelerator.device):
             return model(preprocess(pixels)).float()  # type: ignore[no-any-return]
 
-    batches = images.take_each(mine.split(_BATCH_SIZE))
-    for _ in range(-(-len(samples[:: accelerator.num_processes]) // _BATCH_SIZE)):
+    examined = examine(logits, images, samples, num_classes, accelerator, between_batches)
+    model.train(was_training)
+    return summarize(examined.counts)
+
+
+@torch.inference_mode()
+def examine(
+    logits: Callable[[Tensor], Tensor],
+    images: Images,
+    samples: Tensor,
+    num_classes: int,
+    accelerator: Accelerator,
+    between_batches: Callable[[], None] | None = None,
+) -> Examined:
+    """Count what a model says of clean images, and note its first answers.
+
+    Args:
+        logits: of uint8 pixels: float32 [B, C].
+        images: the split.
+        samples: int64 [N], indices of the samples to count.
+        num_classes: C.
+        accelerator: its processes share the work.
+        between_batches: called as often in each process.
+    """
+    counts = Counts.none(num_classes, accelerator.device)
+    predictions = torch.zeros(len(samples), dtype=torch.int64, device=accelerator.device)
+    mine = torch.arange(len(samples))[accelerator.process_index :: accelerator.num_processes]
+    places = mine.split(_BATCH_SIZE)
+    shown = images.take_each(samples[place] for place in places)
+    for turn in range(-(-len(samples[:: accelerator.num_processes]) // _BATCH_SIZE)):
         if between_batches is not None:
             between_batches()
-        for pixels, labels in islice(batches, 1):  # none, where another process has one more
-            counts += _count(logits, pixels, labels)
-    model.train(was_training)
+        if turn == len(places):  # another process has one more
+            break
+        place, (pixels, labels) = places[turn], next(shown)
+        logits_BC = _in_memory(logits, pixels)
+        counts += Counts.of(logits_BC, labels)
+        predictions[place] = logits_BC.argmax(1)
     if accelerator.num_processes > 1:
-        parts = (counts.confusion_CC, counts.top5, counts.cross_entropy)
-        counts = Counts(*(accelerator.reduce(part, "sum") for part in parts))
-    return summarize(counts)
+        counts = counts.with_each(lambda one: accelerator.reduce(one, "sum"))
+        predictions = accelerator.reduce(predictions, "sum")
+    return Examined(counts, predictions.cpu())
 
 
-def _count(logits: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor) -> Counts:
-    """Counts of some samples, in halves where the device has no memory for them at once."""
+def _in_memory(logits: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """Logits of some images, in halves where the device has no memory for them at once."""
     try:
-        return Counts.of(logits(pixels), labels)
+        return logits(pixels)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(labels) == 1:
+        if not is_out_of_memory(error) or len(pixels) == 1:
             raise
-    halves = zip(pixels.tensor_split(2), labels.tensor_split(2), strict=True)
-    first, second = (_count(logits, *half) for half in halves)
-    return first + second
+    return torch.cat([_in_memory(logits, half) for half in pixels.tensor_split(2)])

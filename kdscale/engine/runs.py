@@ -1,7 +1,7 @@
 """A run's folder: begun once, resumed only as what it is, never overwritten."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -198,6 +198,17 @@ def check_same_teacher(run: Path, recipe: config.Recipe) -> None:
 def is_same_teacher(run: Path, recipe: config.Recipe) -> bool:
     """Whether the finished run trained the teacher that a recipe describes."""
     return is_finished(run) and not _changed(run, recipe, "teacher")
+
+
+def teacher_folder(folder: Path) -> Path:
+    """Where a recipe's own teacher is trained."""
+    return folder / "teacher"
+
+
+def find_teacher(recipe: config.Recipe, folders: Iterable[Path]) -> Path | None:
+    """The run of the teacher that a recipe describes, in the first of the folders that has it."""
+    runs = (teacher_folder(folder) for folder in folders)
+    return next((run for run in runs if is_same_teacher(run, recipe)), None)
 
 
 def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:

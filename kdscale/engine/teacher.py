@@ -92,10 +92,15 @@ class FrozenTeacher:
         """
         return find_head(self.model, torch.inference_mode()(lambda: self._forward(pixels)))
 
-    def _forward(self, pixels: Tensor) -> Tensor:
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """What the model itself is called with: preprocessed, in its memory format."""
         inputs = self.preprocess(pixels)
         if self.memory_format == "channels_last":
             inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        inputs = self.inputs(pixels)
         with autocast(self.precision, self.device):
             logits: Tensor = self.model(inputs)
         return logits.float()

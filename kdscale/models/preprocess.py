@@ -63,7 +63,7 @@ class Preprocess:
         """
         self._check(pixels)
         scale, shift = _constants(self.mean, self.std, pixels.device)
-        resized = _resize(pixels, self.size)
+        resized = resize(pixels, self.size)
         # Not addcmul: it took twice the time on a CPU, and whether it fuses, and so its last bit,
         # depends on the instruction set. Two plain operations give equal bits everywhere.
         return torch.mul(resized.to(torch.float32), scale).add_(shift)
@@ -83,6 +83,10 @@ class Preprocess:
     def describe(self) -> dict[str, Any]:
         """Return it as JSON-ready values, for manifests and weights files."""
         return {"mean": list(self.mean), "std": list(self.std), "size": self.size}
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, float32 [1, channels, 1, 1]: resized pixels x scale + shift."""
+        return _constants(self.mean, self.std, torch.device("cpu"))
 
     @classmethod
     def parse(cls, description: Mapping[str, Any]) -> Self:
@@ -108,7 +112,7 @@ def _numbers(description: Mapping[str, Any], key: str) -> tuple[float, ...]:
         raise ModelError(f"{key} is {description[key]!r}, wanted a list of numbers") from error
 
 
-def _resize(pixels: Tensor, size: int | None) -> Tensor:
+def resize(pixels: Tensor, size: int | None) -> Tensor:
     """Return [B, C, size, size] float32 on 0..255, or the uint8 pixels if they have that size."""
     if size is None or tuple(pixels.shape[-2:]) == (size, size):
         return pixels

@@ -1,74 +1,213 @@
-"""Evaluate trained models on the test split."""
+"""Evaluate trained models: quality on the test split, agreement with the teacher, and cost."""
 
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from kdscale import config
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
+from kdscale.durable import write_durably
 from kdscale.engine import components
-from kdscale.engine.evaluation import evaluate as evaluate_model
-from kdscale.engine.processes import create_accelerator, main_process_first
-from kdscale.errors import RunError
+from kdscale.engine.cost import BATCH_SIZES, device_name, forward_cost, weight_bytes
+from kdscale.engine.evaluation import Examined, examine
+from kdscale.engine.predictions import FirstAnswers, first_answers, keep_first_answers
+from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
+from kdscale.engine.teacher import FrozenTeacher, freeze
+from kdscale.engine.trained import Trained, Weights, trained_models
+from kdscale.errors import WeightsError
+from kdscale.metrics import details, summarize
 from kdscale.models.registry import num_parameters
-from kdscale.runlog import read_result
+
+log = logging.getLogger(__name__)
+
+THOROUGH_SECONDS = 2.0
+QUICK_SECONDS = 0.05
+"""For the passes of one batch size: at the end of a command that has other things to do."""
+_VERSION = 1  # of evaluation.json
 
 
-def evaluate_run(run: Path, *, cache_root: Path, data: str | None = None) -> dict[str, Any]:
-    """Evaluate a finished run's last weights.
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How models are evaluated: the same for all of a command."""
 
-    Args:
-        run: the run's folder.
-        cache_root: where decoded images lie.
-        data: a local copy of the data set, where it is not where the recipe says.
+    cache_root: Path
+    """Where decoded images and the teacher's first answers lie."""
+    teacher: str | None = None
+    """The teacher's weights, where they are not where they are looked for."""
+    seconds: float = THOROUGH_SECONDS
+    """To time the passes of one batch size."""
+    reuse: bool = False
+    """Take what was found before, where model, images and teacher are still the same."""
+    _asked: dict[str, FirstAnswers] = field(default_factory=dict)
+    """Of teachers that this command has asked already."""
 
-    Returns:
-        Metrics, each in 0..1, with the run's path, model and number of parameters.
+    def folders(
+        self, folders: Sequence[Path], *, data: str | None = None, weights: Weights = "last"
+    ) -> list[dict[str, Any]]:
+        """Evaluate runs, and all that is finished in folders of whole recipes and of sweeps.
 
-    Raises:
-        RunError: there is no finished run.
-        KdscaleError: data or weights cannot be used.
-    """
-    result = read_result(run)
-    if "rows" in result:
-        raise RunError(f"{run} holds a whole recipe: evaluate the runs in it, for instance "
-                       f"{run / 'cache-seed0'}")  # fmt: skip
-    recipe = config.load_recipe(str(run / "recipe.toml"), data=data)
-    section: config.Model = recipe.teacher if result["role"] == "teacher" else recipe.student
-    update: dict[str, Any] = {
-        "weights": str(run / "weights.safetensors"),
-        "rename": {},
-        "input": None,
-    }
-    trained = section.model_copy(update=update)
-    precision = "float32" if section.train is None else section.train.precision
-    metrics = evaluate_section(recipe, trained, result["role"], cache_root, precision=precision)
-    return {"run": str(run), "targets": result["targets"], "seed": result["seed"], **metrics}
+        Args:
+            folders: as of `trained_models`, like the rest.
+            data: a local copy of the data set.
+            weights: which ones.
+
+        Raises:
+            RunError: before anything is evaluated, of any of them.
+            KdscaleError: as of `model`.
+        """
+        found = [trained_models(folder, data=data, weights=weights) for folder in folders]
+        return [self.model(one) for models in found for one in models]
+
+    def model(self, subject: Trained) -> dict[str, Any]:
+        """Evaluate a model into its file.
+
+        Returns:
+            What the file holds, and the path that a user knows the model by.
+
+        Raises:
+            KdscaleError: data or weights cannot be used.
+        """
+        accelerator = create_accelerator()
+        with main_process_first(accelerator):
+            test = components.test_images(subject.recipe, self.cache_root)
+        model, parameters = _load(subject, test, accelerator.device)
+        answers, note = self._teacher_answers(subject, test, accelerator)
+        identity = {
+            "version": _VERSION,
+            "weights_sha256": model.weights_sha256,
+            "test_fingerprint": test.fingerprint,
+            "teacher_sha256": None if answers is None else answers.sha256,
+            "precision": model.precision,
+            "memory_format": model.memory_format,
+        }
+        known = _known(subject.evaluation, identity) if self.reuse else None
+        known = from_main_process(accelerator, known)
+        if known is not None:
+            return {"run": subject.name, **known}
+        log.info("evaluating %s", subject.name)
+        examined = _examine(model, test, accelerator)
+        if subject.role == "teacher":
+            keep_first_answers(model, test, self.cache_root, examined.predictions, accelerator)
+        found = {
+            **identity,
+            **subject.describe(),
+            **_described(test),
+            **summarize(examined.counts),
+            "agreement": None if answers is None else _agreement(examined, answers),
+            "agreement_note": note,
+            "num_parameters": parameters,
+            "weight_bytes": weight_bytes(model.model),
+            **_cost(model, test, self.seconds, accelerator),
+            **details(examined.counts),
+        }
+        if accelerator.is_main_process:
+            write_durably(subject.evaluation, _readable(found).encode())
+        accelerator.wait_for_everyone()
+        return {"run": subject.name, **found}
+
+    def _teacher_answers(
+        self, subject: Trained, test: ImageSet, accelerator: Accelerator
+    ) -> tuple[FirstAnswers | None, str | None]:
+        """What the student's teacher says; None where that is not known, and why it is not."""
+        if subject.role == "teacher":
+            return None, None
+        if subject.recipe.ensemble.caches or "+" in (subject.taught_by or ""):
+            return None, "it has several teachers"
+        weights = self.teacher or subject.teacher
+        if weights is None or not Path(weights).is_file():
+            return None, f"no teacher at {weights or 'hand'}: name its weights with --teacher"
+        try:
+            answers = self._ask(subject.recipe, weights, test, accelerator)
+        except WeightsError as error:
+            return None, str(error)
+        if subject.taught_by not in (None, answers.sha256):
+            return None, f"{weights} is not the teacher that taught it"
+        return answers, None
+
+    def _ask(
+        self, recipe: config.Recipe, weights: str, test: ImageSet, accelerator: Accelerator
+    ) -> FirstAnswers:
+        key = json.dumps([weights, recipe.teacher.model_dump(), test.fingerprint, test.clean])
+        if key not in self._asked:
+            rename = recipe.teacher.rename if recipe.teacher.weights is not None else {}
+            section = recipe.teacher.model_copy(update={"weights": weights, "rename": rename})
+            named = recipe.model_copy(update={"teacher": section})
+            teacher = components.frozen_teacher(named, test, None, accelerator.device)
+            self._asked[key] = first_answers(teacher, test, self.cache_root, accelerator)
+        return self._asked[key]
 
 
-def evaluate_section(
-    recipe: config.Recipe, section: config.Model, what: str, cache_root: Path, *, precision: str
-) -> dict[str, Any]:
-    """Metrics of a recipe's model with its trained weights on the recipe's test split."""
-    accelerator = create_accelerator()
-    with main_process_first(accelerator):
-        test: ImageSet = components.test_images(recipe, cache_root)
-    classifier = components.trained_model(recipe, section, test, what=what)
-    model = classifier.model.to(accelerator.device)
-    metrics = evaluate_model(
-        model,
-        classifier.preprocess,
-        Images(test, accelerator.device),
-        torch.arange(test.num_samples),
-        test.num_classes,
-        accelerator,
-        precision,
+def _load(subject: Trained, test: ImageSet, device: torch.device) -> tuple[FrozenTeacher, int]:
+    """The model, ready to be asked, and the number of its trainable parameters."""
+    trained = components.trained_model(subject.recipe, subject.section, test, what=subject.role)
+    parameters = num_parameters(trained.model)
+    model = freeze(
+        trained.model,
+        trained.preprocess,
+        precision=subject.precision,
+        memory_format=subject.memory_format,
+        device=device,
     )
+    return model, parameters
+
+
+def _examine(model: FrozenTeacher, test: ImageSet, accelerator: Accelerator) -> Examined:
+    resident, samples = Images(test, accelerator.device), torch.arange(test.num_samples)
+    return examine(model.logits, resident, samples, test.num_classes, accelerator)
+
+
+def _agreement(examined: Examined, answers: FirstAnswers) -> float:
+    return float((examined.predictions == answers.classes).double().mean())
+
+
+def _described(test: ImageSet) -> dict[str, Any]:
     return {
-        "model": section.model,
-        "num_parameters": num_parameters(model),
         "num_samples": test.num_samples,
-        **metrics,
+        "num_classes": test.num_classes,
+        "class_names": list(test.classes),
     }
+
+
+def _cost(
+    model: FrozenTeacher, test: ImageSet, seconds: float, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Of the forward pass in the main process, while the others wait; and where it was measured."""
+    cost: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        first = torch.arange(max(BATCH_SIZES)) % test.num_samples
+        with torch.no_grad():
+            inputs = model.inputs(Images(test, accelerator.device).take(first)[0])
+        cost = {
+            **forward_cost(model.model, inputs, precision=model.precision, seconds=seconds),
+            "input_shape": list(inputs.shape[1:]),
+        }
+    return {
+        **from_main_process(accelerator, cost),
+        "device": accelerator.device.type,
+        "device_name": device_name(accelerator.device),
+        "num_threads": torch.get_num_threads(),
+        "library_versions": {name: version(name) for name in components.LIBRARIES},
+    }
+
+
+def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a file says, if it is of this very model, these images and this teacher."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if identity.items() <= found.items() else None
+
+
+def _readable(found: Mapping[str, Any]) -> str:
+    """JSON with one field a line: a confusion matrix would else fill thousands."""
+    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"

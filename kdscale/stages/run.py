@@ -29,12 +29,14 @@ from kdscale.engine.runs import (
     keep_content,
     of_caches,
     refuse_foreign_files,
+    teacher_folder,
 )
 from kdscale.engine.sources.ensemble import check_different, further_caches
+from kdscale.engine.trained import given_teacher
 from kdscale.errors import Interrupted, RunError
 from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build
-from kdscale.stages.evaluate import evaluate_section
+from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.stages.tables import Row, results_table
 from kdscale.stages.train import train
 
@@ -92,7 +94,10 @@ def run_recipe(
             result = _train_or_reuse(recipe, job, run, contents[targets], **places)
             rows[-1].results.append(result)
             _write_table(folder, rows)  # as they come
-    return _finish(folder, recipe, path, seeds[0], rows)
+    result = _finish(folder, recipe, path, seeds[0], rows)
+    with stopped_with_advice(folder):
+        quick_evaluation(cache_root).folders([folder])
+    return result
 
 
 def _manifests(recipe: config.Recipe, images: ImageSet, cache: Place, root: Path) -> list[Manifest]:
@@ -114,11 +119,6 @@ def _contents(splits: Content, caches: Sequence[Manifest]) -> dict[Targets, Cont
 
 
 _FOLDERS = {"none": "alone", "teacher": "online", "cache": "cache"}
-
-
-def teacher_folder(folder: Path) -> Path:
-    """Where a recipe's own teacher is trained."""
-    return folder / "teacher"
 
 
 def trained_teacher(recipe: config.Recipe, folder: Path) -> str | None:
@@ -152,8 +152,8 @@ def _teacher(
     """The teacher's result, and its weights where the recipe names none."""
     if recipe.teacher.weights is not None:
         log.info("teacher: weights of %s", recipe.teacher.weights)
-        section, precision = recipe.teacher, recipe.teacher.precision
-        return evaluate_section(recipe, section, "teacher", cache_root, precision=precision), None
+        found = quick_evaluation(cache_root).model(given_teacher(folder, recipe))
+        return {key: found[key] for key in _OF_GIVEN_TEACHER}, None
     return ready_teacher(recipe, folder, splits, cache_root)
 
 
@@ -171,6 +171,17 @@ def ready_teacher(
     job = Job("teacher", "none", 0)
     result = _train_or_reuse(recipe, job, run, splits, cache_root=cache_root)
     return result, str(run / "weights.safetensors")
+
+
+_OF_GIVEN_TEACHER = (
+    "model", "num_parameters", "num_samples", "top1_accuracy", "top5_accuracy", "macro_precision",
+    "macro_recall", "calibration_error",
+)  # fmt: skip
+
+
+def quick_evaluation(cache_root: Path) -> Evaluation:
+    """How models are evaluated at the end of a command; what is known of them is kept."""
+    return Evaluation(cache_root, seconds=QUICK_SECONDS, reuse=True)
 
 
 def _train_or_reuse(

@@ -73,17 +73,6 @@ def _seconds(results: Sequence[Mapping[str, Any]], key: str) -> str:
     return spread(values, 1) if values else ""
 
 
-def metrics_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """What `kdscale evaluate` found."""
-    header = ["run", "model", "top-1 %", "top-5 %", "precision %", "recall %", "parameters"]
-    shares = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall")
-    rows = [
-        [r["run"], r["model"], *[f"{100 * r[s]:.2f}" for s in shares], f"{r['num_parameters']:,}"]
-        for r in results
-    ]
-    return markdown_table(header, rows)
-
-
 _STEPS = {
     "plain": "bare PyTorch loop, labels",
     "supervised": "kdscale, labels",

@@ -72,6 +72,8 @@ def test_sweep_trains_every_combination_from_one_cache(kdscale, sweep_recipe, tm
     runs = sorted((tmp_path / "s" / "trials").iterdir())
     assert [run.name for run in runs] == ["00000", "00001", "00002", "00003"]
     assert len({json.loads((run / "result.json").read_text())["cache"] for run in runs}) == 1
+    found = [json.loads((run / "evaluation.json").read_text()) for run in runs]
+    assert all(one["agreement"] > 0 for one in found)
     found = status()
     assert found["trials"] == {
         "total": 4, "finished": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0

@@ -82,6 +82,7 @@ def commands():
     for name, arguments in STUDENTS.items():
         cache = ["--cache", "cache/two.zarr"] if "cache" in arguments else []
         yield ["train", "tiny.toml", *places, f"two-{name}", *arguments, *cache]
+    yield ["evaluate", "two-cache", "--seconds", "0", *places[:2]]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,23 @@ def one(folder, two):
     finally:
         os.chdir(before)
     return folder
+
+
+def test_evaluation_of_two_processes_finds_exactly_what_that_of_one_does(two, kdscale):
+    """Counts are whole numbers; only what is measured in seconds differs."""
+    ours = json.loads((two / "two-cache" / "evaluation.json").read_text())
+    again = ["evaluate", two / "two-cache", "--seconds", "0", "--cache-root", two / "other"]
+    (theirs,) = json.loads(kdscale(*again, "--json").stdout)["runs"]
+    assert ours["agreement"] > 0.5
+    for name in ("latency", "run"):
+        ours.pop(name, None)
+        theirs.pop(name)
+    logits = ("calibration", "calibration_error", "cross_entropy")  # other batches, other last bits
+    for name in ours.keys() - set(logits):
+        assert ours[name] == theirs[name], name
+    assert ours["calibration"]["samples"] == theirs["calibration"]["samples"]
+    for name in logits[1:]:
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
 
 
 def losses(run):

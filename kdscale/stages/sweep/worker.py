@@ -21,6 +21,7 @@ from kdscale.durable import write_durably
 from kdscale.engine.components import check_recipe
 from kdscale.engine.processes import is_out_of_memory
 from kdscale.engine.runs import Content, Job, check_same_run, is_begun, is_finished
+from kdscale.engine.trained import trained_model_of
 from kdscale.errors import (
     ClaimLostError,
     ConfigError,
@@ -33,6 +34,7 @@ from kdscale.errors import (
 )
 from kdscale.runlog import read_metrics
 from kdscale.stages.build import build
+from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.stages.run import ready_teacher
 from kdscale.stages.sweep.drawing import planned
 from kdscale.stages.sweep.folder import SweepFolder, alone, begin, is_sweep
@@ -211,9 +213,17 @@ class Worker:
                 check_same_run(run, recipe, job)
             else:
                 self._train(trial, recipe, job, run)
+            self._evaluate(run)
         value = accuracy_of(run, best=self._counts_best(recipe))
         log.info("trial %s: validation top-1 %.2f %%", place, 100 * value)
         return value
+
+    def _evaluate(self, run: Path) -> None:
+        """Beside other workers, so that its times are rough: `kdscale evaluate` measures alone."""
+        how = Evaluation(
+            self.cache_root, teacher=self.teacher_weights, seconds=QUICK_SECONDS, reuse=True
+        )
+        how.model(trained_model_of(run))
 
     def _counts_best(self, recipe: config.Recipe) -> bool:
         """Whether a student is judged by its best evaluation: where the result are its weights."""

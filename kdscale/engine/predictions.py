@@ -1,0 +1,90 @@
+"""What a teacher answers first to each clean image of a split: asked once, however many students.
+
+`ROOT/predictions/KEY.npy`, int32 [N]. KEY hashes all that decides the answers: images, teacher,
+preprocessing, precision and memory format.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from kdscale.data.images import ImageSet
+from kdscale.data.loader import Images
+from kdscale.durable import write_durably
+from kdscale.engine.evaluation import examine
+from kdscale.engine.processes import from_main_process
+from kdscale.engine.teacher import FrozenTeacher
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1  # of what KEY says
+
+
+@dataclass(frozen=True, slots=True)
+class FirstAnswers:
+    """A teacher's top-1 of each clean image of a split."""
+
+    classes: Tensor
+    """int64 [N] on the CPU."""
+    sha256: str
+    """Of the teacher's weights."""
+
+
+def first_answers(
+    teacher: FrozenTeacher, images: ImageSet, root: Path, accelerator: Accelerator
+) -> FirstAnswers:
+    """What a teacher answers first, the same in every process; asked where it is not kept yet.
+
+    Args:
+        teacher: as it is asked.
+        images: a labelled split.
+        root: where they are kept.
+        accelerator: its processes share the work.
+    """
+    path = _path(teacher, images, root)
+    kept = from_main_process(accelerator, _read(path, images.num_samples))
+    if kept is not None:
+        return FirstAnswers(kept, teacher.weights_sha256)
+    log.info("asking the teacher about %d test images, once", images.num_samples)
+    resident, samples = Images(images, accelerator.device), torch.arange(images.num_samples)
+    examined = examine(teacher.logits, resident, samples, images.num_classes, accelerator)
+    keep_first_answers(teacher, images, root, examined.predictions, accelerator)
+    return FirstAnswers(examined.predictions, teacher.weights_sha256)
+
+
+def keep_first_answers(
+    teacher: FrozenTeacher, images: ImageSet, root: Path, answers: Tensor, accelerator: Accelerator
+) -> None:
+    """Keep what another pass has found; arguments as of `first_answers`."""
+    if accelerator.is_main_process:
+        buffer = io.BytesIO()
+        np.save(buffer, answers.numpy().astype("<i4"))
+        write_durably(_path(teacher, images, root), buffer.getvalue())
+
+
+def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
+    decides = {
+        "version": _VERSION,
+        "images": images.fingerprint,
+        "clean": list(images.clean),
+        "teacher": teacher.describe(),
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return root / "predictions" / f"{key}.npy"
+
+
+def _read(path: Path, num_samples: int) -> Tensor | None:
+    """What is kept; None where that is nothing, or damaged."""
+    try:
+        kept = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(kept.astype(np.int64)) if kept.shape == (num_samples,) else None

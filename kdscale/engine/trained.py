@@ -1,0 +1,168 @@
+"""The trained models that a folder holds: a run's, those of a whole recipe, those of a sweep."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kdscale import config
+from kdscale.engine.runs import find_teacher, is_finished
+from kdscale.errors import RunError
+from kdscale.runlog import read_result
+
+Weights = Literal["last", "best"]
+"""Of the last step, or the best on the validation split."""
+_FILES = {"last": "weights.safetensors", "best": "best.safetensors"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model, and what is known of how it came about."""
+
+    name: str
+    """What a user knows it by."""
+    recipe: config.Recipe
+    section: config.Model
+    """The recipe's, with its trained weights."""
+    role: Literal["teacher", "student"]
+    precision: str
+    """In which it was trained, or is asked."""
+    memory_format: str
+    evaluation: Path
+    """The file for what an evaluation finds."""
+    weights: Weights = "last"
+    targets: str = "none"
+    seed: int | None = None
+    taught_by: str | None = None
+    """SHA-256 of the teacher's weights, or several with + between them."""
+    teacher: str | None = None
+    """Where the weights of the recipe's teacher are; None where they are not found."""
+
+    def describe(self) -> dict[str, Any]:
+        """What an evaluation says of it."""
+        return {
+            "model": self.section.model,
+            "role": self.role,
+            "targets": self.targets,
+            "seed": self.seed,
+            "weights": self.weights,
+        }
+
+
+def trained_models(folder: Path, *, data: str | None, weights: Weights) -> list[Trained]:
+    """The model of a run, or all that is finished in the folder of a whole recipe or of a sweep.
+
+    Args:
+        folder: the run's, the recipe's or the sweep's.
+        data: a local copy of the data set, where it is not where the recipe says.
+        weights: which ones of each.
+
+    Raises:
+        RunError: there is no finished run, or one kept no such weights.
+        ConfigError: a recipe cannot be read.
+    """
+    if (folder / "trials").is_dir():
+        runs = _finished(folder / "trials", "*")
+        if not runs:
+            raise RunError(f"{folder} holds no finished trial: go on with the sweep first")
+        return [trained_model_of(one, data=data, weights=weights) for one in runs]
+    if "rows" not in read_result(folder):
+        return [trained_model_of(folder, data=data, weights=weights)]
+    students = [
+        trained_model_of(one, data=data, weights=weights) for one in _finished(folder, "*-seed*")
+    ]
+    return [*_teachers(folder, data, weights), *students]
+
+
+def trained_model_of(
+    run: Path, *, data: str | None = None, weights: Weights = "last", evaluation: Path | None = None
+) -> Trained:
+    """The model of a finished run; `evaluation` is for another place than the run's folder.
+
+    Raises:
+        RunError: there is no finished run, or it kept no such weights.
+        ConfigError: its recipe cannot be read.
+    """
+    result = read_result(run)
+    if "rows" in result:
+        raise RunError(
+            f"{run} holds a whole recipe: name one of the runs in it, for instance "
+            f"{run / 'cache-seed0'}"
+        )
+    kept = run / _FILES[weights]
+    if not kept.is_file():
+        raise RunError(_without_weights(run, weights))
+    own = config.load_recipe(str(run / "recipe.toml"))
+    recipe = own if data is None else config.load_recipe(str(run / "recipe.toml"), data=data)
+    section: config.Model = recipe.teacher if result["role"] == "teacher" else recipe.student
+    content = run / "content.json"
+    learned_from = json.loads(content.read_text()) if content.is_file() else {}
+    return Trained(
+        name=str(run),
+        recipe=recipe,
+        section=section.model_copy(update={"weights": str(kept), "rename": {}, "input": None}),
+        role=result["role"],
+        precision="float32" if section.train is None else section.train.precision,
+        memory_format="contiguous",
+        evaluation=evaluation or run / _EVALUATIONS[weights],
+        weights=weights,
+        targets=result["targets"],
+        seed=result["seed"],
+        taught_by=learned_from.get("teacher"),
+        teacher=_teacher_of(run, own),
+    )
+
+
+_EVALUATIONS = {"last": "evaluation.json", "best": "evaluation-best.json"}
+
+
+def given_teacher(folder: Path, recipe: config.Recipe) -> Trained:
+    """The teacher whose weights a recipe names, as it is asked; evaluated into its folder."""
+    teacher = recipe.teacher
+    return Trained(
+        name=str(folder / _TEACHER_EVALUATION),
+        recipe=recipe,
+        section=teacher,
+        role="teacher",
+        precision=teacher.precision,
+        memory_format=teacher.memory_format,
+        evaluation=folder / _TEACHER_EVALUATION,
+    )
+
+
+_TEACHER_EVALUATION = "teacher-evaluation.json"
+
+
+def _teachers(folder: Path, data: str | None, weights: Weights) -> list[Trained]:
+    """The teacher of a whole recipe: given, trained there, or trained by another run of it."""
+    recipe = config.load_recipe(str(folder / "recipe.toml"), data=data)
+    if recipe.teacher.weights is not None:
+        return [given_teacher(folder, recipe)]
+    own = config.load_recipe(str(folder / "recipe.toml"))
+    run = find_teacher(own, [folder, Path("runs") / own.name])
+    if run is None:
+        return []
+    elsewhere = None if run.parent == folder else folder / _TEACHER_EVALUATION
+    return [trained_model_of(run, data=data, weights=weights, evaluation=elsewhere)]
+
+
+def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:
+    """The weights of a run's teacher: as named, beside the run, or where they usually lie."""
+    if recipe.teacher.weights is not None:
+        return recipe.teacher.weights
+    above = [run.parent, run.parent.parent]  # a recipe's folder; a sweep's
+    found = find_teacher(recipe, [*above, Path("runs") / recipe.name])
+    return None if found is None else str(found / _FILES["last"])
+
+
+def _finished(folder: Path, pattern: str) -> list[Path]:
+    return [one for one in sorted(folder.glob(pattern)) if is_finished(one)]
+
+
+def _without_weights(run: Path, weights: Weights) -> str:
+    if weights == "last":
+        return f"{run} has lost its weights.safetensors: train it again into another --run"
+    return (
+        f"{run} kept no best weights: they are chosen on a validation split, which needs "
+        "data.validation above 0; --weights last takes those of the last step"
+    )

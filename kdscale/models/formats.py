@@ -1,0 +1,170 @@
+"""Files that others can run: safetensors with kdscale, ONNX anywhere, pt2 with PyTorch alone."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdscale.errors import ExportError, KdscaleError
+from kdscale.models.deployable import Deployable, load_student
+from kdscale.models.weights import save_weights
+
+About = Mapping[str, Any]
+"""JSON-ready values that go into the file: the model, its classes, what it takes and gives."""
+Answer = Callable[[Tensor], Tensor]
+"""Logits of uint8 pixels, from what a file holds."""
+
+INSTALL_EXPORT = 'pip install "kdscale[export]"'
+_ABOUT_FILE = "kdscale.json"  # inside a pt2
+_LARGEST_ONNX = 2_000_000_000  # protobuf holds no more than 2 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One kind of file."""
+
+    write: Callable[[Deployable, Tensor, About, Path], None]
+    """Of a model, two images [2, C, H, W], what to say about it, and the file."""
+    read: Callable[[Path], Answer]
+    """Back from the file alone, as a user would."""
+    example: str
+    """Three lines of Python that use the file; `{file}` is its name."""
+
+
+def _write_safetensors(program: Deployable, example: Tensor, about: About, path: Path) -> None:
+    save_weights(path, program.model, metadata=about)
+
+
+def _read_safetensors(path: Path) -> Answer:
+    return load_student(path)
+
+
+def _write_onnx(program: Deployable, example: Tensor, about: About, path: Path) -> None:
+    _require_onnx()
+    size = sum(one.numel() * one.element_size() for one in program.state_dict().values())
+    if size > _LARGEST_ONNX:
+        raise ExportError(
+            f"the model has {size / 1e9:.1f} GB of weights, one ONNX file holds 2: take "
+            "--format pt2"
+        )
+    with _quiet():
+        made = torch.onnx.export(
+            program,
+            (example,),
+            dynamo=True,
+            dynamic_shapes={"pixels": {0: "batch"}},
+            input_names=["pixels"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        assert made is not None, "without a file, torch.onnx.export returns the program"
+        made.model.metadata_props.update({key: _text(value) for key, value in about.items()})
+        made.save(path, external_data=False)
+
+
+def _read_onnx(path: Path) -> Answer:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def answer(pixels: Tensor) -> Tensor:
+        (logits,) = session.run(["logits"], {"pixels": pixels.numpy()})
+        return torch.from_numpy(logits)
+
+    return answer
+
+
+def _require_onnx() -> None:
+    try:
+        with _quiet():
+            import onnxruntime
+            import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(
+            f"--format onnx needs onnxscript and onnxruntime ({error}): {INSTALL_EXPORT}"
+        ) from error
+    onnxruntime.set_default_logger_severity(3)  # errors
+
+
+def _write_pt2(program: Deployable, example: Tensor, about: About, path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    with _quiet():
+        exported = torch.export.export(program, (example,), dynamic_shapes={"pixels": {0: batch}})
+        extra = {_ABOUT_FILE: json.dumps(about, ensure_ascii=False)}
+        torch.export.save(exported, path, extra_files=extra)
+
+
+def _read_pt2(path: Path) -> Answer:
+    with _quiet():
+        return torch.export.load(path).module()
+
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(
+        _write_safetensors,
+        _read_safetensors,
+        "from kdscale import load_student\n"
+        'student = load_student("{file}")\n'
+        "logits = student(pixels)  # torch.uint8",
+    ),
+    "onnx": Format(
+        _write_onnx,
+        _read_onnx,
+        "import onnxruntime\n"
+        'session = onnxruntime.InferenceSession("{file}")\n'
+        '(logits,) = session.run(None, {{"pixels": pixels}})  # numpy.uint8',
+    ),
+    "pt2": Format(
+        _write_pt2,
+        _read_pt2,
+        "import torch\n"
+        'student = torch.export.load("{file}").module()\n'
+        "logits = student(pixels)  # torch.uint8",
+    ),
+}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What exporters say of themselves is nothing that a user could act on."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def said_in_one_line(name: str) -> Iterator[None]:
+    """Whatever an exporter or a runtime makes of a model that it cannot follow.
+
+    Raises:
+        ExportError: naming the reason and what to do; kdscale's own errors as they are.
+    """
+    try:
+        yield
+    except (KdscaleError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = lines[0].strip() if lines else type(error).__name__
+        raise ExportError(
+            f"the model cannot be exported to {name} ({reason[:300]}): take another --format; "
+            "safetensors holds every model"
+        ) from error

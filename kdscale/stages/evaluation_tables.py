@@ -1,0 +1,91 @@
+"""What `kdscale evaluate` found, for people: quality, then cost."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdscale.wording import bytes_text, markdown_table, number_of
+
+_SHARES = {
+    "top-1 %": "top1_accuracy",
+    "top-5 %": "top5_accuracy",
+    "prec. %": "macro_precision",
+    "recall %": "macro_recall",
+    "calib. %": "calibration_error",
+    "agree %": "agreement",
+}
+
+_MEANINGS = """\
+prec., recall: means over classes; calib.: calibration error, 15 bins; agree: share of test images
+whose top-1 is the teacher's; activations: most bytes at one time in a forward pass of 1 / 64
+images; ms: median (95th percentile) of such a pass, without loading and preprocessing."""
+
+
+def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
+    """Two tables, one row a model, and what their numbers mean."""
+    above, names = _names([one["run"] for one in found])
+    quality = [
+        [name, *[_percent(one[key]) for key in _SHARES.values()]]
+        for name, one in zip(names, found, strict=True)
+    ]
+    cost = [
+        [name, f"{one['num_parameters']:,}", bytes_text(one["weight_bytes"]),
+         _by_size(one["peak_activation_bytes"], bytes_text),
+         *[_milliseconds(one["latency"][size]) for size in ("1", "64")]]
+        for name, one in zip(names, found, strict=True)
+    ]  # fmt: skip
+    run = f"in {above}" if above else "run"
+    return "\n".join(
+        [
+            markdown_table([run, *_SHARES], quality),
+            *_notes(names, found),
+            "",
+            markdown_table(
+                [run, "parameters", "weights", "activations", "ms at 1 (p95)", "ms at 64 (p95)"],
+                cost,
+            ),
+            "",
+            _MEANINGS,
+            *_where(found),
+        ]
+    )
+
+
+def _names(runs: Sequence[str]) -> tuple[str, list[str]]:
+    """A folder that all runs lie in, and what is left of their paths; "" where that is nothing."""
+    parents = {str(Path(run).parent) for run in runs}
+    if len(runs) < 2 or len(parents) > 1 or parents == {"."}:
+        return "", list(runs)
+    return parents.pop(), [Path(run).name for run in runs]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _by_size(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:
+    return " / ".join("-" if value is None else text(value) for value in values.values())
+
+
+def _milliseconds(latency: Mapping[str, float] | None) -> str:
+    if latency is None:
+        return "-"
+    return "{:.3g} ({:.3g})".format(1000 * latency["median_seconds"], 1000 * latency["p95_seconds"])
+
+
+def _notes(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why there is no agreement, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for name, one in zip(names, found, strict=True):
+        if one["agreement_note"] is not None:
+            reasons.setdefault(one["agreement_note"], []).append(name)
+    return [f"agree - of {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _where(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The machine, and in which precision; rarely more than one."""
+    places = {
+        f"{one['device_name']}, {number_of(one['num_threads'], 'thread')}, {one['precision']}": None
+        for one in found
+    }
+    return [f"Measured on {place}." for place in places]
