@@ -3,11 +3,15 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -326,3 +330,47 @@ def test_gpus_are_those_that_may_be_seen(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpus() == ["0", "1"]
+
+
+@pytest.fixture
+def postgres():
+    """URL of a database of a server of its own."""
+    pytest.importorskip("psycopg")
+    if shutil.which("initdb") is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    owner = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    if owner:
+        shutil.chown(folder, "postgres")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def run(*command):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(command, cwd=folder, check=True, timeout=60, **quiet, **owner)
+
+    run("initdb", "-D", "data", "-U", "kdscale", "-A", "trust")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    run("pg_ctl", "-D", "data", "-o", options, "-w", "start")
+    yield f"postgresql+psycopg://kdscale:secret@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "-D", "data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_workers_of_several_machines_share_a_database(
+    kdscale, slow_recipe, tmp_path, postgres, stopped_after_step
+):
+    recipe = slow_recipe(epochs=2)
+    with stopped_after_step(3):
+        assert kdscale("sweep", recipe, "--run", "s", "--storage", postgres).exit_code != 0
+    assert "secret" not in (tmp_path / "s" / "sweep.json").read_text()
+    refused = kdscale("sweep", "status", "s")
+    assert refused.exit_code == 1
+    assert "KDSCALE_SWEEP_STORAGE" in refused.stderr
+    arguments = ("sweep", recipe, "--run", "s", "--storage", postgres, "--workers", 2)
+    done = kdscale(*arguments, "--patience", 5)
+    assert done.exit_code == 0, done.stderr
+    found = kdscale("sweep", "status", "s", "--storage", postgres, "--json")
+    assert json.loads(found.stdout)["trials"]["finished"] == 2
+    assert not list((tmp_path / "s").glob("sweep.db*"))

@@ -251,7 +251,7 @@ def _explained(url: str) -> Iterator[None]:
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise ConfigError(
             f"--storage {shown}: what speaks to it is not installed ({error}): for PostgreSQL, "
-            "pip install psycopg2-binary"
+            "pip install 'psycopg[binary]', and name it postgresql+psycopg://USER@HOST/DATABASE"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
