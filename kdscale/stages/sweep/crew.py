@@ -60,7 +60,10 @@ def run_crew(crew: Crew, *, logs: Path, tell: Callable[[], None], every: float) 
                 environment = environment_of(number, crew.num_workers, devices)
                 environment |= crew.environment
                 workers.append(_start(crew.command, number, environment, logs))
-            log.info("%d workers; what each says is in %s", crew.num_workers, logs)
+            log.info(
+                "%d workers: teacher and cache, where they are not there, then the trials; what "
+                "each says is in %s", crew.num_workers, logs,
+            )  # fmt: skip
             _wait(workers, stop, tell, every)
         finally:  # all have ended, but where Ctrl-C came twice or this process fails
             for worker in workers:

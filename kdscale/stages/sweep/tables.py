@@ -33,6 +33,8 @@ def _short(fields: list[str]) -> dict[str, str]:
 
 def _cells(row: Mapping[str, Any], fields: Mapping[str, str]) -> list[str]:
     state = row["state"]
+    if state == "running":
+        state += f" since {row['since'].replace('T', ' ')}"
     if row["taken_over"]:
         state += f", taken over {row['taken_over']}x"
     given = row["parameters"]
