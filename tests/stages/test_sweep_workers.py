@@ -273,6 +273,29 @@ def test_no_more_students_are_trained_than_are_queued(study):
     assert len(one.places()) == 2
 
 
+def test_workers_that_ask_in_the_same_moment_get_trials_of_their_own(tmp_path):
+    sweep = Sweep(space={"seed": list(range(24))})
+    trained, together = [], threading.Barrier(4)
+
+    def work():
+        study = Study(f"sqlite:///{tmp_path}/sweep.db", "x", sweep, patience_seconds=60)
+        together.wait()
+        for _ in range(12):
+            study.run_next(lambda trial: trained.append(trial.place.name) or 0.5)
+        study.close()
+
+    first = Study(f"sqlite:///{tmp_path}/sweep.db", "x", sweep)
+    first.plan(sweep.grid())
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(trained) == [f"{number:05}" for number in range(24)]
+    assert set(states_of(first)) == {"finished"}
+    first.close()
+
+
 def test_trial_that_kills_every_worker_is_given_up(study):
     one = study()
     for _ in range(2 * MOST_DEATHS):
