@@ -84,6 +84,7 @@ def sweep_group() -> None:
               help="Students trained at once on this machine.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), metavar="N",
               help="Students in all: sweep.trials.")  # fmt: skip
+@click.option("--retry-failed", is_flag=True, help="Queue trials that failed again.")
 @storage_option
 @cache_option
 @copies_options
@@ -98,6 +99,7 @@ def sweep_start(
     run: Path | None,
     workers: int,
     trials: int | None,
+    retry_failed: bool,
     storage: str | None,
     cache: Place | None,
     copies: Path | None,
@@ -132,7 +134,7 @@ def sweep_start(
     found = sweep(
         variants, folder=folder, storage=storage, cache_root=cache_root, cache=cache,
         copies=local_copies(copies, copies_gib, cache_root), patience_seconds=patience,
-        crew=crew if workers > 1 else None,
+        crew=crew if workers > 1 else None, retry_failed=retry_failed,
     )  # fmt: skip
     print_text(sweep_table(found))
 

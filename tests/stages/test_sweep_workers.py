@@ -314,8 +314,30 @@ def test_worker_that_stood_still_does_not_report_anothers_trial(study):
 
     one.run_next(frozen)
     assert states_of(one) == ["lost", "waiting"]
+    one.run_next(lambda trial: frozen(trial) and trial.report(1, 0.5))
+    assert states_of(one) == ["lost", "lost"]
+    one.refill()
+
+    def interrupted(trial):
+        frozen(trial)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one.run_next(interrupted)
+
+
+def test_failed_trial_is_queued_again_when_asked(study):
+    one = study()
     one.run_next(lambda trial: trial.note(ERROR, "no") or ended(trial))
-    assert states_of(one) == ["lost", "failed"]
+    one.run_next(lambda trial: 0.5)
+    one.refill()
+    assert states_of(one) == ["failed", "finished"]
+    assert one.places()[0].error == "no"
+    one.retry_failed()
+    assert states_of(one) == ["waiting", "finished"]
+    one.run_next(lambda trial: 0.5)
+    assert states_of(one) == ["finished", "finished"]
+    assert one.places()[0].error is None
 
 
 def test_reports_are_kept_when_a_trial_is_taken_over(study):

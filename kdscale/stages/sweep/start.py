@@ -32,6 +32,7 @@ def sweep(
     cache: CachePlace | None = None,
     copies: Copies | None = None,
     crew: Crew | None = None,
+    retry_failed: bool = False,
     patience_seconds: int = 60,
 ) -> dict[str, Any]:
     """Work at a sweep until nothing is left of it.
@@ -44,6 +45,7 @@ def sweep(
         cache: the cache's folder or URL; found by content when None.
         copies: as of `train`.
         crew: workers on this machine; this process is the only one when None.
+        retry_failed: queue what failed again.
         patience_seconds: a worker not heard of for so long is dead.
 
     Returns:
@@ -55,6 +57,8 @@ def sweep(
     pace = Pace.of(patience_seconds)
     looking = opened(variants, folder, storage, cache_root, pace)
     with stopped_with_advice(folder), looking as (begun, study, claims):
+        if retry_failed:
+            study.retry_failed()
         if not is_left(study.places()):
             log.info("%s is finished: nothing is trained", folder)
         elif crew is None:
