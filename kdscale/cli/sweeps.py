@@ -17,7 +17,7 @@ from kdscale.cli.options import (
     recipe_options,
     runs_folder,
 )
-from kdscale.cli.output import print_found
+from kdscale.cli.output import print_found, print_text
 
 _START = " "  # no recipe's name, nor one that is typed
 STORAGE = "KDSCALE_SWEEP_STORAGE"
@@ -61,8 +61,8 @@ storage_option = click.option(
     "--storage",
     metavar="URL",
     envvar=STORAGE,
-    help="Database of the trials, for workers on several machines: postgresql://USER@HOST/DATABASE."
-    "  [default: FOLDER/sweep.db]",
+    help="Database of the trials, where workers are on several machines: "
+    "postgresql+psycopg://USER@HOST/DATABASE.  [default: FOLDER/sweep.db]",
 )
 folder_argument = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -84,6 +84,7 @@ def sweep_group() -> None:
               help="Students trained at once on this machine.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), metavar="N",
               help="Students in all: sweep.trials.")  # fmt: skip
+@click.option("--retry-failed", is_flag=True, help="Queue trials that failed again.")
 @storage_option
 @cache_option
 @copies_options
@@ -98,6 +99,7 @@ def sweep_start(
     run: Path | None,
     workers: int,
     trials: int | None,
+    retry_failed: bool,
     storage: str | None,
     cache: Place | None,
     copies: Path | None,
@@ -114,15 +116,13 @@ def sweep_start(
     variants = Variants(read_table(recipe, overrides, data), recipe)
     folder = run or runs_folder(f"{variants.recipe.name}-sweep")
     _check_optuna()
-    from kdscale.stages.sweep.crew import end_with
+    from kdscale.stages.sweep.crew import Crew, end_with
     from kdscale.stages.sweep.start import sweep
     from kdscale.stages.sweep.tables import sweep_table
 
     if parent is not None:
         end_with(parent)
-    if storage is not None:
-        os.environ[STORAGE] = storage  # for workers: command lines are seen by all, passwords not
-    crew = _worker_command(
+    command = _worker_command(
         recipe, overrides,
         {
             "--run": folder, "--data": data, "--cache": cache, "--copies": copies,
@@ -130,12 +130,13 @@ def sweep_start(
             "--of": os.getpid(),
         },
     )  # fmt: skip
+    crew = Crew(workers, command, {} if storage is None else {STORAGE: storage})
     found = sweep(
         variants, folder=folder, storage=storage, cache_root=cache_root, cache=cache,
-        copies=local_copies(copies, copies_gib, cache_root), crew=crew,
-        num_workers=workers, patience_seconds=patience,
+        copies=local_copies(copies, copies_gib, cache_root), patience_seconds=patience,
+        crew=crew if workers > 1 else None, retry_failed=retry_failed,
     )  # fmt: skip
-    print_found(found, sweep_table(found), as_json=False)
+    print_text(sweep_table(found))
 
 
 def _worker_command(recipe: str, overrides: tuple[str, ...], given: dict[str, object]) -> list[str]:

@@ -31,7 +31,7 @@ class Recipe(Section):
     student: Model
     loss: Loss = Loss()
     ensemble: Ensemble = Ensemble()
-    sweep: Sweep | None = None
+    sweep: Sweep | None = Field(None, description="which students `kdscale sweep` tries")
 
     @model_validator(mode="after")
     def _features_are_those_of_the_cache(self) -> "Recipe":

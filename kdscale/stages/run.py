@@ -138,6 +138,8 @@ def _open_folder(folder: Path, recipe: config.Recipe) -> None:
     """A folder is one recipe's once a student has begun; a single run's is not taken over."""
     if (folder / "run.json").is_file():
         raise RunError(f"{folder} holds a single run of `kdscale train`: name another --run")
+    if (folder / "sweep.json").is_file():
+        raise RunError(f"{folder} holds a sweep: name another --run")
     refuse_foreign_files(folder, "recipe.toml")
     students = [run for kind in _FOLDERS.values() for run in folder.glob(f"{kind}-seed*")]
     if any(is_begun(run) or is_finished(run) for run in students):

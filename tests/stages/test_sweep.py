@@ -156,8 +156,9 @@ def test_sweep_may_grow_but_not_change(sweep, sweep_recipe, status):
     assert_refused(refused, 1, "sweep.space.seed: it has [0, 1], now [0, 2]", "loss.kind: it has")
 
 
-def test_stopped_sweep_goes_on_where_it_was(sweep, sweep_recipe, tmp_path, stopped_after_step,
-                                            status):  # fmt: skip
+def test_stopped_sweep_goes_on_where_it_was(
+    sweep, kdscale, sweep_recipe, tmp_path, stopped_after_step, status
+):
     recipe = sweep_recipe()
     assert sweep(recipe).exit_code == 0
     (tmp_path / "s").rename(tmp_path / "whole")
@@ -166,6 +167,9 @@ def test_stopped_sweep_goes_on_where_it_was(sweep, sweep_recipe, tmp_path, stopp
     assert stopped.exit_code not in (0, 1, 2)
     assert "run the same command again" in stopped.stderr.splitlines()[-1]
     assert status()["trials"]["finished"] == 0
+    assert status()["working"] is False
+    assert "No worker is alive" in kdscale("sweep", "status", "s").stdout
+    assert_refused(kdscale("run", recipe, "--run", "s"), 1, "s holds a sweep")
     done = sweep(recipe)
     assert "going on from step 5" in done.stderr
     rows = status()["rows"]
@@ -215,12 +219,15 @@ def test_trial_that_falls_behind_ends_early_and_keeps_its_state(
 def test_students_that_fail_leave_the_others_alone(sweep, sweep_recipe, status):
     space = {"student": [{"model": f"tiny_models:{name}", "train": {"epochs": 1}}
                          for name in ("diverging", "linear")]}  # fmt: skip
-    done = sweep(sweep_recipe(space))
+    recipe = sweep_recipe(space)
+    done = sweep(recipe)
     assert done.exit_code == 0, done.stderr
     failed, finished = status()["rows"]
     assert (failed["state"], finished["state"]) == ("failed", "finished")
     assert "the loss is nan" in failed["error"]
     assert "00000: the loss is nan" in done.stdout
+    assert "nothing is trained" in sweep(recipe).stderr
+    assert "trial 00000 failed" in sweep(recipe, "--retry-failed").stderr
 
 
 def test_sweep_of_which_all_fails_fails(sweep, sweep_recipe):

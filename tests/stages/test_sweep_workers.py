@@ -3,11 +3,15 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -269,6 +273,29 @@ def test_no_more_students_are_trained_than_are_queued(study):
     assert len(one.places()) == 2
 
 
+def test_workers_that_ask_in_the_same_moment_get_trials_of_their_own(tmp_path):
+    sweep = Sweep(space={"seed": list(range(24))})
+    trained, together = [], threading.Barrier(4)
+
+    def work():
+        study = Study(f"sqlite:///{tmp_path}/sweep.db", "x", sweep, patience_seconds=60)
+        together.wait()
+        for _ in range(12):
+            study.run_next(lambda trial: trained.append(trial.place.name) or 0.5)
+        study.close()
+
+    first = Study(f"sqlite:///{tmp_path}/sweep.db", "x", sweep)
+    first.plan(sweep.grid())
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(trained) == [f"{number:05}" for number in range(24)]
+    assert set(states_of(first)) == {"finished"}
+    first.close()
+
+
 def test_trial_that_kills_every_worker_is_given_up(study):
     one = study()
     for _ in range(2 * MOST_DEATHS):
@@ -287,8 +314,30 @@ def test_worker_that_stood_still_does_not_report_anothers_trial(study):
 
     one.run_next(frozen)
     assert states_of(one) == ["lost", "waiting"]
+    one.run_next(lambda trial: frozen(trial) and trial.report(1, 0.5))
+    assert states_of(one) == ["lost", "lost"]
+    one.refill()
+
+    def interrupted(trial):
+        frozen(trial)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one.run_next(interrupted)
+
+
+def test_failed_trial_is_queued_again_when_asked(study):
+    one = study()
     one.run_next(lambda trial: trial.note(ERROR, "no") or ended(trial))
-    assert states_of(one) == ["lost", "failed"]
+    one.run_next(lambda trial: 0.5)
+    one.refill()
+    assert states_of(one) == ["failed", "finished"]
+    assert one.places()[0].error == "no"
+    one.retry_failed()
+    assert states_of(one) == ["waiting", "finished"]
+    one.run_next(lambda trial: 0.5)
+    assert states_of(one) == ["finished", "finished"]
+    assert one.places()[0].error is None
 
 
 def test_reports_are_kept_when_a_trial_is_taken_over(study):
@@ -326,3 +375,47 @@ def test_gpus_are_those_that_may_be_seen(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpus() == ["0", "1"]
+
+
+@pytest.fixture
+def postgres():
+    """URL of a database of a server of its own."""
+    pytest.importorskip("psycopg")
+    if shutil.which("initdb") is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    owner = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    if owner:
+        shutil.chown(folder, "postgres")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def run(*command):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(command, cwd=folder, check=True, timeout=60, **quiet, **owner)
+
+    run("initdb", "-D", "data", "-U", "kdscale", "-A", "trust")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    run("pg_ctl", "-D", "data", "-o", options, "-w", "start")
+    yield f"postgresql+psycopg://kdscale:secret@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "-D", "data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_workers_of_several_machines_share_a_database(
+    kdscale, slow_recipe, tmp_path, postgres, stopped_after_step
+):
+    recipe = slow_recipe(epochs=2)
+    with stopped_after_step(3):
+        assert kdscale("sweep", recipe, "--run", "s", "--storage", postgres).exit_code != 0
+    assert "secret" not in (tmp_path / "s" / "sweep.json").read_text()
+    refused = kdscale("sweep", "status", "s")
+    assert refused.exit_code == 1
+    assert "KDSCALE_SWEEP_STORAGE" in refused.stderr
+    arguments = ("sweep", recipe, "--run", "s", "--storage", postgres, "--workers", 2)
+    done = kdscale(*arguments, "--patience", 5)
+    assert done.exit_code == 0, done.stderr
+    found = kdscale("sweep", "status", "s", "--storage", postgres, "--json")
+    assert json.loads(found.stdout)["trials"]["finished"] == 2
+    assert not list((tmp_path / "s").glob("sweep.db*"))

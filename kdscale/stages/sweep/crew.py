@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -20,6 +20,17 @@ _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Workers that are to be started."""
+
+    num_workers: int
+    command: Sequence[str]
+    """Starts one."""
+    environment: Mapping[str, str]
+    """For them, beside what this process has: others can read a command, and passwords in it."""
+
+
 @dataclass(slots=True)
 class _Worker:
     number: int
@@ -29,19 +40,11 @@ class _Worker:
     """Whether its end is told."""
 
 
-def run_crew(
-    command: Sequence[str],
-    num_workers: int,
-    *,
-    logs: Path,
-    tell: Callable[[], None],
-    every: float = 2.0,
-) -> None:
+def run_crew(crew: Crew, *, logs: Path, tell: Callable[[], None], every: float) -> None:
     """Start workers and wait until all have ended.
 
     Args:
-        command: what starts one; it is told this process's number.
-        num_workers: how many.
+        crew: the workers.
         logs: folder of what they say.
         tell: called now and then, to say how it goes.
         every: seconds between.
@@ -53,10 +56,14 @@ def run_crew(
     workers, devices = list[_Worker](), gpus()
     with orderly_stop() as stop:
         try:
-            for number in range(num_workers):
-                environment = environment_of(number, num_workers, devices)
-                workers.append(_start(command, number, environment, logs))
-            log.info("%d workers; what each says is in %s", num_workers, logs)
+            for number in range(crew.num_workers):
+                environment = environment_of(number, crew.num_workers, devices)
+                environment |= crew.environment
+                workers.append(_start(crew.command, number, environment, logs))
+            log.info(
+                "%d workers: teacher and cache, where they are not there, then the trials; what "
+                "each says is in %s", crew.num_workers, logs,
+            )  # fmt: skip
             _wait(workers, stop, tell, every)
         finally:  # all have ended, but where Ctrl-C came twice or this process fails
             for worker in workers:

@@ -110,12 +110,12 @@ def _shown(url: str) -> str:
     except sqlalchemy.exc.ArgumentError:
         raise ConfigError(
             f"--storage {url!r} is no URL of a database: wanted sqlite:///FILE or "
-            "postgresql://USER@HOST/DATABASE"
+            "postgresql+psycopg://USER@HOST/DATABASE"
         ) from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql", "mysql"):
         raise ConfigError(
             f"--storage {url!r}: wanted sqlite:///FILE on one machine, or "
-            "postgresql://USER@HOST/DATABASE, where several can see it"
+            "postgresql+psycopg://USER@HOST/DATABASE, where several can see it"
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigError(f"--storage {url!r} names no file, which the workers would share")

@@ -46,11 +46,9 @@ class Place:
         """Where it stands; lost: it had a trial, which lost its worker or was stopped."""
         if self._ended is not None:
             return "finished" if self._ended.state == TrialState.COMPLETE else "pruned"
-        if self.error is not None:
-            return "failed"
-        if self.holder is None:
-            return "lost"
-        return "running" if self.last.state == TrialState.RUNNING else "waiting"
+        if self.holder is not None:
+            return "running" if self.last.state == TrialState.RUNNING else "waiting"
+        return "lost" if self.error is None else "failed"
 
     @property
     def last(self) -> FrozenTrial:
@@ -58,15 +56,19 @@ class Place:
         if self._ended is not None:
             return self._ended
         held = [one for one in self.trials if one.number == self.holder]
-        return held[0] if held else self.trials[-1]
+        had = [one for one in self.trials if DROPPED not in one.user_attrs]
+        return held[0] if held else had[-1]
 
     @property
     def error(self) -> str | None:
-        """Why it will not be trained."""
-        said = [str(one.user_attrs[ERROR]) for one in self.trials if ERROR in one.user_attrs]
-        if not said and self.deaths >= MOST_DEATHS:
-            said = [f"its worker was killed {self.deaths} times: short of memory?"]
-        return said[-1] if said else None
+        """Why it is not trained, unless it is queued again."""
+        if self._ended is not None or self.holder is not None:
+            return None
+        if ERROR in self.last.user_attrs:
+            return str(self.last.user_attrs[ERROR])
+        if self.deaths >= MOST_DEATHS:
+            return f"its worker was killed {self.deaths} times: short of memory?"
+        return None
 
     @property
     def deaths(self) -> int:

@@ -11,7 +11,7 @@ from kdscale.config import Variants
 from kdscale.config.variants import in_words
 from kdscale.errors import RunError
 from kdscale.stages.run import stopped_with_advice
-from kdscale.stages.sweep.crew import run_crew
+from kdscale.stages.sweep.crew import Crew, run_crew
 from kdscale.stages.sweep.drawing import unlabelled
 from kdscale.stages.sweep.folder import SweepFolder
 from kdscale.stages.sweep.places import ENDED, Place, is_left
@@ -31,8 +31,8 @@ def sweep(
     storage: str | None = None,
     cache: CachePlace | None = None,
     copies: Copies | None = None,
-    crew: Sequence[str] = (),
-    num_workers: int = 1,
+    crew: Crew | None = None,
+    retry_failed: bool = False,
     patience_seconds: int = 60,
 ) -> dict[str, Any]:
     """Work at a sweep until nothing is left of it.
@@ -44,8 +44,8 @@ def sweep(
         storage: URL of the database; a file in the folder when None.
         cache: the cache's folder or URL; found by content when None.
         copies: as of `train`.
-        crew: command that starts one worker, where there are to be several.
-        num_workers: how many on this machine.
+        crew: workers on this machine; this process is the only one when None.
+        retry_failed: queue what failed again.
         patience_seconds: a worker not heard of for so long is dead.
 
     Returns:
@@ -57,16 +57,18 @@ def sweep(
     pace = Pace.of(patience_seconds)
     looking = opened(variants, folder, storage, cache_root, pace)
     with stopped_with_advice(folder), looking as (begun, study, claims):
+        if retry_failed:
+            study.retry_failed()
         if not is_left(study.places()):
             log.info("%s is finished: nothing is trained", folder)
-        elif num_workers == 1:
+        elif crew is None:
             work(
                 begun, study, claims, cache_root=cache_root, cache=cache, copies=copies,
                 poll_seconds=pace.poll,
             )  # fmt: skip
         else:
             logs = folder / "logs"
-            run_crew(crew, num_workers, logs=logs, tell=Teller(study).tell, every=pace.poll)
+            run_crew(crew, logs=logs, tell=Teller(study).tell, every=pace.poll)
         return _end(begun, study.places())
 
 

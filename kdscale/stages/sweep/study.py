@@ -3,7 +3,7 @@
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import optuna
@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from kdscale.config import Sweep
 from kdscale.errors import ConfigError, RunError
 from kdscale.stages.sweep.drawing import draw, labelled, pruner, sampler
-from kdscale.stages.sweep.places import BEGUN, DROPPED, PLACE, Place, in_places
+from kdscale.stages.sweep.places import BEGUN, DROPPED, PLACE, Place, State, in_places
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it says, the worker says
 
@@ -108,9 +108,17 @@ class Study:
         with _explained(self._url):
             self._hear_the_silent()
             fail_stale_trials(self._study)
+        self._queue_again("lost")
+
+    def retry_failed(self) -> None:
+        """Queue a trial in each place that failed; for one process at a time."""
+        self._queue_again("failed")
+
+    def _queue_again(self, state: State) -> None:
         for place in self.places():
-            if place.state == "lost":
-                self._study.add_trial(_successor(place.trials[-1]))
+            if place.state == state:
+                with _explained(self._url):
+                    self._study.add_trial(_successor(place.last))
 
     def _hear_the_silent(self) -> None:
         """Let the time of trials run that were killed before their first heartbeat.
@@ -159,6 +167,10 @@ class Study:
                     if not isinstance(own, Ended | TrialPruned | UpdateFinishedTrialError):
                         raise own from None
 
+    def explained(self) -> AbstractContextManager[None]:
+        """Say what the database says as a message."""
+        return _explained(self._url)
+
     def _is_over(self, number: int) -> bool:
         return any(
             one.number == number and one.state.is_finished()
@@ -179,7 +191,7 @@ class Running:
     """
 
     def __init__(self, study: Study, trial: optuna.Trial) -> None:
-        self._trial = trial
+        self._study, self._trial = study, trial
         name = trial.user_attrs.get(PLACE)
         if name is None:  # another worker was faster to take the last one of the queue
             raise Ended
@@ -193,13 +205,15 @@ class Running:
 
     def note(self, attribute: str, value: Any) -> None:
         """Keep something about the trial."""
-        self._trial.set_user_attr(attribute, value)
+        with self._study.explained():
+            self._trial.set_user_attr(attribute, value)
 
     def report(self, epoch: int, accuracy: float) -> bool:
         """Note the accuracy on the validation split; whether to go on."""
-        if epoch not in self._reported:
-            self._trial.report(accuracy, epoch)
-        return not self._trial.should_prune()
+        with self._study.explained():
+            if epoch not in self._reported:
+                self._trial.report(accuracy, epoch)
+            return not self._trial.should_prune()
 
 
 def _successor(trial: FrozenTrial) -> FrozenTrial:
@@ -214,7 +228,14 @@ def _successor(trial: FrozenTrial) -> FrozenTrial:
     )
 
 
-def _open(url: str, heartbeat_seconds: int, patience_seconds: int) -> RDBStorage:
+class _Storage(RDBStorage):
+    def record_heartbeat(self, trial_id: int) -> None:
+        """A beat that a database misses is not the last one, as it would be in Optuna's thread."""
+        with suppress(StorageInternalError):
+            super().record_heartbeat(trial_id)
+
+
+def _open(url: str, heartbeat_seconds: int, patience_seconds: int) -> _Storage:
     arguments: dict[str, Any] = {}
     file = sqlalchemy.make_url(url).database if is_sqlite(url) else None
     if file is not None:
@@ -222,7 +243,7 @@ def _open(url: str, heartbeat_seconds: int, patience_seconds: int) -> RDBStorage
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
         arguments = {"connect_args": {"timeout": _TRANSACTION_SECONDS, "isolation_level": None}}
-    storage = RDBStorage(
+    storage = _Storage(
         url,
         engine_kwargs=arguments,
         heartbeat_interval=heartbeat_seconds,
@@ -251,7 +272,7 @@ def _explained(url: str) -> Iterator[None]:
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise ConfigError(
             f"--storage {shown}: what speaks to it is not installed ({error}): for PostgreSQL, "
-            "pip install psycopg2-binary"
+            "pip install 'psycopg[binary]', and name it postgresql+psycopg://USER@HOST/DATABASE"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]

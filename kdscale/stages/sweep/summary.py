@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from kdscale.cache.claims import INTERVAL_SECONDS, living_builder
 from kdscale.durable import write_durably
 from kdscale.engine.runs import is_finished
 from kdscale.errors import RunError
@@ -16,6 +17,7 @@ from kdscale.stages.sweep.folder import SweepFolder, read_folder
 from kdscale.stages.sweep.places import Place
 from kdscale.stages.sweep.study import Study
 
+_WATCHED_SECONDS = 2 * INTERVAL_SECONDS  # at most, where workers are on other machines
 _STATES = ("finished", "pruned", "failed", "running", "waiting")
 
 
@@ -23,7 +25,7 @@ def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
     """How a sweep stands.
 
     Returns:
-        Numbers of trials by state, the best one, seconds, and `rows`, one a trial.
+        As of `describe`, and `working`, whether a worker lives, where something is left to do.
 
     Raises:
         RunError: there is no sweep, or its database does not answer.
@@ -32,11 +34,17 @@ def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
     study = Study(begun.url, begun.study, begun.variants.sweep)
     found = describe(begun, study.places())
     study.close()
+    if found["trials"]["running"] or found["trials"]["waiting"]:
+        found["working"] = living_builder(folder, patience_seconds=_WATCHED_SECONDS) is not None
     return found
 
 
 def describe(begun: SweepFolder, places: list[Place]) -> dict[str, Any]:
-    """A sweep as one JSON object."""
+    """A sweep as one JSON object.
+
+    Returns:
+        Numbers of trials by state, the best one, seconds, and `rows`, one a trial.
+    """
     sweep, rows = begun.variants.sweep, [_row(begun, place) for place in places]
     counts = Counter(row["state"] for row in rows)
     finished = [row for row in rows if row["state"] == "finished"]

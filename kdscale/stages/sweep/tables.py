@@ -15,7 +15,8 @@ def sweep_table(found: Mapping[str, Any]) -> str:
     titles = ["trial", "state", "validation %", "test %", "training s", *fields.values()]
     rows = sorted(found["rows"], key=_rank)
     table = markdown_table(titles, [_cells(row, fields) for row in rows])
-    return "\n\n".join([_headline(found), table, *_failures(found), *_best_line(found)])
+    last = [*_failures(found), *_best_line(found), *_idle_line(found)]
+    return "\n\n".join([_headline(found), table, *last])
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[bool, float, str]:
@@ -33,6 +34,8 @@ def _short(fields: list[str]) -> dict[str, str]:
 
 def _cells(row: Mapping[str, Any], fields: Mapping[str, str]) -> list[str]:
     state = row["state"]
+    if state == "running":
+        state += f" since {row['since'].replace('T', ' ')}"
     if row["taken_over"]:
         state += f", taken over {row['taken_over']}x"
     given = row["parameters"]
@@ -70,6 +73,10 @@ def _failures(found: Mapping[str, Any]) -> list[str]:
 def _best_line(found: Mapping[str, Any]) -> list[str]:
     row = found["best"]
     return [] if row is None else [f"Best: trial {row['trial']}, in {row['run']}"]
+
+
+def _idle_line(found: Mapping[str, Any]) -> list[str]:
+    return [] if found.get("working", True) else ["No worker is alive: the same command goes on."]
 
 
 def best_text(found: Mapping[str, Any]) -> str:
