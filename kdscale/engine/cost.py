@@ -43,20 +43,20 @@ def forward_cost(
 
     Returns:
         `peak_activation_bytes` (see there) and `latency` (`median_seconds`, `p95_seconds`,
-        `rounds`), each by batch size; None where the device has no memory for one.
+        `rounds`), each by batch size, without those that the device has no memory for.
     """
     cost: dict[str, dict[str, Any]] = {"peak_activation_bytes": {}, "latency": {}}
     for size in BATCH_SIZES:
         batch = inputs[:size].clone(memory_format=torch.preserve_format)
         try:
-            peak, latency = _measure(model, batch, precision, seconds)
+            peak, times = _measure(model, batch, precision, seconds)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             log.warning("the device has no memory for a batch of %d: it is not measured", size)
-            peak, latency = None, None
+            continue
         cost["peak_activation_bytes"][str(size)] = peak
-        cost["latency"][str(size)] = latency
+        cost["latency"][str(size)] = times
     return cost
 
 

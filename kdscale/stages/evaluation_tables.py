@@ -1,6 +1,6 @@
 """What `kdscale evaluate` found, for people: quality, then cost."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ _SHARES = {
     "agree %": "agreement",
 }
 
+_SIZES = ("1", "64")  # of batches
 _MEANINGS = """\
 prec., recall: means over classes; calib.: calibration error, 15 bins; agree: share of test images
 whose top-1 is the teacher's; activations: most bytes at one time in a forward pass of 1 / 64
@@ -30,18 +31,18 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
     ]
     cost = [
         [name, f"{one['num_parameters']:,}", bytes_text(one["weight_bytes"]),
-         _by_size(one["peak_activation_bytes"], bytes_text),
-         *[_milliseconds(one["latency"][size]) for size in ("1", "64")]]
+         _activations(one["peak_activation_bytes"]),
+         *[_milliseconds(one["latency"].get(size)) for size in _SIZES]]
         for name, one in zip(names, found, strict=True)
     ]  # fmt: skip
-    run = f"in {above}" if above else "run"
     return "\n".join(
         [
-            markdown_table([run, *_SHARES], quality),
+            *([f"{above}:", ""] if above else []),
+            markdown_table(["run", *_SHARES], quality),
             *_notes(names, found),
             "",
             markdown_table(
-                [run, "parameters", "weights", "activations", "ms at 1 (p95)", "ms at 64 (p95)"],
+                ["run", "parameters", "weights", "activations", "ms at 1 (p95)", "ms at 64 (p95)"],
                 cost,
             ),
             "",
@@ -52,9 +53,9 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _names(runs: Sequence[str]) -> tuple[str, list[str]]:
-    """A folder that all runs lie in, and what is left of their paths; "" where that is nothing."""
+    """The folder that all runs lie in, and their names in it; "" and their paths without one."""
     parents = {str(Path(run).parent) for run in runs}
-    if len(runs) < 2 or len(parents) > 1 or parents == {"."}:
+    if len(parents) > 1 or parents == {"."}:
         return "", list(runs)
     return parents.pop(), [Path(run).name for run in runs]
 
@@ -63,8 +64,8 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
-def _by_size(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:
-    return " / ".join("-" if value is None else text(value) for value in values.values())
+def _activations(peaks: Mapping[str, int]) -> str:
+    return " / ".join(bytes_text(peaks[size]) if size in peaks else "-" for size in _SIZES)
 
 
 def _milliseconds(latency: Mapping[str, float] | None) -> str:
