@@ -43,7 +43,7 @@ def flip_a_bit(path):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "quickstart", "recipes", "run", "train", "evaluate", "bench", "views", "cache",
+    ["", "quickstart", "recipes", "run", "train", "evaluate", "export", "bench", "views", "cache",
      "cache build", "cache extend",
      "cache info", "cache list", "cache plan", "cache remove", "cache repair", "cache show",
      "cache verify"],
@@ -188,7 +188,7 @@ def test_cache_that_is_not_there_is_refused(kdscale, command):
         (["train", "mnist", "--seed", "-1"], ["--seed"]),
         (["run", "mnist", "--seeds", "0"], ["--seeds"]),
         (["trian", "mnist"], ["trian"]),
-        (["evaluate"], ["RUNS"]),
+        (["evaluate"], ["RUN"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -180,13 +180,14 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True,
+                type=click.Path(path_type=Path))  # fmt: skip
 @weights_option
 @click.option("--teacher", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="The teacher's weights, to agree with.  [default: those that the recipe names, "
               "or that were trained for it]")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
-              help="To time forward passes of one batch size; five at least.")  # fmt: skip
+              help="To spend on timing each batch size; five passes at least.")  # fmt: skip
 @click.option("--data", type=EXISTING, help="A local copy of the data set.")
 @cache_root_option
 @json_option

@@ -172,6 +172,19 @@ def test_file_that_answers_no_numbers_is_not_kept(exported, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_interrupted_export_leaves_nothing_behind(exported, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    def interrupted(program, example, about, path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    kind = replace(formats.FORMATS["onnx"], write=interrupted)
+    monkeypatch.setitem(formats.FORMATS, "onnx", kind)
+    assert exported("onnx").exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("missing", ["onnxscript", "onnxruntime"])
 def test_onnx_without_its_libraries_says_what_to_install(exported, monkeypatch, missing, tmp_path):
     monkeypatch.setitem(sys.modules, missing, None)

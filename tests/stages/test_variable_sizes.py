@@ -104,9 +104,12 @@ def test_whole_recipe_runs(kdscale, write, tmp_path):
     student = tmp_path / "runs" / "tiny" / "cache-seed0"
     assert result(student)["top1_accuracy"] > 0.8
     assert "best_validation_accuracy" in result(student)
-    (found,) = json.loads(kdscale("evaluate", student, "--json").stdout)["runs"]
+    (found,) = json.loads(kdscale("evaluate", student, "--json", "--seconds", 0).stdout)["runs"]
     assert found["top1_accuracy"] == result(student)["top1_accuracy"]
     assert found["num_samples"] == 30
+    done = kdscale("export", student, "--format", "safetensors", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["pixels"]["shape"][2:] == found["input_shape"][1:]
 
 
 @pytest.mark.parametrize("views", [VIEWS, MIXED, PLAIN], ids=["crop", "mixup", "clean"])
