@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdscale.errors import Interrupted
+from kdscale.errors import Stopped
 from kdscale.models.registry import create_model
 from kdscale.models.weights import state_sha256
 from kdscale.runlog import read_result
@@ -140,7 +140,7 @@ def test_training_goes_on_from_where_it_began_whatever_is_there_now(
     if there == "then":
         torch.save(trained, torch_home / FILE)
     with stopped_after_step(1):
-        assert kdscale(*command).exit_code == Interrupted.exit_code
+        assert kdscale(*command).exit_code == Stopped.exit_code
     if there == "then":
         (torch_home / FILE).unlink()
     else:

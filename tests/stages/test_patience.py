@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdscale.errors import Interrupted
+from kdscale.errors import Stopped
 from kdscale.runlog import read_metrics, read_result
 
 TIMES = ("train_seconds", "reading")
@@ -93,7 +93,7 @@ def test_stopped_before_it_would_have_ended_a_training_goes_on_exactly(
     run, parts = finished[0], tmp_path / "parts"
     step = read_result(run)["steps"] - back
     with stopped_after_step(step):
-        assert kdscale("train", hasty, "--run", "parts").exit_code == Interrupted.exit_code
+        assert kdscale("train", hasty, "--run", "parts").exit_code == Stopped.exit_code
     assert kdscale("train", hasty, "--run", "parts", "--resume").exit_code == 0
     assert metrics(parts) == metrics(run)
     whole = load_file(run / "weights.safetensors")
