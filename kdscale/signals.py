@@ -39,11 +39,12 @@ class _Ending:
     """A handler that ends what is under way, once."""
 
     begun: bool = False
+    raised: Terminated | None = None
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if not self.begun:  # a launcher asks again while its processes end: nothing is to change
-            self.begun = True
-            raise Terminated(number)
+            self.begun, self.raised = True, Terminated(number)
+            raise self.raised
 
     def again(self, lost: "sys.UnraisableHookArgs") -> None:
         """Come back a little later where Python was just clearing up, and has dropped the end."""
@@ -55,6 +56,11 @@ class _Ending:
 
 
 _ending = _Ending()
+
+
+def terminated() -> Terminated | None:
+    """What has ended this process, whatever has become of it: an import cut short fails oddly."""
+    return _ending.raised
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Signals end a process at once, or in order, whatever Python is doing just then."""
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from kdscale import signals
 from kdscale.errors import Interrupted, Stopped
 from kdscale.signals import Terminated, orderly_stop
 
@@ -50,6 +52,45 @@ def test_end_that_python_drops_while_it_clears_up_comes_again_and_others_change_
         [sys.executable, "-c", DYING], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "SIGTERM 75\n", "")
+
+
+def test_end_that_cut_an_import_short_is_told_as_what_it_is(kdscale, monkeypatch):
+    def cut_short(_name):
+        raise ImportError("cannot import name 'nothing' from partially initialized module 'thing'")
+
+    monkeypatch.setattr("kdscale.config.recipe_text", cut_short)
+    with pytest.raises(ImportError):
+        kdscale("recipes", "mnist")
+    monkeypatch.setattr(signals._ending, "raised", Terminated(signal.SIGTERM))
+    done = kdscale("recipes", "mnist")
+    assert done.exit_code == 75
+    assert done.stderr.startswith("Error: stopped by SIGTERM; what is finished is kept")
+    assert done.stderr.count("Error") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "rank", "told"),
+    [
+        ("gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:41858", "1", True),
+        ("NCCL error: remote process exited or there was a network error", "1", True),
+        ("Connection closed by peer", None, False),
+        ("something else", "1", False),
+    ],
+)
+def test_lost_process_is_told_in_a_line(kdscale, monkeypatch, said, rank, told):
+    def lost(_name):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("kdscale.config.recipe_text", lost)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    if not told:
+        with pytest.raises(RuntimeError, match=re.escape(said)):
+            kdscale("recipes", "mnist")
+        return
+    done = kdscale("recipes", "mnist")
+    assert done.exit_code == 76
+    assert done.stderr.startswith("Error in process 1: another process of this launch has ended")
 
 
 @contextlib.contextmanager

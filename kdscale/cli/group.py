@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 import click
 
 from kdscale.errors import Interrupted, KdscaleError, MainProcessError, PeerLostError
-from kdscale.signals import Terminated
+from kdscale.signals import Terminated, terminated
 
+_OF_DISKS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 _DISK = "free space, or choose other folders with --run and --cache-root"
 _KEPT = "what is finished is kept: run the same command again (train: with --resume-if-begun)"
 _PEER_LOST = "another process of this launch has ended: see what it said; finished work is kept"
@@ -28,22 +29,30 @@ class Group(click.Group):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except MainProcessError:
-            ctx.exit(MainProcessError.exit_code)  # the main process has said why
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
         except (Interrupted, KeyboardInterrupt) as stop:
             self._stopped(ctx, stop)
-        except KdscaleError as error:
-            self._fail(ctx, str(error), error.exit_code)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
-                raise
+        except Exception as error:
+            if (end := terminated()) is not None:
+                self._stopped(ctx, end)
+            self._explain(ctx, error)
+            raise
+
+    def _explain(self, ctx: click.Context, error: Exception) -> None:
+        """Say what a user can put right, and exit; come back from anything else."""
+        said = str(error)
+        if isinstance(error, MainProcessError):
+            ctx.exit(MainProcessError.exit_code)  # the main process has said why
+        if isinstance(error, KdscaleError):
+            self._fail(ctx, said, error.exit_code)
+        if isinstance(error, OSError) and error.errno in _OF_DISKS:
             self._fail(ctx, f"{error.strerror}: {error.filename or 'a file'}: {_DISK}", 1)
-        except (MemoryError, RuntimeError) as error:
-            if "RANK" in os.environ and any(sign in str(error) for sign in _PEER_LOST_SIGNS):
-                self._fail(ctx, _PEER_LOST, PeerLostError.exit_code)
-            known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-            if not known and "can't allocate memory" not in str(error):  # as a CPU says it
-                raise
+        lost = isinstance(error, RuntimeError) and any(sign in said for sign in _PEER_LOST_SIGNS)
+        if lost and "RANK" in os.environ:
+            self._fail(ctx, _PEER_LOST, PeerLostError.exit_code)
+        known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+        if known or "can't allocate memory" in said:  # as a CPU says it
             self._fail(ctx, f"out of memory: {_MEMORY}", 1)
 
     def _stopped(self, ctx: click.Context, stop: Interrupted | KeyboardInterrupt) -> NoReturn:

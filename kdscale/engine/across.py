@@ -5,15 +5,31 @@ whole batch, gradients are added up over processes on their way back: the averag
 one process which has the whole batch.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributed import get_rank, get_world_size
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd import Function
+from torch.distributed import all_reduce, get_rank, get_world_size
+
+
+class _Sum(Function):
+    """Each process's part has a share in what all make of the sum: their gradients' sum."""
+
+    @staticmethod
+    def forward(_context: Any, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_context: Any, *gradients: Tensor) -> Any:
+        return _Sum.apply(gradients[0])
 
 
 def summed(values: Tensor) -> Tensor:
     """The sum over all processes, which all call this, with values of one shape."""
-    total: Tensor = all_reduce(values)
+    total: Tensor = _Sum.apply(values)
     return total
 
 

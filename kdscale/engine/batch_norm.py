@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import get_world_size
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdscale.engine.across import summed
@@ -47,17 +48,19 @@ class WholeBatchNorm(_BatchNorm):
         dims = [0, *range(2, inputs.ndim)]
         shape = [1, -1] + [1] * (inputs.ndim - 2)
         values = inputs.float()
-        count = summed(values.new_tensor(values.numel() / values.shape[1]))
+        count = get_world_size() * values.numel() // values.shape[1]  # all have as many samples
         mean_C = summed(values.sum(dims)) / count
         centred = values - mean_C.view(shape)
         variance_C = summed(centred.square().sum(dims)) / count
-        self._keep(mean_C.detach(), variance_C.detach(), float(count))
+        self._keep(mean_C.detach(), variance_C.detach(), count)
         normalised = centred * (variance_C + self.eps).rsqrt().view(shape)
-        if self.affine:
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            normalised = normalised * self.weight.view(shape)
+        if self.bias is not None:
+            normalised = normalised + self.bias.view(shape)
         return normalised.to(inputs.dtype)
 
-    def _keep(self, mean_C: Tensor, variance_C: Tensor, count: float) -> None:
+    def _keep(self, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
         """Running statistics, as batch-norm has them: the unbiased variance, by momentum."""
         if self.running_mean is None or self.running_var is None:
             return
@@ -67,7 +70,7 @@ class WholeBatchNorm(_BatchNorm):
         if share is None:  # the mean of all batches
             share = 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean_C, share)
-        self.running_var.lerp_(variance_C * (count / max(count - 1, 1.0)), share)
+        self.running_var.lerp_(variance_C * (count / max(count - 1, 1)), share)
 
     def _check_input_dim(self, inputs: Tensor) -> None:
         """Any number of positions: the model was written for its own."""

@@ -48,6 +48,11 @@ def batch_norm(num_classes, in_channels):
     )
 
 
+def batch_norm_and_dropout(num_classes, in_channels, dropout=0.3):
+    *layers, last = batch_norm(num_classes, in_channels)
+    return nn.Sequential(*layers, nn.Dropout(dropout), last)
+
+
 class _Unusual(nn.Module):
     """A linear model that does something else too, before it answers."""
 

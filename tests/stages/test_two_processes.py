@@ -85,9 +85,8 @@ def commands():
     yield ["evaluate", "two-cache", "--seconds", "0", *places[:2]]
 
 
-@pytest.fixture(scope="module")
-def two(folder):
-    """The folder, after two processes built and trained in it."""
+def launch_two(folder, commands):
+    """Two processes run commands in a folder."""
     left_out = ("ACCELERATE_", "MASTER_", "TORCHELASTIC_", "COV_CORE_", "COVERAGE_")
     environment = {
         key: value
@@ -96,7 +95,7 @@ def two(folder):
     }
     environment["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{environment['PATH']}"
     environment["KDSCALE_MODULE"] = "several_commands"
-    (folder / "commands.json").write_text(json.dumps(list(commands())))
+    (folder / "commands.json").write_text(json.dumps(list(commands)))
     done = subprocess.run(
         [str(ROOT / "launch" / "cpu.sh"), "2", "commands.json"],
         cwd=folder,
@@ -104,16 +103,14 @@ def two(folder):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return folder
 
 
-@pytest.fixture(scope="module")
-def one(folder, two):
-    """The folder, after one process did the same beside it."""
+def run_alone(folder, commands):
+    """This process runs commands in a folder."""
     from click.testing import CliRunner
 
     from kdscale.cli import cli
@@ -121,12 +118,24 @@ def one(folder, two):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        for arguments in commands():
-            arguments = [argument.replace("two", "one") for argument in arguments]
+        for arguments in commands:
             done = CliRunner(catch_exceptions=False).invoke(cli, arguments)
             assert done.exit_code == 0, done.stderr
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """The folder, after two processes built and trained in it."""
+    launch_two(folder, commands())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(folder, two):
+    """The folder, after one process did the same beside it."""
+    run_alone(folder, [[part.replace("two", "one") for part in parts] for parts in commands()])
     return folder
 
 
@@ -275,3 +284,40 @@ def test_processes_share_out_the_samples_of_each_global_batch(load_table, shared
         shared = [part.index(step) for part in parts]
         assert len(shared[0]) == len(shared[1])
         assert torch.equal(torch.cat(shared), whole.index(step))
+
+
+SEEDS = range(8)
+
+
+def seeds_of(name, *more):
+    """One student a seed, with dropout and batch-norm."""
+    student = [
+        "--set",
+        "student.model=tiny_models:batch_norm_and_dropout",
+        "--set",
+        "student.options={}",
+    ]
+    student += ["--set", "student.train.epochs=8", "--set", "student.train.learning_rate=0.003"]
+    for seed in SEEDS:
+        yield ["train", "tiny.toml", "--cache-root", "cache", *student, *more,
+               "--seed", str(seed), "--run", f"{name}{seed}"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_accuracy_over_seeds_is_that_of_one_process_where_losses_are_not(folder, tmp_path):
+    """With dropout, and batch-norm over a process's part or over the whole batch."""
+    sync = ("--set", "student.train.sync_batch_norm=true")
+    launch_two(folder, [*seeds_of("parts"), *seeds_of("whole", *sync)])
+    run_alone(folder, seeds_of("alone"))
+    found = {
+        name: torch.tensor([result(folder / f"{name}{seed}")["top1_accuracy"] for seed in SEEDS])
+        for name in ("alone", "parts", "whole")
+    }
+    for name, values in found.items():
+        print(f"{name}: {100 * values.mean():.2f} ± {100 * values.std():.2f} %")  # noqa: T201
+    alone = found["alone"]
+    assert 0.6 < alone.mean() < 0.99  # neither chance nor without an error
+    for name in ("parts", "whole"):
+        more = found[name] - alone  # each seed begins with the same weights
+        assert abs(more.mean()) < 4 * more.std() / len(SEEDS) ** 0.5 + 0.005
+        assert more.mean() > -0.02
