@@ -46,7 +46,7 @@ def flip_a_bit(path):
     ["", "quickstart", "recipes", "run", "train", "evaluate", "export", "bench", "views", "cache",
      "cache build", "cache extend",
      "cache info", "cache list", "cache plan", "cache remove", "cache repair", "cache show",
-     "cache verify"],
+     "cache verify", "sweep", "sweep mnist", "sweep status", "sweep best"],
 )  # fmt: skip
 def test_every_command_has_help(kdscale, command):
     done = kdscale(*command.split(), "--help")

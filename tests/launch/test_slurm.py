@@ -80,6 +80,10 @@ def test_sweep_of_several_machines_without_a_database_is_refused(tmp_path):
     assert job.returncode == 2
     assert "8 workers need a database that all their machines see: name it with --sto" in output
     assert not slurm.lines("kdscale")
+    named = {"KDSCALE_SWEEP_STORAGE": "postgresql://me:secret@host/sweeps"}
+    job = slurm.submit("slurm_sweep.sbatch", "mnist", SLURM_ARRAY_TASK_COUNT="8", **named)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 0, output
 
 
 @pytest.mark.parametrize("status", [0, 1, 3, 137])

@@ -168,7 +168,11 @@ def test_stopped_sweep_goes_on_where_it_was(
     assert "run the same command again" in stopped.stderr.splitlines()[-1]
     assert status()["trials"]["finished"] == 0
     assert status()["working"] is False
-    assert "No worker is alive" in kdscale("sweep", "status", "s").stdout
+    shown = kdscale("sweep", "status", "s").stdout
+    assert "No worker is alive" in shown
+    assert shown.index("| 00000 | waiting") < shown.index(
+        "| 00001 | waiting"
+    )  # what is known first
     assert_refused(kdscale("run", recipe, "--run", "s"), 1, "s holds a sweep")
     done = sweep(recipe)
     assert "going on from step 5" in done.stderr

@@ -189,6 +189,21 @@ def test_crew_stops_together_and_goes_on(kdscale, slow_recipe, tmp_path, number)
 
 @pytest.mark.slow
 @pytest.mark.launch
+def test_what_stops_every_worker_is_said_once_and_nothing_is_lost(
+    kdscale, slow_recipe, tmp_path, tiny_cache
+):
+    started = crew(slow_recipe(), tmp_path, "--cache", str(tiny_cache))  # another teacher's
+    _, err = started.communicate(timeout=120)
+    assert started.returncode == 1
+    assert "Traceback" not in err
+    assert "worker 1 has ended: " in err
+    assert "teacher.model" in err
+    assert "all workers have ended, and trials of s are left" in err.splitlines()[-1]
+    assert kdscale("sweep", slow_recipe(), "--run", "s").exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.launch
 def test_workers_end_with_the_process_that_started_them(slow_recipe, tmp_path):
     started = crew(slow_recipe(seconds=0.1), tmp_path)
     run = tmp_path / "s" / "trials" / "00000"

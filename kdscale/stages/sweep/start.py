@@ -1,7 +1,6 @@
 """Start a sweep, join one, or go on with one: a worker here, or several beside each other."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +84,23 @@ class Teller:
         for place in places:
             if place.state != self._told.get(place.name):
                 self._told[place.name] = place.state
-                log.info("trial %s: %s", place.name, _news(place, places))
+                over = sum(state in ENDED for state in self._told.values())
+                done = f"{over} of {len(places)} done"
+                log.info("trial %s: %s", place.name, _news(place, done))
 
 
-def _news(place: Place, places: Sequence[Place]) -> str:
+def _news(place: Place, done: str) -> str:
     values = in_words({name: unlabelled(one) for name, one in place.parameters.items()})
-    over = sum(one.state in ENDED for one in places)
     if place.state == "running":
         again = ", taken over" if place.deaths else ""
         return f"begun{again} ({values})"
     if place.state == "finished":
-        return f"validation top-1 {100 * (place.value or 0.0):.2f} %, {over} of {len(places)} done"
+        return f"validation top-1 {100 * (place.value or 0.0):.2f} %, {done}"
     if place.state == "pruned":
-        return f"ended early, it falls behind; {over} of {len(places)} done"
+        return f"ended early, it falls behind; {done}"
     if place.state == "failed":
-        return f"failed: {place.error}"
-    return "queued again"
+        return f"failed: {place.error}; {done}"
+    return "queued again" if place.state == "waiting" else "stopped; it can be gone on with"
 
 
 def _end(begun: SweepFolder, places: list[Place]) -> dict[str, Any]:

@@ -19,9 +19,11 @@ def sweep_table(found: Mapping[str, Any]) -> str:
     return "\n\n".join([_headline(found), table, *last])
 
 
-def _rank(row: Mapping[str, Any]) -> tuple[bool, float, str]:
-    value = row["value"]
-    return row["state"] != "finished", -1.0 if value is None else -value, row["trial"]
+_ORDER = ("finished", "pruned", "running", "waiting", "failed")
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[int, float, str]:
+    return _ORDER.index(row["state"]), -(row["value"] or 0.0), row["trial"]
 
 
 def _short(fields: list[str]) -> dict[str, str]:
