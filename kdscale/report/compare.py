@@ -45,6 +45,11 @@ class Entry:
         return f"{PHRASES[self.kind]} ({self.setting})" if self.setting else PHRASES[self.kind]
 
     @property
+    def is_trial(self) -> bool:
+        """Whether a sweep made it, which says by itself what it has found."""
+        return self.runs[0].trial is not None
+
+    @property
     def finished(self) -> list[Run]:
         """Runs that have a result."""
         return [run for run in self.runs if run.finished]
@@ -155,9 +160,10 @@ class Study:
 
     @property
     def runs(self) -> list[Run]:
-        """All, trials too."""
-        trials = [trial.run for sweep in self.sweeps for trial in sweep.trials]
-        return [run for entry in self.entries for run in entry.runs] + trials
+        """All, trials too, each once."""
+        runs = [run for entry in self.entries for run in entry.runs]
+        runs += [trial.run for sweep in self.sweeps for trial in sweep.trials]
+        return list({run.folder / run.evaluation_file: run for run in runs}.values())
 
     @property
     def name(self) -> str:

@@ -120,7 +120,7 @@ def _study(split: str, sources: Sequence[Source], caches: Mapping[Path, Manifest
         if run.test_split == split and run.trial is None
     ]  # fmt: skip
     sweeps = [_sweep(source) for source in here if source.is_sweep]
-    entries = entries_of(single)
+    entries = [*entries_of(single), *[one for sweep in sweeps for one in _best_of(sweep)]]
     students = [*single, *[trial.run for sweep in sweeps for trial in sweep.trials]]
     place, manifest = _cache(here, students, caches)
     return Study(
@@ -132,6 +132,12 @@ def _study(split: str, sources: Sequence[Source], caches: Mapping[Path, Manifest
         bench=next((source.bench for source in here if source.bench), None),
         recipes=_recipes(here, students, entries),
     )
+
+
+def _best_of(sweep: Sweep) -> list[Entry]:
+    """The best trial, to be looked at like any other student."""
+    best = sweep.best
+    return [] if best is None else [Entry("cache", [best.run], f"trial {best.run.trial}")]
 
 
 def _sweep(source: Source) -> Sweep:

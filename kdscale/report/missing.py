@@ -63,7 +63,8 @@ def _go_on(run: Run) -> Note:
 def _whole_recipe(run: Run) -> Path | None:
     """The folder of `kdscale run` that a run lies in."""
     above = run.folder.parent
-    return above if (above / "recipe.toml").is_file() else None
+    whole = (above / "recipe.toml").is_file() and not (above / "trials").is_dir()
+    return above if whole else None
 
 
 def _not_evaluated(study: Study) -> list[Note]:
@@ -80,7 +81,7 @@ def _not_evaluated(study: Study) -> list[Note]:
 
 def _not_compared(study: Study) -> list[Note]:
     notes: list[Note] = []
-    for entry in [one for one in study.of_kind("cache") if one.finished][:1]:
+    for entry in [e for e in study.of_kind("cache") if e.finished and not e.is_trial][:1]:
         place = _place(entry)
         if study.peer(entry, "alone") is None:
             text = "No student was trained alone: what the teacher adds is not known."

@@ -41,7 +41,12 @@ def render_csv(studies: Sequence[Study]) -> str:
 
 
 def _rows(study: Study) -> list[dict[str, Any]]:
-    rows = [_row(study, run, entry.setting, {}) for entry in study.entries for run in entry.runs]
+    rows = [
+        _row(study, run, entry.setting, {})
+        for entry in study.entries
+        if not entry.is_trial
+        for run in entry.runs
+    ]
     for sweep in study.sweeps:
         rows += [_row(study, trial.run, "", trial.parameters) for trial in sweep.trials]
     return rows

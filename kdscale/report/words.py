@@ -38,7 +38,7 @@ def sentence(words: str) -> str:
 
 def headlines(study: Study) -> list[str]:
     """Paragraphs: what students gained and what they cost, those that a cache taught first."""
-    cached = [entry for entry in study.of_kind("cache") if entry.finished]
+    cached = [one for one in study.of_kind("cache") if one.finished and not one.is_trial]
     if len(cached) > _MOST_TAUGHT:
         found = [_many(cached)]
     else:
@@ -176,7 +176,7 @@ def _single(entry: Entry) -> str:
 def tiles(study: Study) -> list[Tile]:
     """The numbers of the main student, or of the first sweep where there is none."""
     main = study.main
-    if study.sweeps and (main is None or main.kind == "teacher"):
+    if study.sweeps and (main is None or main.kind == "teacher" or main.is_trial):
         return list(_sweep_tiles(study, study.sweeps[0]))
     return [] if main is None else [*_accuracy_tiles(study, main), *_cost_tiles(study, main)]
 

@@ -107,6 +107,16 @@ def test_sweep_varies_what_its_trials_differ_in(study, tmp_path):
     assert [trial.run.trial for trial in sweep.ranked][-1] == "00011", "the unfinished one"
 
 
+def test_best_trial_is_shown_like_other_students_beside_the_teacher(study, tmp_path):
+    folder = write_sweep(tmp_path / "sweep")
+    write_run(folder / "teacher", "teacher", evaluated=False)
+    found = study(folder)
+    assert labels(found) == [("teacher", 1), ("student, cached teacher (trial 00002)", 1)]
+    assert len(found.runs) == 13
+    assert f"kdscale evaluate {folder}/teacher {folder}/trials/00002" in commands(found)
+    assert headlines(found)[0].startswith("12 trials of made-up, 11 of them to the end")
+
+
 def test_sweep_names_its_own_fields_and_what_it_says_of_its_trials(study, tmp_path):
     folder = write_sweep(tmp_path / "sweep", trials=4)
     table = recipe() | {"sweep": {"space": {"loss.kind": ["kd", "dkd"]}}}

@@ -134,9 +134,10 @@ STYLE = (Path(kdscale.report.__file__).parent / "templates" / "page.css").read_t
 
 
 def colours(dark):
-    light_part, _, rest = STYLE.partition("prefers-color-scheme: dark")
+    on_screen = STYLE.partition("@media print")[0]
+    light_part, _, dark_part = on_screen.partition("prefers-color-scheme: dark")
     found = dict(re.findall(r"--([\w-]+): (#\w{6})", light_part))
-    return found | (dict(re.findall(r"--([\w-]+): (#\w{6})", rest)) if dark else {})
+    return found | (dict(re.findall(r"--([\w-]+): (#\w{6})", dark_part)) if dark else {})
 
 
 def linear(colour):
