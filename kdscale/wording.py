@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from statistics import mean, stdev
 
+NOTHING = "\N{EN DASH}"
+"""Where there is no value."""
+
 
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True

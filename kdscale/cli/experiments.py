@@ -93,7 +93,8 @@ def run(
         online=online, copies=local_copies(copies, copies_gib, cache_root),
     )  # fmt: skip
     print_text(results_table([Row(**row) for row in result["rows"]]))
-    print_text(f"\nruns: {folder}   cache: {result['cache_path']}   table: {folder / 'report.md'}")
+    print_text(f"\nruns: {folder}   cache: {result['cache_path']}")
+    print_text(f"table: {folder / 'report.md'}   report: {folder / 'report.html'}")
 
 
 @click.command()
@@ -252,6 +253,47 @@ def export(
         f"{100 * done['top1_agreement']:.2f} % of top-1 agree\n\n{done['example']}"
     )
     print_found(done, text, as_json=as_json)
+
+
+_REPORT_FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--html", type=_REPORT_FILE, metavar="FILE", help="One self-contained page.")
+@click.option("--markdown", type=_REPORT_FILE, metavar="FILE", help="Words and tables.")
+@click.option("--csv", type=_REPORT_FILE, metavar="FILE", help="A line a run.")
+@click.option("--data", type=EXISTING, help="A local copy of the data set, to draw views of.")
+@cache_root_option
+def report(
+    runs: tuple[Path, ...],
+    html: Path | None,
+    markdown: Path | None,
+    csv: Path | None,
+    data: str | None,
+    cache_root: Path,
+) -> None:
+    """Tell what runs have come to: a page, Markdown or CSV.
+
+    RUN is the folder of a single run, of a whole recipe (`kdscale run`) or of a sweep. FILE may be
+    - for standard output; a file that is there is replaced. What is not known is named, with the
+    command that finds it out.
+    """
+    named = {"html": html, "markdown": markdown, "csv": csv}
+    files: dict[Any, Path] = {kind: path for kind, path in named.items() if path is not None}
+    if not files:
+        raise click.UsageError("name a file with --html, --markdown or --csv; - for the terminal")
+    if len({path.absolute() for path in files.values()}) < len(files):
+        raise click.UsageError("--html, --markdown and --csv must name different files")
+    from kdscale.stages.report import report as make
+
+    printed = [kind for kind, path in files.items() if str(path) == "-"]
+    places = {kind: None if kind in printed else path for kind, path in files.items()}
+    texts = make(runs, files=places, cache_root=cache_root, data=data)
+    for kind in printed:
+        print_text(texts[kind].rstrip("\n"))
+    if not printed:
+        print_text("\n".join(f"report: {path}" for path in files.values()))
 
 
 @click.command()

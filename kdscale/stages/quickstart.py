@@ -1,10 +1,12 @@
 """The whole idea in about a minute: a recipe on embedded data, then how fast its steps are."""
 
+import json
 from pathlib import Path
 
 from kdscale import config
+from kdscale.durable import write_durably
 from kdscale.stages.bench import bench
-from kdscale.stages.run import run_recipe, trained_teacher
+from kdscale.stages.run import run_recipe, trained_teacher, write_page
 from kdscale.stages.tables import Row, bench_table, results_table
 
 _SEEDS = 3
@@ -21,6 +23,8 @@ def quickstart(*, folder: Path, cache_root: Path) -> str:
     result = run_recipe(recipe, folder=folder, cache_root=cache_root, seeds=range(_SEEDS))
     weights = trained_teacher(recipe, folder)
     steps = bench(recipe, cache_root=cache_root, seconds=_BENCH_SECONDS, teacher_weights=weights)
+    write_durably(folder / "bench.json", json.dumps(steps, indent=2).encode() + b"\n")
+    write_page(folder, recipe, cache_root)  # now that it is known what online steps cost
     return "\n".join(
         [
             "",
@@ -30,6 +34,7 @@ def quickstart(*, folder: Path, cache_root: Path) -> str:
             "",
             f"runs:   {folder}",
             f"table:  {folder / 'report.md'}",
+            f"report: {folder / 'report.html'} (open it in a browser)",
             f"cache:  {result['cache_path']} (see: kdscale cache info {result['cache_path']})",
             "next:   kdscale recipes; kdscale run RECIPE --data PATH",
         ]

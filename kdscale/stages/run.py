@@ -14,7 +14,7 @@ from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.durable import write_durably
-from kdscale.engine.components import asked_manifest, check_recipe
+from kdscale.engine.components import asked_manifest, check_recipe, source_path
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import (
     Content,
@@ -34,9 +34,11 @@ from kdscale.engine.runs import (
 from kdscale.engine.sources.ensemble import check_different, further_caches
 from kdscale.engine.trained import given_teacher
 from kdscale.errors import Interrupted, RunError
+from kdscale.report.runs import Kind
 from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
+from kdscale.stages.report import report
 from kdscale.stages.tables import Row, results_table
 from kdscale.stages.train import train
 
@@ -57,7 +59,7 @@ def run_recipe(
 
     Args:
         recipe: the recipe.
-        folder: gets one run folder a model, `result.json` and `report.md`.
+        folder: gets one run folder a model, `result.json`, `report.md` and `report.html`.
         cache_root: where caches and decoded images lie.
         cache: the cache's folder or URL; found by content when None.
         copies: as of `train`.
@@ -97,7 +99,16 @@ def run_recipe(
     result = _finish(folder, recipe, path, seeds[0], rows)
     with stopped_with_advice(folder):
         quick_evaluation(cache_root).folders([folder])
+    write_page(folder, recipe, cache_root)
     return result
+
+
+def write_page(folder: Path, recipe: config.Recipe, cache_root: Path) -> None:
+    """Write `report.html` from what a recipe's folder holds."""
+    if create_accelerator().is_main_process:
+        source = source_path(recipe.data.source)  # not the hub's: nothing is fetched once more
+        data = source if Path(source).exists() else None
+        report([folder], files={"html": folder / "report.html"}, cache_root=cache_root, data=data)
 
 
 def _manifests(recipe: config.Recipe, images: ImageSet, cache: Place, root: Path) -> list[Manifest]:
@@ -118,7 +129,7 @@ def _contents(splits: Content, caches: Sequence[Manifest]) -> dict[Targets, Cont
     }
 
 
-_FOLDERS = {"none": "alone", "teacher": "online", "cache": "cache"}
+_FOLDERS: dict[Targets, Kind] = {"none": "alone", "teacher": "online", "cache": "cache"}
 
 
 def trained_teacher(recipe: config.Recipe, folder: Path) -> str | None:

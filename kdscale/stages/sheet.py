@@ -97,6 +97,7 @@ class _Layout:
     side_by_side: int
     """Rows on one line."""
     num_lines: int
+    narrowest: int
 
     @property
     def row_width(self) -> int:
@@ -109,16 +110,23 @@ class _Layout:
     @property
     def width(self) -> int:
         rows = self.side_by_side * (self.row_width + _BLOCK_GAP) - _BLOCK_GAP
-        return max(rows + 2 * _MARGIN, _NARROWEST_SHEET)
+        return max(rows + 2 * _MARGIN, self.narrowest)
 
 
-def draw(sheet: Sheet) -> Image.Image:
+def draw(
+    sheet: Sheet, *, widest: int = _WIDE_ENOUGH, narrowest: int = _NARROWEST_SHEET
+) -> Image.Image:
     """The sheet as an RGB picture.
+
+    Args:
+        sheet: what there is to see.
+        widest: pixels up to which rows are set side by side.
+        narrowest: pixels that it has at least.
 
     Raises:
         ConfigError: it would be larger than files of pictures can be.
     """
-    layout = _lay_out(sheet)
+    layout = _lay_out(sheet, widest, narrowest)
     room = layout.width - 2 * _MARGIN
     lines = [part for line in sheet.lines for part in wrap(line, SMALL, room)]
     legend = set_in_lines(_legend(sheet), room)
@@ -141,17 +149,17 @@ def draw(sheet: Sheet) -> Image.Image:
     return canvas
 
 
-def _lay_out(sheet: Sheet) -> _Layout:
+def _lay_out(sheet: Sheet, widest: int, narrowest: int) -> _Layout:
     pictures = _pictures(sheet)
     sizes = [_shown_size(picture.pixels) for picture in pictures]
     shares = any(picture.shares for picture in pictures)
     answers = max(len(picture.answers) for picture in pictures)
     cell = max(_NARROWEST_CELL if shares or answers else 0, *(width for width, _ in sizes))
     names = [(row.name, NAME) for row in sheet.rows] + [(row.note, SMALL) for row in sheet.rows]
-    widest = max(font(size).getlength(text) for text, size in names)
-    head = min(max(round(widest), _HEAD[0]), _HEAD[1])
+    longest = max(font(size).getlength(text) for text, size in names)
+    head = min(max(round(longest), _HEAD[0]), _HEAD[1])
     row_width = head + len(sheet.columns) * (_GAP + cell)
-    most = max((_WIDE_ENOUGH + _BLOCK_GAP) // (row_width + _BLOCK_GAP), 1)
+    most = max((widest + _BLOCK_GAP) // (row_width + _BLOCK_GAP), 1)
     num_lines = -(-len(sheet.rows) // most)
     return _Layout(
         head=head,
@@ -162,6 +170,7 @@ def _lay_out(sheet: Sheet) -> _Layout:
         num_columns=len(sheet.columns),
         side_by_side=-(-len(sheet.rows) // num_lines),  # none of the lines much shorter than others
         num_lines=num_lines,
+        narrowest=narrowest,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
@@ -63,28 +64,41 @@ def show_cache(
         KdscaleError: cache or data cannot be read, or the picture not be written.
     """
     _check_ending(out)
-    reader = CacheReader(path)
-    manifest = reader.manifest
-    num_views = _within(views, _VIEWS, manifest.num_views, "views", path)
-    num_samples = _within(samples, _SAMPLES, manifest.num_samples, "samples", path)
-    labels = reader.labels()
-    images = _cached_images(path, manifest, data, cache_root, labelled=bool((labels >= 0).all()))
-    shown = Exhibits(
-        images,
-        Images(images, _CPU),
-        Pipeline.from_description(manifest.views),
-        spread(labels, num_samples, seed),
-        num_views,
-        Names(manifest.dataset["classes"]),
-        reader,
-    )
-    lines = (
-        f"{_teacher(manifest)} · {_of_all(num_views, manifest.num_views)} of "
-        f"{_count(manifest.num_samples, 'image')} · {manifest.dataset['source']}, split "
-        f"{manifest.dataset['split']}",
-        _in_words(shown.pipeline),
-    )
-    return _save(shown.sheet(name_of(path), lines), out)
+    cache = ShownCache(path, data=data, cache_root=cache_root)
+    return _save(cache.sheet(samples, views, seed), out)
+
+
+class ShownCache:
+    """A cache and the images that it was built from, to be drawn any number of times."""
+
+    def __init__(self, path: Place, *, data: str | None, cache_root: Path) -> None:
+        """Arguments and errors as in `show_cache`."""
+        self._path, self._reader = path, CacheReader(path)
+        self.manifest, self._labels = self._reader.manifest, self._reader.labels()
+        labelled = bool((self._labels >= 0).all())
+        self._images = _cached_images(path, self.manifest, data, cache_root, labelled=labelled)
+
+    def sheet(self, samples: int | None, views: int | None, seed: int) -> Sheet:
+        """Views of some samples and the teacher's first answers to each."""
+        manifest = self.manifest
+        num_views = _within(views, _VIEWS, manifest.num_views, "views", self._path)
+        num_samples = _within(samples, _SAMPLES, manifest.num_samples, "samples", self._path)
+        shown = Exhibits(
+            self._images,
+            Images(self._images, _CPU),
+            Pipeline.from_description(manifest.views),
+            spread(self._labels, num_samples, seed),
+            num_views,
+            Names(manifest.dataset["classes"]),
+            self._reader,
+        )
+        lines = (
+            f"{_teacher(manifest)} · {_of_all(num_views, manifest.num_views)} of "
+            f"{_count(manifest.num_samples, 'image')} · {manifest.dataset['source']}, split "
+            f"{manifest.dataset['split']}",
+            _in_words(shown.pipeline),
+        )
+        return shown.sheet(name_of(self._path), lines)
 
 
 def show_views(
@@ -243,8 +257,13 @@ def _check_ending(out: Path) -> None:
 
 def _save(sheet: Sheet, out: Path) -> Path:
     """The file is there whole, or not at all."""
-    kind, options = _FORMATS[out.suffix.lower()]
-    buffer = io.BytesIO()
-    draw(sheet).save(buffer, kind, **options)
-    write_durably(out, buffer.getvalue())
+    write_durably(out, encoded(draw(sheet), out.suffix.lower()))
     return out
+
+
+def encoded(picture: Image.Image, ending: str) -> bytes:
+    """A picture as the file of an ending."""
+    kind, options = _FORMATS[ending]
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -7,22 +7,15 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from kdscale import config
+from kdscale.report.runs import TITLES, Kind
 from kdscale.wording import bytes_text, duration_text, markdown_table, number_of, spread
-
-_TITLES = {
-    "teacher": "teacher",
-    "alone": "student alone",
-    "cache": "student, cached teacher",
-    "online": "student, online teacher",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One kind of model in a comparison, with the results of its seeds."""
 
-    label: str
-    """A key of `_TITLES`."""
+    label: Kind
     results: list[dict[str, Any]]
 
 
@@ -48,7 +41,7 @@ def _beginnings(row: Row) -> Iterator[str]:
     """What the models of a row began from, where their recipe names pretrained weights."""
     for result in row.results:
         if begun := result.get("pretrained"):
-            title, source = _TITLES[row.label].capitalize(), begun["source"]
+            title, source = TITLES[row.label].capitalize(), begun["source"]
             if begun["sha256"] is None:
                 yield f"{title}: trained from scratch, since {source} was not to be had."
             else:
@@ -59,7 +52,7 @@ def _row(row: Row) -> list[str]:
     results = row.results
     shares = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall")
     return [
-        _TITLES[row.label],
+        TITLES[row.label],
         str(len(results)),
         *[spread([100 * r[name] for r in results], 2) for name in shares],
         f"{results[0]['num_parameters']:,}",

@@ -23,9 +23,12 @@ def test_quickstart_shows_table_times_and_places(kdscale, load_table, monkeypatc
     assert {"teacher", "student alone", "student, cached teacher"} <= rows(done.stdout).keys()
     for step in ("kdscale, labels", "targets from the cache", "teacher at every step"):
         assert step in done.stdout
-    for place in ("runs/quickstart", "runs/quickstart/report.md", "cache/quickstart.zarr"):
+    folder = "runs/quickstart"
+    for place in (folder, f"{folder}/report.md", f"{folder}/report.html", "cache/quickstart.zarr"):
         assert place in done.stdout
         assert (tmp_path / place).exists()
+    page = (tmp_path / folder / "report.html").read_text()
+    assert "the teacher at every step, reckoned" in page, "from the steps that were measured"
 
 
 @pytest.mark.slow

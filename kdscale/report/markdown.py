@@ -1,0 +1,94 @@
+"""The report as Markdown: what a page says in words and tables."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from kdscale.report.charts.chart import Table
+from kdscale.report.compare import Study
+from kdscale.report.compared import (
+    ACCURACY,
+    COST,
+    classes_table,
+    comparison,
+    confused_pairs,
+    trials_table,
+)
+from kdscale.report.facts import cache_facts, environment
+from kdscale.report.missing import missing
+from kdscale.report.words import headlines
+from kdscale.wording import markdown_table
+
+
+def render_markdown(studies: Sequence[Study], command: str) -> str:
+    """The report; headings begin at the second level where there are several studies."""
+    blocks = [block for study in studies for block in _study(study)]
+    return "\n\n".join([*blocks, f"Made by `{command}`."]) + "\n"
+
+
+def _study(study: Study) -> Iterator[str]:
+    yield f"# {_escaped(study.name)}"
+    for words in headlines(study):
+        yield _escaped(words)
+    for columns in (ACCURACY, COST):
+        table = comparison(study, columns)
+        if len(table.header) > 1 and table.rows:
+            yield _table(table)
+    for sweep in study.sweeps:
+        yield f"## Trials of {_escaped(str(sweep.folder))}"
+        yield _table(trials_table(sweep))
+    yield from _classes(study)
+    facts = [
+        *environment(study),
+        *[(f"cache: {name}", words) for name, words in cache_facts(study)],
+    ]
+    if facts:
+        yield "## Machine and cache"
+        yield "\n".join(f"* {_escaped(name)}: {_escaped(words)}" for name, words in facts)
+    for place, text in study.recipes.items():
+        yield f"## Recipe of {_escaped(place)}"
+        yield _fenced(text)
+    notes = missing(study, has_sheet=True)
+    if notes:
+        yield "## What is not here"
+        yield "\n".join(
+            f"* {_escaped(note.text)}" + (f" `{note.command}`" if note.command else "")
+            for note in notes
+        )
+
+
+def _classes(study: Study) -> Iterator[str]:
+    main = study.examined
+    if main is None:
+        return
+    yield f"## Classes of {main.phrase}"
+    yield _table(classes_table(main))
+    pairs = confused_pairs(main)
+    if pairs.rows:
+        yield "Most frequent mistakes:"
+        yield _table(pairs)
+
+
+def _table(table: Table) -> str:
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    return markdown_table([_cell(title) for title in table.header], rows)
+
+
+def _cell(text: str) -> str:
+    """A cell ends at a bar, and a line at its end."""
+    return _escaped(" ".join(text.split())).replace("|", "\\|")
+
+
+def _escaped(text: str) -> str:
+    """Names are shown as they are, whatever letters they have."""
+    for letter in "\\`*[]<>#":
+        text = text.replace(letter, f"\\{letter}")
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is but a letter
+    return text.replace("&", "&amp;")
+
+
+def _fenced(text: str) -> str:
+    """A block of code, however many backticks it has."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}toml\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,107 @@
+"""Make a report of finished and unfinished runs: a page, Markdown, CSV."""
+
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from kdscale import __version__
+from kdscale.cache.manifest import Manifest
+from kdscale.durable import write_durably
+from kdscale.errors import KdscaleError
+from kdscale.report.compare import Study
+from kdscale.report.gather import gather
+from kdscale.report.markdown import render_markdown
+from kdscale.report.page import render_page
+from kdscale.report.sections import Picture
+from kdscale.report.spreadsheet import render_csv
+
+log = logging.getLogger(__name__)
+
+Format = Literal["html", "markdown", "csv"]
+_WIDE, _NARROW = 1088, 358
+"""Pixels that a sheet of views takes on the page, and on a telephone."""
+
+
+def report(
+    folders: Sequence[Path],
+    *,
+    files: Mapping[Format, Path | None],
+    cache_root: Path,
+    data: str | None = None,
+) -> dict[Format, str]:
+    """Tell what runs have come to; a report is derived from them, so an older one is replaced.
+
+    Args:
+        folders: of single runs, of whole recipes, of sweeps.
+        files: what to write where; None is for what shall be returned only.
+        cache_root: where caches and decoded images lie.
+        data: a local copy of the data set, for the sheet of views.
+
+    Returns:
+        The texts.
+
+    Raises:
+        RunError: a folder holds no run.
+        StorageError: a file cannot be written.
+    """
+    studies = gather(folders, cache_root)
+    command = _command(folders, files)
+    texts: dict[Format, str] = {}
+    for kind in files:
+        if kind == "html":
+            sheets = [_sheet(study, cache_root, data) for study in studies]
+            texts[kind] = render_page(studies, sheets, command, __version__)
+        else:
+            texts[kind] = (
+                render_csv(studies) if kind == "csv" else render_markdown(studies, command)
+            )
+    for kind, path in files.items():
+        if path is not None:
+            write_durably(path, texts[kind].encode())
+    return texts
+
+
+def _command(folders: Sequence[Path], files: Mapping[Format, Path | None]) -> str:
+    """What makes the report anew."""
+    options = [part for kind, path in files.items() for part in (f"--{kind}", str(path or "-"))]
+    return shlex.join(["kdscale", "report", *[str(folder) for folder in folders], *options])
+
+
+# --------------------------------------------------------------------------- the sheet of views
+
+
+def _sheet(study: Study, cache_root: Path, data: str | None) -> Picture | None:
+    """Views of the study's cache, where the images are at hand; nothing is fetched for it."""
+    manifest, place = study.manifest, study.cache_place
+    if manifest is None or place is None or not manifest.complete:
+        return None
+    source = data or str(manifest.dataset["source"])
+    if not source.startswith("embedded:") and not Path(source).exists():
+        return None
+    try:
+        return _drawn(place, manifest, cache_root, data)
+    except KdscaleError as error:
+        log.info("no sheet of views: %s", error)
+        return None
+
+
+def _drawn(place: Path, manifest: Manifest, cache_root: Path, data: str | None) -> Picture:
+    from kdscale.stages.sheet import draw  # with torch: only here
+    from kdscale.stages.show import ShownCache, encoded
+
+    cache = ShownCache(place, data=data, cache_root=cache_root)
+    changed = bool(manifest.views["operations"])  # so that a clean image stands beside them
+    views = min(manifest.num_views, 5 if changed else 6)
+    samples = min(manifest.num_samples, 4 if views > 2 else 8)
+    wide = draw(cache.sheet(samples, views, seed=0), widest=_WIDE)
+    few = min(manifest.num_views, 1 if changed else 2)
+    narrow = draw(cache.sheet(min(samples, 4), few, seed=0), widest=_NARROW, narrowest=_NARROW)
+    return Picture(
+        encoded(wide, ".webp"),
+        encoded(narrow, ".webp"),
+        f"{samples} images in {views} of {manifest.num_views} views each, with the classes that "
+        "the teacher names for them and how sure it is.",
+        (wide.size, narrow.size),
+    )

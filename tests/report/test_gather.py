@@ -1,0 +1,292 @@
+"""Run folders as they are found: which runs are seeds of one another, and what is missing."""
+
+import json
+import shutil
+
+import pytest
+import tomli_w
+from synthetic_runs import (
+    evaluation,
+    recipe,
+    write_json,
+    write_run,
+    write_sweep,
+    write_whole_recipe,
+)
+
+from kdscale.errors import RunError
+from kdscale.report.cost import cost_of, cost_of_sweep
+from kdscale.report.gather import gather
+from kdscale.report.missing import missing
+from kdscale.report.words import headlines
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The one study that folders make."""
+
+    def one(*folders):
+        (found,) = gather(folders, tmp_path / "cache")
+        return found
+
+    return one
+
+
+def labels(study):
+    return [(entry.label, len(entry.runs)) for entry in study.entries]
+
+
+def commands(study):
+    return [note.command for note in missing(study, has_sheet=True) if note.command]
+
+
+# --------------------------------------------------------------------------- entries
+
+
+def test_seeds_are_one_entry_and_kinds_are_several(study, tmp_path):
+    found = study(write_whole_recipe(tmp_path / "whole"))
+    assert labels(found) == [
+        ("teacher", 1),
+        ("student alone", 3),
+        ("student, online teacher", 3),
+        ("student, cached teacher", 3),
+    ]
+
+
+def test_runs_of_other_settings_are_no_seeds_and_say_in_what_they_differ(study, tmp_path):
+    for temperature in (2.0, 4.0):
+        table = recipe(loss__temperature=temperature)
+        write_run(tmp_path / f"t{temperature}", table=table)
+    alone = write_run(tmp_path / "alone", "alone", table=recipe(loss__temperature=8.0))
+    found = study(tmp_path / "t2.0", tmp_path / "t4.0", alone)
+    assert labels(found) == [
+        ("student alone", 1),
+        ("student, cached teacher (loss.temperature 2)", 1),
+        ("student, cached teacher (loss.temperature 4)", 1),
+    ]
+    for entry in found.of_kind("cache"):  # labels alone know no temperature
+        assert found.peer(entry, "alone").runs[0].folder == alone
+
+
+def test_another_student_is_not_compared_with(study, tmp_path):
+    cached = write_run(tmp_path / "cached")
+    other = write_run(tmp_path / "other", "alone", table=recipe(student__model="another"))
+    found = study(cached, other)
+    assert found.peer(found.of_kind("cache")[0], "alone") is None
+
+
+def test_other_test_images_are_another_study(tmp_path):
+    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other")
+    write_json(other / "content.json", {"dataset": "d", "test": "another"})
+    studies = gather([one, other], tmp_path)
+    assert [len(study.runs) for study in studies] == [1, 1]
+
+
+def test_folder_named_twice_counts_once(study, tmp_path):
+    run = write_run(tmp_path / "run")
+    assert len(study(run, tmp_path / "." / "run").runs) == 1
+
+
+def test_teacher_that_came_with_weights_is_told_of_by_the_folder(study, tmp_path):
+    whole = write_whole_recipe(tmp_path / "whole")
+    shutil.rmtree(whole / "teacher")
+    row = {"label": "teacher", "results": [{"top1_accuracy": 0.95, "num_parameters": 9}]}
+    write_json(whole / "result.json", {"rows": [row], "cache_path": "nowhere.zarr"})
+    write_json(whole / "teacher-evaluation.json", evaluation(list("abcdefghij"), 0.95))
+    (teacher,) = study(whole).of_kind("teacher")
+    assert teacher.values("top1_accuracy") == [0.95]
+    assert teacher.values("num_parameters") == [9]
+    assert len(teacher.evaluations) == 1
+
+
+def test_sweep_varies_what_its_trials_differ_in(study, tmp_path):
+    (sweep,) = study(write_sweep(tmp_path / "sweep")).sweeps
+    names = ["loss.kind", "loss.temperature", "student.train.learning_rate"]
+    assert list(sweep.trials[0].parameters) == names
+    assert sweep.best.run.trial == "00002"
+    assert [trial.run.trial for trial in sweep.ranked][-1] == "00011", "the unfinished one"
+
+
+def test_best_trial_is_shown_like_other_students_beside_the_teacher(study, tmp_path):
+    folder = write_sweep(tmp_path / "sweep")
+    write_run(folder / "teacher", "teacher", evaluated=False)
+    found = study(folder)
+    assert labels(found) == [("teacher", 1), ("student, cached teacher (trial 00002)", 1)]
+    assert len(found.runs) == 13
+    assert f"kdscale evaluate {folder}/teacher {folder}/trials/00002" in commands(found)
+    assert headlines(found)[0].startswith("12 trials of made-up, 11 of them to the end")
+
+
+def test_sweep_names_its_own_fields_and_what_it_says_of_its_trials(study, tmp_path):
+    folder = write_sweep(tmp_path / "sweep", trials=4)
+    table = recipe() | {"sweep": {"space": {"loss.kind": ["kd", "dkd"]}}}
+    (folder / "recipe.toml").write_text(tomli_w.dumps(table))
+    rows = [{"trial": "00003", "state": "failed"}, {"trial": "00001", "value": 0.99}]
+    write_json(folder / "trials.json", {"rows": rows, "seconds": 77.0})
+    (sweep,) = study(folder).sweeps
+    assert [list(trial.parameters) for trial in sweep.trials] == [["loss.kind"]] * 4
+    assert sweep.best.run.trial == "00001"
+    assert sweep.ranked[-1].state == "failed, 6 epochs"
+    assert "within 77.0 s" in headlines(study(folder))[0]
+    (folder / "trials" / "00003" / "pruned.txt").write_text("it fell behind")
+    assert study(folder).sweeps[0].ranked[-1].state == "ended early, 6 epochs"
+
+
+def test_sweep_without_a_validation_split_has_no_best_trial(study, tmp_path):
+    for number in range(3):
+        table = recipe(loss__temperature=1.0 + number)
+        write_run(tmp_path / "sweep" / "trials" / f"{number:05}", table=table)
+    (sweep,) = study(tmp_path / "sweep").sweeps
+    assert sweep.best is None
+
+
+# --------------------------------------------------------------------------- cost
+
+
+def test_build_is_paid_for_when_students_have_saved_it(study, tmp_path):
+    found = study(write_whole_recipe(tmp_path / "whole", seeds=1))
+    cost = cost_of(found, found.of_kind("cache")[0])
+    assert (cost.build_seconds, cost.cached_seconds, cost.online_seconds) == (12.5, 10.4, 41.0)
+    assert cost.break_even == 1
+    for folder in (tmp_path / "whole").glob("cache-*"):
+        result = json.loads((folder / "result.json").read_text())
+        write_json(folder / "result.json", result | {"build_seconds": 62.0})
+    found = study(tmp_path / "whole")
+    assert cost_of(found, found.of_kind("cache")[0]).break_even == 3  # 62 / 30.6 = 2.03
+    assert "paid for itself with the third one" in " ".join(headlines(found))
+
+
+def test_online_time_is_reckoned_from_a_bench_and_said_to_be(study, tmp_path):
+    whole = write_whole_recipe(tmp_path / "whole", online=False)
+    found = study(whole)
+    assert cost_of(found, found.of_kind("cache")[0]).online_seconds is None
+    assert any("--online" in command for command in commands(found))
+    write_json(whole / "bench.json", {"online_over_cached_time": 5.0})
+    found = study(whole)
+    cost = cost_of(found, found.of_kind("cache")[0])
+    assert cost.online_seconds == pytest.approx(5 * 10.5)
+    assert not cost.measured
+    assert "reckoned" in " ".join(headlines(found))
+
+
+def test_sweep_with_a_live_teacher_is_reckoned_from_what_the_teacher_adds_to_a_step(
+    study, tmp_path
+):
+    train = {"student__train": {"global_batch_size": 50}}
+    sweep = tmp_path / "sweep"
+    for number in range(2):
+        table = recipe(loss__temperature=1.0 + number, **train)
+        write_run(sweep / "trials" / f"{number}", table=table, seconds=10.0, steps=100)
+    rates = {"online_images_per_second": 100, "cached_images_per_second": 500}
+    write_json(sweep / "bench.json", {"online_over_cached_time": 5.0} | rates)
+    found = study(sweep)
+    cost = cost_of_sweep(found, found.sweeps[0])
+    assert cost.train_seconds == 20
+    assert cost.online_seconds == pytest.approx(20 + 2 * 100 * 50 * (1 / 100 - 1 / 500))
+
+
+# --------------------------------------------------------------------------- headlines
+
+
+def headline(study, tmp_path, ours, theirs):
+    for kind, values in (("cache", ours), ("alone", theirs)):
+        for seed, value in enumerate(values):
+            run = write_run(tmp_path / f"{kind}-seed{seed}", kind, seed)
+            result = json.loads((run / "result.json").read_text())
+            write_json(run / "result.json", result | {"top1_accuracy": value})
+    return headlines(study(*tmp_path.glob("*-seed*")))[0]
+
+
+def test_headline_says_more(study, tmp_path):
+    said = headline(study, tmp_path, [0.90, 0.92], [0.88, 0.91])
+    assert "reaches 91.00 ± 1.41 % top-1, 1.50 ± 0.71 points more than the 89.50" in said
+
+
+def test_headline_says_less(study, tmp_path):
+    assert "2.00 points less than the 90.00 %" in headline(study, tmp_path, [0.88], [0.90])
+
+
+def test_headline_does_not_call_chance_a_gain(study, tmp_path):
+    said = headline(study, tmp_path, [0.90, 0.92], [0.91, 0.905])
+    assert "is not told apart from" in said
+    assert "points more" not in said
+
+
+# --------------------------------------------------------------------------- what is missing
+
+
+def test_whole_recipe_with_evaluations_lacks_its_cache_alone(study, tmp_path):
+    notes = missing(study(write_whole_recipe(tmp_path / "whole")), has_sheet=True)
+    assert [note.text.split(":")[0] for note in notes] == [
+        "The cache is not where the runs found it"
+    ]
+
+
+def test_commands_find_out_what_is_missing(study, tmp_path):
+    run = write_run(tmp_path / "a run", evaluated=False)
+    found = commands(study(run))
+    assert found[0] == f"kdscale evaluate '{run}'"
+    assert found[1] == f"kdscale run '{run}/recipe.toml' --run '{run}-compared'"
+    assert found[2].endswith("--online")
+    assert found[3].endswith("--seeds 3")
+
+
+def test_unfinished_run_is_gone_on_with(study, tmp_path):
+    run = write_run(tmp_path / "run", seed=2, finished=False, evaluated=False)
+    expected = f"kdscale train {run}/recipe.toml --targets cache --seed 2 --run {run} --resume"
+    assert commands(study(run)) == [expected]
+    found = study(run)
+    assert headlines(found) == ["No run here is finished yet."]
+    (entry,) = found.entries
+    assert entry.values("top1_accuracy") == []
+
+
+def test_unfinished_student_of_a_whole_recipe_is_gone_on_with_as_such(study, tmp_path):
+    whole = write_whole_recipe(tmp_path / "whole")
+    (whole / "cache-seed2" / "result.json").unlink()
+    assert f"kdscale run {whole}/recipe.toml --run {whole}" in commands(study(whole))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 2}', "\xff\xfe"])
+def test_damaged_evaluation_is_named_and_the_rest_is_reported(study, tmp_path, text):
+    run = write_run(tmp_path / "run")
+    (run / "evaluation.json").write_bytes(text.encode("latin-1"))
+    found = study(run)
+    assert found.entries[0].values("top1_accuracy")
+    notes = [note.text for note in missing(found, has_sheet=True)]
+    assert any("evaluation.json" in note for note in notes)
+
+
+def test_torn_log_is_read_as_far_as_it_goes(study, tmp_path):
+    run = write_run(tmp_path / "run")
+    log = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(log[:-30])
+    (found,) = study(run).runs
+    assert len(found.loss) == 6
+    assert len(found.test_accuracy) == 5
+
+
+# --------------------------------------------------------------------------- what is refused
+
+
+def test_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(RunError, match="no run at"):
+        gather([tmp_path], tmp_path)
+
+
+def test_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RunError, match="no folder"):
+        gather([tmp_path / "nowhere"], tmp_path)
+
+
+def test_run_without_a_recipe_is_refused(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "recipe.toml").unlink()
+    with pytest.raises(RunError, match=r"leave .* out"):
+        gather([run], tmp_path)
+
+
+def test_recipe_of_another_version_is_read_all_the_same(study, tmp_path):
+    table = recipe() | {"a_table_of_the_future": {"field": 1}}
+    run = write_run(tmp_path / "run", table=table)
+    assert tomli_w.dumps(table) in study(run).recipes.values()

@@ -1,0 +1,196 @@
+"""The page as text: valid, self-contained, escaped, with colours that can be told apart."""
+
+import csv
+import io
+import re
+from itertools import combinations
+from operator import mul
+from pathlib import Path
+
+import html5lib
+import pytest
+from synthetic_runs import CIFAR, recipe, write_run, write_sweep, write_whole_recipe
+
+import kdscale.report
+from kdscale.report.gather import gather
+from kdscale.report.markdown import render_markdown
+from kdscale.report.sections import Picture
+from kdscale.report.spreadsheet import render_csv
+
+EVIL = "<img src=x onerror=alert(1)> & \"name\" 'quoted' | `code` *bold*"
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """One of each kind."""
+    return [
+        write_whole_recipe(tmp_path / "whole", names=CIFAR),
+        write_sweep(tmp_path / "sweep"),
+        write_run(tmp_path / "begun", finished=False, table=recipe("begun")),
+    ]
+
+
+# --------------------------------------------------------------------------- validity
+
+
+def test_page_is_valid_html(page, folders):
+    html5lib.HTMLParser(strict=True).parse(page(*folders))
+
+
+def test_parser_finds_what_is_not_valid(page, folders):
+    text = page(*folders).replace("</section>", "</sektion>", 1)
+    with pytest.raises(html5lib.html5parser.ParseError):
+        html5lib.HTMLParser(strict=True).parse(text)
+
+
+def test_identifiers_are_unique_and_those_referred_to_are_there(page, tmp_path, folders):
+    other = write_run(tmp_path / "other")
+    (other / "content.json").write_text('{"test": "other images"}')
+    text = page(*folders, other)
+    identifiers = re.findall(r'\sid="([^"]+)"', text)
+    assert len(identifiers) == len(set(identifiers)) > 20
+    named = {
+        one for names in re.findall(r'aria-labelledby="([^"]+)"', text) for one in names.split()
+    }
+    assert named <= set(identifiers)
+
+
+def test_page_has_no_script_and_asks_for_nothing(page, folders):
+    sheet = Picture(b"RIFF", b"RIFF", "views", ((10, 10), (5, 5)))
+    text = page(*folders, sheets=[sheet])
+    assert "<script" not in text
+    assert "@import" not in text
+    addresses = re.findall(r'(?:src|srcset|href)="([^"]*)"|url\(([^)]*)\)', text)
+    assert addresses
+    assert all((one or other).startswith("data:") for one, other in addresses)
+
+
+def test_same_folders_make_the_same_page(page, folders):
+    assert page(*folders) == page(*folders)
+
+
+def test_every_drawing_has_a_title_a_description_and_a_way_to_its_values(page, folders):
+    document = html5lib.parse(page(folders[0]), namespaceHTMLElements=False)
+    figures = list(document.iter("figure"))
+    assert len(figures) >= 9
+    for figure in figures:
+        assert figure.find("figcaption").text
+        assert figure.find("details") is not None
+        drawings = [svg for svg in figure.iter() if svg.tag.endswith("svg") and svg.get("role")]
+        assert len(drawings) == 2
+        for svg in drawings:
+            parts = {child.tag.rpartition("}")[2]: child.text for child in svg}
+            assert len(parts["desc"]) > 20
+            assert parts["title"]
+
+
+# --------------------------------------------------------------------------- letters
+
+
+def test_names_are_shown_as_they_are_and_never_as_markup(page, tmp_path):
+    names = [EVIL, "日本語のクラス", *[f"class {n}" for n in range(8)]]
+    run = write_run(tmp_path / "run <b>", names=names, table=recipe(student__model=EVIL))
+    text = page(run)
+    assert "<img src=x" not in text
+    assert "<b>" not in text
+    document = html5lib.HTMLParser(strict=True).parse(text)
+    shown = "".join(document.itertext())
+    assert EVIL in shown
+    assert "日本語のクラス" in shown
+
+
+def test_markdown_tables_hold_any_name(tmp_path):
+    run = write_run(tmp_path / "run", names=[EVIL, *"abcdefghi"])
+    text = render_markdown(gather([run], tmp_path), "kdscale report")
+    (row,) = [line for line in text.splitlines() if "onerror" in line and line.startswith("| ")][:1]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5  # four cells
+    assert "<img" not in text.replace("\\<img", "")
+
+
+# --------------------------------------------------------------------------- numbers
+
+
+def test_page_markdown_and_csv_tell_the_same_numbers(page, folders, tmp_path):
+    studies = gather(folders[:1], tmp_path)
+    rows = list(csv.DictReader(io.StringIO(render_csv(studies))))
+    assert len(rows) == 10
+    (teacher,) = [row for row in rows if row["kind"] == "teacher"]
+    shown = f"{100 * float(teacher['top1_accuracy']):.2f}"
+    cell = f'data-title="top-1 %">{shown}</td>'
+    assert cell in page(folders[0])
+    markdown = render_markdown(studies, "kdscale report")
+    assert re.search(rf"\| teacher +\| +1 \| +{shown} \|", markdown)
+
+
+def test_csv_has_a_column_for_each_parameter_of_a_sweep(folders, tmp_path):
+    rows = list(csv.DictReader(io.StringIO(render_csv(gather(folders[1:2], tmp_path)))))
+    assert {row["loss.temperature"] for row in rows} == {"1.0", "2.0", "4.0", "8.0"}
+    assert [row["finished"] for row in rows].count("False") == 1
+
+
+# --------------------------------------------------------------------------- colours
+
+STYLE = (Path(kdscale.report.__file__).parent / "templates" / "page.css").read_text()
+
+
+def colours(dark):
+    on_screen = STYLE.partition("@media print")[0]
+    light_part, _, dark_part = on_screen.partition("prefers-color-scheme: dark")
+    found = dict(re.findall(r"--([\w-]+): (#\w{6})", light_part))
+    return found | (dict(re.findall(r"--([\w-]+): (#\w{6})", dark_part)) if dark else {})
+
+
+def linear(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    return [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+
+
+def contrast(one, other):
+    """Of WCAG 2.2."""
+    weights = (0.2126, 0.7152, 0.0722)
+    light = [sum(w * p for w, p in zip(weights, linear(c), strict=True)) for c in (one, other)]
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_words_and_lines_stand_out(dark):
+    found = colours(dark)
+    for words in ("ink", "soft", "accent"):
+        for ground in ("paper", "code"):
+            assert contrast(found[words], found[ground]) >= 4.5, (words, ground)
+    for step in range(1, 8):
+        ink = found["ink-low" if step < 5 else "ink-high"]
+        assert contrast(ink, found[f"step-{step}"]) >= 4.5, step
+    lines = [name for name in found if name.startswith("many-")]
+    assert len(lines) == 7
+    for line in ("cache", "online", "alone", "teacher", "base", *lines):
+        assert contrast(found[line], found["paper"]) >= 3, line
+
+
+_BLIND = {  # in linear light; Viénot, Brettel and Mollon 1999
+    "protan": ((0.11238, 0.88762, 0.0), (0.11238, 0.88762, 0.0), (0.00401, -0.00401, 1.0)),
+    "deutan": ((0.29275, 0.70725, 0.0), (0.29275, 0.70725, 0.0), (-0.02234, 0.02234, 1.0)),
+}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("kind", _BLIND)
+def test_kinds_are_told_apart_by_who_sees_fewer_colours(kind, dark):
+    found = colours(dark)
+    seen = {
+        name: [max(sum(map(mul, row, linear(found[name]))), 0) ** 0.45 for row in _BLIND[kind]]
+        for name in ("cache", "online", "alone", "teacher")
+    }
+    for one, other in combinations(seen, 2):
+        apart = max(abs(a - b) for a, b in zip(seen[one], seen[other], strict=True))
+        assert apart > 0.12, (one, other)
+
+
+def test_no_two_series_look_alike():
+    from kdscale.report.charts.svg import style_of, style_of_many
+
+    many = [style_of_many(number) for number in range(42)]
+    assert len({(style.colour, style.shape) for style in many}) == 42
+    kinds = [style_of(kind) for kind in ("teacher", "alone", "online", "cache")]
+    for wanted in ("colour", "shape", "dash"):
+        assert len({getattr(style, wanted) for style in kinds}) == 4
