@@ -36,8 +36,8 @@ class _Worker:
     number: int
     process: "subprocess.Popen[bytes]"
     output: Path
-    heard: bool = False
-    """Whether its end is told."""
+    heard: str | None = None
+    """How it ended, once that is told."""
 
 
 def run_crew(crew: Crew, *, logs: Path, tell: Callable[[], None], every: float) -> None:
@@ -141,16 +141,18 @@ def _wait(
 def _tell_of_ends(workers: Sequence[_Worker], *, stopping: bool) -> None:
     for worker in workers:
         code = worker.process.poll()
-        if code is None or worker.heard:
+        if code is None or worker.heard is not None:
             continue
-        worker.heard = True
+        told = {one.heard for one in workers}
+        worker.heard = _last_words(worker.output) if code > 0 else ""
         if code < 0:
             log.warning(
                 "worker %d was killed (%s); its trial goes to another worker",
                 worker.number, signal.Signals(-code).name,
             )  # fmt: skip
         elif code and not stopping:
-            log.error("worker %d has ended: %s", worker.number, _last_words(worker.output))
+            words = "likewise" if worker.heard in told else worker.heard
+            log.error("worker %d has ended: %s", worker.number, words)
 
 
 def _last_words(output: Path) -> str:
