@@ -38,6 +38,24 @@ def slow_mlp(num_classes, in_channels, seconds=0.01, dropout=0.3):
     return nn.Sequential(_Sleep(seconds), *mlp(num_classes, in_channels, dropout=dropout))
 
 
+class _Halt(nn.Module):
+    def __init__(self, halt, batches):
+        super().__init__()
+        self.halt, self.batches = Path(halt), batches
+
+    def forward(self, values):
+        if self.training:
+            self.batches -= 1
+            while self.batches < 0 and self.halt.exists():
+                time.sleep(0.01)
+        return values
+
+
+def halting_mlp(num_classes, in_channels, halt, batches=5):
+    """Stands still in training after some batches, for as long as a file is there."""
+    return nn.Sequential(_Halt(halt, batches), *mlp(num_classes, in_channels, dropout=0.3))
+
+
 def batch_norm(num_classes, in_channels):
     return nn.Sequential(
         nn.Conv2d(in_channels, 4, 3),

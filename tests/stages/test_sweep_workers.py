@@ -38,7 +38,7 @@ def slow_recipe(write_recipe, tmp_path):
     teacher = create_model("tiny_models:counted", num_classes=4, in_channels=1)
     save_weights(weights, teacher, metadata={})
 
-    def write(epochs=3, seconds=0.03, **sweep):
+    def write(epochs=3, seconds=0.03, student=None, **sweep):
         return write_recipe(
             data={"validation": 0.25},
             teacher={"model": "tiny_models:counted", "options": options, "weights": str(weights),
@@ -47,6 +47,7 @@ def slow_recipe(write_recipe, tmp_path):
                 "model": "tiny_models:slow_mlp",
                 "options": {"seconds": seconds},
                 "train": {"epochs": epochs, "checkpoint_every": 1},
+                **(student or {}),
             },
             sweep={"space": {"loss.temperature": [1.0, 4.0]}, **sweep},
         )  # fmt: skip
@@ -54,7 +55,7 @@ def slow_recipe(write_recipe, tmp_path):
     return write
 
 
-def wait_until(condition, seconds=90):
+def wait_until(condition, seconds=240):
     ends = time.monotonic() + seconds
     while not condition() and time.monotonic() < ends:
         time.sleep(0.01)
@@ -105,13 +106,18 @@ def assert_same_students(ours, theirs):
 
 
 def test_killed_workers_trial_is_gone_on_with_by_another(kdscale, commands, slow_recipe, tmp_path):
-    recipe, run = slow_recipe(), tmp_path / "s" / "trials" / "00000"
+    halt, run = tmp_path / "halt", tmp_path / "s" / "trials" / "00000"
+    halt.touch()  # both stand still after 5 of 9 steps
+    recipe = slow_recipe(
+        student={"model": "tiny_models:halting_mlp", "options": {"halt": str(halt)}}
+    )
     arguments = ("sweep", recipe, "--run", "s", "--patience", PATIENCE)
     commands.start(*arguments, cwd=tmp_path)
 
     def kill_midway():
         wait_until(lambda: newest_step(run) >= 5)
         commands.kill()
+        halt.unlink()
 
     killer = threading.Thread(target=kill_midway)
     killer.start()
@@ -123,7 +129,7 @@ def test_killed_workers_trial_is_gone_on_with_by_another(kdscale, commands, slow
     found = json.loads(kdscale("sweep", "status", "s", "--json").stdout)
     assert found["trials"]["finished"] == found["trials"]["total"] == 2
     assert [row["taken_over"] for row in found["rows"]] == [1, 0]
-    assert "going on from step" in done.stderr
+    assert "going on from step 5 of s/trials/00000" in done.stderr
     assert_steps_follow_one_another(run)
     assert json.loads((run / "result.json").read_text())["steps"] == 9
     assert len(list((tmp_path / "cache").glob("*.zarr"))) == 1
