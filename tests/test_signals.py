@@ -142,6 +142,17 @@ def test_other_threads_are_not_asked():
     assert requests == [None]
 
 
+def test_end_before_a_command_has_begun_is_told_alike():
+    early = (
+        "import signal, kdscale.cli as c\nc.cli.parse_args = lambda *_: signal.raise_signal(15)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{early}c.main()"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("Error: stopped by SIGTERM; what is finished is")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_command_without_a_state_of_its_own_ends_at_once(commands, write_recipe, tmp_path, number):
     """A build that has just begun."""

@@ -5,6 +5,8 @@ which the state is saved; 76 another process of the launch has ended.
 What a script reads goes to standard output, everything else to standard error.
 """
 
+import sys
+
 import click
 
 from kdscale import __version__
@@ -20,9 +22,9 @@ from kdscale.cli.experiments import (
     train,
     views_command,
 )
-from kdscale.cli.group import Group, start_logging
+from kdscale.cli.group import Group, say_terminated, start_logging
 from kdscale.cli.sweeps import sweep_group
-from kdscale.signals import ending_at_once
+from kdscale.signals import ending_at_once, terminated
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,4 +56,11 @@ for _command in (
 def main() -> None:
     """Entry point of `kdscale` and of `python -m kdscale`."""
     with ending_at_once():
-        cli(prog_name="kdscale")
+        try:
+            cli(prog_name="kdscale")
+        except SystemExit as ended:
+            end = terminated()
+            if end is None or ended.code in (None, 0, end.exit_code):
+                raise
+            say_terminated(end)  # which came before or after a command: click takes it for Ctrl-C
+            sys.exit(end.exit_code)

@@ -22,6 +22,12 @@ _PEER_LOST_SIGNS = (
 _MEMORY = "use a smaller global_batch_size (or more accumulation), or precision = 'bfloat16'"
 
 
+def say_terminated(end: Terminated) -> None:
+    """That a signal has ended what was under way, and what to do."""
+    if is_main_process():
+        click.echo(f"Error: stopped by {end}; {_KEPT}", err=True)
+
+
 class Group(click.Group):
     """Turns what a user can put right into one message and an exit code."""
 
