@@ -47,7 +47,7 @@ class Section:
     """Long tables, open, by what closes them."""
     charts: Sequence[Chart] = ()
     folded: Mapping[str, Table] = field(default_factory=dict)
-    """Long tables, by what opens them."""
+    """Tables by what opens them; short ones are open."""
     picture: Picture | None = None
     facts: Sequence[Fact] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
