@@ -160,17 +160,17 @@ def test_training_stopped_in_an_evaluation_does_not_finish_it_first(
     recipe = write_recipe(data={"validation": 0.25}, student={"train": {"epochs": 4}})
     command = ["train", recipe, "--set", "student.train.checkpoint_every=1000"]
     assert kdscale(*command, "--run", "whole").exit_code == 0
-    count, counted = evaluation._count, []
+    asked, counted = evaluation._in_memory, []
 
     def signalled(*arguments):
         counted.append(arguments)
         if len(counted) == 6 + batch:  # in the second of four evaluations
             signal.raise_signal(signal.SIGTERM)
-        return count(*arguments)
+        return asked(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "_BATCH_SIZE", 16)  # 4 of the test split, 2 of the other
-        patch.setattr(evaluation, "_count", signalled)
+        patch.setattr(evaluation, "_in_memory", signalled)
         done = kdscale(*command, "--run", "run")
     assert done.exit_code == 75
     assert len(counted) == 6 + batch
