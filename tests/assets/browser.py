@@ -3,11 +3,13 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
+_PATIENCE_SECONDS = 120  # a loaded machine is slow
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
@@ -63,6 +65,8 @@ class Browser:
 
     def _read(self):
         while b"\0" not in self._rest:
+            answers, _, _ = select.select([self._from], [], [], _PATIENCE_SECONDS)
+            assert answers, f"the browser has said nothing for {_PATIENCE_SECONDS} seconds"
             read = os.read(self._from, 1 << 20)
             assert read, "the browser has ended"
             self._rest += read
@@ -111,7 +115,11 @@ class Browser:
     def close(self):
         """End the browser."""
         self._process.terminate()
-        self._process.wait(30)
+        try:
+            self._process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._input.close()
         os.close(self._to)
         shutil.rmtree(self._home, ignore_errors=True)
