@@ -4,12 +4,14 @@
 set -euo pipefail
 
 run_or_requeue() { # COMMAND [ARGUMENT...]
-  local command status=0 out_of_time=no cancelled=no
+  local command='' status=0 out_of_time=no cancelled=no
+  # Before the command is there, or a signal in between would end this script and not the command.
+  # srun and launch/start.py pass a SIGTERM on to the processes.
+  trap 'out_of_time=yes; [[ -z $command ]] || kill -TERM "$command" 2>/dev/null || true' USR1
+  trap 'cancelled=yes; [[ -z $command ]] || kill -TERM "$command" 2>/dev/null || true' TERM
   "$@" &
   command=$!
-  # srun and launch/start.py pass a SIGTERM on to the processes.
-  trap 'out_of_time=yes; kill -TERM "$command" 2>/dev/null || true' USR1
-  trap 'cancelled=yes; kill -TERM "$command" 2>/dev/null || true' TERM
+  [[ $out_of_time$cancelled == nono ]] || kill -TERM "$command" 2>/dev/null || true
 
   # A trapped signal ends `wait` early: wait until the command is gone, then ask for its status.
   while kill -0 "$command" 2>/dev/null; do
