@@ -56,6 +56,7 @@ class Claims:
         self._content = json.dumps({"builder": self.builder, **_this_process()}).encode()
         self._held: dict[str, int] = {}
         self._counts: dict[str, tuple[bytes, float]] = {}
+        self._seen: dict[str, bytes] = {}
         self._lock, self._closed = Lock(), Event()
         self._thread: Thread | None = None
         _HERE.add(self.builder)
@@ -85,8 +86,25 @@ class Claims:
                 return False
             self._held[name] = last + 1
         if last >= 0:
-            log.info("%s: taken over from a builder that stopped%s", name, _of(before))
+            log.info("%s: taken over from one that stopped%s", name, _of(before))
         return True
+
+    def holder(self, name: str) -> str | None:
+        """Who is known to live and to hold a part, in words; None while that cannot be said.
+
+        A process of this machine is known at once, even where it stands still. Another machine's
+        counter has to be seen moving, from one call of this to a later one.
+        """
+        claim = _parse(self._read(name, max(self._generations(name), default=-1)))
+        if claim.get("machine") and claim["machine"] == _machine():
+            return None if _has_ended(claim) else _who(claim)
+        builder = str(claim.get("builder"))
+        try:
+            count = self._store.read(_key(builder, "builder"))
+        except OSError:
+            return None
+        moves = self._seen.setdefault(builder, count) != count
+        return _who(claim) if moves else None
 
     def check(self, name: str) -> None:
         """Stop where a claim has been taken over: this builder stood still for too long.
@@ -229,7 +247,7 @@ def living_builder(cache: Location, *, patience_seconds: float | None = None) ->
         claims, counts = _claims_and_counts(store)
         for claim in claims.values():
             if claim.get("machine") == _machine() and not _has_ended(claim):
-                return f"process {claim['pid']} on {claim['host']}"
+                return _who(claim)
         counts = {
             one: count for one, count in counts.items() if not _has_ended(claims.get(one, {}))
         }
@@ -277,9 +295,13 @@ def _parse(content: bytes) -> dict[str, Any]:
     return claim if isinstance(claim, dict) else {}
 
 
+def _who(claim: dict[str, Any]) -> str:
+    return f"process {claim.get('pid')} on {claim.get('host')}"
+
+
 def _of(content: bytes) -> str:
     claim = _parse(content)
-    return f" (process {claim['pid']} on {claim['host']})" if {"pid", "host"} <= set(claim) else ""
+    return f" ({_who(claim)})" if {"pid", "host"} <= set(claim) else ""
 
 
 def _this_process() -> dict[str, Any]:

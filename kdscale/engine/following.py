@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from kdscale import checkpoint
+from kdscale import checkpoint, config
 from kdscale.data.loader import Images
 from kdscale.engine.evaluation import evaluate
 from kdscale.engine.loop import Loop, LoopState, due
@@ -68,6 +68,16 @@ class Cadence:
     evaluate: int
     checkpoint: int
     last: int
+
+    @classmethod
+    def of(cls, settings: config.Train, steps_per_epoch: int) -> "Cadence":
+        """A training section's."""
+        return cls(
+            log=settings.log_every,
+            evaluate=settings.evaluate_every * steps_per_epoch,
+            checkpoint=settings.checkpoint_every or steps_per_epoch,
+            last=settings.epochs * steps_per_epoch,
+        )
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.durable import write_durably
+from kdscale.engine.alone import alone_in
 from kdscale.engine.components import asked_manifest, check_recipe, source_path
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import (
@@ -74,33 +75,34 @@ def run_recipe(
     """
     train_set, test_set = check_recipe(recipe, cache_root)
     Job("student", "teacher" if online else "cache", seeds[0]).section(recipe)
-    _open_folder(folder, recipe)
-    splits = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
-    teacher, weights = _teacher(recipe, folder, splits, cache_root)
-    with stopped_with_advice(folder):
-        path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
-    places = {
-        "cache_root": cache_root, "cache": path, "copies": copies, "teacher_weights": weights
-    }  # fmt: skip
-    contents = _contents(splits, _manifests(recipe, train_set, path, cache_root))
-    kinds: list[Targets] = ["none", "cache", "teacher"] if online else ["none", "cache"]
-    if not train_set.labelled:
-        log.info("the training split has no labels: no student alone to compare with")
-        kinds.remove("none")
-    rows = [Row("teacher", [teacher])]
-    for targets in kinds:
-        rows.append(Row(_FOLDERS[targets], []))
-        for seed in seeds:
-            run = folder / f"{_FOLDERS[targets]}-seed{seed}"
-            job = Job("student", targets, seed)
-            result = _train_or_reuse(recipe, job, run, contents[targets], **places)
-            rows[-1].results.append(result)
-            _write_table(folder, rows)  # as they come
-    result = _finish(folder, recipe, path, seeds[0], rows)
-    with stopped_with_advice(folder):
-        quick_evaluation(cache_root).folders([folder])
-    write_page(folder, recipe, cache_root)
-    return result
+    with alone_in(folder, create_accelerator()):
+        _open_folder(folder, recipe)
+        splits = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
+        teacher, weights = _teacher(recipe, folder, splits, cache_root)
+        with stopped_with_advice(folder):
+            path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
+        places = {
+            "cache_root": cache_root, "cache": path, "copies": copies, "teacher_weights": weights
+        }  # fmt: skip
+        contents = _contents(splits, _manifests(recipe, train_set, path, cache_root))
+        kinds: list[Targets] = ["none", "cache", "teacher"] if online else ["none", "cache"]
+        if not train_set.labelled:
+            log.info("the training split has no labels: no student alone to compare with")
+            kinds.remove("none")
+        rows = [Row("teacher", [teacher])]
+        for targets in kinds:
+            rows.append(Row(_FOLDERS[targets], []))
+            for seed in seeds:
+                run = folder / f"{_FOLDERS[targets]}-seed{seed}"
+                job = Job("student", targets, seed)
+                result = _train_or_reuse(recipe, job, run, contents[targets], **places)
+                rows[-1].results.append(result)
+                _write_table(folder, rows)  # as they come
+        result = _finish(folder, recipe, path, seeds[0], rows)
+        with stopped_with_advice(folder):
+            quick_evaluation(cache_root).folders([folder])
+        write_page(folder, recipe, cache_root)
+        return result
 
 
 def write_page(folder: Path, recipe: config.Recipe, cache_root: Path) -> None:

@@ -1,15 +1,15 @@
 """Train a model: load, views, targets, forward, loss, backward, step, log, checkpoint, evaluate."""
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import nn
 
 from kdscale import config
 from kdscale.cache.copies import Copies
@@ -19,6 +19,7 @@ from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
 from kdscale.engine import components
 from kdscale.engine.across import gathered
+from kdscale.engine.alone import alone_in
 from kdscale.engine.batch_norm import with_whole_batches
 from kdscale.engine.beginning import Beginning, find_beginning
 from kdscale.engine.following import (
@@ -34,6 +35,7 @@ from kdscale.engine.following import (
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first
 from kdscale.engine.requirements import check_loss, mention_loss
+from kdscale.engine.results import reading_of, result_of, weights_metadata
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources import teaching
 from kdscale.engine.sources.cached import CachedTargets
@@ -41,12 +43,41 @@ from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.sources.waiting import Turn
 from kdscale.engine.taught import student_of, taught
 from kdscale.losses.objective import SUPERVISED, Objective
-from kdscale.models.registry import num_parameters
 from kdscale.models.weights import save_weights
-from kdscale.runlog import write_result
+from kdscale.runlog import MetricsLog, write_result
 from kdscale.signals import orderly_stop
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What the steps of a training share: what is trained, where, and on what."""
+
+    recipe: config.Recipe
+    job: Job
+    run: Path
+    cache_root: Path
+    teacher_weights: str | None
+    loss: Objective
+    accelerator: Accelerator
+
+    @property
+    def section(self) -> config.Model:
+        """The recipe's, of the model."""
+        return self.job.section(self.recipe)[0]
+
+    @property
+    def settings(self) -> config.Train:
+        """How it is trained."""
+        return self.job.section(self.recipe)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The splits, and the training split where steps take it from."""
+
+    images: ImageSet
+    test: ImageSet
+    resident: Images
 
 
 def train(
@@ -61,6 +92,7 @@ def train(
     resume: bool = False,
     wait: bool = False,
     watch: Watch | None = None,
+    claimed: bool = False,
 ) -> dict[str, Any]:
     """Train one model into the folder `run`.
 
@@ -75,6 +107,7 @@ def train(
         resume: go on from the newest checkpoint.
         wait: train while the cache is being built, on the views that are finished.
         watch: told of each evaluation; may end the run.
+        claimed: whether the caller has seen to it that nobody else trains into `run`.
 
     Returns:
         What `result.json` holds.
@@ -84,135 +117,108 @@ def train(
         Interrupted: asked to stop; the state is saved.
         PrunedError: `watch` ended it; the state is saved.
     """
-    section, settings = job.section(recipe)
     loss = SUPERVISED if job.targets == "none" else components.objective(recipe)
     accelerator = create_accelerator(all_learn=loss.with_logits)
-    if accelerator.num_processes > 1:
-        loss = replace(loss, gather=gathered)
-    with main_process_first(accelerator):
-        open_run(run, recipe, job, resume=resume, main=accelerator.is_main_process)
-        begun = find_beginning(run, section, job.model, main=accelerator.is_main_process)
-        images = components.training_images(recipe, cache_root, labelled=loss.hard_weight > 0)
-        shown = components.training_pipeline(recipe, settings, images.num_samples)
-        check_loss(loss, images, shown)
-        test = components.test_images(recipe, cache_root)
-    components.check_same_classes(images, test)
-    resident = Images(images, accelerator.device)
-    caches: list[CachedTargets] = []
-    if job.targets == "cache":
-        assert cache is not None, "the command line builds or finds a cache first"
-        caches = teaching.open_caches(
-            recipe, images, cache, cache_root=cache_root, teacher_weights=teacher_weights,
-            device=accelerator.device, seed=job.seed, epochs=settings.epochs, wait=wait,
-            copies=copies,
-        )  # fmt: skip
-    source = _source(recipe, job, images, resident, caches, teacher_weights, accelerator)
-    content = _content(images, test, source, caches)
-    keep_content(run, content, main=accelerator.is_main_process)
-    mention_loss(loss, settings.epochs, settings.accumulation)
-    loop = _loop(recipe, job, images, resident, source, loss, accelerator, begun)
-    evaluator = _evaluator(recipe, images, resident, test, accelerator)
-    cadence = _cadence(settings, loop.loader.steps_per_epoch)
-    metadata = _metadata(section, images, loop)
-    metrics = restore_or_begin(run, loop)
-    before_seconds = loop.state.train_seconds
-    with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
-        patience = components.patience(settings)
-        following = Following(
-            run, cadence, evaluator, metrics, stop, bar, metadata, patience, watch=watch
-        )
-        save = partial(save_checkpoint, run, loop, metrics)
-        turn = Turn(caches, loop, run, save, stop) if wait else None
-        try:
-            following.evaluate_if_due(loop)
-            loop.run(cadence.last, after_step=following, before_epoch=turn)
-        finally:
-            for cached in caches:
-                cached.close()
-    last = following.last or evaluator(loop)["test"]  # None: evaluated before it was last saved
-    if settings.restore_best:
-        restore_best(run, loop)
-        last = evaluator(loop)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
-    result = _result(job, section, settings, loop, last)
-    if begun is not None:
-        result["pretrained"] = begun.to_json()
-    if caches:
-        result |= teaching.told_of(caches, recipe)
-        result |= _reading(caches, loop, loop.state.train_seconds - before_seconds)
-    if wait:
-        result["wait_seconds"] = round(loop.state.wait_seconds, 3)
-    if accelerator.is_main_process:
-        model = student_of(accelerator.unwrap_model(loop.model))
-        metadata["metrics"] = result
-        save_weights(run / "weights.safetensors", model, metadata=metadata)
-        write_result(run, result)
-    accelerator.wait_for_everyone()
+    training = _Training(recipe, job, run, cache_root, teacher_weights, loss, accelerator)
+    with nullcontext() if claimed else alone_in(run, accelerator):
+        data, begun = _open(training, resume=resume)
+        with _opened_caches(training, data, cache, copies, wait=wait) as caches:
+            source = _source(training, data, caches)
+            keep_content(run, _content(data, source, caches), main=accelerator.is_main_process)
+            mention_loss(loss, training.settings.epochs, training.settings.accumulation)
+            loop = _loop(training, data, source, begun)
+            metrics = restore_or_begin(run, loop)
+            before_seconds = loop.state.train_seconds
+            last = _run(training, data, loop, metrics, caches, wait=wait, watch=watch)
+        result = result_of(loop, job, training.section, training.settings, last)
+        if begun is not None:
+            result["pretrained"] = begun.to_json()
+        if caches:
+            result |= teaching.told_of(caches, recipe)
+            result |= reading_of(caches, loop, loop.state.train_seconds - before_seconds)
+        if wait:
+            result["wait_seconds"] = round(loop.state.wait_seconds, 3)
+        _write(training, data, loop, result)
     return result
 
 
-def _source(
-    recipe: config.Recipe,
-    job: Job,
-    images: ImageSet,
-    resident: Images,
-    caches: Sequence[CachedTargets],
-    teacher_weights: str | None,
-    accelerator: Accelerator,
-) -> TargetSource:
+def _open(training: _Training, *, resume: bool) -> tuple[_Data, Beginning | None]:
+    """The run's folder, the splits, and what the model begins from, once all of them will do."""
+    recipe, loss, accelerator = training.recipe, training.loss, training.accelerator
+    run, main = training.run, accelerator.is_main_process
+    with main_process_first(accelerator):
+        open_run(run, recipe, training.job, resume=resume, main=main)
+        begun = find_beginning(run, training.section, training.job.model, main=main)
+        images = components.training_images(
+            recipe, training.cache_root, labelled=loss.hard_weight > 0
+        )
+        shown = components.training_pipeline(recipe, training.settings, images.num_samples)
+        check_loss(loss, images, shown)
+        test = components.test_images(recipe, training.cache_root)
+    components.check_same_classes(images, test)
+    return _Data(images, test, Images(images, accelerator.device)), begun
+
+
+@contextmanager
+def _opened_caches(
+    training: _Training, data: _Data, cache: Place | None, copies: Copies | None, *, wait: bool
+) -> Iterator[list[CachedTargets]]:
+    """The caches that teach, read ahead until the block ends; none where none does."""
+    if training.job.targets != "cache":
+        yield []
+        return
+    assert cache is not None, "the command line builds or finds a cache first"
+    caches = teaching.open_caches(
+        training.recipe, data.images, cache, cache_root=training.cache_root,
+        teacher_weights=training.teacher_weights, device=training.accelerator.device,
+        seed=training.job.seed, epochs=training.settings.epochs, wait=wait, copies=copies,
+    )  # fmt: skip
+    try:
+        yield caches
+    finally:
+        for cached in caches:
+            cached.close()
+
+
+def _source(training: _Training, data: _Data, caches: Sequence[CachedTargets]) -> TargetSource:
     """Where the targets come from; the loop cannot tell."""
-    fresh = components.fresh_views(recipe, job.section(recipe)[1], images.num_samples)
-    if job.targets == "none":
+    recipe, images = training.recipe, data.images
+    fresh = components.fresh_views(recipe, training.settings, images.num_samples)
+    if training.job.targets == "none":
         return NoTargets(fresh)
-    if job.targets == "teacher":
-        teacher = components.frozen_teacher(recipe, images, teacher_weights, accelerator.device)
+    if training.job.targets == "teacher":
+        weights, device = training.teacher_weights, training.accelerator.device
+        teacher = components.frozen_teacher(recipe, images, weights, device)
         teacher = replace(teacher, taps=components.taps_asked(recipe))
         return LiveTeacher(teacher, components.shared_views(recipe))
-    return teaching.taught_by(caches, recipe, resident, fresh)
+    return teaching.taught_by(caches, recipe, data.resident, fresh)
 
 
-def _loop(
-    recipe: config.Recipe,
-    job: Job,
-    images: ImageSet,
-    resident: Images,
-    source: TargetSource,
-    loss: Objective,
-    accelerator: Accelerator,
-    begun: Beginning | None,
-) -> Loop:
-    section, settings = job.section(recipe)
-    training, _ = components.sample_indices(recipe, images)
-    loader = Loader(
-        resident,
-        training,
-        components.training_pipeline(recipe, settings, images.num_samples),
-        source.schedule,
-        seed=job.seed,
-        global_batch_size=settings.global_batch_size,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        windows=source.windows,
-    )
-    classifier = components.create_student(recipe, section, images, seed=job.seed, what=job.model)
-    student = classifier.model
-    if begun is not None:
-        begun.put_into(student, section, job.model)
-    if settings.sync_batch_norm and accelerator.num_processes > 1:
-        student = with_whole_batches(student, accelerator.device)
-    if loss.features:
-        pixels = loader.batch(0).pixels[:2]
-        shown, shapes = classifier.preprocess(pixels).cpu(), _feature_shapes(source, pixels)
-        with_logits = loss.with_logits
-        student = taught(student, loss.features, shown, shapes, job.seed, with_logits=with_logits)
-    model = accelerator.prepare(student)
+def _content(data: _Data, source: TargetSource, caches: Sequence[CachedTargets]) -> Content:
+    windows = None if source.windows is None else source.windows.describe()
+    splits = Content(data.images.fingerprint, data.test.fingerprint, None, None, windows)
+    if isinstance(source, LiveTeacher):
+        return replace(splits, teacher=source.teacher.weights_sha256)
+    return of_caches(splits, [cached.manifest for cached in caches]) if caches else splits
+
+
+def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginning | None) -> Loop:
+    """The loop, and all that it uses."""
+    settings, accelerator, loss = training.settings, training.accelerator, training.loss
+    loader = _loader(training, data, source)
+    classifier = components.create_student(
+        training.recipe, training.section, data.images, seed=training.job.seed,
+        what=training.job.model,
+    )  # fmt: skip
+    model = accelerator.prepare(_student(training, classifier, loader, source, begun))
     if accelerator.process_index:  # other dropout than the main process
-        torch.manual_seed(chain(job.seed, accelerator.process_index) >> 1)
+        torch.manual_seed(chain(training.job.seed, accelerator.process_index) >> 1)
     return Loop(
         model,
         classifier.preprocess,
         loader,
         source,
-        loss,
+        replace(loss, gather=gathered) if accelerator.num_processes > 1 else loss,
         components.optimizer(settings, model.parameters()),
         components.schedule(settings, loader.steps_per_epoch),
         accelerator,
@@ -222,92 +228,87 @@ def _loop(
     )
 
 
-def _feature_shapes(source: TargetSource, pixels: Tensor) -> dict[str, tuple[int, ...]]:
-    """Of one sample's features of the teacher, by module."""
-    if isinstance(source, LiveTeacher):
-        features = source.teacher.answers(pixels).features
-        return {name: tuple(values.shape[1:]) for name, values in features.items()}
-    assert isinstance(source, CachedTargets), "features come from one cache or a live teacher"
-    return {one["module"]: tuple(one["shape"]) for one in source.manifest.features}
-
-
-def _content(
-    images: ImageSet, test: ImageSet, source: TargetSource, caches: Sequence[CachedTargets]
-) -> Content:
-    windows = None if source.windows is None else source.windows.describe()
-    splits = Content(images.fingerprint, test.fingerprint, None, None, windows)
-    if isinstance(source, LiveTeacher):
-        return replace(splits, teacher=source.teacher.weights_sha256)
-    return of_caches(splits, [cached.manifest for cached in caches]) if caches else splits
-
-
-def _evaluator(
-    recipe: config.Recipe,
-    images: ImageSet,
-    resident: Images,
-    test: ImageSet,
-    accelerator: Accelerator,
-) -> Evaluator:
-    _, validation = components.sample_indices(recipe, images)
-    tested = Images(test, accelerator.device)
-    return Evaluator(tested, images.num_classes, resident, validation)
-
-
-def _cadence(settings: config.Train, steps_per_epoch: int) -> Cadence:
-    return Cadence(
-        log=settings.log_every,
-        evaluate=settings.evaluate_every * steps_per_epoch,
-        checkpoint=settings.checkpoint_every or steps_per_epoch,
-        last=settings.epochs * steps_per_epoch,
+def _loader(training: _Training, data: _Data, source: TargetSource) -> Loader:
+    """Batches of the training split, without what is held out to validate."""
+    samples, _ = components.sample_indices(training.recipe, data.images)
+    settings, num_samples = training.settings, data.images.num_samples
+    return Loader(
+        data.resident,
+        samples,
+        components.training_pipeline(training.recipe, settings, num_samples),
+        source.schedule,
+        seed=training.job.seed,
+        global_batch_size=settings.global_batch_size,
+        process_index=training.accelerator.process_index,
+        num_processes=training.accelerator.num_processes,
+        windows=source.windows,
     )
 
 
-def _result(
-    job: Job,
-    section: config.Model,
-    settings: config.Train,
+def _student(
+    training: _Training,
+    classifier: components.Classifier,
+    loader: Loader,
+    source: TargetSource,
+    begun: Beginning | None,
+) -> nn.Module:
+    """The model as it is trained: begun, over all processes, with what its losses need."""
+    student, loss, accelerator = classifier.model, training.loss, training.accelerator
+    if begun is not None:
+        begun.put_into(student, training.section, training.job.model)
+    if training.settings.sync_batch_norm and accelerator.num_processes > 1:
+        student = with_whole_batches(student, accelerator.device)
+    if not loss.features:
+        return student
+    pixels = loader.batch(0).pixels[:2]
+    shown, shapes = classifier.preprocess(pixels).cpu(), teaching.feature_shapes(source, pixels)
+    seed, with_logits = training.job.seed, loss.with_logits
+    return taught(student, loss.features, shown, shapes, seed, with_logits=with_logits)
+
+
+def _run(
+    training: _Training,
+    data: _Data,
     loop: Loop,
-    last: Mapping[str, float],
-) -> dict[str, Any]:
-    result = {
-        **last,
-        "best_top1_accuracy": loop.state.best_top1_accuracy,
-        "train_seconds": round(loop.state.train_seconds, 3),
-        "num_parameters": num_parameters(student_of(loop.accelerator.unwrap_model(loop.model))),
-        "targets": job.targets,
-        "seed": job.seed,
-        "role": job.model,
-        "model": section.model,
-        "epochs": round(loop.epoch),
-        "steps": loop.state.step,
-        "num_processes": loop.accelerator.num_processes,
-        "device": loop.accelerator.device.type,
-    }
-    if loop.state.best_validation_accuracy >= 0:
-        names = ("best_validation_accuracy", "chosen_step", "chosen_top1_accuracy")
-        result |= {name: getattr(loop.state, name) for name in names}
-    if result["epochs"] < settings.epochs:
-        result["ended_early"] = True
-    return result
+    metrics: MetricsLog,
+    caches: Sequence[CachedTargets],
+    *,
+    wait: bool,
+    watch: Watch | None,
+) -> Mapping[str, float]:
+    """Train to the end; the last evaluation on the test split, of the weights that are kept."""
+    run, settings, accelerator = training.run, training.settings, training.accelerator
+    evaluator = _evaluator(training, data)
+    cadence = Cadence.of(settings, loop.loader.steps_per_epoch)
+    metadata = weights_metadata(training.section, data.images, loop)
+    with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
+        patience = components.patience(settings)
+        following = Following(
+            run, cadence, evaluator, metrics, stop, bar, metadata, patience, watch=watch
+        )
+        save = partial(save_checkpoint, run, loop, metrics)
+        turn = Turn(caches, loop, run, save, stop) if wait else None
+        following.evaluate_if_due(loop)
+        loop.run(cadence.last, after_step=following, before_epoch=turn)
+    last = following.last or evaluator(loop)["test"]  # None: evaluated before it was last saved
+    if not settings.restore_best:
+        return last
+    restore_best(run, loop)
+    return evaluator(loop)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
 
 
-def _reading(
-    caches: Sequence[CachedTargets], loop: Loop, train_seconds: float
-) -> dict[str, dict[str, Any]]:
-    """What a result says of reading since this process began."""
-    shown = loop.loader.num_samples / loop.accelerator.num_processes
-    first, *others = (cached.reading(shown / cached.manifest.num_samples) for cached in caches)
-    reading = sum(others, first)
-    log.info("targets: %s", reading.describe(train_seconds))
-    return {"reading": reading.to_json(train_seconds)}
+def _evaluator(training: _Training, data: _Data) -> Evaluator:
+    _, validation = components.sample_indices(training.recipe, data.images)
+    tested = Images(data.test, training.accelerator.device)
+    return Evaluator(tested, data.images.num_classes, data.resident, validation)
 
 
-def _metadata(section: config.Model, images: ImageSet, loop: Loop) -> dict[str, object]:
-    """Weights say what they are: model, preprocessing, classes."""
-    return {
-        "model": section.model,
-        "options": dict(section.options),
-        "num_classes": images.num_classes,
-        "class_names": list(images.classes),
-        "preprocess": loop.preprocess.describe(),
-    }
+def _write(training: _Training, data: _Data, loop: Loop, result: dict[str, Any]) -> None:
+    """Weights, then the result, which says that the run is finished."""
+    accelerator = training.accelerator
+    if accelerator.is_main_process:
+        model = student_of(accelerator.unwrap_model(loop.model))
+        metadata = weights_metadata(training.section, data.images, loop) | {"metrics": result}
+        save_weights(training.run / "weights.safetensors", model, metadata=metadata)
+        write_result(training.run, result)
+    accelerator.wait_for_everyone()

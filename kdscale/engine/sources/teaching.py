@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdscale import config
 from kdscale.cache.copies import Copies
@@ -25,7 +26,7 @@ from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.ensemble import Ensemble, check_different, further_caches, normalised
 from kdscale.engine.sources.fitting import fit_into
 from kdscale.engine.sources.fixed import FixedTargets, check_partners
-from kdscale.engine.sources.source import TargetSource
+from kdscale.engine.sources.source import LiveTeacher, TargetSource
 from kdscale.engine.sources.waiting import wait_for_cache, wait_for_manifest
 
 log = logging.getLogger(__name__)
@@ -193,3 +194,12 @@ def told_of(caches: Sequence[CachedTargets], recipe: config.Recipe) -> dict[str,
             for cached, weight, one in zip(caches, weights, seconds, strict=True)
         ]
     return told
+
+
+def feature_shapes(source: TargetSource, pixels: Tensor) -> dict[str, tuple[int, ...]]:
+    """Of one sample's features of the teacher, by module; a live one is asked about `pixels`."""
+    if isinstance(source, LiveTeacher):
+        features = source.teacher.answers(pixels).features
+        return {name: tuple(values.shape[1:]) for name, values in features.items()}
+    assert isinstance(source, CachedTargets), "features come from one cache or a live teacher"
+    return {one["module"]: tuple(one["shape"]) for one in source.manifest.features}

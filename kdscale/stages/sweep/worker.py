@@ -242,7 +242,7 @@ class Worker:
             train(
                 recipe, job, run=run, cache_root=self.cache_root, cache=self.cache,
                 copies=self.copies, teacher_weights=self.teacher_weights,
-                resume=is_begun(run), watch=watch,
+                resume=is_begun(run), watch=watch, claimed=True,
             )  # fmt: skip
         except PrunedError as given_up:
             log.info("trial %s: ended early, it falls behind", trial.place.name)

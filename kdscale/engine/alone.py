@@ -1,0 +1,59 @@
+"""One command at a time in a run's folder: two would write over each other's checkpoints."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from kdscale.cache import claims as claiming
+from kdscale.cache.claims import Claims
+from kdscale.engine.processes import main_process_first
+from kdscale.errors import RunError
+
+log = logging.getLogger(__name__)
+
+_RUN = "run"
+_POLL_SECONDS = 0.1
+
+
+@contextmanager
+def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold a run's folder, or that of a recipe's runs, for a block: one launch at a time does.
+
+    What a killed process held is free at once, and on another machine once it has been watched for
+    as long as a builder's claim.
+
+    Raises:
+        RunError: another command is at work there, or it is a file.
+        StorageError: the disk is full, read-only or not permitted.
+    """
+    if folder.is_file():
+        raise RunError(f"{folder} is a file: name another --run")
+    try:
+        with Claims(folder) as claims:
+            with main_process_first(accelerator):
+                if accelerator.is_main_process:
+                    _claim(claims, folder)
+            yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing came of it
+
+
+def _claim(claims: Claims, folder: Path) -> None:
+    told = False
+    while not claims.claim(_RUN):
+        if (who := claims.holder(_RUN)) is not None:
+            raise RunError(
+                f"another command, {who}, is at work in {folder}: let it end, or name another --run"
+            )
+        if not told:
+            log.info(
+                "somebody was at work in %s: watching for up to %.0f s whether they live",
+                folder, claiming.PATIENCE_SECONDS,
+            )  # fmt: skip
+            told = True
+        time.sleep(_POLL_SECONDS)
