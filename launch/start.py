@@ -43,7 +43,15 @@ def main() -> int:
         logging.getLogger(f"torch.distributed.elastic.{part}.api").disabled = True
     # Left alone, SIGUSR1 would end the launcher and leave its processes running.
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    try:
+        from accelerate.commands.launch import launch_command, launch_command_parser
+    except ModuleNotFoundError as error:
+        print(  # noqa: T201
+            f"Error: {sys.executable} has no {error.name}: activate the environment that kdscale "
+            "is installed in (source .venv/bin/activate)",
+            file=sys.stderr,
+        )
+        return 1
 
     arguments = launch_command_parser().parse_args()
     try:
@@ -71,4 +79,7 @@ def status_of(codes: Sequence[int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before anything was started, or again while it ends
+        sys.exit(130)

@@ -211,6 +211,32 @@ def test_wrong_arguments_of_a_launch_are_told_by_accelerate(tmp_path):
     assert "invalid int value: 'many'" in done.stderr
 
 
+def test_interpreter_without_the_environment_is_told_so():
+    """A person who has not activated it: kdscale is called by its path, launch/cpu.sh is not."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", ROOT / "launch" / "start.py", "-m", "kdscale"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"{sys.executable} has no accelerate: activate the environment" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [([ROOT / "launch" / "start.py", "x.py"], "accelerate"), (["-m", "kdscale"], "click")],
+)
+def test_interrupt_while_a_command_is_imported_leaves_no_traceback(tmp_path, command, imported):
+    interrupted = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+    (tmp_path / f"{imported}.py").write_text(interrupted)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True, text=True, env=environment() | {"PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 FAULTS = """
 import resource, sys, torch
 from kdscale.engine.processes import create_accelerator
