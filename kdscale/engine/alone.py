@@ -32,6 +32,7 @@ def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """
     if folder.is_file():
         raise RunError(f"{folder} is a file: name another --run")
+    new = accelerator.is_main_process and not folder.exists()
     try:
         with Claims(folder) as claims:
             with main_process_first(accelerator):
@@ -39,8 +40,9 @@ def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
                     _claim(claims, folder)
             yield
     finally:
-        with suppress(OSError):
-            folder.rmdir()  # where nothing came of it
+        if new:
+            with suppress(OSError):  # something came of it
+                folder.rmdir()
 
 
 def _claim(claims: Claims, folder: Path) -> None:

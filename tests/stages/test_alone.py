@@ -96,7 +96,10 @@ def alone(folder):
 
 
 def test_nothing_is_left_of_a_run_that_did_not_begin(kdscale, slow_recipe, tmp_path):
-    refused = kdscale("train", slow_recipe, "--run", "new", "--resume")
-    assert refused.exit_code == 1
-    assert "nothing to resume in new" in refused.stderr
+    (tmp_path / "mine").mkdir()
+    for folder in ("new", "mine"):
+        refused = kdscale("train", slow_recipe, "--run", folder, "--resume")
+        assert refused.exit_code == 1
+        assert f"nothing to resume in {folder}" in refused.stderr
     assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "mine").iterdir()) == []
