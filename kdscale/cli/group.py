@@ -19,6 +19,11 @@ _PEER_LOST_SIGNS = (
     "Connection closed by peer", "Connection reset by peer", "remote process exited"
 )  # fmt: skip
 """How gloo and NCCL say so."""
+_SINGLE_SAMPLE = "Expected more than 1 value per channel"  # torch's batch-norm
+_BATCH_NORM = (
+    "batch-norm cannot train on a single sample, which is all that a process has of a step, maybe "
+    "an epoch's last: choose another global_batch_size, with several processes also sync_batch_norm"
+)
 _MEMORY = "use a smaller global_batch_size (or more accumulation), or precision = 'bfloat16'"
 
 
@@ -57,6 +62,8 @@ class Group(click.Group):
         lost = isinstance(error, RuntimeError) and any(sign in said for sign in _PEER_LOST_SIGNS)
         if lost and "RANK" in os.environ:
             self._fail(ctx, _PEER_LOST, PeerLostError.exit_code)
+        if isinstance(error, ValueError) and said.startswith(_SINGLE_SAMPLE):
+            self._fail(ctx, _BATCH_NORM, 1)
         known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
         if known or "can't allocate memory" in said:  # as a CPU says it
             self._fail(ctx, f"out of memory: {_MEMORY}", 1)

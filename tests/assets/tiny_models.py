@@ -71,6 +71,10 @@ def batch_norm_and_dropout(num_classes, in_channels, dropout=0.3):
     return nn.Sequential(*layers, nn.Dropout(dropout), last)
 
 
+def batch_norm_of_vectors(num_classes, in_channels):
+    return nn.Sequential(linear(num_classes, in_channels), nn.BatchNorm1d(num_classes))
+
+
 class _Unusual(nn.Module):
     """A linear model that does something else too, before it answers."""
 
