@@ -149,6 +149,21 @@ def test_best_weights_are_evaluated_beside_the_last(kdscale, distilled, tmp_path
     assert not (tmp_path / "cached" / "evaluation.json").exists()
 
 
+def test_best_weights_of_another_folders_teacher_leave_what_is_known_of_the_last(
+    kdscale, write_recipe, tmp_path
+):
+    recipe = write_recipe(data={"validation": 0.25}, student={"train": {"epochs": 1}})
+    assert kdscale("train", recipe, "--model", "teacher").exit_code == 0  # runs/tiny/teacher
+    assert kdscale("run", recipe, "--run", "other").exit_code == 0
+    found_of(kdscale("evaluate", "other", "--weights", "best", "--json", *FAST))
+    kept = {
+        path.name: json.loads(path.read_text()) for path in (tmp_path / "other").glob("t*.json")
+    }
+    assert {name: one["weights"] for name, one in kept.items()} == {
+        "teacher-evaluation.json": "last", "teacher-evaluation-best.json": "best"
+    }  # fmt: skip
+
+
 def test_run_without_validation_has_no_best_weights(kdscale, trained):
     done = kdscale("evaluate", "run", "--weights", "best")
     assert done.exit_code == 1
@@ -194,6 +209,25 @@ def test_agreement_is_the_share_of_equal_first_answers(
     assert len(sizes) == 3, "the teacher is asked once for both students"
     kdscale("evaluate", "alone", *FAST)
     assert len(sizes) == 4, "and not again by another command"
+
+
+def test_teacher_is_found_from_inside_the_runs_folder_too(
+    kdscale, write_recipe, dataset, tmp_path, monkeypatch, shared_root
+):
+    recipe = write_recipe(data={"source": str(dataset)}, student={"train": {"epochs": 1}})
+    root = ("--cache-root", shared_root)
+    assert kdscale("run", recipe, "--run", "all", *root).exit_code == 0
+    monkeypatch.chdir(tmp_path / "all" / "alone-seed0")
+    (found,) = found_of(kdscale("evaluate", ".", "--json", *FAST, *root))
+    assert found["agreement_note"] is None
+    assert found["agreement"] is not None
+
+
+def test_damaged_note_of_who_taught_a_run_is_told(kdscale, distilled, tmp_path):
+    (tmp_path / "cached" / "content.json").write_text("{")
+    done = kdscale("evaluate", "cached")
+    assert done.exit_code == 1
+    assert "content.json is damaged" in done.stderr
 
 
 def test_changed_answers_on_disk_are_asked_for_again(kdscale, distilled, tmp_path):
