@@ -41,7 +41,6 @@ class Trained:
     def describe(self) -> dict[str, Any]:
         """What an evaluation says of it."""
         return {
-            "model": self.section.model,
             "role": self.role,
             "targets": self.targets,
             "seed": self.seed,

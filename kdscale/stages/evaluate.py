@@ -82,11 +82,12 @@ class Evaluation:
         answers, note = self._teacher_answers(subject, test, accelerator)
         identity = {
             "version": _VERSION,
-            "weights_sha256": model.weights_sha256,
+            "model": subject.section.model,
+            "options": dict(subject.section.options),
+            **model.describe(),
             "test_fingerprint": test.fingerprint,
+            "clean": list(test.clean),
             "teacher_sha256": None if answers is None else answers.sha256,
-            "precision": model.precision,
-            "memory_format": model.memory_format,
         }
         known = _known(subject.evaluation, identity) if self.reuse else None
         known = from_main_process(accelerator, known)

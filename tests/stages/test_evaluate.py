@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kdscale.engine.processes import create_accelerator
 
@@ -333,6 +334,27 @@ def test_given_teacher_is_evaluated_into_the_recipes_folder(
     for name in (*SHARES, "num_parameters", "num_samples"):
         assert row[name] == kept[name]
     assert "confusion" not in row
+
+
+def test_given_teacher_is_measured_again_where_it_is_shown_something_else(
+    kdscale, write_recipe, tiny_teacher, tmp_path
+):
+    bare = tmp_path / "bare.safetensors"  # says nothing of its input
+    save_file(load_file(tiny_teacher), bare)
+
+    def loss(**changes):
+        teacher = {"weights": str(bare), "train": None, **changes}
+        recipe = write_recipe(teacher=teacher, student={"train": {"epochs": 1}})
+        done = kdscale("run", recipe, "--run", "all")
+        assert done.exit_code == 0, done.stderr
+        for student in (tmp_path / "all").glob("*-seed0"):
+            shutil.rmtree(student)  # as if it had been stopped before them
+        kept = json.loads((tmp_path / "all" / "teacher-evaluation.json").read_text())
+        row = json.loads((tmp_path / "all" / "result.json").read_text())["rows"][0]["results"][0]
+        assert row["calibration_error"] == kept["calibration_error"]
+        return kept["cross_entropy"]
+
+    assert loss(input={"mean": [9.0], "std": [0.5]}) != loss()
 
 
 def test_teacher_of_another_folder_is_evaluated_into_this_one(kdscale, write_recipe, tmp_path):
