@@ -22,7 +22,7 @@ from kdscale.engine.predictions import FirstAnswers, first_answers, keep_first_a
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.engine.trained import Trained, Weights, trained_models
-from kdscale.errors import WeightsError
+from kdscale.errors import ModelError, WeightsError
 from kdscale.metrics import details, summarize
 from kdscale.models.registry import num_parameters
 
@@ -127,7 +127,7 @@ class Evaluation:
             return None, f"no teacher at {weights or 'hand'}: name its weights with --teacher"
         try:
             answers = self._ask(subject.recipe, weights, test, accelerator)
-        except WeightsError as error:
+        except (ModelError, WeightsError) as error:  # the student can be evaluated all the same
             return None, str(error)
         if subject.taught_by not in (None, answers.sha256):
             return None, f"{weights} is not the teacher that taught it"

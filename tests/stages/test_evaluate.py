@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -252,6 +254,16 @@ def test_teacher_that_is_not_at_hand_leaves_agreement_open(
     assert "--teacher" in done.stdout
     moved = kdscale("evaluate", "run", "--teacher", tiny_teacher, "--json", *FAST)
     assert found_of(moved)[0]["agreement"] > 0
+
+
+def test_teacher_that_cannot_be_created_here_leaves_agreement_open(kdscale, distilled, tmp_path):
+    file = tmp_path / "cached" / "recipe.toml"
+    recipe = tomllib.loads(file.read_text())
+    recipe["teacher"]["model"] = "code_that_is_elsewhere:teacher"
+    file.write_text(tomli_w.dumps(recipe))
+    (found,) = found_of(kdscale("evaluate", "cached", "--json", *FAST))
+    assert found["agreement"] is None
+    assert "code_that_is_elsewhere" in found["agreement_note"]
 
 
 def test_another_teacher_than_the_one_that_taught_is_not_compared_with(
