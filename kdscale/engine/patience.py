@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from kdscale.engine.loop import LoopState
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +33,15 @@ class Patience:
             state.smallest_validation_loss = validation_loss
             state.waited_for_plateau = state.waited_for_end = 0
             return
+        before = state.plateaus
         state.waited_for_plateau += 1
         state.waited_for_end += 1
         if self.reduce_after is not None and state.waited_for_plateau >= self.reduce_after:
             state.waited_for_plateau = 0
             state.plateaus += 1
-            log.info("the validation loss no longer falls: a lower learning rate from here on")
         if self.stop_after is not None and state.waited_for_end >= self.stop_after:
             state.ended_early = True
-            log.info(
-                "the validation loss has not fallen in %d evaluations: training ends",
-                state.waited_for_end,
-            )
+            waited = number_of(state.waited_for_end, "evaluation")
+            log.info("the validation loss has not fallen in %s: training ends", waited)
+        elif state.plateaus > before:
+            log.info("the validation loss no longer falls: a lower learning rate from here on")

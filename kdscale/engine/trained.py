@@ -41,7 +41,6 @@ class Trained:
     def describe(self) -> dict[str, Any]:
         """What an evaluation says of it."""
         return {
-            "model": self.section.model,
             "role": self.role,
             "targets": self.targets,
             "seed": self.seed,
@@ -95,8 +94,6 @@ def trained_model_of(
     own = config.load_recipe(str(run / "recipe.toml"))
     recipe = own if data is None else config.load_recipe(str(run / "recipe.toml"), data=data)
     section: config.Model = recipe.teacher if result["role"] == "teacher" else recipe.student
-    content = run / "content.json"
-    learned_from = json.loads(content.read_text()) if content.is_file() else {}
     return Trained(
         name=str(run),
         recipe=recipe,
@@ -108,12 +105,24 @@ def trained_model_of(
         weights=weights,
         targets=result["targets"],
         seed=result["seed"],
-        taught_by=learned_from.get("teacher"),
+        taught_by=_taught_by(run / "content.json"),
         teacher=_teacher_of(run, own),
     )
 
 
 _EVALUATIONS = {"last": "evaluation.json", "best": "evaluation-best.json"}
+
+
+def _taught_by(content: Path) -> str | None:
+    """The teachers that a run learned from, as it kept them."""
+    try:
+        kept = json.loads(content.read_text()) if content.is_file() else {}
+    except ValueError as error:
+        raise RunError(
+            f"{content} is damaged ({error}): remove it; who taught the run is then not known"
+        ) from None
+    taught_by: str | None = kept.get("teacher")
+    return taught_by
 
 
 def given_teacher(folder: Path, recipe: config.Recipe) -> Trained:
@@ -142,7 +151,7 @@ def _teachers(folder: Path, data: str | None, weights: Weights) -> list[Trained]
     run = find_teacher(own, [folder, Path("runs") / own.name])
     if run is None:
         return []
-    elsewhere = None if run.parent == folder else folder / _TEACHER_EVALUATION
+    elsewhere = None if run.parent == folder else folder / f"teacher-{_EVALUATIONS[weights]}"
     return [trained_model_of(run, data=data, weights=weights, evaluation=elsewhere)]
 
 
@@ -150,6 +159,7 @@ def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:
     """The weights of a run's teacher: as named, beside the run, or where they usually lie."""
     if recipe.teacher.weights is not None:
         return recipe.teacher.weights
+    run = run.absolute()  # "." would be its own parent
     above = [run.parent, run.parent.parent]  # a recipe's folder; a sweep's
     found = find_teacher(recipe, [*above, Path("runs") / recipe.name])
     return None if found is None else str(found / _FILES["last"])

@@ -38,7 +38,12 @@ class Deployable(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits, float32 [B, C], of uint8 pixels [B, channels, H, W]."""
+        """Logits, float32 [B, C], of uint8 pixels [B, channels, H, W].
+
+        Raises:
+            ModelError: the pixels are others; floats on 0..1 would be taken for almost black.
+        """
+        self.preprocess.check(pixels)
         # As `Preprocess` does it, but with what tracing can follow.
         resized = resize(pixels, self.preprocess.size).to(torch.float32)
         logits: Tensor = self.model(resized * self.scale + self.shift)

@@ -1,5 +1,6 @@
 """Files that others can run: safetensors with kdscale, ONNX anywhere, pt2 with PyTorch alone."""
 
+import io
 import json
 import logging
 import warnings
@@ -35,7 +36,7 @@ class Format:
     read: Callable[[Path], Answer]
     """Back from the file alone, as a user would."""
     example: str
-    """Three lines of Python that use the file; `{file}` is its name."""
+    """Three lines of Python that use the file; `{file}` is its name, as Python writes it."""
 
 
 def _write_safetensors(program: Deployable, example: Tensor, about: About, path: Path) -> None:
@@ -100,7 +101,10 @@ def _write_pt2(program: Deployable, example: Tensor, about: About, path: Path) -
     with _quiet():
         exported = torch.export.export(program, (example,), dynamic_shapes={"pixels": {0: batch}})
         extra = {_ABOUT_FILE: json.dumps(about, ensure_ascii=False)}
-        torch.export.save(exported, path, extra_files=extra)
+        # By way of memory: torch's own writer ends the process where the disk is full.
+        whole = io.BytesIO()
+        torch.export.save(exported, whole, extra_files=extra)
+    path.write_bytes(whole.getbuffer())
 
 
 def _read_pt2(path: Path) -> Answer:
@@ -113,21 +117,21 @@ FORMATS: dict[str, Format] = {
         _write_safetensors,
         _read_safetensors,
         "from kdscale import load_student\n"
-        'student = load_student("{file}")\n'
+        "student = load_student({file})\n"
         "logits = student(pixels)  # torch.uint8",
     ),
     "onnx": Format(
         _write_onnx,
         _read_onnx,
         "import onnxruntime\n"
-        'session = onnxruntime.InferenceSession("{file}")\n'
+        "session = onnxruntime.InferenceSession({file})\n"
         '(logits,) = session.run(None, {{"pixels": pixels}})  # numpy.uint8',
     ),
     "pt2": Format(
         _write_pt2,
         _read_pt2,
         "import torch\n"
-        'student = torch.export.load("{file}").module()\n'
+        "student = torch.export.load({file}).module()\n"
         "logits = student(pixels)  # torch.uint8",
     ),
 }

@@ -61,18 +61,19 @@ class Preprocess:
         Raises:
             ModelError: the pixels are not uint8 [B, C, H, W], or their channels do not fit.
         """
-        self._check(pixels)
+        self.check(pixels)
         scale, shift = _constants(self.mean, self.std, pixels.device)
         resized = resize(pixels, self.size)
         # Not addcmul: it took twice the time on a CPU, and whether it fuses, and so its last bit,
         # depends on the instruction set. Two plain operations give equal bits everywhere.
         return torch.mul(resized.to(torch.float32), scale).add_(shift)
 
-    def _check(self, pixels: Tensor) -> None:
+    def check(self, pixels: Tensor) -> None:
+        """Raise ModelError unless pixels are uint8 [B, C, H, W], of channels that fit."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
             raise ModelError(
                 f"preprocessing got {pixels.dtype} pixels of shape {tuple(pixels.shape)}, "
-                "wanted uint8 [B, C, H, W]"
+                "wanted torch.uint8 [B, C, H, W]"
             )
         if pixels.shape[1] not in (1, self.channels):
             raise ModelError(

@@ -22,7 +22,7 @@ from kdscale.engine.predictions import FirstAnswers, first_answers, keep_first_a
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.engine.trained import Trained, Weights, trained_models
-from kdscale.errors import WeightsError
+from kdscale.errors import ModelError, WeightsError
 from kdscale.metrics import details, summarize
 from kdscale.models.registry import num_parameters
 
@@ -82,11 +82,12 @@ class Evaluation:
         answers, note = self._teacher_answers(subject, test, accelerator)
         identity = {
             "version": _VERSION,
-            "weights_sha256": model.weights_sha256,
+            "model": subject.section.model,
+            "options": dict(subject.section.options),
+            **model.describe(),
             "test_fingerprint": test.fingerprint,
+            "clean": list(test.clean),
             "teacher_sha256": None if answers is None else answers.sha256,
-            "precision": model.precision,
-            "memory_format": model.memory_format,
         }
         known = _known(subject.evaluation, identity) if self.reuse else None
         known = from_main_process(accelerator, known)
@@ -126,7 +127,7 @@ class Evaluation:
             return None, f"no teacher at {weights or 'hand'}: name its weights with --teacher"
         try:
             answers = self._ask(subject.recipe, weights, test, accelerator)
-        except WeightsError as error:
+        except (ModelError, WeightsError) as error:  # the student can be evaluated all the same
             return None, str(error)
         if subject.taught_by not in (None, answers.sha256):
             return None, f"{weights} is not the teacher that taught it"

@@ -1,5 +1,6 @@
 """Export a trained model, with its preprocessing, into a file that others can run."""
 
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -78,12 +79,17 @@ def export(
         "format": format_name,
         "bytes": path.stat().st_size,
         **check,
-        "example": FORMATS[format_name].example.format(file=path),
+        "example": FORMATS[format_name].example.format(file=_quoted(path)),
         **about,
     }
 
 
 _CPU = torch.device("cpu")
+
+
+def _quoted(path: Path) -> str:
+    """As Python writes it, whatever is in its name."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _file_name(trained: Trained, format_name: str) -> str:
@@ -126,22 +132,25 @@ def _write_checked(
     kind = FORMATS[format_name]
     try:
         create_folder(path.parent)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".kdscale-export-")
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".kdscale-export-") as place:
+            written = Path(place) / path.name
+            with said_in_one_line(format_name):
+                kind.write(program, _two(pixels), about, written)
+                check = compare(kind.read(written), pixels, expected)
+            _refuse_unlike(check, format_name)
+            rename_durably(written, path)
     except OSError as error:
         raise storage_error(path, error) from error
-    with folder as place:
-        written = Path(place) / path.name
-        with said_in_one_line(format_name):
-            kind.write(program, _two(pixels), about, written)
-            check = compare(kind.read(written), pixels, expected)
-        if not check["max_logit_difference"] <= check["tolerance"]:  # NaN is no agreement
-            raise ExportError(
-                f"the {format_name} file answers otherwise than the run's weights: logits differ "
-                f"by up to {check['max_logit_difference']:.2g}, wanted at most "
-                f"{check['tolerance']:.2g}; nothing is written. Take another --format"
-            )
-        rename_durably(written, path)
     return check
+
+
+def _refuse_unlike(check: dict[str, Any], format_name: str) -> None:
+    if not check["max_logit_difference"] <= check["tolerance"]:  # NaN is no agreement
+        raise ExportError(
+            f"the {format_name} file answers otherwise than the run's weights: logits differ "
+            f"by up to {check['max_logit_difference']:.2g}, wanted at most "
+            f"{check['tolerance']:.2g}; nothing is written. Take another --format"
+        )
 
 
 def _two(pixels: Tensor) -> Tensor:

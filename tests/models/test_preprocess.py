@@ -79,7 +79,7 @@ def test_preprocess_refuses_colour_images_for_a_grey_model():
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 3, 8, 8), pixels(3, 8, 8)])
 def test_preprocess_refuses_what_is_no_batch_of_uint8_images(images):
-    with pytest.raises(ModelError, match=r"wanted uint8 \[B, C, H, W\]"):
+    with pytest.raises(ModelError, match=r"wanted torch\.uint8 \[B, C, H, W\]"):
         Preprocess(MEAN, STD, None)(images)
 
 

@@ -3,10 +3,13 @@
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
+from safetensors.torch import load_file, save_file
 
 from kdscale.engine.processes import create_accelerator
 
@@ -149,6 +152,21 @@ def test_best_weights_are_evaluated_beside_the_last(kdscale, distilled, tmp_path
     assert not (tmp_path / "cached" / "evaluation.json").exists()
 
 
+def test_best_weights_of_another_folders_teacher_leave_what_is_known_of_the_last(
+    kdscale, write_recipe, tmp_path
+):
+    recipe = write_recipe(data={"validation": 0.25}, student={"train": {"epochs": 1}})
+    assert kdscale("train", recipe, "--model", "teacher").exit_code == 0  # runs/tiny/teacher
+    assert kdscale("run", recipe, "--run", "other").exit_code == 0
+    found_of(kdscale("evaluate", "other", "--weights", "best", "--json", *FAST))
+    kept = {
+        path.name: json.loads(path.read_text()) for path in (tmp_path / "other").glob("t*.json")
+    }
+    assert {name: one["weights"] for name, one in kept.items()} == {
+        "teacher-evaluation.json": "last", "teacher-evaluation-best.json": "best"
+    }  # fmt: skip
+
+
 def test_run_without_validation_has_no_best_weights(kdscale, trained):
     done = kdscale("evaluate", "run", "--weights", "best")
     assert done.exit_code == 1
@@ -196,6 +214,25 @@ def test_agreement_is_the_share_of_equal_first_answers(
     assert len(sizes) == 4, "and not again by another command"
 
 
+def test_teacher_is_found_from_inside_the_runs_folder_too(
+    kdscale, write_recipe, dataset, tmp_path, monkeypatch, shared_root
+):
+    recipe = write_recipe(data={"source": str(dataset)}, student={"train": {"epochs": 1}})
+    root = ("--cache-root", shared_root)
+    assert kdscale("run", recipe, "--run", "all", *root).exit_code == 0
+    monkeypatch.chdir(tmp_path / "all" / "alone-seed0")
+    (found,) = found_of(kdscale("evaluate", ".", "--json", *FAST, *root))
+    assert found["agreement_note"] is None
+    assert found["agreement"] is not None
+
+
+def test_damaged_note_of_who_taught_a_run_is_told(kdscale, distilled, tmp_path):
+    (tmp_path / "cached" / "content.json").write_text("{")
+    done = kdscale("evaluate", "cached")
+    assert done.exit_code == 1
+    assert "content.json is damaged" in done.stderr
+
+
 def test_changed_answers_on_disk_are_asked_for_again(kdscale, distilled, tmp_path):
     before = found_of(kdscale("evaluate", "cached", "--json", *FAST))[0]
     (kept,) = (tmp_path / "cache" / "predictions").iterdir()
@@ -217,6 +254,16 @@ def test_teacher_that_is_not_at_hand_leaves_agreement_open(
     assert "--teacher" in done.stdout
     moved = kdscale("evaluate", "run", "--teacher", tiny_teacher, "--json", *FAST)
     assert found_of(moved)[0]["agreement"] > 0
+
+
+def test_teacher_that_cannot_be_created_here_leaves_agreement_open(kdscale, distilled, tmp_path):
+    file = tmp_path / "cached" / "recipe.toml"
+    recipe = tomllib.loads(file.read_text())
+    recipe["teacher"]["model"] = "code_that_is_elsewhere:teacher"
+    file.write_text(tomli_w.dumps(recipe))
+    (found,) = found_of(kdscale("evaluate", "cached", "--json", *FAST))
+    assert found["agreement"] is None
+    assert "code_that_is_elsewhere" in found["agreement_note"]
 
 
 def test_another_teacher_than_the_one_that_taught_is_not_compared_with(
@@ -299,6 +346,27 @@ def test_given_teacher_is_evaluated_into_the_recipes_folder(
     for name in (*SHARES, "num_parameters", "num_samples"):
         assert row[name] == kept[name]
     assert "confusion" not in row
+
+
+def test_given_teacher_is_measured_again_where_it_is_shown_something_else(
+    kdscale, write_recipe, tiny_teacher, tmp_path
+):
+    bare = tmp_path / "bare.safetensors"  # says nothing of its input
+    save_file(load_file(tiny_teacher), bare)
+
+    def loss(**changes):
+        teacher = {"weights": str(bare), "train": None, **changes}
+        recipe = write_recipe(teacher=teacher, student={"train": {"epochs": 1}})
+        done = kdscale("run", recipe, "--run", "all")
+        assert done.exit_code == 0, done.stderr
+        for student in (tmp_path / "all").glob("*-seed0"):
+            shutil.rmtree(student)  # as if it had been stopped before them
+        kept = json.loads((tmp_path / "all" / "teacher-evaluation.json").read_text())
+        row = json.loads((tmp_path / "all" / "result.json").read_text())["rows"][0]["results"][0]
+        assert row["calibration_error"] == kept["calibration_error"]
+        return kept["cross_entropy"]
+
+    assert loss(input={"mean": [9.0], "std": [0.5]}) != loss()
 
 
 def test_teacher_of_another_folder_is_evaluated_into_this_one(kdscale, write_recipe, tmp_path):

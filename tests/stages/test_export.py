@@ -185,6 +185,39 @@ def test_interrupted_export_leaves_nothing_behind(exported, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def full_disk():
+    """Files cannot grow beyond two kilobytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_full_disk_is_told_of_the_file_and_leaves_nothing_behind(
+    exported, tmp_path, full_disk, name
+):
+    done = exported(name)
+    assert done.exit_code == 1
+    assert "cannot write" in done.stderr
+    assert f"student.{name}" in done.stderr
+    assert "another --format" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_example_is_python_whatever_the_name_of_the_file(
+    kdscale, run, pixels, shared_root, tmp_path
+):
+    out = tmp_path / 'a "good" {0} name.safetensors'
+    done = kdscale("export", run, "--format", "safetensors", "--out", out, "--cache-root",
+                   shared_root, "--json")  # fmt: skip
+    known = {"pixels": pixels}
+    exec(json.loads(done.stdout)["example"], known)  # noqa: S102
+    assert known["logits"].shape == (64, 4)
+
+
 @pytest.mark.parametrize("missing", ["onnxscript", "onnxruntime"])
 def test_onnx_without_its_libraries_says_what_to_install(exported, monkeypatch, missing, tmp_path):
     monkeypatch.setitem(sys.modules, missing, None)
@@ -346,6 +379,24 @@ def test_model_that_cannot_be_traced_is_refused_in_one_line(name, tmp_path):
         with formats.said_in_one_line(name):
             exchanged(name, program, (1, 8, 8), tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pixels: pixels.float() / 255,
+        lambda pixels: pixels[0],
+        lambda pixels: pixels.repeat(1, 3, 1, 1),
+        lambda pixels: pixels.numpy(),
+    ],
+    ids=["floats", "one image", "channels", "numpy"],
+)
+def test_student_refuses_what_it_would_take_for_other_pixels(run, pixels, change):
+    from kdscale.errors import ModelError
+
+    student = load_student(run / "weights.safetensors")
+    with pytest.raises(ModelError, match=r"wanted torch\.uint8|channels"):
+        student(change(pixels))
 
 
 def test_weights_that_do_not_say_their_model_are_refused(tmp_path):
