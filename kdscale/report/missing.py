@@ -1,7 +1,6 @@
 """What a report lacks, and the commands that find it out."""
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def missing(study: Study, *, has_sheet: bool) -> list[Note]:
     """
     return [
         *[Note(f"{problem}.") for run in study.runs for problem in run.problems],
-        *_unfinished(study.runs),
+        *_unfinished(study),
         *_not_evaluated(study),
         *_not_compared(study),
         *_not_reckoned(study),
@@ -40,12 +39,17 @@ def _kdscale(verb: str, *words: object) -> str:
     return shlex.join(["kdscale", verb, *[str(word) for word in words]])
 
 
-def _unfinished(runs: Sequence[Run]) -> list[Note]:
-    notes = [_go_on(run) for run in runs if not run.finished and run.trial is None]
-    trials = [run for run in runs if not run.finished and run.trial is not None]
-    if trials:
-        stopped = number_of(len(trials), "trial")
-        notes.append(Note(f"{stopped} stopped early or not finished: the numbers are the others'."))
+def _unfinished(study: Study) -> list[Note]:
+    notes = [_go_on(run) for run in study.runs if not run.finished and run.trial is None]
+    for sweep in study.sweeps:
+        over = sweep.num_trials - len(sweep.finished) - sweep.num_left
+        if over:
+            text = f"{number_of(over, 'trial')} of {sweep.folder} ended early or failed: the best"
+            notes.append(Note(f"{text} is one of the others."))
+        if sweep.num_left:
+            text = f"{number_of(sweep.num_left, 'trial')} of {sweep.folder} not finished yet."
+            recipe = sweep.folder / "recipe.toml"
+            notes.append(Note(text, _kdscale("sweep", recipe, "--run", sweep.folder)))
     return notes
 
 
@@ -89,7 +93,7 @@ def _not_compared(study: Study) -> list[Note]:
         if study.peer(entry, "online") is None:
             text = "No student was trained with the teacher at every step, to compare with."
             notes.append(Note(text, _kdscale("run", *place, "--online")))
-        if len(entry.finished) < 2:
+        if entry.num_seeds < 2:
             text = "One seed: how much of the accuracy is chance is not known."
             notes.append(Note(text, _kdscale("run", *place, "--seeds", 3)))
     return notes
