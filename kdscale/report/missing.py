@@ -71,11 +71,17 @@ def _whole_recipe(run: Run) -> Path | None:
     return above if whole else None
 
 
+def _finished_recipe(run: Run) -> Path | None:
+    """The same where all of it is done: else its runs are to be evaluated one by one."""
+    whole = _whole_recipe(run)
+    return whole if whole is not None and (whole / "result.json").is_file() else None
+
+
 def _not_evaluated(study: Study) -> list[Note]:
     lacking = [run for entry in study.entries for run in entry.finished if run.evaluation is None]
     if not lacking:
         return []
-    folders = dict.fromkeys(_whole_recipe(run) or run.folder for run in lacking)
+    folders = dict.fromkeys(_finished_recipe(run) or run.folder for run in lacking)
     text = (
         f"{number_of(len(lacking), 'run')} not evaluated: bytes and latency, calibration and "
         "classes are not known of all."

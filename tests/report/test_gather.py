@@ -295,6 +295,15 @@ def test_commands_find_out_what_is_missing(study, tmp_path):
     assert found[3].endswith("--seeds 3")
 
 
+def test_finished_runs_of_an_unfinished_recipe_are_evaluated_one_by_one(study, tmp_path):
+    whole = write_whole_recipe(tmp_path / "whole", seeds=1)
+    (whole / "result.json").unlink(missing_ok=True)
+    for run in ("alone-seed0", "cache-seed0"):
+        (whole / run / "evaluation.json").unlink()
+    found = commands(study(whole))
+    assert f"kdscale evaluate {whole}/alone-seed0 {whole}/cache-seed0" in found
+
+
 def test_unfinished_run_is_gone_on_with(study, tmp_path):
     run = write_run(tmp_path / "run", seed=2, finished=False, evaluated=False)
     expected = f"kdscale train {run}/recipe.toml --targets cache --seed 2 --run {run} --resume"
