@@ -11,7 +11,8 @@ from kdscale.errors import StorageError
 def write_durably(path: Path, data: bytes, check: Callable[[], None] | None = None) -> None:
     """Write a file through a temporary one: flushed, then renamed, then its folder flushed.
 
-    Missing folders are created, as durably as the file.
+    Missing folders are created, as durably as the file. What is no file (a device, a pipe) is
+    written to, not replaced; of a link, what it leads to is replaced.
 
     Args:
         path: the file.
@@ -23,6 +24,11 @@ def write_durably(path: Path, data: bytes, check: Callable[[], None] | None = No
         StorageError: the disk is full, read-only or not permitted; the old file is untouched.
     """
     writer = f"{socket.gethostname()}.{os.getpid()}"  # see is_abandoned
+    if path.exists() and not path.is_file() and not path.is_dir():
+        _write_into(path, data)
+        return
+    if path.is_symlink():
+        path = path.resolve()
     temporary = path.with_name(f".{path.name}.{writer}.{os.urandom(4).hex()}.tmp")
     try:
         create_folder(path.parent)
@@ -40,6 +46,13 @@ def write_durably(path: Path, data: bytes, check: Callable[[], None] | None = No
         flush_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def _write_into(device: Path, data: bytes) -> None:
+    try:
+        device.write_bytes(data)
+    except OSError as error:
+        raise storage_error(device, error) from error
 
 
 def rename_durably(written: Path, path: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,23 @@ def test_temporary_file_of_a_running_process_is_not_abandoned(tmp_path, monkeypa
 @pytest.mark.parametrize("name", [".x.tmp", ".a.bin.some.where.x.y.tmp", "tmp"])
 def test_other_names_are_not_abandoned(name):
     assert not is_abandoned(Path(name))
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+    pipe, heard = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_bytes()))
+    reader.start()
+    write_durably(pipe, b"words")
+    reader.join(10)
+    assert heard == [b"words"]
+    assert pipe.is_fifo()
+
+
+def test_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    write_durably(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"

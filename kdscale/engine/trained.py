@@ -64,7 +64,8 @@ def trained_models(folder: Path, *, data: str | None, weights: Weights) -> list[
         runs = _finished(folder / "trials", "*")
         if not runs:
             raise RunError(f"{folder} holds no finished trial: go on with the sweep first")
-        return [trained_model_of(one, data=data, weights=weights) for one in runs]
+        trials = [trained_model_of(one, data=data, weights=weights) for one in runs]
+        return [*_teachers_at_hand(folder, data, weights), *trials]
     if "rows" not in read_result(folder):
         return [trained_model_of(folder, data=data, weights=weights)]
     students = [
@@ -153,6 +154,14 @@ def _teachers(folder: Path, data: str | None, weights: Weights) -> list[Trained]
         return []
     elsewhere = None if run.parent == folder else folder / f"teacher-{_EVALUATIONS[weights]}"
     return [trained_model_of(run, data=data, weights=weights, evaluation=elsewhere)]
+
+
+def _teachers_at_hand(folder: Path, data: str | None, weights: Weights) -> list[Trained]:
+    """The teacher of a sweep; its students can be evaluated without it."""
+    if not (folder / "recipe.toml").is_file():
+        return []
+    found = _teachers(folder, data, weights)
+    return [one for one in found if Path(str(one.section.weights)).is_file()]
 
 
 def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:

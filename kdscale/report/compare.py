@@ -59,10 +59,23 @@ class Entry:
         """Of the runs that `kdscale evaluate` has seen."""
         return [run.evaluation for run in self.finished if run.evaluation is not None]
 
+    @property
+    def num_seeds(self) -> int:
+        """Different ones, of the finished runs: the same model may lie in several folders."""
+        return len({run.seed for run in self.finished})
+
     def values(self, metric: str) -> list[float]:
         """A metric's values by seed, of the finished runs that know it."""
-        found = [run.metrics.get(metric) for run in self.finished]
-        return [float(value) for value in found if isinstance(value, int | float)]
+        return list(self.by_seed(metric).values())
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """The same with its seeds; of several runs with one seed, their mean."""
+        found: dict[int, list[float]] = {}
+        for run in self.finished:
+            value = run.metrics.get(metric)
+            if isinstance(value, int | float):
+                found.setdefault(run.seed, []).append(float(value))
+        return {seed: mean(values) for seed, values in found.items()}
 
     def mean(self, metric: str) -> float | None:
         """The mean over seeds."""
@@ -97,6 +110,11 @@ class Entry:
         return [100 * hit / (count or 1) for hit, count in zip(hits, predicted, strict=True)]
 
 
+EARLY = "ended early"
+"""State of a trial that a sweep has given up."""
+_OVER = (EARLY, "failed")
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """A run of a sweep."""
@@ -127,6 +145,21 @@ class Sweep:
     trials: Sequence[Trial]
     seconds: float | None = None
     """From the first trial's begin to the last one's end, all workers together."""
+    num_planned: int = 0
+    """Trials that there are to be, those too that have no folder yet; 0 where it is not told."""
+    among: str = ""
+    """What tells it from other sweeps of its study; empty where there are none."""
+
+    @property
+    def num_trials(self) -> int:
+        """All there are, begun or not."""
+        return max(self.num_planned, len(self.trials))
+
+    @property
+    def num_left(self) -> int:
+        """Trials that the sweep's command would go on with, or begin."""
+        over = [t for t in self.trials if t.run.finished or t.told_state in _OVER]
+        return self.num_trials - len(over)
 
     @property
     def ranked(self) -> list[Trial]:
@@ -281,10 +314,5 @@ def value_text(value: Any) -> str:
 
 def gains(entry: Entry, other: Entry) -> list[float]:
     """Points of top-1 by which `entry` is ahead, seed by seed where both have a seed."""
-    ours = {run.seed: run.metrics.get("top1_accuracy") for run in entry.finished}
-    theirs = {run.seed: run.metrics.get("top1_accuracy") for run in other.finished}
-    return [
-        100 * (value - theirs[seed])
-        for seed, value in ours.items()
-        if value is not None and theirs.get(seed) is not None
-    ]
+    ours, theirs = entry.by_seed("top1_accuracy"), other.by_seed("top1_accuracy")
+    return [100 * (value - theirs[seed]) for seed, value in ours.items() if seed in theirs]

@@ -91,8 +91,8 @@ def classes_table(entry: Entry) -> Table:
     """Precision and recall of each class."""
     names = entry.evaluations[0].class_names
     rows = [
-        [names[label], f"{entry.precision[label]:.1f}", f"{entry.recall[label]:.1f}",
-         f"{sum(row):,}"]
+        [names[label], f"{entry.precision[label]:.1f}",
+         f"{entry.recall[label]:.1f}" if sum(row) else NOTHING, f"{sum(row):,}"]
         for label, row in enumerate(entry.confusion)
     ]  # fmt: skip
     return Table(["class", "precision %", "recall %", "samples"], rows)

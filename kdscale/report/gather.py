@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdscale import config
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.search import list_caches
 from kdscale.cache.store import is_remote, place_of
 from kdscale.errors import CacheError, RunError
-from kdscale.report.compare import Entry, Study, Sweep, Trial, entries_of, parameters_of
+from kdscale.report.compare import EARLY, Entry, Study, Sweep, Trial, entries_of, parameters_of
 from kdscale.report.runs import (
     Run,
     given_teacher,
@@ -68,6 +69,8 @@ def _source(folder: Path) -> Source:
         trials = [read_run(path, trial=path.name) for path in inside]
         _refuse_empty(folder, trials)
         others = [read_run(path) for path in sorted(_runs_below(folder))]  # its teacher
+        if not others and (folder / "recipe.toml").is_file():
+            others = _teacher_elsewhere(folder, None, trials)
         return Source(folder=folder, runs=[*trials, *others], is_sweep=True, bench=bench)
     result, problems = read_json(folder / "result.json")
     runs = [read_run(path) for path in sorted(_runs_below(folder))]
@@ -119,7 +122,7 @@ def _study(split: str, sources: Sequence[Source], caches: Mapping[Path, Manifest
         run for source in here for run in source.runs
         if run.test_split == split and run.trial is None
     ]  # fmt: skip
-    sweeps = [_sweep(source) for source in here if source.is_sweep]
+    sweeps = _told_apart([_sweep(source) for source in here if source.is_sweep])
     entries = [*entries_of(single), *[one for sweep in sweeps for one in _best_of(sweep)]]
     students = [*single, *[trial.run for sweep in sweeps for trial in sweep.trials]]
     place, manifest = _cache(here, students, caches)
@@ -137,7 +140,17 @@ def _study(split: str, sources: Sequence[Source], caches: Mapping[Path, Manifest
 def _best_of(sweep: Sweep) -> list[Entry]:
     """The best trial, to be looked at like any other student."""
     best = sweep.best
-    return [] if best is None else [Entry("cache", [best.run], f"trial {best.run.trial}")]
+    if best is None:
+        return []
+    of = f" of {sweep.among}" if sweep.among else ""
+    return [Entry("cache", [best.run], f"trial {best.run.trial}{of}")]
+
+
+def _told_apart(sweeps: Sequence[Sweep]) -> list[Sweep]:
+    """With their folders as names where there are several: recipes may be called the same."""
+    if len(sweeps) < 2:
+        return list(sweeps)
+    return [replace(sweep, among=str(sweep.folder)) for sweep in sweeps]
 
 
 def _sweep(source: Source) -> Sweep:
@@ -146,20 +159,41 @@ def _sweep(source: Source) -> Sweep:
     if (source.folder / "recipe.toml").is_file():
         recipe = read_recipe(source.folder)[1]
     varied = parameters_of(runs, recipe.get("sweep", {}).get("space", ()))
-    told, _ = read_json(source.folder / "trials.json")
-    rows = {str(row.get("trial")): row for row in (told or {}).get("rows", [])}
+    told = _told(source.folder)
+    rows = {str(row.get("trial")): row for row in told["rows"]}
     trials = []
     for place, run in enumerate(runs):
         row = rows.get(str(run.trial), {})
         parameters = {name: values[place] for name, values in varied.items()}
         trials.append(Trial(run, parameters, _score(run, recipe, row), _state(run, row)))
     name = str(recipe.get("name", source.folder.name))
-    return Sweep(source.folder, name, trials, (told or {}).get("seconds"))
+    planned = max(_planned(recipe), len(rows))
+    return Sweep(source.folder, name, trials, told.get("seconds"), planned)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What the sweep said when a worker last ended, as far as it is that."""
+    told, _ = read_json(folder / "trials.json")
+    rows = (told or {}).get("rows")
+    if told is None or not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        return {"rows": []}
+    return told
+
+
+def _planned(recipe: Mapping[str, Any]) -> int:
+    """Trials that a sweep was begun with; 0 where its recipe, maybe another version's, is mute."""
+    try:
+        return config.Sweep.model_validate(recipe.get("sweep")).num_trials
+    except ValueError:
+        return 0
 
 
 def _score(run: Run, recipe: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
-    """Top-1 on the validation split: as the sweep has it, else of the evaluation that counts."""
-    if isinstance(row.get("value"), int | float):
+    """Top-1 on the validation split: as the sweep has it, else of the evaluation that counts.
+
+    Of a trial that was gone on with since, the sweep has what it had reached before.
+    """
+    if isinstance(row.get("value"), int | float) and row.get("state") == "finished":
         return float(row["value"])
     curve = [value for _, value in run.validation_accuracy]
     if not curve:
@@ -171,7 +205,7 @@ def _score(run: Run, recipe: Mapping[str, Any], row: Mapping[str, Any]) -> float
 
 def _state(run: Run, row: Mapping[str, Any]) -> str | None:
     if (run.folder / "pruned.txt").is_file():
-        return "ended early"
+        return EARLY
     return str(row["state"]) if "state" in row else None
 
 

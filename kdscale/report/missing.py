@@ -1,7 +1,6 @@
 """What a report lacks, and the commands that find it out."""
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def missing(study: Study, *, has_sheet: bool) -> list[Note]:
     """
     return [
         *[Note(f"{problem}.") for run in study.runs for problem in run.problems],
-        *_unfinished(study.runs),
+        *_unfinished(study),
         *_not_evaluated(study),
         *_not_compared(study),
         *_not_reckoned(study),
@@ -40,12 +39,17 @@ def _kdscale(verb: str, *words: object) -> str:
     return shlex.join(["kdscale", verb, *[str(word) for word in words]])
 
 
-def _unfinished(runs: Sequence[Run]) -> list[Note]:
-    notes = [_go_on(run) for run in runs if not run.finished and run.trial is None]
-    trials = [run for run in runs if not run.finished and run.trial is not None]
-    if trials:
-        stopped = number_of(len(trials), "trial")
-        notes.append(Note(f"{stopped} stopped early or not finished: the numbers are the others'."))
+def _unfinished(study: Study) -> list[Note]:
+    notes = [_go_on(run) for run in study.runs if not run.finished and run.trial is None]
+    for sweep in study.sweeps:
+        over = sweep.num_trials - len(sweep.finished) - sweep.num_left
+        if over:
+            text = f"{number_of(over, 'trial')} of {sweep.folder} ended early or failed: the best"
+            notes.append(Note(f"{text} is one of the others."))
+        if sweep.num_left:
+            text = f"{number_of(sweep.num_left, 'trial')} of {sweep.folder} not finished yet."
+            recipe = sweep.folder / "recipe.toml"
+            notes.append(Note(text, _kdscale("sweep", recipe, "--run", sweep.folder)))
     return notes
 
 
@@ -67,11 +71,17 @@ def _whole_recipe(run: Run) -> Path | None:
     return above if whole else None
 
 
+def _finished_recipe(run: Run) -> Path | None:
+    """The same where all of it is done: else its runs are to be evaluated one by one."""
+    whole = _whole_recipe(run)
+    return whole if whole is not None and (whole / "result.json").is_file() else None
+
+
 def _not_evaluated(study: Study) -> list[Note]:
     lacking = [run for entry in study.entries for run in entry.finished if run.evaluation is None]
     if not lacking:
         return []
-    folders = dict.fromkeys(_whole_recipe(run) or run.folder for run in lacking)
+    folders = dict.fromkeys(_finished_recipe(run) or run.folder for run in lacking)
     text = (
         f"{number_of(len(lacking), 'run')} not evaluated: bytes and latency, calibration and "
         "classes are not known of all."
@@ -89,7 +99,7 @@ def _not_compared(study: Study) -> list[Note]:
         if study.peer(entry, "online") is None:
             text = "No student was trained with the teacher at every step, to compare with."
             notes.append(Note(text, _kdscale("run", *place, "--online")))
-        if len(entry.finished) < 2:
+        if entry.num_seeds < 2:
             text = "One seed: how much of the accuracy is chance is not known."
             notes.append(Note(text, _kdscale("run", *place, "--seeds", 3)))
     return notes

@@ -79,7 +79,7 @@ def _compared(study: Study, prefix: str) -> Section | None:
         return None
     tables = [comparison(study, ACCURACY), comparison(study, COST)]
     charts = [accuracy_by_parameters(study, prefix), accuracy_by_latency(study, prefix)]
-    seeds = any(len(entry.finished) > 1 for entry in study.entries)
+    seeds = any(entry.num_seeds > 1 for entry in study.entries)
     words = "Mean ± standard deviation over seeds, on the test split. " if seeds else ""
     return Section(
         name=f"{prefix}compared",
@@ -103,7 +103,7 @@ def _time(study: Study, prefix: str) -> Section | None:
             charts += times_of(cost, f"{prefix}{number}-", len(entry.finished), entry.setting)
     for number, sweep in enumerate(study.sweeps):
         place = f"{prefix}sweep{number}-"
-        charts += times_of_sweep(cost_of_sweep(study, sweep), place, len(sweep.trials))
+        charts += times_of_sweep(cost_of_sweep(study, sweep), place, len(sweep.trials), sweep.among)
     return Section(name=f"{prefix}time", title="What it costs", charts=charts) if charts else None
 
 

@@ -131,9 +131,9 @@ def _swept(study: Study, sweep: Sweep) -> str:
 
 
 def _sweep_cost(sweep: Sweep, cost: SweepCost) -> str:
-    done, trials = len(sweep.finished), len(sweep.trials)
+    done, trials = len(sweep.finished), sweep.num_trials
     some = "" if done == trials else f", {done} of them to the end"
-    words = [f"{number_of(trials, 'trial')} of {sweep.name}{some}"]
+    words = [f"{number_of(trials, 'trial')} of {sweep.among or sweep.name}{some}"]
     words.append(f"trained for {duration_text(cost.train_seconds)} in all")
     if sweep.seconds:
         words.append(f"within {duration_text(sweep.seconds)}")
@@ -212,7 +212,8 @@ def _cost_tiles(study: Study, main: Entry) -> Iterator[Tile]:
 
 def _sweep_tiles(study: Study, sweep: Sweep) -> Iterator[Tile]:
     cost = cost_of_sweep(study, sweep)
-    yield Tile(f"{len(sweep.trials)}", "trials from one cache")
+    done, trials = len(sweep.finished), sweep.num_trials
+    yield Tile(f"{trials}" if done == trials else f"{done} of {trials}", "trials from one cache")
     best = sweep.best
     score = best.score if best is not None else None
     if score is not None:

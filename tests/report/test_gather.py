@@ -18,7 +18,8 @@ from kdscale.errors import RunError
 from kdscale.report.cost import cost_of, cost_of_sweep
 from kdscale.report.gather import gather
 from kdscale.report.missing import missing
-from kdscale.report.words import headlines
+from kdscale.report.sections import sections_of
+from kdscale.report.words import headlines, tiles
 
 
 @pytest.fixture
@@ -121,7 +122,10 @@ def test_sweep_names_its_own_fields_and_what_it_says_of_its_trials(study, tmp_pa
     folder = write_sweep(tmp_path / "sweep", trials=4)
     table = recipe() | {"sweep": {"space": {"loss.kind": ["kd", "dkd"]}}}
     (folder / "recipe.toml").write_text(tomli_w.dumps(table))
-    rows = [{"trial": "00003", "state": "failed"}, {"trial": "00001", "value": 0.99}]
+    rows = [
+        {"trial": "00003", "state": "failed"},
+        {"trial": "00001", "value": 0.99, "state": "finished"},
+    ]
     write_json(folder / "trials.json", {"rows": rows, "seconds": 77.0})
     (sweep,) = study(folder).sweeps
     assert [list(trial.parameters) for trial in sweep.trials] == [["loss.kind"]] * 4
@@ -130,6 +134,66 @@ def test_sweep_names_its_own_fields_and_what_it_says_of_its_trials(study, tmp_pa
     assert "within 77.0 s" in headlines(study(folder))[0]
     (folder / "trials" / "00003" / "pruned.txt").write_text("it fell behind")
     assert study(folder).sweeps[0].ranked[-1].state == "ended early, 6 epochs"
+
+
+def test_trial_gone_on_with_after_it_was_ended_early_counts_as_it_ended(study, tmp_path):
+    folder = write_sweep(tmp_path / "sweep", trials=4)
+    rows = [{"trial": "00001", "state": "pruned", "value": 0.999}]
+    write_json(folder / "trials.json", {"rows": rows, "seconds": 77.0})
+    (sweep,) = study(folder).sweeps
+    assert sweep.best.run.trial == "00002"
+    assert max(trial.score for trial in sweep.trials) < 0.95
+
+
+def test_sweep_that_goes_on_counts_the_trials_that_are_still_to_come(study, tmp_path):
+    folder = write_sweep(tmp_path / "sweep", trials=4)  # of which the last one is under way
+    space = {"loss.kind": ["kd", "dkd"], "loss.temperature": [1.0, 2.0, 4.0, 8.0]}
+    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe() | {"sweep": {"space": space}}))
+    (folder / "trials" / "00000" / "result.json").unlink()
+    (folder / "trials" / "00000" / "pruned.txt").write_text("it fell behind\n")
+    found = study(folder)
+    assert headlines(found)[0].startswith("8 trials of made-up, 2 of them to the end")
+    assert tiles(found)[0].value == "2 of 8"
+    told = [note for note in missing(found, has_sheet=True) if str(folder) in note.text]
+    assert [note.text.split(" of ")[0] for note in told] == ["1 trial", "5 trials"]
+    assert told[1].command == f"kdscale sweep {folder}/recipe.toml --run {folder}"
+
+
+@pytest.mark.parametrize("told", [[], {"rows": None}, {"rows": [1]}, {"rows": {}}])
+def test_damaged_table_of_a_sweep_leaves_its_runs_to_be_reported(study, tmp_path, told):
+    folder = write_sweep(tmp_path / "sweep", trials=4)
+    write_json(folder / "trials.json", told)
+    assert len(study(folder).sweeps[0].trials) == 4
+
+
+def test_several_sweeps_are_told_apart_wherever_they_stand(study, tmp_path):
+    folders = [write_sweep(tmp_path / name, trials=4) for name in ("one", "other")]
+    found = study(*folders)
+    assert len(set(labels(found))) == len(found.entries) == 2
+    assert all(str(f) in words for f, words in zip(folders, headlines(found), strict=True))
+    titles = [chart.title for section in sections_of(found, None, "") for chart in section.charts]
+    of_sweeps = [title for title in titles if any(str(f) in title for f in folders)]
+    assert len(of_sweeps) == len(set(of_sweeps)) == 10  # and what more there is of each
+    assert len(titles) == len(set(titles))
+
+
+def test_one_seed_in_several_folders_is_one_seed(study, tmp_path):
+    folders = [write_whole_recipe(tmp_path / name, seeds=1) for name in ("one", "other")]
+    (tmp_path / "other" / "teacher" / "evaluation.json").unlink()
+    table = json.loads((tmp_path / "other" / "teacher" / "result.json").read_text())
+    write_json(tmp_path / "other" / "teacher" / "result.json", table | {"train_seconds": 1e6})
+    found = study(*folders)
+    teacher = found.of_kind("teacher")[0]
+    assert len(teacher.runs) == 2
+    assert len(teacher.values("train_seconds")) == 1
+    assert any(note.text.startswith("One seed") for note in missing(found, has_sheet=True))
+
+
+def test_teacher_of_a_sweep_that_came_with_weights_is_reported(study, tmp_path):
+    folder = write_sweep(tmp_path / "sweep", trials=4)
+    write_json(folder / "teacher-evaluation.json", evaluation(list("abcdefghij"), 0.95))
+    (teacher,) = study(folder).of_kind("teacher")
+    assert teacher.values("top1_accuracy") == [pytest.approx(0.95, abs=0.01)]
 
 
 def test_sweep_without_a_validation_split_has_no_best_trial(study, tmp_path):
@@ -229,6 +293,15 @@ def test_commands_find_out_what_is_missing(study, tmp_path):
     assert found[1] == f"kdscale run '{run}/recipe.toml' --run '{run}-compared'"
     assert found[2].endswith("--online")
     assert found[3].endswith("--seeds 3")
+
+
+def test_finished_runs_of_an_unfinished_recipe_are_evaluated_one_by_one(study, tmp_path):
+    whole = write_whole_recipe(tmp_path / "whole", seeds=1)
+    (whole / "result.json").unlink(missing_ok=True)
+    for run in ("alone-seed0", "cache-seed0"):
+        (whole / run / "evaluation.json").unlink()
+    found = commands(study(whole))
+    assert f"kdscale evaluate {whole}/alone-seed0 {whole}/cache-seed0" in found
 
 
 def test_unfinished_run_is_gone_on_with(study, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from itertools import combinations
 from operator import mul
@@ -12,10 +13,13 @@ import pytest
 from synthetic_runs import CIFAR, recipe, write_run, write_sweep, write_whole_recipe
 
 import kdscale.report
+from kdscale.report.compared import classes_table
+from kdscale.report.figures.classes import by_class
 from kdscale.report.gather import gather
 from kdscale.report.markdown import render_markdown
 from kdscale.report.sections import Picture
 from kdscale.report.spreadsheet import render_csv
+from kdscale.wording import NOTHING
 
 EVIL = "<img src=x onerror=alert(1)> & \"name\" 'quoted' | `code` *bold*"
 
@@ -194,3 +198,16 @@ def test_no_two_series_look_alike():
     kinds = [style_of(kind) for kind in ("teacher", "alone", "online", "cache")]
     for wanted in ("colour", "shape", "dash"):
         assert len({getattr(style, wanted) for style in kinds}) == 4
+
+
+def test_class_without_test_samples_has_no_recall(tmp_path):
+    run = write_run(tmp_path / "run", names=CIFAR)
+    found = json.loads((run / "evaluation.json").read_text())
+    found["confusion"][3] = [0] * 10  # no cat was shown
+    (run / "evaluation.json").write_text(json.dumps(found))
+    (study,) = gather([run], tmp_path)
+    cells = next(row for row in classes_table(study.examined).rows if row[0] == CIFAR[3])
+    assert cells[2:] == [NOTHING, "0"]
+    for drawn in by_class(study, ""):
+        assert CIFAR[3] not in [row[0] for row in drawn.table.rows]
+        assert "Classes without test samples are left out: 1." in drawn.note

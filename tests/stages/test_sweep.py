@@ -93,7 +93,7 @@ def test_trial_is_what_training_with_its_values_makes(sweep, kdscale, sweep_reci
     assert found["options"][:2] == ["--set", "loss.soft_weight=0.9"]
     assert found["options"][-2:] == ["--set", "loss.hard_weight=0.1"]
     shown = kdscale("sweep", "best", "s").stdout
-    options = shlex.split(shown.partition("options: ")[2])
+    options = shlex.split(shown.partition("options: ")[2].splitlines()[0])
     assert options == found["options"]
     done = kdscale("train", recipe, "--targets", "cache", "--cache", tiny_cache, "--run", "r",
                    *options)  # fmt: skip
@@ -343,3 +343,66 @@ def test_every_command_of_a_sweep_has_help(kdscale):
     for command in ("status", "best"):
         done = kdscale("sweep", command, "--help")
         assert done.stdout.startswith(f"Usage: cli sweep {command}")
+
+
+def test_status_of_a_lost_database_makes_no_new_one(sweep, kdscale, sweep_recipe, tmp_path):
+    recipe = sweep_recipe(student={"train": {"epochs": 1}})
+    assert sweep(recipe).exit_code == 0
+    for file in (tmp_path / "s").glob("sweep.db*"):
+        file.unlink()
+    for command in ("status", "best"):
+        assert_refused(kdscale("sweep", command, "s"), 1, "sweep.db is missing")
+    assert not (tmp_path / "s" / "sweep.db").exists()
+    again = sweep(recipe)  # reads what is trained, and trains nothing
+    assert again.exit_code == 0, again.stderr
+    assert "epoch" not in again.stderr
+
+
+def test_best_trial_whose_run_is_gone_is_named(sweep, kdscale, sweep_recipe, status, tmp_path):
+    assert sweep(sweep_recipe(student={"train": {"epochs": 1}})).exit_code == 0
+    name = status()["best"]["trial"]
+    (tmp_path / "s" / "trials" / name).rename(tmp_path / "moved")
+    assert_refused(kdscale("sweep", "best", "s"), 1, f"trial {name} of s is the best", "is gone")
+    assert status()["trials"]["finished"] == 2
+
+
+def test_mistaken_database_leaves_the_folder_free(sweep, sweep_recipe, tmp_path):
+    recipe = sweep_recipe(student={"train": {"epochs": 1}})
+    mistaken = f"sqlite:///{tmp_path}/no-such-folder/mine.db"
+    assert_refused(sweep(recipe, "--storage", mistaken), 1, "does not answer")
+    done = sweep(recipe, "--storage", f"sqlite:///{tmp_path}/mine.db")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_best_names_a_command_that_trains_the_same_student_again(kdscale, write_recipe, tmp_path):
+    recipe = write_recipe(
+        data={"validation": 0.25}, student={"train": {"epochs": 1}},
+        sweep={"space": {"seed": [3, 4]}},
+    )  # fmt: skip
+    done = kdscale("sweep", recipe, "--run", "s", "--set", "student.train.learning_rate=0.02")
+    assert done.exit_code == 0, done.stderr  # with a teacher of its own, and an own setting
+    found = json.loads(kdscale("sweep", "best", "s", "--json").stdout)
+    shown = kdscale("sweep", "best", "s").stdout
+    command = shlex.split(shown.partition("again:")[2].splitlines()[0])
+    assert command == found["command"]
+    again = kdscale(*command[1:], "--run", "again")
+    assert again.exit_code == 0, again.stderr
+    assert_equal_weights(tmp_path / "again", tmp_path / found["run"])
+
+
+def test_evaluating_a_sweep_evaluates_its_teacher_too(
+    kdscale, write_recipe, tiny_teacher, tmp_path
+):
+    table = {
+        "data": {"validation": 0.25}, "student": {"train": {"epochs": 1}},
+        "sweep": {"space": {"seed": [0]}},
+    }  # fmt: skip
+    recipe = write_recipe(**table)
+    assert kdscale("sweep", recipe, "--run", "own").exit_code == 0
+    recipe = write_recipe(**table, teacher={"weights": tiny_teacher, "train": None})
+    assert kdscale("sweep", recipe, "--run", "given").exit_code == 0
+    for folder, file in (("own", "teacher/evaluation.json"), ("given", "teacher-evaluation.json")):
+        done = kdscale("evaluate", folder, "--seconds", 0.01, "--json")
+        roles = [one["role"] for one in json.loads(done.stdout)["runs"]]
+        assert roles == ["teacher", "student"]
+        assert (tmp_path / folder / file).is_file()

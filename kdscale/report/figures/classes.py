@@ -22,7 +22,10 @@ def by_class(study: Study, prefix: str) -> list[Chart]:
     if main is None:
         return []
     recall = main.recall
-    order = sorted(range(len(recall)), key=lambda label: recall[label])[:_MOST_CLASSES]
+    tested = [label for label, row in enumerate(main.confusion) if sum(row)]
+    order = sorted(tested, key=lambda label: recall[label])[:_MOST_CLASSES]
+    if not order:
+        return []
     alike = [
         entry for entry in study.entries
         if entry.evaluations and len(entry.evaluations[0].class_names) == len(recall)
@@ -54,7 +57,6 @@ def _by_class(
     every = [dot.value for _, dots in rows for dot in dots]
     ours = _of_classes(main, metric)
     lowest = min(order, key=lambda label: ours[label])
-    some = len(order) < len(names)
     return chart(
         name,
         f"{metric.capitalize()} by class",
@@ -62,14 +64,24 @@ def _by_class(
         f"{main.phrase}: {names[lowest]}, {ours[lowest]:.1f} %.",
         Dots(rows, Axis(f"{metric}, %", scale_over(every, within=PER_CENT))),
         series=[(style, entry.label) for style, entry, _ in shown],
-        note=f"The {len(order)} of {len(names)} classes that {main.phrase} recalls least."
-        if some
-        else "",
+        note=_which(main, len(order)),
         table=Table(
             ["class", *[entry.label for _, entry, _ in shown]],
             [[names[n], *[f"{values[n]:.1f}" for *_, values in shown]] for n in order],
         ),
     )
+
+
+def _which(main: Entry, shown: int) -> str:
+    """Which classes are shown, where it is not all of them."""
+    tested = sum(any(row) for row in main.confusion)
+    words = []
+    if shown < tested:
+        words.append(f"The {shown} of {tested} classes that {main.phrase} recalls least.")
+    if tested < len(main.confusion):
+        without = len(main.confusion) - tested
+        words.append(f"Classes without test samples are left out: {without:,}.")
+    return " ".join(words)
 
 
 def _of_classes(entry: Entry, metric: str) -> list[float]:

@@ -33,7 +33,8 @@ def curves_of_sweep(sweep: Sweep, prefix: str) -> list[Chart]:
     line = Line(style_of("cache"), name, curves[id(best)], others)
     scale = scale_over(_values([line]), within=PER_CENT)
     axis = Axis("top-1 on the validation split, %", scale)
-    return [_chart(f"{prefix}curve-accuracy", "Accuracy while training", [line], axis, None)]
+    of = f", {sweep.among}" if sweep.among else ""
+    return [_chart(f"{prefix}curve-accuracy", f"Accuracy while training{of}", [line], axis, None)]
 
 
 def _loss(study: Study, prefix: str) -> Chart | None:

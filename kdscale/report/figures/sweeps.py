@@ -49,14 +49,15 @@ def by_parameter(sweep: Sweep, prefix: str) -> list[Chart]:
     up = Axis(
         f"top-1 on the {split} split, %", scale_over([s.top1 for s in scored], within=PER_CENT)
     )
+    of = f", {sweep.among}" if sweep.among else ""
     charts = [
-        _chart(name, scored, up, f"{prefix}parameter-{number}")
+        _chart(name, of, scored, up, f"{prefix}parameter-{number}")
         for number, name in enumerate(sweep.trials[0].parameters)
     ]
     return [one for one in charts if one is not None]
 
 
-def _chart(name: str, scored: Sequence[_Scored], up: Axis, place: str) -> Chart | None:
+def _chart(name: str, of: str, scored: Sequence[_Scored], up: Axis, place: str) -> Chart | None:
     draw = _over_numbers(name, scored, up) or _by_name(name, scored, up)
     if draw is None:
         return None
@@ -66,7 +67,7 @@ def _chart(name: str, scored: Sequence[_Scored], up: Axis, place: str) -> Chart 
         series.append((_BEST, "the best on the validation split"))
     return chart(
         place,
-        name,
+        f"{name}{of}",
         f"Top-1 of {len(scored)} trials over {name}; highest: {_words(name, first)}.",
         draw,
         series=series,

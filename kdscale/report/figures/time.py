@@ -28,8 +28,15 @@ def times_of(cost: Cost, prefix: str, num_students: int, setting: str) -> list[C
     return [one for one in found if one is not None]
 
 
-def times_of_sweep(cost: SweepCost, prefix: str, num_trials: int) -> list[Chart]:
-    """Seconds of a sweep, with one cache and with the teacher at every step."""
+def times_of_sweep(cost: SweepCost, prefix: str, num_trials: int, among: str) -> list[Chart]:
+    """Seconds of a sweep, with one cache and with the teacher at every step.
+
+    Args:
+        cost: of its trials.
+        prefix: of the chart's name.
+        num_trials: that were begun.
+        among: what tells it from other sweeps; may be empty.
+    """
     if cost.online_seconds is None:
         return []
     bars = [
@@ -40,7 +47,8 @@ def times_of_sweep(cost: SweepCost, prefix: str, num_trials: int) -> list[Chart]
     note = (
         "The first part of the bar is the build. Trials that ended early count as far as they came."
     )
-    return [_bars(f"{prefix}times", f"Time of {number_of(num_trials, 'trial')}", bars, note)]
+    title = f"Time of {number_of(num_trials, 'trial')}{f', {among}' if among else ''}"
+    return [_bars(f"{prefix}times", title, bars, note)]
 
 
 def _one_student(cost: Cost, prefix: str, which: str) -> Chart:

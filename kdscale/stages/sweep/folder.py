@@ -17,6 +17,7 @@ from kdscale.config import Variants, differences, dump_recipe
 from kdscale.durable import write_durably
 from kdscale.engine.runs import refuse_changed, refuse_foreign_files
 from kdscale.errors import ConfigError, RunError
+from kdscale.stages.sweep.study import check_database
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +57,19 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims)
 
     Raises:
         RunError: it holds something else, or a sweep with other settings.
+        RunError: the database does not answer.
         ConfigError: there is no such kind of database.
     """
     refuse_foreign_files(folder, _FILE)
     with alone(claims, "folder", "another worker begins the sweep: waiting"):
         if not is_sweep(folder):
+            shown = _OWN if storage is None else _shown(storage)
+            if storage is not None:
+                check_database(storage)
             told = {
                 "version": 1,
                 "study": f"{variants.recipe.name}-{os.urandom(4).hex()}",
-                "storage": _OWN if storage is None else _shown(storage),
+                "storage": shown,
                 "recipe": variants.table,
             }
             write_durably(folder / "recipe.toml", dump_recipe(variants.recipe).encode())
@@ -86,7 +91,7 @@ def read_folder(folder: Path, storage: str | None) -> SweepFolder:
         told: Mapping[str, Any] = json.loads((folder / _FILE).read_text())
         variants, shown = Variants(told["recipe"], str(folder)), str(told["storage"])
         return SweepFolder(folder, variants, told["study"], _database(folder, shown, storage))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise RunError(f"{folder / _FILE} is damaged ({error}): begin in a new folder") from None

@@ -4,6 +4,7 @@ import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -25,6 +26,33 @@ from kdscale.stages.sweep.places import BEGUN, DROPPED, PLACE, Place, State, in_
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it says, the worker says
 
 _TRANSACTION_SECONDS = 60.0  # that a transaction may have to wait for the others
+
+
+def check_database(url: str) -> None:
+    """Find out that a database cannot be used before a folder says that it is the sweep's.
+
+    Raises:
+        ConfigError: there is no such kind of database, or what reads it is not installed.
+        RunError: it does not answer.
+    """
+    with _explained(url):
+        storage = _open(url, heartbeat_seconds=10, patience_seconds=60)
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def check_is_there(url: str) -> None:
+    """Keep those who only look from making an empty database where the sweep's has been lost.
+
+    Raises:
+        RunError: its file is missing.
+    """
+    file = sqlalchemy.make_url(url).database if is_sqlite(url) else None
+    if file is not None and not Path(file).is_file():
+        raise RunError(
+            f"the sweep's database {file} is missing: put it back, or run the sweep's command "
+            "again, which makes a new one and reads what is trained already"
+        )
 
 
 class Ended(Exception):  # noqa: N818  (no failure of this process)

@@ -9,13 +9,13 @@ from typing import Any
 
 from kdscale.cache.claims import INTERVAL_SECONDS, living_builder
 from kdscale.durable import write_durably
-from kdscale.engine.runs import is_finished
+from kdscale.engine.runs import is_finished, teacher_folder
 from kdscale.errors import RunError
 from kdscale.runlog import read_result
 from kdscale.stages.sweep.drawing import unlabelled
 from kdscale.stages.sweep.folder import SweepFolder, read_folder
 from kdscale.stages.sweep.places import Place
-from kdscale.stages.sweep.study import Study
+from kdscale.stages.sweep.study import Study, check_is_there
 
 _WATCHED_SECONDS = 2 * INTERVAL_SECONDS  # at most, where workers are on other machines
 _STATES = ("finished", "pruned", "failed", "running", "waiting")
@@ -31,6 +31,7 @@ def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
         RunError: there is no sweep, or its database does not answer.
     """
     begun = read_folder(folder, storage)
+    check_is_there(begun.url)
     study = Study(begun.url, begun.study, begun.variants.sweep)
     found = describe(begun, study.places())
     study.close()
@@ -79,7 +80,8 @@ def _row(begun: SweepFolder, place: Place) -> dict[str, Any]:
     }
     if is_finished(run):
         result = read_result(run)
-        row |= {key: result[key] for key in ("top1_accuracy", "train_seconds", "num_parameters")}
+        kept = ("top1_accuracy", "train_seconds", "num_parameters")
+        row |= {key: result[key] for key in kept if key in result}
     return row
 
 
@@ -97,23 +99,29 @@ def _seconds(places: list[Place]) -> float:
 
 def _build(begun: SweepFolder, finished: list[dict[str, Any]]) -> dict[str, Any]:
     """The cache that served all, and what it took."""
-    if not finished:
-        return {}
-    result = read_result(Path(finished[0]["run"]))
-    return {key: result[key] for key in ("cache", "build_seconds")}
+    for row in finished:
+        if is_finished(run := Path(row["run"])):  # else somebody has removed it
+            result = read_result(run)
+            return {key: result[key] for key in ("cache", "build_seconds") if key in result}
+    return {}
 
 
 def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
     """The best trial of a sweep, and how to train it again.
 
     Raises:
-        RunError: none has finished yet.
+        RunError: none has finished yet, or the run of the best one is gone.
     """
     begun, found = read_folder(folder, storage), status(folder, storage)
     row: dict[str, Any] | None = found["best"]
     if row is None:
         raise RunError(
             f"no trial of {folder} has finished yet: see `kdscale sweep status {folder}`"
+        )
+    if not is_finished(Path(row["run"])):
+        raise RunError(
+            f"trial {row['trial']} of {folder} is the best one, and its run is gone from "
+            f"{row['run']}: put it back, or see `kdscale sweep status {folder}` for the others"
         )
     trial = begun.variants.trial(row["parameters"])
     options = _options(row["parameters"])
@@ -125,7 +133,19 @@ def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
         **row,
         "weights": str(Path(row["run"]) / _WEIGHTS[found["metric"]]),
         "options": options,
+        "command": _again(begun, row),
     }
+
+
+def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
+    """What trains a trial anew: its recipe is whole, but for a teacher that the sweep trained."""
+    command = ["kdscale", "train", str(Path(row["run"]) / "recipe.toml"), "--targets", "cache"]
+    if "seed" in row["parameters"]:
+        command += ["--seed", str(row["parameters"]["seed"])]
+    if begun.variants.recipe.teacher.weights is None:
+        weights = teacher_folder(begun.path) / "weights.safetensors"
+        command += ["--set", f"teacher.weights={weights}"]
+    return command
 
 
 _WEIGHTS = {

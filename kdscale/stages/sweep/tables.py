@@ -83,12 +83,14 @@ def _idle_line(found: Mapping[str, Any]) -> list[str]:
 
 def best_text(found: Mapping[str, Any]) -> str:
     """The best trial, and how to train it again."""
+    test = found.get("top1_accuracy")
+    tested = "" if test is None else f", test top-1 {_percent(test)} %"
     return "\n".join(
         [
-            f"trial {found['trial']}: validation top-1 {_percent(found['value'])} %, test top-1 "
-            f"{_percent(found['top1_accuracy'])} %",
+            f"trial {found['trial']}: validation top-1 {_percent(found['value'])} %{tested}",
             f"weights: {found['weights']}",
             f"recipe:  {found['run']}/recipe.toml",
             f"options: {shlex.join(found['options'])}",
+            f"again:   {shlex.join(found['command'])}",
         ]
     )
