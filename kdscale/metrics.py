@@ -134,16 +134,20 @@ class Counts:
 def summarize(counts: Counts) -> dict[str, float]:
     """Metrics, each in 0..1, and the cross-entropy on the labels, mean over samples, in nats.
 
-    Precision of a class that is never predicted counts as 0, as does recall of one without samples.
+    Means over classes leave out those without samples that are never predicted either, of which
+    nothing is known. Precision of a class that is never predicted else counts as 0, as does recall
+    of one without samples.
     """
     counts = counts.with_each(Tensor.cpu)
     precision_C, recall_C = _by_class(counts)
     total = counts.confusion_CC.sum().clamp(min=1)
+    is_met_C = (counts.confusion_CC.sum(0) + counts.confusion_CC.sum(1)) > 0
+    num_met = is_met_C.sum().clamp(min=1)
     return {
         "top1_accuracy": float(counts.confusion_CC.diagonal().sum().double() / total),
         "top5_accuracy": float(counts.top5.double() / total),
-        "macro_precision": float(precision_C.mean()),
-        "macro_recall": float(recall_C.mean()),
+        "macro_precision": float(precision_C.sum() / num_met),
+        "macro_recall": float(recall_C.sum() / num_met),
         "calibration_error": counts.calibration.error,
         "cross_entropy": float(counts.cross_entropy.double() / total) / _UNITS,
     }

@@ -28,6 +28,11 @@ def test_class_that_is_never_predicted_counts_as_precision_zero():
     assert found["macro_recall"] == pytest.approx(1 / 3)
 
 
+def test_class_that_is_neither_there_nor_predicted_is_left_out_of_means():
+    found = summarize(Counts.of(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 1])))
+    assert (found["macro_precision"], found["macro_recall"]) == (1.0, 1.0)
+
+
 def test_confusion_has_labels_in_rows_and_predictions_in_columns():
     counts = Counts.of(logits_for([2, 1]), torch.tensor([0, 1]))
     assert counts.confusion_CC.tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
