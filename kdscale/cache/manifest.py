@@ -33,6 +33,8 @@ _IDENTITY = {
     "teacher": ("weights_sha256", "preprocess", "precision", "memory_format"),
 }
 """What determines the content, beside the views. Chunking, versions and names do not."""
+_IDENTITY_IF_PRESENT = {"teacher": ("options",)}
+"""And these, where they are said at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,9 @@ class Manifest:
             section: {name: getattr(self, section)[name] for name in names}
             for section, names in _IDENTITY.items()
         }
+        for section, names in _IDENTITY_IF_PRESENT.items():
+            said = getattr(self, section)
+            tables[section] |= {name: said[name] for name in names if name in said}
         views = {name: value for name, value in self.views.items() if name != "count"}
         return {**tables, "views": views, "encoding": self.encoding, **self._kept}
 
@@ -92,6 +97,7 @@ class Manifest:
         """1, or 2 where it holds what a reader of version 1 does not know."""
         known = self.encoding in _ENCODINGS_OF_VERSION_1 and not self.features
         known = known and "keys" not in self.dataset and self.chunk_samples is None
+        known = known and "options" not in self.teacher
         return 1 if known and not self.views.keys() - _VIEWS_OF_VERSION_1 else 2
 
     @property

@@ -60,6 +60,8 @@ class FrozenTeacher:
     memory_format: str
     device: torch.device
     weights_sha256: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the model's factory: they may change what equal weights answer."""
     taps: tuple[Tap, ...] = ()
     """The modules whose outputs are part of its answers."""
     head: Head | None = None
@@ -112,6 +114,7 @@ class FrozenTeacher:
             "preprocess": self.preprocess.describe(),
             "precision": self.precision,
             "memory_format": self.memory_format,
+            **({"options": dict(self.options)} if self.options else {}),
         }
 
 
@@ -122,13 +125,16 @@ def freeze(
     precision: str,
     memory_format: str,
     device: torch.device,
+    options: Mapping[str, Any] | None = None,
 ) -> FrozenTeacher:
     """A teacher in inference mode on `device`; its weights are hashed as they are in memory."""
     fingerprint = tensors_sha256(model)
     model = model.eval().requires_grad_(False).to(device)
     if memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)
-    return FrozenTeacher(model, preprocess, precision, memory_format, device, fingerprint)
+    return FrozenTeacher(
+        model, preprocess, precision, memory_format, device, fingerprint, options or {}
+    )
 
 
 class SizedBatches:

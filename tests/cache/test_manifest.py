@@ -46,6 +46,7 @@ IDENTITY = [
     ("teacher", "preprocess", {"mean": [0.5], "std": [0.5], "size": None}),
     ("teacher", "precision", "bfloat16"),
     ("teacher", "memory_format", "channels_last"),
+    ("teacher", "options", {"activation": "gelu"}),
 ]
 NOT_IDENTITY = [
     {"num_views": 7},

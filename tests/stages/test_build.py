@@ -158,6 +158,10 @@ DIFFERENT = {
         {"teacher": {"memory_format": "contiguous"}},
         ["teacher.memory_format: the cache has channels_last, the recipe asks for contiguous"],
     ),
+    "options": (
+        {"teacher": {"options": {"hidden": 32, "dropout": 0.5}}},
+        ["teacher.options.dropout: the cache has (nothing), the recipe asks for 0.5"],
+    ),
     "preprocessing": (
         {"teacher": {"input": {"mean": [0.5]}}},
         ["teacher.preprocess.mean", "the cache has 0.4, the recipe asks for 0.5"],

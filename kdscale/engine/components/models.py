@@ -125,6 +125,7 @@ def freeze_trained(
         precision=section.precision,
         memory_format=section.memory_format,
         device=device,
+        options=section.options,
     )
 
 
