@@ -108,6 +108,8 @@ _COUNTS = (
 def _table(found: dict[str, Any]) -> str:
     if "systems" in found:
         return systems_tables(found["systems"], RESULTS)
+    if "trials" in found:
+        return _sweep_table(found)
     if "rows" in found:
         return f"{results_table(_rows(found))}\n\n{_gain(found)}"
     if "groups" in found:
@@ -128,6 +130,28 @@ def _table(found: dict[str, Any]) -> str:
         return f"{bench_table(found)}\n\n{_COUNTS.format(**found)}"
     rows = [[key, _number(value)] for key, value in found.items()]
     return markdown_table(["what", "value"], rows)
+
+
+def _sweep_table(found: dict[str, Any]) -> str:
+    """The trials of a sweep, best first, and what they took."""
+    fields = found["fields"]
+    lines = [
+        [
+            row["trial"],
+            *[f"{100 * row[name]:.2f}" for name in ("value", "top1_accuracy")],
+            f"{row['train_seconds']:.0f}",
+            str(row["taken_over"] or ""),
+            *[f"{row['parameters'][field]:g}" for field in fields],
+        ]
+        for row in sorted(found["rows"], key=lambda row: -row["value"])
+    ]
+    header = ["trial", "validation %", "test %", "training s", "workers killed"]
+    table = markdown_table([*header, *[field.rpartition(".")[2] for field in fields]], lines)
+    took = (
+        "{trials[finished]} trials, {train_seconds:,.0f} s of training in all; the teacher was "
+        "asked once, {build_seconds:,.0f} s; from the first command to the end {wall_seconds:,.0f} s."
+    ).format(**found)
+    return f"{table}\n\n{took}"
 
 
 def _groups_table(groups: dict[str, list[dict[str, Any]]]) -> str:
@@ -321,7 +345,7 @@ def summary() -> str:
     for path in sorted(RESULTS.glob("*.json")):
         document = json.loads(path.read_text())
         found = document["found"]
-        if "rows" not in found:
+        if "rows" not in found or "trials" in found:
             continue
         rows = {row.label: row.results for row in _rows(found)}
         accuracy = [_spread_of(rows.get(label), "top1_accuracy", 100, 2) for label in ORDER]
