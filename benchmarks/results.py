@@ -149,7 +149,8 @@ def _sweep_table(found: dict[str, Any]) -> str:
     table = markdown_table([*header, *[field.rpartition(".")[2] for field in fields]], lines)
     took = (
         "{trials[finished]} trials, {train_seconds:,.0f} s of training in all; the teacher was "
-        "asked once, {build_seconds:,.0f} s; from the first command to the end {wall_seconds:,.0f} s."
+        "asked once, {build_seconds:,.0f} s; from the first command to the end "
+        "{wall_seconds:,.0f} s."
     ).format(**found)
     return f"{table}\n\n{took}"
 
