@@ -52,7 +52,7 @@ class Schedule:
 
         Args:
             step: counted from 0.
-            plateaus: how often `engine.patience` has found one, which counts for `plateau` alone.
+            plateaus: how often `engine.plateaus` has found one, which counts for `plateau` alone.
         """
         if self.kind == "one_cycle":
             return self._one_cycle(step)

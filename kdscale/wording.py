@@ -40,6 +40,11 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
+def percent_text(share: float | None, nothing: str = "") -> str:
+    """`71.89`, without a sign; `nothing` where there is no share."""
+    return nothing if share is None else f"{100 * share:.2f}"
+
+
 def number_of(count: int, thing: str) -> str:
     """`1 view`, `50 views`."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"

@@ -17,7 +17,7 @@ from kdscale import checkpoint, config
 from kdscale.data.loader import Images
 from kdscale.engine.evaluation import evaluate
 from kdscale.engine.loop import Loop, LoopState, due
-from kdscale.engine.patience import Patience
+from kdscale.engine.plateaus import Patience
 from kdscale.engine.processes import agreed_stop, mean_over_processes
 from kdscale.engine.taught import student_of
 from kdscale.errors import DivergedError, PrunedError

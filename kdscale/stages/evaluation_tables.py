@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdscale.wording import bytes_text, markdown_table, number_of
+from kdscale.wording import bytes_text, markdown_table, number_of, percent_text
 
 _SHARES = {
     "top-1 %": "top1_accuracy",
@@ -26,7 +26,7 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
     """Two tables, one row a model, and what their numbers mean."""
     above, names = _names([one["run"] for one in found])
     quality = [
-        [name, *[_percent(one[key]) for key in _SHARES.values()]]
+        [name, *[percent_text(one[key], "-") for key in _SHARES.values()]]
         for name, one in zip(names, found, strict=True)
     ]
     cost = [
@@ -58,10 +58,6 @@ def _names(runs: Sequence[str]) -> tuple[str, list[str]]:
     if len(parents) > 1 or parents == {"."}:
         return "", list(runs)
     return parents.pop(), [Path(run).name for run in runs]
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def _activations(peaks: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdscale import config
-from kdscale.engine.patience import Patience
+from kdscale.engine.plateaus import Patience
 from kdscale.losses.objective import FeatureTerm, Objective
 from kdscale.models.taps import Tap
 from kdscale.optim import Schedule, create_optimizer

@@ -61,7 +61,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims)
         ConfigError: there is no such kind of database.
     """
     refuse_foreign_files(folder, _FILE)
-    with alone(claims, "folder", "another worker begins the sweep: waiting"):
+    with in_turn(claims, "folder", "another worker begins the sweep: waiting"):
         if not is_sweep(folder):
             shown = _OWN if storage is None else _shown(storage)
             if storage is not None:
@@ -155,8 +155,8 @@ def _changed(before: Variants, now: Variants) -> list[tuple[str, Any, Any]]:
 
 
 @contextmanager
-def alone(claims: Claims, name: str, waiting: str) -> Iterator[None]:
-    """Do something that only one worker does at a time, on whatever machine."""
+def in_turn(claims: Claims, name: str, waiting: str) -> Iterator[None]:
+    """Wait until no other worker, on whatever machine, does what this one is to do."""
     if not claims.claim(name):
         log.info(waiting)
         while not claims.claim(name):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdscale.config.variants import text_of
-from kdscale.wording import duration_text, markdown_table, number_of
+from kdscale.wording import duration_text, markdown_table, number_of, percent_text
 
 
 def sweep_table(found: Mapping[str, Any]) -> str:
@@ -44,15 +44,11 @@ def _cells(row: Mapping[str, Any], fields: Mapping[str, str]) -> list[str]:
     return [
         row["trial"],
         state,
-        _percent(row["value"]),
-        _percent(row.get("top1_accuracy")),
+        percent_text(row["value"]),
+        percent_text(row.get("top1_accuracy")),
         f"{row['train_seconds']:.1f}" if "train_seconds" in row else "",
         *[text_of(given[field]) if field in given else "" for field in fields],
     ]
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f}"
 
 
 def _headline(found: Mapping[str, Any]) -> str:
@@ -84,10 +80,10 @@ def _idle_line(found: Mapping[str, Any]) -> list[str]:
 def best_text(found: Mapping[str, Any]) -> str:
     """The best trial, and how to train it again."""
     test = found.get("top1_accuracy")
-    tested = "" if test is None else f", test top-1 {_percent(test)} %"
+    tested = "" if test is None else f", test top-1 {percent_text(test)} %"
     return "\n".join(
         [
-            f"trial {found['trial']}: validation top-1 {_percent(found['value'])} %{tested}",
+            f"trial {found['trial']}: validation top-1 {percent_text(found['value'])} %{tested}",
             f"weights: {found['weights']}",
             f"recipe:  {found['run']}/recipe.toml",
             f"options: {shlex.join(found['options'])}",

@@ -37,7 +37,7 @@ from kdscale.stages.build import build
 from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.stages.run import ready_teacher
 from kdscale.stages.sweep.drawing import planned
-from kdscale.stages.sweep.folder import SweepFolder, alone, begin, is_sweep
+from kdscale.stages.sweep.folder import SweepFolder, begin, in_turn, is_sweep
 from kdscale.stages.sweep.places import ERROR, STOPPED
 from kdscale.stages.sweep.study import Ended, Running, Study
 from kdscale.stages.train import train
@@ -84,7 +84,7 @@ def opened(
             heartbeat_seconds=pace.heartbeat, patience_seconds=pace.patience,
         )  # fmt: skip
         try:
-            with alone(claims, "queue", "another worker queues the trials: waiting"):
+            with in_turn(claims, "queue", "another worker queues the trials: waiting"):
                 study.plan(points)
             yield begun, study, claims
         finally:
@@ -167,7 +167,7 @@ def _teacher(recipe: config.Recipe, folder: Path, root: Path, claims: Claims) ->
     """Weights of a teacher where the recipe names none: trained once, by one worker."""
     if recipe.teacher.weights is not None:
         return None
-    with alone(claims, "teacher", "another worker trains the teacher: waiting"):
+    with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
         train_set, test_set = check_recipe(recipe, root)
         content = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
         return ready_teacher(recipe, folder, content, root)[1]
@@ -205,7 +205,7 @@ class Worker:
     def _run(self, trial: Running) -> float:
         """Train a trial's student, or read what was trained before its worker was killed."""
         place, run = trial.place.name, self.folder.run(trial.place.name)
-        with alone(self.claims, place, f"{place}: its worker may live: waiting"), _noted(trial):
+        with in_turn(self.claims, place, f"{place}: its worker may live: waiting"), _noted(trial):
             recipe = self.folder.variants.trial(trial.values)
             job = Job("student", "cache", int(trial.values.get(SEED, 0)))
             log.info("trial %s: %s", place, in_words(trial.values))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdscale.engine.loop import LoopState
-from kdscale.engine.patience import SMALLEST_FALL, Patience
+from kdscale.engine.plateaus import SMALLEST_FALL, Patience
 from kdscale.optim import Schedule
 
 
