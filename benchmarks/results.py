@@ -13,7 +13,8 @@ from typing import Any
 
 from systems import systems_tables
 
-from kdscale.stages.tables import Row, bench_table, results_table
+from kdscale.tables.bench import bench_table
+from kdscale.tables.comparison import Row, results_table
 from kdscale.wording import markdown_table, spread
 
 ROOT = Path(__file__).parents[1]

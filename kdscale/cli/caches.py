@@ -59,7 +59,7 @@ def cache_plan(
     loaded = load(recipe, overrides, data)
     from kdscale.stages.plan import plan
     from kdscale.stages.run import trained_teacher
-    from kdscale.stages.tables import plan_table
+    from kdscale.tables.plan import plan_table
 
     found = plan(
         loaded, cache_root=cache_root, cache=cache, num_processes=processes, seconds=seconds,

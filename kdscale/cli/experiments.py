@@ -47,7 +47,7 @@ def recipes(name: str | None, reference: bool) -> None:
     from kdscale.config import load_recipe, recipe_names, recipe_text
 
     if reference:
-        from kdscale.stages.tables import recipe_reference
+        from kdscale.tables.reference import recipe_reference
 
         print_text(recipe_reference().rstrip())
         return
@@ -85,7 +85,7 @@ def run(
     """
     loaded = load(recipe, overrides, data)
     from kdscale.stages.run import run_recipe
-    from kdscale.stages.tables import Row, results_table
+    from kdscale.tables.comparison import Row, results_table
 
     folder = run or runs_folder(loaded.name)
     result = run_recipe(
@@ -207,7 +207,7 @@ def evaluate(
     found is kept as evaluation.json in each run's folder.
     """
     from kdscale.stages.evaluate import Evaluation
-    from kdscale.stages.evaluation_tables import evaluation_tables
+    from kdscale.tables.evaluation import evaluation_tables
 
     evaluation = Evaluation(cache_root, teacher=teacher, seconds=seconds)
     found = evaluation.folders(runs, data=data, weights=weights)
@@ -314,7 +314,7 @@ def bench(
     loaded = load(recipe, overrides, data)
     from kdscale.stages.bench import bench as start
     from kdscale.stages.run import trained_teacher
-    from kdscale.stages.tables import bench_table
+    from kdscale.tables.bench import bench_table
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     found = start(loaded, cache_root=cache_root, seconds=seconds, teacher_weights=weights)

@@ -7,7 +7,8 @@ from kdscale import config
 from kdscale.durable import write_durably
 from kdscale.stages.bench import bench
 from kdscale.stages.run import run_recipe, trained_teacher, write_page
-from kdscale.stages.tables import Row, bench_table, results_table
+from kdscale.tables.bench import bench_table
+from kdscale.tables.comparison import Row, results_table
 
 _SEEDS = 3
 _BENCH_SECONDS = 8.0

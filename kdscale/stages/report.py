@@ -88,7 +88,7 @@ def _sheet(study: Study, cache_root: Path, data: str | None) -> Picture | None:
 
 
 def _drawn(place: Path, manifest: Manifest, cache_root: Path, data: str | None) -> Picture:
-    from kdscale.stages.sheet import draw  # with torch: only here
+    from kdscale.contact_sheet.sheet import draw  # with torch: only here
     from kdscale.stages.show import ShownCache, encoded
 
     cache = ShownCache(place, data=data, cache_root=cache_root)

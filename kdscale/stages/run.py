@@ -40,8 +40,8 @@ from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.stages.report import report
-from kdscale.stages.tables import Row, results_table
 from kdscale.stages.train import train
+from kdscale.tables.comparison import Row, results_table
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,8 @@ from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.store import Place, name_of
 from kdscale.config import Recipe
+from kdscale.contact_sheet.exhibits import Exhibits, Names, spread
+from kdscale.contact_sheet.sheet import Sheet, draw
 from kdscale.data.images import ImageSet, load_images
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
@@ -21,8 +23,6 @@ from kdscale.durable import write_durably
 from kdscale.engine import components
 from kdscale.engine.identity import differing_images
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
-from kdscale.stages.exhibits import Exhibits, Names, spread
-from kdscale.stages.sheet import Sheet, draw
 
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),

@@ -9,7 +9,7 @@ import pytest
 from kdscale.cache.manifest import bytes_stored, read_manifest, write_manifest
 from kdscale.engine.probes import affordable_batch
 from kdscale.stages.plan import break_even
-from kdscale.stages.tables import plan_table
+from kdscale.tables.plan import plan_table
 from kdscale.wording import duration_text
 
 STUDENTS = ("supervised_student_seconds", "cached_student_seconds", "online_student_seconds")

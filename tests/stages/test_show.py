@@ -11,6 +11,9 @@ from PIL import Image
 
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
+from kdscale.contact_sheet.exhibits import Exhibits, Names, spread
+from kdscale.contact_sheet.lettering import drawable, fit, font, wrap
+from kdscale.contact_sheet.sheet import Answer, Picture, Row, Share, Sheet, draw
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine import components
@@ -18,9 +21,6 @@ from kdscale.errors import ConfigError
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.stages import show
-from kdscale.stages.exhibits import Exhibits, Names, spread
-from kdscale.stages.lettering import drawable, fit, font, wrap
-from kdscale.stages.sheet import Answer, Picture, Row, Share, Sheet, draw
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import ImageDraw
 
-from kdscale.stages.lettering import SMALL, fit, font, write
+from kdscale.contact_sheet.lettering import SMALL, fit, font, write
 
 RULE, PAPER = "#d8dee4", "#ffffff"
 TRACK = "#f3f5f7"

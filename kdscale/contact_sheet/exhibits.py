@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.reader import CacheReader
+from kdscale.contact_sheet.lettering import drawable
+from kdscale.contact_sheet.sheet import Answer, Picture, Row, Share, Sheet
 from kdscale.data.encoded import EncodedImages
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Batch, Images
@@ -16,8 +18,6 @@ from kdscale.data.views.generator import chain, permutation
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.encoding import stored_encoding
 from kdscale.errors import ViewMismatchError
-from kdscale.stages.lettering import drawable
-from kdscale.stages.sheet import Answer, Picture, Row, Share, Sheet
 from kdscale.targets import Targets, decode
 
 _ANSWERS = 3

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kdscale.errors import ConfigError
-from kdscale.stages.lettering import INK, NAME, SMALL, TITLE, fit, font, wrap, write
-from kdscale.stages.signs import (
+from kdscale.contact_sheet.lettering import INK, NAME, SMALL, TITLE, fit, font, wrap, write
+from kdscale.contact_sheet.signs import (
     BARS,
     PAPER,
     RIGHT,
@@ -23,6 +22,7 @@ from kdscale.stages.signs import (
     set_in_lines,
     sign,
 )
+from kdscale.errors import ConfigError
 
 _LARGEST_PICTURE = 144  # pixels a side, on the sheet
 _NARROWEST_CELL = 140  # a class name of ten letters and its per cent

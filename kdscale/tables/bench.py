@@ -1,0 +1,51 @@
+"""Rates and ratios of steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdscale.wording import markdown_table
+
+_STEPS = {
+    "plain": "bare PyTorch loop, labels",
+    "supervised": "kdscale, labels",
+    "staged": "kdscale, targets in memory",
+    "cached": "kdscale, targets from the cache",
+    "online": "kdscale, teacher at every step",
+    "views": "making the views alone",
+}
+_RATIOS = {
+    "supervised_over_plain_time": "kdscale's loop / bare loop",
+    "cached_over_staged_time": "reading targets: cached / in memory",
+    "cached_over_supervised_time": "cached / supervised",
+    "online_over_cached_time": "online / cached",
+    "views_over_supervised_time": "making the views / supervised",
+    "build_over_bare_teacher_time": "build / bare teacher loop",
+}
+
+
+_READING = (
+    "Targets: {held_bytes:,} bytes of memory, an epoch in {num_windows} window(s); waited "
+    "{waited_share:.2%} of the steps' time for them; {read_amplification:.2f} bytes read for each "
+    "byte needed."
+)
+
+
+def bench_table(found: Mapping[str, Any]) -> str:
+    """What `kdscale bench` found."""
+    rates = [
+        [label, f"{found[f'{name}_images_per_second']:,.0f}"]
+        for name, label in _STEPS.items()
+        if f"{name}_images_per_second" in found  # not in what older versions measured
+    ]
+    ratios = [
+        [label, f"{found[name]:.3f}", "{:.3f} .. {:.3f}".format(*found[f"{name}_spread"])]
+        for name, label in _RATIOS.items()
+        if name in found
+    ]
+    parts = [
+        markdown_table(["training step", "images/s"], rates),
+        markdown_table(["ratio of times", "median", "smallest .. largest round"], ratios),
+    ]
+    if "reading" in found:
+        parts.append(_READING.format(**found["reading"]))
+    return "\n\n".join(parts)

@@ -1,0 +1,81 @@
+"""What a cache would cost, and when it has paid for itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdscale.wording import bytes_text, duration_text, markdown_table, number_of
+
+_STUDENTS = {
+    "supervised": "a student alone",
+    "cached": "a student from the cache",
+    "online": "a student with the teacher at every step",
+}
+
+
+def plan_table(found: Mapping[str, Any]) -> str:
+    """What `kdscale cache plan` found."""
+    views = number_of(found["num_views"], "view")
+    untrained = "" if found["teacher_is_trained"] else ", which is not trained yet"
+    title = (
+        f"{found['recipe']}: {views} of {found['num_samples']:,} samples, "
+        f"{found['num_classes']} classes, teacher {found['teacher']}{untrained}"
+    )
+    return "\n\n".join(
+        [title, _encodings_table(found), _place_line(found), _times_table(found), _verdict(found)]
+    )
+
+
+def _encodings_table(found: Mapping[str, Any]) -> str:
+    about = "cache" if found["teacher_is_trained"] else "cache, before compression"
+    rows = [
+        [name, str(size["bytes_per_target"]), bytes_text(size["bytes"]),
+         f"<- {found['reason']}" if name == found["encoding"] else ""]
+        for name, size in found["encodings"].items()
+    ]  # fmt: skip
+    return markdown_table(["encoding", "bytes an answer", about, ""], rows)
+
+
+def _place_line(found: Mapping[str, Any]) -> str:
+    share, path = found["share_built"], found["path"]
+    if share == 1:
+        return f"{path} fits and holds all of it: nothing is to be built."
+    needed, free = bytes_text(found["needed_bytes"]), found["free_bytes"]
+    line = f"{path}: {found['files']:,} files; at most {needed} to write"
+    if free is None:  # a remote store does not say
+        line += "."
+    else:
+        line += f", {bytes_text(free)} are free."
+    if free is not None and found["needed_bytes"] > free:
+        line += " IT DOES NOT FIT: choose another --cache-root or cache.encoding, or fewer views."
+    return line + (f" {100 * share:.0f} % of it is there already." if share else "")
+
+
+def _times_table(found: Mapping[str, Any]) -> str:
+    build = [["the build, once for all students", duration_text(found["build_seconds"])]]
+    epochs = number_of(found["epochs"], "epoch")
+    if found["may_end_early"]:
+        epochs = f"up to {epochs}"
+    students = [
+        [f"{name}, {epochs}", duration_text(seconds)]
+        for kind, name in _STUDENTS.items()
+        if (seconds := found[f"{kind}_student_seconds"]) is not None
+    ]
+    processes = found["num_processes"]
+    where = f"{processes} such processes" if processes > 1 else "this machine"
+    return markdown_table(["what", f"time, {where}"], build + students)
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    students, epochs = found["break_even_students"], found["break_even_epochs"]
+    if found["online_student_seconds"] is None:
+        return "views.mode = 'fixed' has no online run that the cache could save."
+    if students is None:
+        return "The cache does not pay: a student with the teacher at every step takes no longer."
+    if not found["build_seconds"]:
+        return "The cache is paid for: every student saves the difference."
+    saved = number_of(epochs, "epoch")
+    if students == 1:
+        return f"The cache has paid for itself with the first student, after {saved}."
+    return (
+        f"The cache has paid for itself with student {students}, or after {saved} of one student."
+    )

@@ -1,0 +1,72 @@
+"""Every field of a recipe."""
+
+import json
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from kdscale import config
+from kdscale.wording import markdown_table
+
+
+def recipe_reference() -> str:
+    """Every field of a recipe: type, default, meaning; `docs/recipes.md` is this text."""
+    sections: dict[str, type[config.Section]] = {
+        "top": config.Recipe,
+        "data": config.Data,
+        "views": config.Views,
+        "cache": config.Cache,
+        "one of cache.features": config.Feature,
+        "teacher": config.Teacher,
+        "student": config.Model,
+        "teacher.input, student.input": config.Input,
+        "teacher.train, student.train": config.TeacherTrain,
+        "loss": config.Loss,
+        "[loss.features]": config.FeatureLoss,
+        "ensemble": config.Ensemble,
+        "sweep": config.Sweep,
+        "one of sweep.space": config.Range,
+    }
+    parts = ["# Recipes, field by field", "", *_RECIPE_WORDS]
+    for title, section in sections.items():
+        heading = "At the top" if title == "top" else f"[{title}]"
+        parts += ["", f"## {heading}", "", _fields_table(section)]
+    return "\n".join(parts) + "\n"
+
+
+_RECIPE_WORDS = [
+    "Printed by `kdscale recipes --reference`. An unknown key is an error;",
+    "`--set section.field=value` changes any field, and every run keeps its resolved recipe.",
+]
+
+
+def _fields_table(section: type[config.Section]) -> str:
+    rows = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+            continue
+        optional = field.is_required() or field.get_default() is None
+        default = "" if optional else f"`{json.dumps(field.get_default())}`"
+        rows.append([f"`{name}`", _type_name(field.annotation), default, field.description or ""])
+    rows = [row for row in rows if "Section" not in row[1]]
+    header = ["field", "type", "default", "meaning"]
+    return markdown_table(header, rows, numbers=False)
+
+
+def _type_name(annotation: Any) -> str:
+    """`int`, `list of text`, `"adam" or "sgd"`, ...: as a recipe's writer sees it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{json.dumps(value)}`" for value in arguments)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(_type_name(a) for a in arguments if a is not type(None))
+    if origin is list and arguments[0] is config.Feature:
+        return "list of names or tables"
+    if origin is list:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return "table"
+    if isinstance(annotation, type) and issubclass(annotation, config.Section):
+        return "Section"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]
