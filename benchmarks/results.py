@@ -15,6 +15,7 @@ from systems import systems_tables
 
 from kdscale.tables.bench import bench_table
 from kdscale.tables.comparison import Row, results_table
+from kdscale.tables.evaluation import evaluation_tables
 from kdscale.wording import markdown_table, spread
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +112,8 @@ def _table(found: dict[str, Any]) -> str:
         return systems_tables(found["systems"], RESULTS)
     if "trials" in found:
         return _sweep_table(found)
+    if "runs" in found:
+        return evaluation_tables(found["runs"])
     if "rows" in found:
         return f"{results_table(_rows(found))}\n\n{_gain(found)}"
     if "groups" in found:
@@ -167,8 +170,13 @@ def _groups_table(groups: dict[str, list[dict[str, Any]]]) -> str:
         base = {r["seed"]: 100 * r["top1_accuracy"] for r in alone.get(label.split(": ")[0], [])}
         gains = [100 * r["top1_accuracy"] - base[r["seed"]] for r in results if r["seed"] in base]
         shown = spread(gains, 2) if gains and "labels" not in label else ""
-        rows.append([label, str(len(results)), spread(accuracy, 2), shown])
-    header = ["student", "seeds", "top-1 %", "over labels alone, points, seed by seed"]
+        macro = [
+            spread([100 * result[name] for result in results], 2)
+            for name in ("macro_precision", "macro_recall")
+        ]
+        rows.append([label, str(len(results)), spread(accuracy, 2), *macro, shown])
+    header = ["student", "seeds", "top-1 %", "macro precision %", "macro recall %"]
+    header.append("over labels alone, points, seed by seed")
     return markdown_table(header, rows)
 
 

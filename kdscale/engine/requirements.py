@@ -62,6 +62,11 @@ def check_stored(objective: Objective, encoding: Encoding) -> None:
 
 def mention_loss(objective: Objective, epochs: int, accumulation: int) -> None:
     """Say so where the loss will not be quite what it is taken for."""
+    if not objective.with_logits:
+        log.warning(
+            "loss.hard_weight and loss.soft_weight are 0: features alone teach this student, and "
+            "what follows them, its head at least, stays as it was at the start"
+        )
     if objective.soft_weight and (reached := objective.warmup(epochs - 1)) < 1:
         log.warning(
             "loss.warmup_epochs is %d, the student is trained for %d: at the end soft_weight is "

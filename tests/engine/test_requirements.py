@@ -9,7 +9,7 @@ from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.requirements import check_loss, check_stored, mention_loss
 from kdscale.errors import ConfigError, DataError
-from kdscale.losses.objective import SOFT_LOSSES, Objective
+from kdscale.losses.objective import SOFT_LOSSES, FeatureTerm, Objective
 from kdscale.targets import Encoding
 
 LABELLED = SimpleNamespace(labelled=True, split="train", name="tiny")
@@ -96,3 +96,12 @@ def test_accumulation_of_a_loss_of_a_whole_batch_is_mentioned(caplog):
         assert not caplog.text
         mention_loss(Objective(0.5, 0.5, kind="dist"), 5, 4)
     assert "loss.kind = 'dist' relates samples of one forward pass: with accumul" in caplog.text
+
+
+def test_loss_that_leaves_the_head_untrained_is_mentioned(caplog):
+    hint = (FeatureTerm("hint", "body", "body"),)
+    with caplog.at_level(logging.WARNING):
+        mention_loss(Objective(0.0, 0.1, feature_weight=1.0, feature_terms=hint), 5, 1)
+        assert not caplog.text
+        mention_loss(Objective(0.0, 0.0, feature_weight=1.0, feature_terms=hint), 5, 1)
+    assert "features alone teach this student, and what follows them, its head" in caplog.text
