@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from kdscale.cache import claims as claiming
 from kdscale.cache.claims import Claims
 from kdscale.engine.processes import main_process_first
-from kdscale.errors import RunError
+from kdscale.errors import ClaimLostError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +20,12 @@ _POLL_SECONDS = 0.1
 
 
 @contextmanager
-def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[Callable[[], None]]:
     """Hold a run's folder, or that of a recipe's runs, for a block: one launch at a time does.
 
     What a killed process held is free at once, and on another machine once it has been watched for
-    as long as a builder's claim.
+    as long as a builder's claim. So a process that stood still for that long may have lost it:
+    the block is given what raises RunError if so, to be called before it writes.
 
     Raises:
         RunError: another command is at work there, or it is a file.
@@ -33,12 +34,17 @@ def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     if folder.is_file():
         raise RunError(f"{folder} is a file: name another --run")
     new = accelerator.is_main_process and not folder.exists()
+
+    def still_ours() -> None:
+        if accelerator.is_main_process:
+            _check(claims, folder)
+
     try:
         with Claims(folder) as claims:
             with main_process_first(accelerator):
                 if accelerator.is_main_process:
                     _claim(claims, folder)
-            yield
+            yield still_ours
     finally:
         if new:
             with suppress(OSError):  # something came of it
@@ -59,3 +65,14 @@ def _claim(claims: Claims, folder: Path) -> None:
             )  # fmt: skip
             told = True
         time.sleep(_POLL_SECONDS)
+
+
+def _check(claims: Claims, folder: Path) -> None:
+    try:
+        claims.check(_RUN)
+    except ClaimLostError as lost:
+        raise RunError(
+            f"{folder} is another command's now: this one stood still for longer than "
+            f"{claiming.PATIENCE_SECONDS:.0f} s, and was taken for dead. Nothing more is written "
+            "here: let that one end"
+        ) from lost

@@ -97,6 +97,8 @@ class Following:
     watch: Watch | None = None
     """Of one process; what it ends can be gone on with."""
     given_up: bool = False
+    still_ours: Callable[[], None] = lambda: None
+    """Raises where the run's folder is another's now; asked before it is written."""
 
     def __call__(self, loop: Loop) -> None:
         """Do what is due.
@@ -108,6 +110,7 @@ class Following:
             Interrupted: asked to stop; the state is saved.
             PrunedError: `watch` said so; the state is saved.
             DivergedError: the loss is not finite.
+            RunError: another command has taken the run over.
         """
         step, cadence = loop.state.step, self.cadence
         self.bar.update()
@@ -117,7 +120,7 @@ class Following:
         if self._is_stopping(loop):
             self._save_and_stop(loop)
         if due(step, cadence.checkpoint, cadence.last):
-            self._save(loop)
+            self.save(loop)
         self.evaluate_if_due(loop)
 
     def evaluate_if_due(self, loop: Loop) -> None:
@@ -131,7 +134,7 @@ class Following:
             self._evaluate(loop)
             loop.state.evaluation_due = False
             if loop.state.ended_early or self.given_up:
-                self._save(loop)
+                self.save(loop)
         if self.given_up and loop.state.step < self.cadence.last and not loop.state.ended_early:
             raise PrunedError(
                 f"{self.run} was given up after step {loop.state.step} of {self.cadence.last}"
@@ -149,12 +152,19 @@ class Following:
         asking = due(loop.state.step, _STOP_EVERY, self.cadence.last)
         return asking and agreed_stop(self.stop, loop.accelerator)
 
-    def _save(self, loop: Loop) -> None:
-        self._finite_loss(loop)  # what is saved can be gone on with
+    def save(self, loop: Loop) -> None:
+        """A checkpoint of what can be gone on with.
+
+        Raises:
+            DivergedError: the loss is not finite.
+            RunError: another command has taken the run over.
+        """
+        self._finite_loss(loop)
+        self.still_ours()
         save_checkpoint(self.run, loop, self.metrics)
 
     def _save_and_stop(self, loop: Loop) -> NoReturn:
-        self._save(loop)
+        self.save(loop)
         raise self.stop.interrupted(
             f"stopped after step {loop.state.step} of {self.cadence.last}; state saved in "
             f"{self.run}: run the same command with --resume to go on"
@@ -210,6 +220,7 @@ class Following:
             save_weights(self.run / "best.safetensors", model, metadata=metadata)
 
     def _record(self, loop: Loop, **values: Any) -> None:
+        self.still_ours()
         where = {"step": loop.state.step, "epoch": round(loop.epoch, 4)}
         self.metrics.append({**where, **values})
 

@@ -1,6 +1,6 @@
 """Train a model: load, views, targets, forward, loss, backward, step, log, checkpoint, evaluate."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,6 @@ from kdscale.engine.following import (
     progress_bar,
     restore_best,
     restore_or_begin,
-    save_checkpoint,
 )
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first
@@ -59,6 +58,8 @@ class _Training:
     teacher_weights: str | None
     loss: Objective
     accelerator: Accelerator
+    still_ours: Callable[[], None]
+    """Raises where another command has taken the run's folder over; asked before it is written."""
 
     @property
     def section(self) -> config.Model:
@@ -92,7 +93,7 @@ def train(
     resume: bool = False,
     wait: bool = False,
     watch: Watch | None = None,
-    claimed: bool = False,
+    still_ours: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train one model into the folder `run`.
 
@@ -107,7 +108,8 @@ def train(
         resume: go on from the newest checkpoint.
         wait: train while the cache is being built, on the views that are finished.
         watch: told of each evaluation; may end the run.
-        claimed: whether the caller has seen to it that nobody else trains into `run`.
+        still_ours: of a caller who sees to it that nobody else trains into `run`: raises where it
+            has lost it, and is asked before anything is written. None: seen to here.
 
     Returns:
         What `result.json` holds.
@@ -119,8 +121,8 @@ def train(
     """
     loss = SUPERVISED if job.targets == "none" else components.objective(recipe)
     accelerator = create_accelerator(all_learn=loss.with_logits)
-    training = _Training(recipe, job, run, cache_root, teacher_weights, loss, accelerator)
-    with nullcontext() if claimed else alone_in(run, accelerator):
+    with nullcontext(still_ours) if still_ours else alone_in(run, accelerator) as ours:
+        training = _Training(recipe, job, run, cache_root, teacher_weights, loss, accelerator, ours)
         data, begun = _open(training, resume=resume)
         with _opened_caches(training, data, cache, copies, wait=wait) as caches:
             source = _source(training, data, caches)
@@ -284,10 +286,10 @@ def _run(
     with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
         patience = components.patience(settings)
         following = Following(
-            run, cadence, evaluator, metrics, stop, bar, metadata, patience, watch=watch
-        )
-        save = partial(save_checkpoint, run, loop, metrics)
-        turn = Turn(caches, loop, run, save, stop) if wait else None
+            run, cadence, evaluator, metrics, stop, bar, metadata, patience, watch=watch,
+            still_ours=training.still_ours,
+        )  # fmt: skip
+        turn = Turn(caches, loop, run, partial(following.save, loop), stop) if wait else None
         following.evaluate_if_due(loop)
         loop.run(cadence.last, after_step=following, before_epoch=turn)
     last = following.last or evaluator(loop)["test"]  # None: evaluated before it was last saved
@@ -306,6 +308,7 @@ def _evaluator(training: _Training, data: _Data) -> Evaluator:
 def _write(training: _Training, data: _Data, loop: Loop, result: dict[str, Any]) -> None:
     """Weights, then the result, which says that the run is finished."""
     accelerator = training.accelerator
+    training.still_ours()
     if accelerator.is_main_process:
         model = student_of(accelerator.unwrap_model(loop.model))
         metadata = weights_metadata(training.section, data.images, loop) | {"metrics": result}

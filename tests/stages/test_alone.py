@@ -91,6 +91,20 @@ def test_folder_that_another_machine_left_is_taken_over_after_a_while(tmp_path, 
         assert (tmp_path / "claims/run.1").is_file()
 
 
+def test_training_that_was_taken_for_dead_writes_nothing_more(commands, slow_recipe, tmp_path):
+    first = tmp_path / "run/checkpoints/step-00000000"
+    start_and_hold(commands, tmp_path, first, "train", slow_recipe, "--run", "run")
+    claim = {"builder": "f" * 16, "host": "node-b", "pid": 7, "machine": "other", "started": "5"}
+    (tmp_path / "run/claims/run.1").write_text(json.dumps(claim))
+    before = files(tmp_path / "run")
+    commands.kill(signal.SIGCONT)
+    assert commands.wait() == 1
+    assert "run is another command's now: this one stood still for" in commands.output.read_text()
+    after = files(tmp_path / "run")
+    ours = {path for path in before if path.suffix == ".builder"}
+    assert {path: before[path] for path in before if path not in ours} == after
+
+
 def alone(folder):
     return alone_in(folder, Accelerator(cpu=True))
 

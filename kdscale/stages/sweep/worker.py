@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import sleep
 
@@ -235,14 +236,14 @@ class Worker:
             raise TrialPruned
 
         def watch(epoch: float, found: Mapping[str, Mapping[str, float]]) -> bool:
-            self.claims.check(trial.place.name)  # this process may have stood still for long
             return trial.report(round(epoch), found["validation"]["top1_accuracy"])
 
         try:
             train(
                 recipe, job, run=run, cache_root=self.cache_root, cache=self.cache,
                 copies=self.copies, teacher_weights=self.teacher_weights,
-                resume=is_begun(run), watch=watch, claimed=True,
+                resume=is_begun(run), watch=watch,
+                still_ours=partial(self.claims.check, trial.place.name),
             )  # fmt: skip
         except PrunedError as given_up:
             log.info("trial %s: ended early, it falls behind", trial.place.name)
