@@ -1,5 +1,6 @@
 """Numbers, sizes, times and tables, as people read them."""
 
+import re
 from collections.abc import Sequence
 from statistics import mean, stdev
 
@@ -48,6 +49,11 @@ def percent_text(share: float | None, nothing: str = "") -> str:
 def number_of(count: int, thing: str) -> str:
     """`1 view`, `50 views`."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def in_counting_order(name: str) -> list[tuple[str, int]]:
+    """A key to sort names by: `seed2` comes before `seed10`."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def bytes_text(count: int) -> str:

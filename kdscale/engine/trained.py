@@ -9,6 +9,7 @@ from kdscale import config
 from kdscale.engine.runs import find_teacher, is_finished
 from kdscale.errors import RunError
 from kdscale.runlog import read_result
+from kdscale.wording import in_counting_order
 
 Weights = Literal["last", "best"]
 """Of the last step, or the best on the validation split."""
@@ -175,7 +176,8 @@ def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:
 
 
 def _finished(folder: Path, pattern: str) -> list[Path]:
-    return [one for one in sorted(folder.glob(pattern)) if is_finished(one)]
+    found = sorted(folder.glob(pattern), key=lambda path: in_counting_order(path.name))
+    return [one for one in found if is_finished(one)]
 
 
 def _without_weights(run: Path, weights: Weights) -> str:

@@ -40,6 +40,11 @@ def test_scale_goes_by_factors_where_values_span_many():
     assert not scale_over([0, 1000], logarithmic=None).logarithmic
 
 
+def test_ticks_of_whole_numbers_are_whole():
+    assert scale_over([0, 1, 2], whole=True).ticks(6) == [0, 1, 2]
+    assert scale_over([0, 1, 2]).ticks(6) == [0, 0.5, 1, 1.5, 2]
+
+
 def test_scale_stays_within_what_is_possible():
     scale = scale_over([3.0, 100.0], within=(0, 100))
     assert scale.high == 100

@@ -23,6 +23,7 @@ from kdscale.engine.builders.shards import ShardBuilder, Shards
 from kdscale.engine.teacher import SizedBatches
 from kdscale.errors import CacheIncompleteError
 from kdscale.signals import StopRequest
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class Builder:
                     shards.look()
                     if shards.missing:
                         if not waiting:
-                            log.info("waiting for %d shards of other builders", len(shards.missing))
+                            awaited = number_of(len(shards.missing), "shard")
+                            log.info("waiting for %s of other builders", awaited)
                         waiting = True
                         self._check_stop()
                         time.sleep(_POLL_SECONDS)

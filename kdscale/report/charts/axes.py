@@ -17,6 +17,8 @@ class Scale:
     low: float
     high: float
     logarithmic: bool = False
+    whole: bool = False
+    """Whether there is nothing between whole numbers."""
 
     def share(self, value: float) -> float:
         """Where a value lies: 0 at `low`, 1 at `high`."""
@@ -32,6 +34,7 @@ class Scale:
 
     def _steps(self, most: int) -> list[float]:
         step = round_step((self.high - self.low) / max(most - 1, 1))
+        step = max(step, 1.0) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
@@ -60,6 +63,7 @@ def scale_over(
     from_zero: bool = False,
     within: tuple[float, float] = (-math.inf, math.inf),
     logarithmic: bool | None = False,
+    whole: bool = False,
     room: float = 0.08,
 ) -> Scale:
     """A scale with room around values.
@@ -69,6 +73,7 @@ def scale_over(
         from_zero: begin at 0.
         within: never beyond.
         logarithmic: by factors; None for where the largest is 20 times the smallest or more.
+        whole: values are whole numbers, and so are the ticks.
         room: share of their span that is left free at either end.
     """
     low, high = min(values := list(values)), max(values)
@@ -78,10 +83,12 @@ def scale_over(
         factor = max((high / low) ** room, 1.15)
         return Scale(low / factor, high * factor, True)
     if from_zero:
-        return Scale(0, high * 1.06 or 1)
+        return Scale(0, high * 1.06 or 1, whole=whole)
     free = room * (high - low) or 0.05 * abs(high) or 1
     bottom, top = max(low - free, within[0]), min(high + free, within[1])
-    return Scale(bottom, top) if bottom < top else Scale(low - free, high + free)
+    if bottom >= top:
+        bottom, top = low - free, high + free
+    return Scale(bottom, top, whole=whole)
 
 
 # --------------------------------------------------------------------------- words for numbers

@@ -91,7 +91,8 @@ def _over_numbers(name: str, scored: Sequence[_Scored], up: Axis) -> Drawing | N
     places = [point.x for point in points]
     if len(set(places)) < 2:
         return None
-    scale = scale_over(places, logarithmic=None)
+    whole = all(isinstance(one.trial.parameters[name], int) for one in scored)
+    scale = scale_over(places, logarithmic=None, whole=whole)
     return Plane(Axis(name, scale, factors), up, points=points, height=260)
 
 
