@@ -134,9 +134,11 @@ def sweep_start(
     found = sweep(
         variants, folder=folder, storage=storage, cache_root=cache_root, cache=cache,
         copies=local_copies(copies, copies_gib, cache_root), patience_seconds=patience,
-        crew=crew if workers > 1 else None, retry_failed=retry_failed,
+        crew=crew if workers > 1 else None, retry_failed=retry_failed, page=parent is None,
     )  # fmt: skip
     print_text(sweep_table(found))
+    if parent is None:
+        print_text(f"\nruns: {folder}   report: {folder / 'report.html'}")
 
 
 def _worker_command(recipe: str, overrides: tuple[str, ...], given: dict[str, object]) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from kdscale import config
 from kdscale.durable import write_durably
 from kdscale.stages.bench import bench
-from kdscale.stages.run import run_recipe, trained_teacher, write_page
+from kdscale.stages.report import write_page
+from kdscale.stages.run import run_recipe, trained_teacher
 from kdscale.tables.bench import bench_table
 from kdscale.tables.comparison import Row, results_table
 
@@ -25,7 +26,8 @@ def quickstart(*, folder: Path, cache_root: Path) -> str:
     weights = trained_teacher(recipe, folder)
     steps = bench(recipe, cache_root=cache_root, seconds=_BENCH_SECONDS, teacher_weights=weights)
     write_durably(folder / "bench.json", json.dumps(steps, indent=2).encode() + b"\n")
-    write_page(folder, recipe, cache_root)  # now that it is known what online steps cost
+    # Again, now that it is known what online steps cost:
+    write_page(folder, recipe.data.source, cache_root)
     return "\n".join(
         [
             "",

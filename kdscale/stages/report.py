@@ -63,6 +63,21 @@ def report(
     return texts
 
 
+def write_page(folder: Path, source: str, cache_root: Path) -> None:
+    """Write `report.html` into a recipe's folder, or a sweep's, from what it holds.
+
+    Args:
+        folder: the folder.
+        source: of the images, as in a recipe; where it is not at hand nothing is fetched.
+        cache_root: where caches and decoded images lie.
+    """
+    from kdscale.engine.components import source_path  # with torch: its callers have it
+
+    local = source_path(source)
+    data = local if Path(local).exists() else None
+    report([folder], files={"html": folder / "report.html"}, cache_root=cache_root, data=data)
+
+
 def _command(folders: Sequence[Path], files: Mapping[Format, Path | None]) -> str:
     """What makes the report anew."""
     options = [part for kind, path in files.items() for part in (f"--{kind}", str(path or "-"))]

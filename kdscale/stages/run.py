@@ -15,7 +15,7 @@ from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.durable import write_durably
 from kdscale.engine.alone import alone_in
-from kdscale.engine.components import asked_manifest, check_recipe, source_path
+from kdscale.engine.components import asked_manifest, check_recipe
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import (
     Content,
@@ -39,7 +39,7 @@ from kdscale.report.runs import Kind
 from kdscale.runlog import read_result, write_result
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
-from kdscale.stages.report import report
+from kdscale.stages.report import write_page
 from kdscale.stages.train import train
 from kdscale.tables.comparison import Row, results_table
 
@@ -101,16 +101,9 @@ def run_recipe(
         result = _finish(folder, recipe, path, seeds[0], rows)
         with stopped_with_advice(folder):
             quick_evaluation(cache_root).folders([folder])
-        write_page(folder, recipe, cache_root)
+        if create_accelerator().is_main_process:
+            write_page(folder, recipe.data.source, cache_root)
         return result
-
-
-def write_page(folder: Path, recipe: config.Recipe, cache_root: Path) -> None:
-    """Write `report.html` from what a recipe's folder holds."""
-    if create_accelerator().is_main_process:
-        source = source_path(recipe.data.source)  # not the hub's: nothing is fetched once more
-        data = source if Path(source).exists() else None
-        report([folder], files={"html": folder / "report.html"}, cache_root=cache_root, data=data)
 
 
 def _manifests(recipe: config.Recipe, images: ImageSet, cache: Place, root: Path) -> list[Manifest]:

@@ -74,6 +74,10 @@ def test_sweep_trains_every_combination_from_one_cache(kdscale, sweep_recipe, tm
     assert len({json.loads((run / "result.json").read_text())["cache"] for run in runs}) == 1
     found = [json.loads((run / "evaluation.json").read_text()) for run in runs]
     assert all(one["agreement"] > 0 for one in found)
+    page = (tmp_path / "s" / "report.html").read_text()
+    for title in ("loss.temperature", "views.count", "trials from one cache"):
+        assert title in page
+    assert "report: s/report.html" in done.stdout
     found = status()
     assert found["trials"] == {
         "total": 4, "finished": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0

@@ -9,6 +9,7 @@ from kdscale.cache.store import Place as CachePlace
 from kdscale.config import Variants
 from kdscale.config.variants import in_words
 from kdscale.errors import RunError
+from kdscale.stages.report import write_page
 from kdscale.stages.run import stopped_with_advice
 from kdscale.stages.sweep.crew import Crew, run_crew
 from kdscale.stages.sweep.drawing import unlabelled
@@ -32,6 +33,7 @@ def sweep(
     copies: Copies | None = None,
     crew: Crew | None = None,
     retry_failed: bool = False,
+    page: bool = True,
     patience_seconds: int = 60,
 ) -> dict[str, Any]:
     """Work at a sweep until nothing is left of it.
@@ -45,6 +47,7 @@ def sweep(
         copies: as of `train`.
         crew: workers on this machine; this process is the only one when None.
         retry_failed: queue what failed again.
+        page: write `report.html` once nothing is left; False where who started this one does.
         patience_seconds: a worker not heard of for so long is dead.
 
     Returns:
@@ -68,7 +71,10 @@ def sweep(
         else:
             logs = folder / "logs"
             run_crew(crew, logs=logs, tell=Teller(study).tell, every=pace.poll)
-        return _end(begun, study.places())
+        found = _end(begun, study.places())
+    if page:
+        write_page(folder, variants.recipe.data.source, cache_root)
+    return found
 
 
 class Teller:
