@@ -101,12 +101,21 @@ def restore(
         model.load_state_dict(load_file(path / "model.safetensors"))
         rest = json.loads((path / "state.json").read_text())["optimizer"]
         optimizer.load_state_dict(_join(load_file(path / "optimizer.safetensors"), rest))
+        _lay_out_as_parameters(optimizer)
         random = load_file(path / f"random-{process_index}.safetensors")
     except Exception as error:  # whatever safetensors, JSON and torch raise on damaged files
         raise _damaged(path, error) from error
     torch.set_rng_state(random["cpu"])
     if torch.cuda.is_available() and "cuda" in random:
         torch.cuda.set_rng_state(random["cuda"])
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Files hold contiguous tensors; beside a parameter of another layout they would be slower."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _damaged(path: Path, error: Exception) -> RunError:

@@ -73,6 +73,11 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward and backward; weights stay float32"
     )
+    memory_format: MemoryFormat = Field(
+        "contiguous",
+        description="channels_last is faster for most convolutional networks, above all in "
+        "bfloat16; a few models do not take it, and are told so",
+    )
     sync_batch_norm: bool = Field(
         False,
         description="with several processes: batch-norm over the samples of all of them, as one "

@@ -102,7 +102,7 @@ def trained_model_of(
         section=section.model_copy(update={"weights": str(kept), "rename": {}, "input": None}),
         role=result["role"],
         precision="float32" if section.train is None else section.train.precision,
-        memory_format="contiguous",
+        memory_format="contiguous" if section.train is None else section.train.memory_format,
         evaluation=evaluation or run / _EVALUATIONS[weights],
         weights=weights,
         targets=result["targets"],

@@ -112,6 +112,31 @@ def check_model(
         raise ModelError(f"{what} gives {output.shape[0]} rows of logits for 2 images, wanted 2")
 
 
+def lay_out_channels_last(
+    model: nn.Module, *, channels: int, size: int | tuple[int, int], what: str = "student"
+) -> None:
+    """Lay out a checked model's convolutions so that what they give is channels last, too.
+
+    Args:
+        model: the model, on any device.
+        channels: channels of the preprocessed pixels.
+        size: of the preprocessed images, pixels: a side, or height and width.
+        what: the model's part, for messages: "teacher" or "student".
+
+    Raises:
+        ModelError: it no longer takes images, as models that call `view` on a map do not.
+    """
+    model.to(memory_format=torch.channels_last)
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        _evaluated(model, (2, channels, height, width), what)
+    except ModelError as error:
+        raise ModelError(
+            f"{what} does not take memory_format 'channels_last' ({error.__cause__}): set its "
+            "memory_format to 'contiguous', or have it call reshape or flatten, not view"
+        ) from error
+
+
 def num_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

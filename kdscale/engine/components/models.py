@@ -17,7 +17,7 @@ from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.models.checkpoints import read_metadata
 from kdscale.models.preprocess import Preprocess
-from kdscale.models.registry import check_model, create_model
+from kdscale.models.registry import check_model, create_model, lay_out_channels_last
 from kdscale.models.weights import load_weights
 
 
@@ -30,7 +30,12 @@ class Classifier:
 
 
 def trained_model(
-    recipe: config.Recipe, section: config.Model, images: ImageSet, *, what: str
+    recipe: config.Recipe,
+    section: config.Model,
+    images: ImageSet,
+    *,
+    what: str,
+    memory_format: config.MemoryFormat = "contiguous",
 ) -> Classifier:
     """A model with its weights; seeded before it is created, so nothing before it matters.
 
@@ -59,6 +64,8 @@ def trained_model(
             size=size,
             what=what,
         )
+    if memory_format == "channels_last":
+        lay_out_channels_last(model, channels=preprocess.channels, size=size, what=what)
     return Classifier(model, preprocess)
 
 
@@ -80,7 +87,8 @@ def create_student(
 ) -> Classifier:
     """A model to train, its initial weights a function of `seed` alone."""
     torch.manual_seed(seed)
-    classifier = trained_model(recipe, section, images, what=what)
+    laid_out = "contiguous" if section.train is None else section.train.memory_format
+    classifier = trained_model(recipe, section, images, what=what, memory_format=laid_out)
     torch.manual_seed(seed)  # dropout, likewise, whatever creating the model drew
     return classifier
 
@@ -118,7 +126,9 @@ def freeze_trained(
     recipe: config.Recipe, section: config.Teacher, images: ImageSet, device: torch.device
 ) -> FrozenTeacher:
     """A section's model with its weights, as a teacher that only answers."""
-    teacher = trained_model(recipe, section, images, what="teacher")
+    teacher = trained_model(
+        recipe, section, images, what="teacher", memory_format=section.memory_format
+    )
     return freeze(
         teacher.model,
         teacher.preprocess,
