@@ -43,6 +43,7 @@ STUDENTS = {
     "norm": ["--targets", "cache", *BATCH_NORM],
     "sync": [
         *("--targets", "cache", *BATCH_NORM, "--set", "student.train.sync_batch_norm=true"),
+        *("--set", "student.train.memory_format=channels_last"),
         # A bias before batch-norm has no gradient but rounding, which Adam would take for one.
         *("--set", "student.train.optimizer=sgd", "--set", "student.train.learning_rate=0.1"),
     ],
