@@ -17,7 +17,8 @@ def systems_tables(systems: list[dict[str, Any]], results: Path) -> str:
 
     Args:
         systems: `name`, `result` (name of a JSON file in `results`, or None where nothing was run),
-            `published` (teacher, alone, distilled: top-1 in %, or None), `test_images`, `budget`.
+            `published` (teacher, alone, distilled: top-1 in %, or None), `test_images`, `budget`,
+            `other_task` (where that is not the published one: accuracies are then not compared).
         results: folder of the result files.
     """
     rows = [(system, _results(system, results)) for system in systems]
@@ -60,7 +61,8 @@ def _marks_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         published = system["published"]
         cached = mean(_accuracies(found["cache"]))
         gain = cached - mean(_accuracies(found["alone"]))
-        line = [system["name"], _against(cached, published["distilled"])]
+        other = system.get("other_task", False)
+        line = [system["name"], _against(cached, None if other else published["distilled"])]
         line.append(_against(gain, _gain(published), sign="+"))
         line.append(_difference(found, cached, system["test_images"]))
         lines.append(line)
