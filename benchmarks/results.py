@@ -156,7 +156,25 @@ def _sweep_table(found: dict[str, Any]) -> str:
         "asked once, {build_seconds:,.0f} s; from the first command to the end "
         "{wall_seconds:,.0f} s."
     ).format(**found)
-    return f"{table}\n\n{took}"
+    return "\n\n".join([table, took, *_sweep_online(found)])
+
+
+def _sweep_online(found: dict[str, Any]) -> list[str]:
+    """What its students would have cost with the teacher at every step: timed steps, times."""
+    if "bench" not in found:
+        return []
+    bench = json.loads((RESULTS / f"{found['bench']}.json").read_text())["found"]
+    students, steps = found["trials"]["finished"], found["steps"]
+    images = students * steps * bench["global_batch_size"]
+    online, cached = (images / bench[f"{k}_images_per_second"] for k in ("online", "cached"))
+    build = found["build_samples"] / bench["build_images_per_second"]
+    return [
+        f"Arithmetic, from steps timed on the idle machine ([bench]({found['bench']}.md)): "
+        f"{students} students of {steps:,} steps of {bench['global_batch_size']} images take "
+        f"{cached:,.0f} s from the cache, and the build of {found['build_samples']:,} answers "
+        f"{build:,.0f} s; with the teacher at every step they would have taken {online:,.0f} s, "
+        f"{online / (cached + build):.1f} times as long."
+    ]
 
 
 def _groups_table(groups: dict[str, list[dict[str, Any]]]) -> str:
