@@ -95,7 +95,9 @@ def _against_online(entry: Entry, online: Entry | None) -> str:
     if online is None:
         return ""
     gain, width = _ahead(entry, online)
-    if width and abs(gain) <= width:
+    if not round(gain, 2) and not width:
+        words = ", as much"
+    elif width and abs(gain) <= width:
         words = f", the same within the spread of seeds ({-gain:+.2f} ± {width:.2f} points)"
     else:
         words = f", {abs(gain):.2f} points {'less' if gain > 0 else 'more'}"

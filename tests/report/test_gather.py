@@ -252,8 +252,8 @@ def test_sweep_with_a_live_teacher_is_reckoned_from_what_the_teacher_adds_to_a_s
 # --------------------------------------------------------------------------- headlines
 
 
-def headline(study, tmp_path, ours, theirs):
-    for kind, values in (("cache", ours), ("alone", theirs)):
+def headline(study, tmp_path, ours, theirs, other="alone"):
+    for kind, values in (("cache", ours), (other, theirs)):
         for seed, value in enumerate(values):
             run = write_run(tmp_path / f"{kind}-seed{seed}", kind, seed)
             result = json.loads((run / "result.json").read_text())
@@ -274,6 +274,11 @@ def test_headline_does_not_call_chance_a_gain(study, tmp_path):
     said = headline(study, tmp_path, [0.90, 0.92], [0.91, 0.905])
     assert "is not told apart from" in said
     assert "points more" not in said
+
+
+def test_headline_calls_equal_students_equal(study, tmp_path):
+    said = headline(study, tmp_path, [0.9], [0.9], other="online")
+    assert "With the teacher at every step it reaches 90.00 %, as much." in said
 
 
 # --------------------------------------------------------------------------- what is missing
