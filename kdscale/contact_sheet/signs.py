@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import ImageDraw
 
-from kdscale.contact_sheet.lettering import SMALL, fit, font, write
+from kdscale.contact_sheet.lettering import SMALL, font, wrap, write
 
 RULE, PAPER = "#d8dee4", "#ffffff"
 TRACK = "#f3f5f7"
@@ -55,16 +55,17 @@ def dash(pen: ImageDraw.ImageDraw, frame: tuple[int, int, int, int]) -> None:
 
 
 def set_in_lines(entries: Iterable[Entry], width: int) -> list[list[Entry]]:
-    """As many entries a line as fit."""
+    """As many entries a line as fit; a longer one goes on below itself, without a sign."""
     lines: list[list[Entry]] = []
     left = 0.0
     for name, words in entries:
-        words = fit(words, SMALL, width - 24)
-        if not lines or _width(words) - _SPACE > left:
+        first, *others = wrap(words, SMALL, width - 24)
+        if not lines or _width(first) - _SPACE > left:
             lines.append([])
             left = width
-        lines[-1].append((name, words))
-        left -= _width(words)
+        lines[-1].append((name, first))
+        left = left - _width(first) if not others else 0.0
+        lines += [[("", other)] for other in others]
     return lines
 
 

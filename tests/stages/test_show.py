@@ -14,6 +14,7 @@ from kdscale.cache.reader import CacheReader
 from kdscale.contact_sheet.exhibits import Exhibits, Names, spread
 from kdscale.contact_sheet.lettering import drawable, fit, font, wrap
 from kdscale.contact_sheet.sheet import Answer, Picture, Row, Share, Sheet, draw
+from kdscale.contact_sheet.signs import set_in_lines
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine import components
@@ -462,6 +463,17 @@ def test_text_is_cut_or_wrapped_to_its_width(width):
     assert max(font(13).getlength(line) for line in lines) <= width
     assert fit("ship", 13, 200) == "ship"
     assert wrap("", 13, width) == []
+
+
+@pytest.mark.parametrize("width", [150, 320, 900])
+def test_legend_is_whole_at_any_width(width):
+    entries = [("answer", "the teacher's first answers, probability"), ("right", "the true class")]
+    lines = set_in_lines(entries, width)
+    signs = [name for line in lines for name, _ in line if name]
+    assert signs == ["answer", "right"], "each sign once"
+    together = " ".join(words for line in lines for _, words in line)
+    assert together == " ".join(words for _, words in entries)
+    assert all(24 + font(13).getlength(line[-1][1]) <= width for line in lines)
 
 
 def test_exhibits_without_a_teacher_have_no_answers(load_table, shared_root):

@@ -29,11 +29,19 @@ class Scale:
         return math.log10(value) if self.logarithmic else value
 
     def ticks(self, most: int) -> list[float]:
-        """At most about `most` round values within the scale."""
+        """At most `most` (2 or more) round values within the scale; of factors about as many."""
         return self._factors(most) if self.logarithmic else self._steps(most)
 
     def _steps(self, most: int) -> list[float]:
-        step = round_step((self.high - self.low) / max(most - 1, 1))
+        """Multiples of the smallest round step that gives no more than `most`."""
+        step = round_step((self.high - self.low) / most)
+        ticks = self._multiples(step)
+        while len(ticks) > most:
+            step = round_step(1.01 * step)
+            ticks = self._multiples(step)
+        return ticks
+
+    def _multiples(self, step: float) -> list[float]:
         step = max(step, 1.0) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from kdscale.report.charts.svg import LINE_HEIGHT, Style, element, fitted, text, width_of
 
 _BAR, _GAP = 16, 18
+_BOLD = 1.12  # how much wider bold letters are
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Bars:
 
     def __call__(self, width: int) -> tuple[int, Markup]:
         """A `Drawing`."""
-        room = width - max(width_of(words) for _, words in self.bars) - 10
+        room = width - _BOLD * max(width_of(words) for _, words in self.bars) - 10
         longest = max(sum(bar.parts) for bar, _ in self.bars) or 1
         parts, y = [], 0.0
         for bar, words in self.bars:

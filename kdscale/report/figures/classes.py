@@ -96,7 +96,8 @@ def confusion(entry: Entry, prefix: str) -> Chart:
     of_seeds = f", {seeds} seeds together" if seeds > 1 else ""
     num_classes = len(names)
     note = (
-        "Per cent of the true class; rows add up to 100. Without a number: below half a per cent."
+        "Per cent of the true class; rows add up to 100. No number: less than half a per cent, "
+        "or no room for one."
     )
     if num_classes > _MOST_CLASSES:
         note = (
