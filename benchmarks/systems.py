@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kdscale.wording import markdown_table, spread
+from kdscale.report.cost import break_even
+from kdscale.wording import NOTHING, markdown_table, spread
 
 _LABELS = ("teacher", "alone", "online", "cache")
 _STUDENTS = _LABELS[1:]
@@ -25,8 +26,8 @@ def systems_tables(systems: list[dict[str, Any]], results: Path) -> str:
     parts = [
         "Top-1 on the test split, in %, mean ± standard deviation over seeds of the student.",
         _accuracy_table(rows),
-        "Marks. Noise: two standard errors of the difference between two accuracies on that "
-        "many test images.",
+        "Against what was published, and cached against online. Noise: two standard errors of the "
+        "difference between two accuracies on that many test images.",
         _marks_table(rows),
         "Seconds of training, evaluation left out, and of the build, once for all students.",
         _time_table(rows),
@@ -98,9 +99,9 @@ def _time_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         build = found["cache"][0]["build_seconds"]
         line = [system["name"], *shown, f"{build:,.0f}"]
         if "online" in seconds:
-            saved = mean(seconds["online"]) - mean(seconds["cache"])
             line += [f"{mean(seconds['online']) / mean(seconds['cache']):.2f}"]
-            line += [f"{build / saved:.1f}" if saved > 0 else "never"]
+            students = break_even(build, mean(seconds["cache"]), mean(seconds["online"]))
+            line += ["never" if students is None else str(students)]
         else:
             line += ["", ""]
         lines.append(line)
@@ -115,7 +116,7 @@ def _name(system: dict[str, Any]) -> str:
 
 def _published(system: dict[str, Any]) -> str:
     values = (system["published"][key] for key in ("teacher", "alone", "distilled"))
-    return " / ".join("?" if value is None else f"{value:.2f}" for value in values)
+    return " / ".join(NOTHING if value is None else f"{value:.2f}" for value in values)
 
 
 def _gain(published: dict[str, float | None]) -> float | None:

@@ -53,7 +53,7 @@ def fidelity(
     if labels_B is not None:
         confidence_B, predicted_B = p.max(1)
         report["calibration_error"] = Calibration.of(confidence_B, predicted_B == labels_B).error
-        confidence_B1, _ = stored.first_answers(1)
+        confidence_B1, _ = stored.most_probable(1)
         report["calibration_error_stored"] = Calibration.of(
             confidence_B1[:, 0], _first(stored) == labels_B
         ).error

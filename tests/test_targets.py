@@ -321,13 +321,13 @@ def test_targets_carry_their_features_with_them():
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_first_answers_are_the_largest_probabilities(name):
+def test_most_probable_classes_are_those_of_the_largest_probabilities(name):
     logits = torch.tensor([[0.0, 6.0, 3.0, -2.0]])
-    probabilities, classes = there_and_back(logits, name).first_answers(2)
+    probabilities, classes = there_and_back(logits, name).most_probable(2)
     expected = logits.softmax(1).sort(descending=True)
     assert classes.tolist() == expected.indices[:, :2].tolist()
     assert torch.allclose(probabilities, expected.values[:, :2], atol=0.03)
-    assert there_and_back(logits, name).first_answers(9)[0].shape[1] == (2 if name == "topk" else 4)
+    assert there_and_back(logits, name).most_probable(9)[0].shape[1] == (2 if name == "topk" else 4)
 
 
 # ------------------------------------------------------------------ between temperatures

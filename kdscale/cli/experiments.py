@@ -144,7 +144,7 @@ def train(
     loaded = load(recipe, with_further_caches(overrides, caches), data)
     from kdscale.engine.components import check_recipe
     from kdscale.engine.runs import Job, finished_as, is_begun, open_run, teacher_folder
-    from kdscale.engine.sources.teaching import cache_being_built
+    from kdscale.engine.teaching import cache_being_built
     from kdscale.stages.build import build
     from kdscale.stages.run import trained_teacher
     from kdscale.stages.train import train as start

@@ -72,7 +72,7 @@ def sweep_group() -> None:
     """Try many students from one cache, as a recipe's [sweep] says.
 
     The teacher is asked once. Start the same command again, here or on another machine that sees
-    the folder, and it joins; what a killed worker was training is gone on with.
+    the folder, and it joins; what a killed worker was training is resumed.
     """
 
 
@@ -118,7 +118,7 @@ def sweep_start(
     _check_optuna()
     from kdscale.stages.sweep.crew import Crew, end_with
     from kdscale.stages.sweep.start import sweep
-    from kdscale.stages.sweep.tables import sweep_table
+    from kdscale.tables.sweep import sweep_table
 
     if parent is not None:
         end_with(parent)
@@ -171,7 +171,7 @@ def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
     """How a sweep stands: its trials, the best so far, the time."""
     _check_optuna()
     from kdscale.stages.sweep.summary import status
-    from kdscale.stages.sweep.tables import sweep_table
+    from kdscale.tables.sweep import sweep_table
 
     found = status(folder, storage)
     print_found(found, sweep_table(found), as_json=as_json)
@@ -185,7 +185,7 @@ def sweep_best(folder: Path, storage: str | None, as_json: bool) -> None:
     """The best student of a sweep so far, and how to train it again."""
     _check_optuna()
     from kdscale.stages.sweep.summary import best
-    from kdscale.stages.sweep.tables import best_text
+    from kdscale.tables.sweep import best_text
 
     found = best(folder, storage)
     print_found(found, best_text(found), as_json=as_json)

@@ -117,7 +117,9 @@ class Loss(Section):
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "Loss":
         if self.hard_weight == self.soft_weight == self.feature_weight == 0:
-            raise ValueError("hard_weight and soft_weight are both 0: nothing would be learned")
+            raise ValueError(
+                "hard_weight, soft_weight and feature_weight are all 0: nothing would be learned"
+            )
         return self
 
     @model_validator(mode="after")

@@ -119,7 +119,7 @@ class Train(Section):
 class Model(Section):
     """A model, its weights and how to get them."""
 
-    model: str = Field(description="registry name; see `kdscale.models.registry`")
+    model: str = Field(description="registry name, see below")
     options: dict[str, Any] = Field({}, description="arguments of the model's factory")
     weights: str | None = Field(
         None, description="safetensors (or weights-only checkpoint) to load"

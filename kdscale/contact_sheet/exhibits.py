@@ -112,7 +112,7 @@ class Exhibits:
         assert self.reader is not None
         targets, digests_B = _stored(self.reader, view, self.index)
         _check_pixels(self.reader.location, view, batch, digests_B)
-        probabilities_BA, classes_BA = targets.first_answers(_ANSWERS)
+        probabilities_BA, classes_BA = targets.most_probable(_ANSWERS)
         for row, true in enumerate(_true_labels(batch)):
             yield [
                 Answer(self.names[label], probability, label in true if true else None)

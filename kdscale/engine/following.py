@@ -95,7 +95,7 @@ class Following:
     patience: Patience = field(default_factory=Patience)
     last: dict[str, float] | None = None
     watch: Watch | None = None
-    """Of one process; what it ends can be gone on with."""
+    """Of one process; what it ends can be resumed."""
     given_up: bool = False
     still_ours: Callable[[], None] = lambda: None
     """Raises where the run's folder is another's now; asked before it is written."""
@@ -124,7 +124,7 @@ class Following:
         self.evaluate_if_due(loop)
 
     def evaluate_if_due(self, loop: Loop) -> None:
-        """The evaluation of this step, here or where its checkpoint is gone on with.
+        """The evaluation of this step, here or where its checkpoint is resumed.
 
         Raises:
             Interrupted: asked to stop; the state before it is saved.
@@ -153,7 +153,7 @@ class Following:
         return asking and agreed_stop(self.stop, loop.accelerator)
 
     def save(self, loop: Loop) -> None:
-        """A checkpoint of what can be gone on with.
+        """A checkpoint to resume from.
 
         Raises:
             DivergedError: the loss is not finite.

@@ -29,7 +29,7 @@ _VERSION = 1  # of what KEY says
 
 
 @dataclass(frozen=True, slots=True)
-class FirstAnswers:
+class Predictions:
     """A teacher's top-1 of each clean image of a split."""
 
     classes: Tensor
@@ -38,9 +38,9 @@ class FirstAnswers:
     """Of the teacher's weights."""
 
 
-def first_answers(
+def predictions_of(
     teacher: FrozenTeacher, images: ImageSet, root: Path, accelerator: Accelerator
-) -> FirstAnswers:
+) -> Predictions:
     """What a teacher answers first, the same in every process; asked where it is not kept yet.
 
     Args:
@@ -52,18 +52,18 @@ def first_answers(
     path = _path(teacher, images, root)
     kept = from_main_process(accelerator, _read(path, images.num_samples))
     if kept is not None:
-        return FirstAnswers(kept, teacher.weights_sha256)
+        return Predictions(kept, teacher.weights_sha256)
     log.info("asking the teacher about %d test images, once", images.num_samples)
-    resident, samples = Images(images, accelerator.device), torch.arange(images.num_samples)
-    examined = examine(teacher.logits, resident, samples, images.num_classes, accelerator)
-    keep_first_answers(teacher, images, root, examined.predictions, accelerator)
-    return FirstAnswers(examined.predictions, teacher.weights_sha256)
+    shown, samples = Images(images, accelerator.device), torch.arange(images.num_samples)
+    examined = examine(teacher.logits, shown, samples, images.num_classes, accelerator)
+    keep_predictions(teacher, images, root, examined.predictions, accelerator)
+    return Predictions(examined.predictions, teacher.weights_sha256)
 
 
-def keep_first_answers(
+def keep_predictions(
     teacher: FrozenTeacher, images: ImageSet, root: Path, answers: Tensor, accelerator: Accelerator
 ) -> None:
-    """Keep what another pass has found; arguments as of `first_answers`."""
+    """Keep what another pass has found; arguments as of `predictions_of`."""
     if accelerator.is_main_process:
         buffer = io.BytesIO()
         np.save(buffer, answers.numpy().astype("<i4"))

@@ -26,10 +26,27 @@ class Cost:
 
     @property
     def break_even(self) -> int | None:
-        """The number of students from which on the cache has cost less; None for never."""
-        if self.online_seconds is None or self.online_seconds <= self.cached_seconds:
-            return None
-        return max(math.ceil(self.build_seconds / (self.online_seconds - self.cached_seconds)), 1)
+        """The number of students from which on the cache has cost no more; None for never."""
+        return break_even(self.build_seconds, self.cached_seconds, self.online_seconds)
+
+
+def break_even(build: float, cached: float, online: float | None) -> int | None:
+    """The smallest n >= 1 with `build + n * cached <= n * online`; None where there is none.
+
+    Args:
+        build: seconds, once.
+        cached: seconds of a student taught from the cache.
+        online: seconds of one with the teacher at every step; None where that is not known.
+    """
+    if online is None or online < cached or (online == cached and build > 0):
+        return None
+    number = max(1, math.ceil(build / (online - cached))) if build else 1
+    # Division rounds: the number itself decides.
+    while number > 1 and build + (number - 1) * cached <= (number - 1) * online:
+        number -= 1
+    while build + number * cached > number * online:
+        number += 1
+    return number
 
 
 def cost_of(study: Study, entry: Entry) -> Cost | None:

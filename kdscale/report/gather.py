@@ -191,7 +191,7 @@ def _planned(recipe: Mapping[str, Any]) -> int:
 def _score(run: Run, recipe: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
     """Top-1 on the validation split: as the sweep has it, else of the evaluation that counts.
 
-    Of a trial that was gone on with since, the sweep has what it had reached before.
+    Of a trial that was resumed since, the sweep has what it had reached before.
     """
     if isinstance(row.get("value"), int | float) and row.get("state") == "finished":
         return float(row["value"])

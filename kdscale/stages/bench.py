@@ -92,9 +92,9 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="kdscale-bench-") as folder:
         cache = _temporary_cache(Path(folder) / "steps.zarr", parts)
         with ExitStack() as stack:
-            place = _Place(Path(folder), stack)
-            cached = _open(cache, parts, place)
-            variants = _variants(parts, cached, place)
+            scratch = _Scratch(Path(folder), stack)
+            cached = _open(cache, parts, scratch)
+            variants = _variants(parts, cached, scratch)
             once = _warm_up(variants)
             before = cached.reading()
             steps = _measure_steps(variants, once, seconds * _STEP_SHARE)
@@ -117,7 +117,7 @@ def _check_measurable(recipe: config.Recipe, images: ImageSet) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Scratch:
     """Where runs that are timed keep their logs, and until when."""
 
     folder: Path
@@ -153,14 +153,14 @@ def _temporary_cache(path: Path, parts: Parts) -> Path:
     return path
 
 
-def _open(cache: Path, parts: Parts, place: _Place) -> CachedTargets:
+def _open(cache: Path, parts: Parts, scratch: _Scratch) -> CachedTargets:
     memory = parts.recipe.cache.targets_memory_bytes
     cached = CachedTargets.open(cache, device=parts.accelerator.device, memory_bytes=memory)
-    place.stack.callback(cached.close)
+    scratch.stack.callback(cached.close)
     return cached
 
 
-def _variants(parts: Parts, cached: CachedTargets, place: _Place) -> dict[str, Variant]:
+def _variants(parts: Parts, cached: CachedTargets, scratch: _Scratch) -> dict[str, Variant]:
     schedule = ViewSchedule(cached.num_views, 0)
     encoding = stored_encoding(cached.reader)
     staged = StagedTargets(parts.images, encoding, cached.schedule, cached.device, cached.windows)
@@ -175,7 +175,7 @@ def _variants(parts: Parts, cached: CachedTargets, place: _Place) -> dict[str, V
         name: parts.loop(source, SUPERVISED if name == "supervised" else soft)
         for name, source in sources.items()
     }
-    ours = {name: _ours(parts, loop, place) for name, loop in loops.items()}
+    ours = {name: _ours(parts, loop, scratch) for name, loop in loops.items()}
     ours["staged"] = replace(
         ours["staged"], prepare=lambda count: staged.stage(loops["staged"], count)
     )
@@ -226,12 +226,12 @@ def _plain(parts: Parts, schedule: ViewSchedule) -> Steps:
     return steps
 
 
-def _ours(parts: Parts, loop: Loop, place: _Place) -> Variant:
+def _ours(parts: Parts, loop: Loop, scratch: _Scratch) -> Variant:
     """kdscale's loop, with everything that follows its steps but evaluation and checkpoints."""
-    metrics = place.stack.enter_context(MetricsLog(place.folder / f"{id(loop)}.jsonl"))
+    metrics = scratch.stack.enter_context(MetricsLog(scratch.folder / f"{id(loop)}.jsonl"))
     cadence = Cadence(log=parts.settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER)
     bar = tqdm(disable=True)
-    following = Following(place.folder, cadence, None, metrics, StopRequest(), bar)
+    following = Following(scratch.folder, cadence, None, metrics, StopRequest(), bar)
 
     def steps(count: int) -> None:
         loop.run(loop.state.step + count, after_step=following)

@@ -18,7 +18,7 @@ from kdscale.durable import write_durably
 from kdscale.engine import components
 from kdscale.engine.cost import BATCH_SIZES, device_name, forward_cost, weight_bytes
 from kdscale.engine.evaluation import Examined, examine
-from kdscale.engine.predictions import FirstAnswers, first_answers, keep_first_answers
+from kdscale.engine.predictions import Predictions, keep_predictions, predictions_of
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.engine.trained import Trained, Weights, trained_models
@@ -46,7 +46,7 @@ class Evaluation:
     """To time the passes of one batch size."""
     reuse: bool = False
     """Take what was found before, where model, images and teacher are still the same."""
-    _asked: dict[str, FirstAnswers] = field(default_factory=dict)
+    _asked: dict[str, Predictions] = field(default_factory=dict)
     """Of teachers that this command has asked already."""
 
     def folders(
@@ -96,7 +96,7 @@ class Evaluation:
         log.info("evaluating %s", subject.name)
         examined = _examine(model, test, accelerator)
         if subject.role == "teacher":
-            keep_first_answers(model, test, self.cache_root, examined.predictions, accelerator)
+            keep_predictions(model, test, self.cache_root, examined.predictions, accelerator)
         found = {
             **identity,
             **subject.describe(),
@@ -116,7 +116,7 @@ class Evaluation:
 
     def _teacher_answers(
         self, subject: Trained, test: ImageSet, accelerator: Accelerator
-    ) -> tuple[FirstAnswers | None, str | None]:
+    ) -> tuple[Predictions | None, str | None]:
         """What the student's teacher says; None where that is not known, and why it is not."""
         if subject.role == "teacher":
             return None, None
@@ -135,14 +135,14 @@ class Evaluation:
 
     def _ask(
         self, recipe: config.Recipe, weights: str, test: ImageSet, accelerator: Accelerator
-    ) -> FirstAnswers:
+    ) -> Predictions:
         key = json.dumps([weights, recipe.teacher.model_dump(), test.fingerprint, test.clean])
         if key not in self._asked:
             rename = recipe.teacher.rename if recipe.teacher.weights is not None else {}
             section = recipe.teacher.model_copy(update={"weights": weights, "rename": rename})
             named = recipe.model_copy(update={"teacher": section})
             teacher = components.frozen_teacher(named, test, None, accelerator.device)
-            self._asked[key] = first_answers(teacher, test, self.cache_root, accelerator)
+            self._asked[key] = predictions_of(teacher, test, self.cache_root, accelerator)
         return self._asked[key]
 
 
@@ -165,7 +165,7 @@ def _examine(model: FrozenTeacher, test: ImageSet, accelerator: Accelerator) -> 
     return examine(model.logits, resident, samples, test.num_classes, accelerator)
 
 
-def _agreement(examined: Examined, answers: FirstAnswers) -> float:
+def _agreement(examined: Examined, answers: Predictions) -> float:
     return float((examined.predictions == answers.classes).double().mean())
 
 

@@ -1,7 +1,6 @@
 """What a cache will cost and when it has paid for itself, before anything is built."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -50,6 +49,7 @@ from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import Answers, FrozenTeacher
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.losses.objective import SUPERVISED
+from kdscale.report.cost import break_even
 from kdscale.targets import ENCODINGS, Encoding, Head, encode
 from kdscale.wording import bytes_text
 
@@ -319,16 +319,3 @@ def _payback(
             build * settings.epochs, students["cached"], students.get("online")
         ),
     }
-
-
-def break_even(build: float, cached: float, online: float | None) -> int | None:
-    """The smallest n >= 1 with `build + n * cached <= n * online`; None where there is none."""
-    if online is None or online < cached or (online == cached and build > 0):
-        return None
-    number = max(1, math.ceil(build / (online - cached))) if build else 1
-    # Division rounds: the number itself decides.
-    while number > 1 and build + (number - 1) * cached <= (number - 1) * online:
-        number -= 1
-    while build + number * cached > number * online:
-        number += 1
-    return number

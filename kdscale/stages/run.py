@@ -56,7 +56,7 @@ def run_recipe(
     seeds: Sequence[int] = (0,),
     online: bool = False,
 ) -> dict[str, Any]:
-    """Run a recipe into `folder`; what is finished there is reused, what is begun is gone on with.
+    """Run a recipe into `folder`; what is finished there is reused, what is begun is resumed.
 
     Args:
         recipe: the recipe.

@@ -17,7 +17,7 @@ from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.generator import chain
-from kdscale.engine import components
+from kdscale.engine import components, teaching
 from kdscale.engine.across import gathered
 from kdscale.engine.alone import alone_in
 from kdscale.engine.batch_norm import with_whole_batches
@@ -36,11 +36,10 @@ from kdscale.engine.processes import create_accelerator, main_process_first
 from kdscale.engine.requirements import check_loss, mention_loss
 from kdscale.engine.results import reading_of, result_of, weights_metadata
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
-from kdscale.engine.sources import teaching
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
-from kdscale.engine.sources.waiting import Turn
 from kdscale.engine.taught import student_of, taught
+from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import SUPERVISED, Objective
 from kdscale.models.weights import save_weights
 from kdscale.runlog import MetricsLog, write_result

@@ -47,7 +47,7 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
             ),
             "",
             _MEANINGS,
-            *_where(found),
+            *_where(names, found),
         ]
     )
 
@@ -79,10 +79,14 @@ def _notes(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str
     return [f"agree - of {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _where(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The machine, and in which precision; rarely more than one."""
-    places = {
-        f"{one['device_name']}, {number_of(one['num_threads'], 'thread')}, {one['precision']}": None
-        for one in found
-    }
-    return [f"Measured on {place}." for place in places]
+def _where(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The machine, and how models were asked; which ones, where that differs."""
+    places: dict[str, list[str]] = {}
+    for name, one in zip(names, found, strict=True):
+        threads = number_of(one["num_threads"], "thread")
+        layout = one["memory_format"].replace("_", " ")
+        place = f"{one['device_name']}, {threads}, {one['precision']}, {layout}"
+        places.setdefault(place, []).append(name)
+    if len(places) == 1:
+        return [f"Measured on {place}." for place in places]
+    return [f"Measured on {place}: {', '.join(which)}." for place, which in places.items()]

@@ -5,6 +5,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from kdscale import config
+from kdscale.models.registry import FORMS, known_models
 from kdscale.wording import markdown_table
 
 
@@ -29,7 +30,7 @@ def recipe_reference() -> str:
     parts = ["# Recipes, field by field", "", *_RECIPE_WORDS]
     for title, section in sections.items():
         heading = "At the top" if title == "top" else f"[{title}]"
-        parts += ["", f"## {heading}", "", _fields_table(section)]
+        parts += ["", f"## {heading}", "", _fields_table(section), *_BELOW.get(title, [])]
     return "\n".join(parts) + "\n"
 
 
@@ -37,6 +38,16 @@ _RECIPE_WORDS = [
     "Printed by `kdscale recipes --reference`. An unknown key is an error;",
     "`--set section.field=value` changes any field, and every run keeps its resolved recipe.",
 ]
+
+
+_BELOW = {
+    "teacher": ["", f"Models: {FORMS}, or", f"{', '.join(known_models())}."],
+    "teacher.input, student.input": [
+        "",
+        "Left out: what the weights say; of a student without weights, the teacher's input,",
+        "its size included.",
+    ],
+}
 
 
 def _fields_table(section: type[config.Section]) -> str:

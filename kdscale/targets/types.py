@@ -41,7 +41,7 @@ class DenseTargets:
         logits_BC = self.logits_BC.to(device)
         return replace(self, logits_BC=logits_BC, features=_moved(self.features, device))
 
-    def first_answers(self, count: int) -> tuple[Tensor, Tensor]:
+    def most_probable(self, count: int) -> tuple[Tensor, Tensor]:
         """The largest probabilities at temperature 1 and their classes, both [B, count]."""
         best = self.logits_BC.softmax(1).topk(min(count, self.logits_BC.shape[1]))
         return best.values, best.indices
@@ -88,7 +88,7 @@ class TopKTargets:
         tail_B = self._log_tail(temperature)
         return torch.cat([self.logits_BK / temperature, tail_B.unsqueeze(1)], dim=1)
 
-    def first_answers(self, count: int) -> tuple[Tensor, Tensor]:
+    def most_probable(self, count: int) -> tuple[Tensor, Tensor]:
         """The largest probabilities at temperature 1 and their classes, both [B, count]."""
         kept = self.bucket_logits(1.0).softmax(1)[:, :-1]
         return kept[:, :count], self.ids_BK[:, :count].long()
@@ -162,9 +162,9 @@ def tail_weights(
 ) -> tuple[float, tuple[float, ...]]:
     """Weights that make the tail's log-sum-exp at a temperature from those on a grid.
 
-    As a function of 1/T it is smooth, and at 1/T = 0 it is known: the logarithm of the number of
-    classes. Lagrange's cubic through the four nearest nodes, two on either side where there are;
-    on the grid the stored value itself.
+    As a function of 1/T it is smooth, and at 1/T = 0 it is known: ln(C - K), of the number of
+    classes left out. Lagrange's cubic through the four nearest nodes, two on either side where
+    there are; on the grid the stored value itself.
 
     Returns:
         The weight of the value at 1/T = 0, and one for each of `temperatures`.

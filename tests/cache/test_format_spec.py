@@ -391,12 +391,21 @@ def test_golden_cache_reads_as_on_the_day_it_was_written(path):
         assert read_once(reader.store, reader.manifest, "keys").tolist() == expected["keys"]
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*/*.zarr")), ids=lambda path: path.stem)
+def expected_of(path):
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(GOLDEN.glob("*/*.zarr")) if "logits" in expected_of(path)],
+    ids=lambda path: path.stem,
+)
 def test_golden_cache_decodes_to_what_the_teacher_said(path):
+    """Those whose stored values are the logits themselves need no decoding: see the test above."""
     reader = CacheReader(path)
-    expected = json.loads(path.with_suffix(".json").read_text())
+    expected = expected_of(path)
     how = stored_encoding(reader)
-    for view, logits in enumerate(expected.get("logits", [])):
+    for view, logits in enumerate(expected["logits"]):
         found, wanted = decode(reader.read_view(view), how), torch.tensor(logits)
         if isinstance(found, DenseTargets):
             step = {"int8": 0.05, "int4": 0.5}.get(how.name, 0.01)

@@ -1,4 +1,4 @@
-"""The benchmark measures what the issue names, and says it in the words of the issue."""
+"""The benchmark reports every rate and ratio with its spread, and says them in words."""
 
 import json
 from pathlib import Path

@@ -8,7 +8,7 @@ import pytest
 
 from kdscale.cache.manifest import bytes_stored, read_manifest, write_manifest
 from kdscale.engine.probes import affordable_batch
-from kdscale.stages.plan import break_even
+from kdscale.report.cost import break_even
 from kdscale.tables.plan import plan_table
 from kdscale.wording import duration_text
 

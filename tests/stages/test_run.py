@@ -2,15 +2,20 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from kdscale.runlog import read_metrics
+
+DOCS = Path(__file__).parents[2] / "docs"
 TIMES = ("train_seconds", "build_seconds", "reading")
 QUICK = {"train": {"epochs": 1, "global_batch_size": 32}}
 
@@ -145,6 +150,16 @@ def test_unlabelled_images_are_distilled_without_a_student_alone(
     assert done.exit_code == 0, done.stderr
     rows = json.loads((tmp_path / "r" / "result.json").read_text())["rows"]
     assert [row["label"] for row in rows] == ["teacher", "cache"]
+
+
+def test_page_names_every_field_of_results_and_metrics(kdscale, quick, tmp_path):
+    chosen = ("--set", "data.validation=0.25", "--set", "student.train.restore_best=true")
+    assert kdscale("run", quick(), "--run", "r", *chosen).exit_code == 0
+    named = set(re.findall(r"`(\w+)`", (DOCS / "runs.md").read_text()))
+    whole = json.loads((tmp_path / "r" / "result.json").read_text())
+    fields = {*whole, *whole["reading"], *whole["rows"][0]}.union(*read_metrics(tmp_path / "r"))
+    assert {"last_top1_accuracy", "chosen_step", "learning_rate", "split"} <= fields
+    assert sorted(fields - named) == []
 
 
 def test_best_weights_say_what_they_are(kdscale, quick, tmp_path):

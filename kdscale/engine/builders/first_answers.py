@@ -78,11 +78,6 @@ def _seconds_a_view(resident: Images, views: Pipeline) -> float:
     return (perf_counter() - began) / len(index)
 
 
-def _withask_first(asked: Manifest, probe: Mapping[str, Any]) -> Manifest:
-    teacher = {**asked.teacher, "top1_accuracy": probe["top1_accuracy"]}
-    return replace(asked, teacher=teacher, fidelity=probe["fidelity"])
-
-
 def announce(path: Place, manifest: Manifest, first: FirstAnswers) -> None:
     """Say what is about to happen, while it can still be stopped."""
     committed = ShardWriter(path, manifest).committed()

@@ -56,7 +56,8 @@ def trained_model(
     )
     if weights is not None:
         load_weights(weights, model, rename=section.rename, what=what)
-    for size in {preprocess.size or shown for shown in _sizes(recipe, images, what)}:
+    sizes = {preprocess.size or shown for shown in _sizes(recipe, images, what)}
+    for size in sizes:
         check_model(
             model,
             num_classes=images.num_classes,
@@ -65,7 +66,8 @@ def trained_model(
             what=what,
         )
     if memory_format == "channels_last":
-        lay_out_channels_last(model, channels=preprocess.channels, size=size, what=what)
+        shown = next(iter(sizes))
+        lay_out_channels_last(model, channels=preprocess.channels, size=shown, what=what)
     return Classifier(model, preprocess)
 
 

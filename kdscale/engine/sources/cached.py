@@ -1,4 +1,4 @@
-"""A finished cache as a source of targets."""
+"""A cache as a source of targets."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ _CHECKED_EVERY = 500  # batches, after that
 
 
 class CachedTargets:
-    """A finished cache as a source of targets, joined by (view, sample index).
+    """A cache, finished or with patience, as a source of targets, joined by (view, sample index).
 
     What an epoch shows lies on the device, as it is stored: all of it, or a window where it does
     not fit. What will be used next is read in a thread meanwhile. The pixels' digests are compared

@@ -61,7 +61,10 @@ class Reading:
 
 
 def shown_bytes(number: int) -> str:
-    """A number of bytes for people: "1.5 GiB"; rounded up, so that it is enough."""
+    """Memory for people: "1.5 GiB", rounded up, so that it is enough.
+
+    In the units that `cache.targets_memory` is set in; files are in decimal ones, `bytes_text`.
+    """
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if number >= size:
             return f"{-(-number * 10 // size) / 10:g} {unit}"

@@ -16,14 +16,15 @@ from kdscale.report.charts.svg import (
     width_of,
 )
 
-STEPS = 7
-"""Colours of cells, classes `step-1` to `step-7` of the style sheet; 0 has none."""
 _MOST_NAMED, _MOST_ROWS = 20, 250
 _TRUE = "true ↓"
 
 
 def step_of(share: float) -> int:
-    """The colour of a share: rare ones are told apart best, as they are what one looks for."""
+    """The colour of a share, class `step-1` to `step-7` of the style sheet; 0 has none.
+
+    Rare ones are told apart best, as they are what one looks for.
+    """
     if share <= 0:
         return 0
     edges = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)

@@ -24,7 +24,7 @@ _LIVE = (TrialState.RUNNING, TrialState.WAITING)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StudentPlace:
     """One student of a sweep."""
 
     name: str
@@ -102,15 +102,15 @@ class Place:
         return next((one for one in self.trials if one.state in over), None)
 
 
-def in_places(trials: Sequence[FrozenTrial]) -> list[Place]:
+def in_places(trials: Sequence[FrozenTrial]) -> list[StudentPlace]:
     """Trials by the place that they have, in its order; those without one are of no account."""
     found = dict[str, list[FrozenTrial]]()
     for trial in sorted(trials, key=lambda one: one.number):
         if PLACE in trial.user_attrs:
             found.setdefault(trial.user_attrs[PLACE], []).append(trial)
-    return [Place(name, had) for name, had in sorted(found.items())]
+    return [StudentPlace(name, had) for name, had in sorted(found.items())]
 
 
-def is_left(places: Sequence[Place]) -> bool:
+def is_left(places: Sequence[StudentPlace]) -> bool:
     """Whether there is anything to be trained."""
     return any(place.state not in ENDED for place in places)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.cache.copies import Copies
-from kdscale.cache.store import Place as CachePlace
+from kdscale.cache.store import Place
 from kdscale.config import Variants
 from kdscale.config.variants import in_words
 from kdscale.errors import RunError
@@ -14,11 +14,11 @@ from kdscale.stages.run import stopped_with_advice
 from kdscale.stages.sweep.crew import Crew, run_crew
 from kdscale.stages.sweep.drawing import unlabelled
 from kdscale.stages.sweep.folder import SweepFolder
-from kdscale.stages.sweep.places import ENDED, Place, is_left
+from kdscale.stages.sweep.places import ENDED, StudentPlace, is_left
 from kdscale.stages.sweep.study import Study
 from kdscale.stages.sweep.summary import describe, keep
-from kdscale.stages.sweep.tables import sweep_table
 from kdscale.stages.sweep.worker import Pace, opened, work
+from kdscale.tables.sweep import sweep_table
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def sweep(
     folder: Path,
     cache_root: Path,
     storage: str | None = None,
-    cache: CachePlace | None = None,
+    cache: Place | None = None,
     copies: Copies | None = None,
     crew: Crew | None = None,
     retry_failed: bool = False,
@@ -95,7 +95,7 @@ class Teller:
                 log.info("trial %s: %s", place.name, _news(place, done))
 
 
-def _news(place: Place, done: str) -> str:
+def _news(place: StudentPlace, done: str) -> str:
     values = in_words({name: unlabelled(one) for name, one in place.parameters.items()})
     if place.state == "running":
         again = ", taken over" if place.deaths else ""
@@ -106,10 +106,10 @@ def _news(place: Place, done: str) -> str:
         return f"ended early, it falls behind; {done}"
     if place.state == "failed":
         return f"failed: {place.error}; {done}"
-    return "queued again" if place.state == "waiting" else "stopped; it can be gone on with"
+    return "queued again" if place.state == "waiting" else "stopped; it can be resumed"
 
 
-def _end(begun: SweepFolder, places: list[Place]) -> dict[str, Any]:
+def _end(begun: SweepFolder, places: list[StudentPlace]) -> dict[str, Any]:
     found = describe(begun, places)
     keep(begun, found, sweep_table(found))
     if is_left(places):

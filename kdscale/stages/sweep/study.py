@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from kdscale.config import Sweep
 from kdscale.errors import ConfigError, RunError
 from kdscale.stages.sweep.drawing import draw, labelled, pruner, sampler
-from kdscale.stages.sweep.places import BEGUN, DROPPED, PLACE, Place, State, in_places
+from kdscale.stages.sweep.places import BEGUN, DROPPED, PLACE, State, StudentPlace, in_places
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it says, the worker says
 
@@ -101,7 +101,7 @@ class Study:
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[StudentPlace]:
         """All students of the sweep, in their order."""
         with _explained(self._url):
             return in_places(self._study.get_trials(deepcopy=False))

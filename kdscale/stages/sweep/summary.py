@@ -14,7 +14,7 @@ from kdscale.errors import RunError
 from kdscale.runlog import read_result
 from kdscale.stages.sweep.drawing import unlabelled
 from kdscale.stages.sweep.folder import SweepFolder, read_folder
-from kdscale.stages.sweep.places import Place
+from kdscale.stages.sweep.places import StudentPlace
 from kdscale.stages.sweep.study import Study, check_is_there
 
 _WATCHED_SECONDS = 2 * INTERVAL_SECONDS  # at most, where workers are on other machines
@@ -40,7 +40,7 @@ def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
     return found
 
 
-def describe(begun: SweepFolder, places: list[Place]) -> dict[str, Any]:
+def describe(begun: SweepFolder, places: list[StudentPlace]) -> dict[str, Any]:
     """A sweep as one JSON object.
 
     Returns:
@@ -66,7 +66,7 @@ def describe(begun: SweepFolder, places: list[Place]) -> dict[str, Any]:
     }
 
 
-def _row(begun: SweepFolder, place: Place) -> dict[str, Any]:
+def _row(begun: SweepFolder, place: StudentPlace) -> dict[str, Any]:
     run, since = begun.run(place.name), place.since
     row = {
         "trial": place.name,
@@ -85,7 +85,7 @@ def _row(begun: SweepFolder, place: Place) -> dict[str, Any]:
     return row
 
 
-def _seconds(places: list[Place]) -> float:
+def _seconds(places: list[StudentPlace]) -> float:
     """From the first trial's begin to the last one's end, or to now."""
     begun = [place.since for place in places if place.since is not None]
     if not begun:

@@ -14,7 +14,7 @@ from optuna import TrialPruned
 from kdscale import config
 from kdscale.cache.claims import Claims
 from kdscale.cache.copies import Copies
-from kdscale.cache.store import Place as CachePlace
+from kdscale.cache.store import Place
 from kdscale.config import Variants
 from kdscale.config.sweep import SEED
 from kdscale.config.variants import in_words
@@ -98,7 +98,7 @@ def work(
     claims: Claims,
     *,
     cache_root: Path,
-    cache: CachePlace | None = None,
+    cache: Place | None = None,
     copies: Copies | None = None,
     poll_seconds: float,
 ) -> None:
@@ -182,7 +182,7 @@ class Worker:
     study: Study
     claims: Claims
     cache_root: Path
-    cache: CachePlace
+    cache: Place
     copies: Copies | None
     teacher_weights: str | None
 

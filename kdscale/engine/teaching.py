@@ -27,7 +27,7 @@ from kdscale.engine.sources.ensemble import Ensemble, check_different, further_c
 from kdscale.engine.sources.fitting import fit_into
 from kdscale.engine.sources.fixed import FixedTargets, check_partners
 from kdscale.engine.sources.source import LiveTeacher, TargetSource
-from kdscale.engine.sources.waiting import wait_for_cache, wait_for_manifest
+from kdscale.engine.waiting import wait_for_cache, wait_for_manifest
 
 log = logging.getLogger(__name__)
 
