@@ -130,8 +130,15 @@ def _finished(folder: Path) -> list[Path]:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_durably(path, save(contiguous))
+    """Tensors that share memory, as tied weights do, are each written in full."""
+    kept: dict[str, Tensor] = {}
+    stored = set[int]()
+    for name, tensor in tensors.items():
+        kept[name] = tensor.detach().cpu().contiguous()
+        if (place := kept[name].untyped_storage().data_ptr()) in stored:
+            kept[name] = kept[name].clone()
+        stored.add(place)
+    write_durably(path, save(kept))
 
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

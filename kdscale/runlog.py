@@ -87,7 +87,12 @@ def read_result(run: Path) -> dict[str, Any]:
             else f"no run at {run}: name a folder that `kdscale train` or `kdscale run` wrote"
         )
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: object = json.loads(path.read_text())
+        if not isinstance(result, dict) or not result.keys() >= _ALWAYS:
+            raise ValueError("it is no result of a run")
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}): remove it, and run with --resume") from None
     return result
+
+
+_ALWAYS = {"top1_accuracy", "role", "targets", "seed"}

@@ -41,7 +41,9 @@ def main() -> int:
         "agent.server",
     ):  # of torch's launcher: they tell all ends again
         logging.getLogger(f"torch.distributed.elastic.{part}.api").disabled = True
-    # Left alone, SIGUSR1 would end the launcher and leave its processes running.
+    # Left alone, either would end the launcher and leave its processes running. For several
+    # processes torch's launcher passes SIGTERM on itself; for one nobody does.
+    signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         from accelerate.commands.launch import launch_command, launch_command_parser
@@ -56,10 +58,17 @@ def main() -> int:
     arguments = launch_command_parser().parse_args()
     try:
         launch_command(arguments)
-    except (KeyboardInterrupt, Exception):
+    except (KeyboardInterrupt, SystemExit, Exception):  # --quiet exits, too
         if not ours(arguments.training_script):
             raise  # the launch itself went wrong
     return status_of([process.wait() for process in ours(arguments.training_script)])
+
+
+def pass_on(number: int, _: object) -> None:
+    """Hand a signal on to what was started, and go on waiting for it."""
+    for process in STARTED:
+        if process.poll() is None:
+            process.send_signal(number)
 
 
 def ours(script: str) -> "list[subprocess.Popen[Any]]":

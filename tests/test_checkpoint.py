@@ -133,6 +133,22 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.newest(tmp_path).name == "step-00000005"
 
 
+def test_tied_weights_are_saved_and_restored(tmp_path):
+    def tied():
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        model[1].weight = model[0].weight
+        return model, torch.optim.AdamW(model.parameters())
+
+    model, optimizer = tied()
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    write(tmp_path, model, optimizer)
+    other, its_optimizer = tied()
+    checkpoint.restore(checkpoint.newest(tmp_path), other, its_optimizer, 0, 1)
+    assert other[1].weight is other[0].weight
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
 def test_a_checkpoint_holds_no_pickle(tmp_path):
     write(tmp_path, *trained())
     suffixes = {path.suffix for path in checkpoint.newest(tmp_path).iterdir()}

@@ -237,6 +237,11 @@ def test_every_problem_is_listed_at_once(recipe_table):
     ("changes", "expected"),
     [
         ({"loss": {"hard_weight": 0, "soft_weight": 0}}, "nothing would be learned"),
+        (
+            {"student": {"train": {"optimizer": "sgd", "nesterov": True, "momentum": 0.0}}},
+            "wanted a momentum above 0",
+        ),
+        ({"data": {"classes": [3]}}, "at least 2 items"),
         ({"views": {"operations": [], "count": 3}}, "without operations all views are alike"),
         ({"teacher": {"input": {"mean": [0.1, 0.2]}}}, "mean has 2 values, std has 1"),
     ],

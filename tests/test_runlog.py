@@ -61,9 +61,17 @@ def test_log_that_cannot_be_written_says_so(tmp_path):
 
 
 def test_result_is_read_back(tmp_path):
-    write_result(tmp_path, {"top1_accuracy": 0.5, "seed": 3})
-    assert read_result(tmp_path) == {"top1_accuracy": 0.5, "seed": 3}
+    result = {"top1_accuracy": 0.5, "role": "student", "targets": "none", "seed": 3}
+    write_result(tmp_path, result)
+    assert read_result(tmp_path) == result
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 3
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"top1_accuracy": 0.5', '{"rows": []}'])
+def test_what_is_no_result_is_told(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(RunError, match=r"result\.json is damaged"):
+        read_result(tmp_path)
 
 
 def test_missing_result_tells_an_unfinished_run_from_none(tmp_path):

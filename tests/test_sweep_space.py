@@ -112,6 +112,8 @@ def test_largest_number_of_views_serves_all(variants):
         ({"loss.temperature": [1.0, 1.0]}, {}, "names a value twice"),
         ({"loss.temperature": {"low": 2.0, "high": 1.0}}, {}, "low must be the smaller"),
         ({"loss.temperature": {"low": 2.0}}, {}, "high is missing"),
+        ({"loss.temperature": {"low": 2.0, "high": "x"}}, {}, "high is 'x': wanted a number"),
+        ({"loss.temperature": {"low": 1, "high": 2, "step": 0}}, {}, "step is 0: wanted a number"),
         ({"loss.temperature": {"low": 1.0, "high": 2.0, "stop": 1}}, {}, "did you mean 'step'"),
         ({"loss.temperature": {"low": 0.0, "high": 2.0, "log": True}}, {}, "low above 0"),
         ({"loss.temperature": {"low": 1.0, "high": 2.0}}, {}, "a grid wants a list or a step"),
@@ -125,6 +127,7 @@ def test_largest_number_of_views_serves_all(variants):
         ({"data.validation": [0.1]}, {}, "start a sweep for each cache"),
         ({"los.temperature": [1.0]}, {}, "did you mean 'loss'"),
         ({"seed": [0.5]}, {}, "whole numbers, 0 or more"),
+        ({"seed": [1, 1 << 63]}, {}, "below 2**63"),
         ({"views.count": ["all"]}, {}, "whole numbers, 1 or more"),
         ({"loss.hard_weight": [0.5]}, {"hard_weight": "rest"}, "leave one of them out"),
     ],
@@ -144,6 +147,16 @@ def test_value_that_the_recipe_refuses_is_named(variants):
         lambda: variants({"seed": [0]}, {"soft_weight": 1.5}, hard_weight="rest").trial({})
     )
     assert "leave nothing of 1" in said
+
+
+def test_samples_have_every_value_and_both_ends_of_a_range(variants):
+    space = {"loss.temperature": [1.0, 2.0, 3.0], "seed": [4, 5],
+             "loss.soft_weight": {"low": 0.1, "high": 0.9}}  # fmt: skip
+    samples = variants(space, sampler="tpe", trials=1).samples()
+    assert len(samples) == 3
+    assert {one["loss.temperature"] for one in samples} == {1.0, 2.0, 3.0}
+    assert {one["seed"] for one in samples} == {4, 5}
+    assert {one["loss.soft_weight"] for one in samples} == {0.1, 0.9}
 
 
 def test_views_that_are_counted_and_views_that_are_all_do_not_mix(recipe_table):
@@ -166,7 +179,7 @@ def test_example_of_the_documentation_is_one(recipe_table):
     made = Variants(recipe_table(**example), "docs/sweep.md")
     assert parse_recipe(tomllib.loads(tomli_w.dumps(made.table)), "again") == made.recipe
     assert made.widest().views.count == 30
-    for values in made.one_by_one():
+    for values in made.samples():
         made.trial(values)
 
 

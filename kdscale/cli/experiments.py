@@ -107,7 +107,7 @@ def run(
 @caches_option
 @copies_options
 @cache_root_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
 @click.option("--resume-if-begun", is_flag=True, help="Where there is one; else begin. A finished "
               "run is left as it is. For jobs that a scheduler starts again.")  # fmt: skip
@@ -159,8 +159,11 @@ def train(
             print_text(_trained(done, folder))
             return
         resume = is_begun(folder)
-    weights = None if targets == "none" else trained_teacher(loaded, runs_folder(loaded.name))
     cache = caches[0] if caches else None
+    weights = None
+    if targets != "none":
+        usual = runs_folder(loaded.name)
+        weights = trained_teacher(loaded, usual, required=targets == "teacher" or cache is None)
     if targets == "cache" and cache is None:  # what is wrong is found before hours of building
         check_recipe(loaded, cache_root)
         open_run(folder, loaded, job, resume=resume, main=False)

@@ -1,6 +1,6 @@
 """The tables of a recipe that say which models, and how they are trained."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -90,6 +90,15 @@ class Train(Section):
     checkpoint_every: Positive | None = Field(
         None, description="optimizer steps between checkpoints; each epoch's end when not set"
     )
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.optimizer == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError(
+                "nesterov is true and momentum 0: wanted a momentum above 0, such as 0.9, or no "
+                "nesterov"
+            )
+        return self
 
     @field_validator("pretrained")
     @classmethod

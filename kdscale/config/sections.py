@@ -22,7 +22,9 @@ class Data(Section):
     test_split: str = Field("test", description="split that accuracy is reported on")
     image: str | None = Field(None, description="column of images; found when not set")
     label: str | None = Field(None, description="column of labels; found when not set")
-    classes: list[str | int] | None = Field(None, description="subset of classes, in label order")
+    classes: list[str | int] | None = Field(
+        None, min_length=2, description="subset of classes, in label order"
+    )
     validation: Fraction = Field(
         0.0, description="share of the training split held out to choose the best weights; 0 = none"
     )

@@ -198,8 +198,10 @@ def _check_values(field: str, values: object) -> None:
     else:
         raise ValueError(f"{field} = {values!r}: wanted a list of values, or {{ low, high }}")
     smallest = {SEED: 0, VIEWS: 1}.get(field)
-    if smallest is not None and not all(type(one) is int and one >= smallest for one in ends):
-        raise ValueError(f"{field}: wanted whole numbers, {smallest} or more")
+    if smallest is not None and not all(
+        type(one) is int and smallest <= one < 1 << 63 for one in ends
+    ):
+        raise ValueError(f"{field}: wanted whole numbers, {smallest} or more and below 2**63")
 
 
 def _first(error: ValidationError) -> str:
@@ -210,5 +212,8 @@ def _first(error: ValidationError) -> str:
         return unknown(f"unknown key {name!r}", name, list(Range.model_fields))
     if problem["type"] == "missing":
         return f"{problem['loc'][-1]} is missing: wanted low and high"
-    message = problem["msg"].removeprefix("Value error, ")
-    return " ".join([*map(str, problem["loc"][:1]), message])
+    if problem["loc"]:
+        name = str(problem["loc"][0])
+        wanted = {"log": "true or false", "step": "a number above 0"}.get(name, "a number")
+        return f"{name} is {problem['input']!r}: wanted {wanted}"
+    return problem["msg"].removeprefix("Value error, ")

@@ -1,7 +1,7 @@
 """The recipes of a sweep's trials: its own, with some fields set."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -70,14 +70,23 @@ class Variants:
 
     def widest(self) -> Recipe:
         """The recipe whose cache serves all trials: that with the most views."""
-        views = self.sweep.largest_views()
-        return self.trial({} if views is None else {VIEWS: views})
+        table, views = deepcopy(dict(self.table)), self.sweep.largest_views()
+        table.pop("sweep")
+        if views is not None:
+            set_field(table, VIEWS, views)
+        return parse_recipe(table, self.origin)
 
-    def one_by_one(self) -> Iterator[dict[str, Any]]:
-        """Each value by itself, of ranges both ends; the other fields as the recipe has them."""
-        for field, values in self.sweep.dimensions.items():
-            for value in (values.low, values.high) if isinstance(values, Range) else values:
-                yield {field: value}
+    def samples(self) -> list[dict[str, Any]]:
+        """As few trials as have each value among them, and of ranges both ends."""
+        choices = {
+            field: (values.low, values.high) if isinstance(values, Range) else values
+            for field, values in self.sweep.dimensions.items()
+        }
+        most = max(map(len, choices.values()))
+        return [
+            {field: values[number % len(values)] for field, values in choices.items()}
+            for number in range(most)
+        ]
 
 
 def _leave_the_rest(loss: dict[str, Any], origin: str) -> None:

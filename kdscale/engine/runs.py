@@ -14,6 +14,8 @@ from kdscale.runlog import read_result
 
 Targets = Literal["none", "cache", "teacher"]
 
+_ANOTHER_RUN = "name another --run"
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -87,6 +89,19 @@ def keep_content(run: Path, content: Content, *, main: bool) -> None:
         )
     elif main:
         write_durably(path, json.dumps(asdict(content)).encode())
+
+
+def check_content(run: Path, content: Content) -> None:
+    """Stop unless a finished run learned from this; by which windows no longer matters.
+
+    Raises:
+        RunError: naming what has changed, with both values.
+    """
+    path = run / "content.json"
+    if path.is_file():
+        before = json.loads(path.read_text()) | {"windows": content.windows}
+        changed = config.differences(before, asdict(content))
+        refuse_changed(run, changed, "learned from something else")
 
 
 def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: bool) -> None:
@@ -186,13 +201,13 @@ def check_same_recipe(folder: Path, recipe: config.Recipe) -> None:
     refuse_changed(folder, _changed(folder, recipe, "student"))
 
 
-def check_same_teacher(run: Path, recipe: config.Recipe) -> None:
+def check_same_teacher(run: Path, recipe: config.Recipe, advice: str = _ANOTHER_RUN) -> None:
     """Stop unless the run trained the teacher that a recipe describes, whatever its seed.
 
     Raises:
         RunError: every differing field is named with both values.
     """
-    refuse_changed(run, _changed(run, recipe, "teacher"))
+    refuse_changed(run, _changed(run, recipe, "teacher"), advice=advice)
 
 
 def is_same_teacher(run: Path, recipe: config.Recipe) -> bool:
@@ -233,7 +248,10 @@ def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
 
 
 def refuse_changed(
-    folder: Path, changed: list[tuple[str, Any, Any]], why: str = "was begun with other settings"
+    folder: Path,
+    changed: list[tuple[str, Any, Any]],
+    why: str = "was begun with other settings",
+    advice: str = _ANOTHER_RUN,
 ) -> None:
     """Stop where a folder was begun with something else.
 
@@ -243,5 +261,5 @@ def refuse_changed(
     if changed:
         lines = [f"  {key}: it has {a!r}, now {b!r}" for key, a, b in changed]
         raise RunError(
-            f"{folder} {why}:\n" + "\n".join(lines) + "\nUse the same ones, or name another --run."
+            f"{folder} {why}:\n" + "\n".join(lines) + f"\nUse the same ones, or {advice}."
         )

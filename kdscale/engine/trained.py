@@ -84,6 +84,11 @@ def trained_model_of(
         RunError: there is no finished run, or it kept no such weights.
         ConfigError: its recipe cannot be read.
     """
+    if (run / "sweep.json").is_file():
+        raise RunError(
+            f"{run} holds a sweep: name one of the runs in it, for instance "
+            f"{run / 'trials' / '00000'}"
+        )
     result = read_result(run)
     if "rows" in result:
         raise RunError(

@@ -127,8 +127,10 @@ class Evaluation:
             return None, f"no teacher at {weights or 'hand'}: name its weights with --teacher"
         try:
             answers = self._ask(subject.recipe, weights, test, accelerator)
-        except (ModelError, WeightsError) as error:  # the student can be evaluated all the same
-            return None, str(error)
+        except (ModelError, WeightsError) as error:
+            if self.teacher is not None:
+                raise
+            return None, str(error)  # the student can be evaluated all the same
         if subject.taught_by not in (None, answers.sha256):
             return None, f"{weights} is not the teacher that taught it"
         return answers, None

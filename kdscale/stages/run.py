@@ -15,19 +15,20 @@ from kdscale.cache.store import Place
 from kdscale.data.images import ImageSet
 from kdscale.durable import write_durably
 from kdscale.engine.alone import alone_in
+from kdscale.engine.builders.places import check_place
 from kdscale.engine.components import asked_manifest, check_recipe
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import (
     Content,
     Job,
     Targets,
+    check_content,
     check_same_recipe,
     check_same_run,
     check_same_teacher,
     is_begun,
     is_finished,
     is_same_teacher,
-    keep_content,
     of_caches,
     refuse_foreign_files,
     teacher_folder,
@@ -73,6 +74,7 @@ def run_recipe(
     Raises:
         KdscaleError: see `kdscale.errors`; the same command goes on from there.
     """
+    check_place(cache)
     train_set, test_set = check_recipe(recipe, cache_root)
     Job("student", "teacher" if online else "cache", seeds[0]).section(recipe)
     with alone_in(folder, create_accelerator()):
@@ -127,8 +129,13 @@ def _contents(splits: Content, caches: Sequence[Manifest]) -> dict[Targets, Cont
 _FOLDERS: dict[Targets, Kind] = {"none": "alone", "teacher": "online", "cache": "cache"}
 
 
-def trained_teacher(recipe: config.Recipe, folder: Path) -> str | None:
+def trained_teacher(recipe: config.Recipe, folder: Path, *, required: bool = True) -> str | None:
     """Weights of the teacher that was trained in `folder`, where the recipe names none.
+
+    Args:
+        recipe: the recipe.
+        folder: of its runs.
+        required: False where a cache answers in the teacher's place: another one is no matter then.
 
     Raises:
         RunError: it was trained with other settings than the recipe's.
@@ -136,8 +143,16 @@ def trained_teacher(recipe: config.Recipe, folder: Path) -> str | None:
     run = teacher_folder(folder)
     if recipe.teacher.weights is not None or not is_finished(run):
         return None
-    check_same_teacher(run, recipe)
+    if not required and not is_same_teacher(run, recipe):
+        return None
+    check_same_teacher(run, recipe, _ANOTHER_TEACHER)
     return str(run / "weights.safetensors")
+
+
+_ANOTHER_TEACHER = (
+    "name weights (--set teacher.weights=FILE), or give the recipe another name (--set name=NAME): "
+    "its teacher is then trained in runs/NAME"
+)
 
 
 def _open_folder(folder: Path, recipe: config.Recipe) -> None:
@@ -200,7 +215,7 @@ def _train_or_reuse(
             check_same_teacher(run, recipe)
         else:
             check_same_run(run, recipe, job)
-        keep_content(run, content, main=False)
+        check_content(run, content)
         log.info("%s is finished: reused", run)
         return read_result(run)
     log.info("training %s (%s), seed %d", job.model, _WORDS[job.targets], job.seed)

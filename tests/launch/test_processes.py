@@ -5,9 +5,11 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,31 @@ def test_launch_ends_as_the_process_that_the_others_ended_for(codes, status, cap
     assert start.status_of(codes) == status
     said = "" if status in (0, 75, 76, 130) else f"processes exited with {codes[0]}, {codes[1]}\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_reaches_the_one_process_of_a_launch(tmp_path, number):
+    """Torch's launcher passes signals on to several processes; Accelerate's to one does not."""
+    (tmp_path / "waits.py").write_text(
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "open('ready', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, ROOT / "launch" / "start.py", "--cpu", "--num_processes", "1", "waits.py"],
+        cwd=tmp_path, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    ends = time.monotonic() + TIMEOUT_SECONDS
+    while not (tmp_path / "ready").exists():
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    launcher.send_signal(number)
+    _, said = launcher.communicate(timeout=50)  # less than the process would sleep
+    assert launcher.returncode == 75
+    assert "Traceback" not in said
 
 
 def test_wrong_arguments_of_a_launch_are_told_by_accelerate(tmp_path):

@@ -256,6 +256,15 @@ def test_teacher_that_is_not_at_hand_leaves_agreement_open(
     assert found_of(moved)[0]["agreement"] > 0
 
 
+def test_teacher_that_is_named_and_will_not_do_is_an_error(kdscale, distilled, tmp_path):
+    (tmp_path / "notes.safetensors").write_text("no weights")
+    for file in ("notes.safetensors", "alone/weights.safetensors"):
+        done = kdscale("evaluate", "cached", "--teacher", file, *FAST)
+        assert done.exit_code in (1, 2)
+        assert file in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_teacher_that_cannot_be_created_here_leaves_agreement_open(kdscale, distilled, tmp_path):
     file = tmp_path / "cached" / "recipe.toml"
     recipe = tomllib.loads(file.read_text())

@@ -243,7 +243,8 @@ def test_name_of_another_format_is_refused(kdscale, run):
 def test_what_is_no_single_finished_run_is_refused(kdscale, tmp_path):
     assert "no run at nowhere" in kdscale("export", "nowhere", "--format", "pt2").stderr
     (tmp_path / "all").mkdir()
-    (tmp_path / "all" / "result.json").write_text('{"rows": []}')
+    whole = {"top1_accuracy": 0.5, "role": "student", "targets": "cache", "seed": 0, "rows": []}
+    (tmp_path / "all" / "result.json").write_text(json.dumps(whole))
     assert "all/cache-seed0" in kdscale("export", "all", "--format", "pt2").stderr
 
 

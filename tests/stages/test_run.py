@@ -117,13 +117,30 @@ def test_another_student_is_taught_by_the_teacher_that_is_there(kdscale, quick):
     assert "fits and is complete: reused" in done.stderr
 
 
-def test_teacher_of_other_settings_is_not_taken_for_the_recipes(kdscale, quick):
+def test_teacher_of_other_settings_is_not_taken_for_the_recipes(kdscale, quick, tmp_path):
     recipe = quick()
     assert kdscale("train", recipe, "--model", "teacher", "--seed", 1).exit_code == 0
     assert kdscale("cache", "build", recipe).exit_code == 0
     done = kdscale("cache", "build", recipe, "--set", "teacher.train.epochs=2")
     assert done.exit_code == 1
     assert "teacher.train.epochs: it has 6, now 2" in done.stderr
+    assert "--set name=NAME" in done.stderr
+    assert "--run" not in done.stderr
+    (cache,) = (tmp_path / "cache").glob("*.zarr")  # answers in the teacher's place
+    trained = kdscale("train", recipe, "--targets", "cache", "--cache", cache, "--run", "t",
+                      "--set", "teacher.train.epochs=2")  # fmt: skip
+    assert trained.exit_code == 0, trained.stderr
+
+
+@pytest.mark.parametrize("command", [["run"], ["cache", "build"]])
+def test_cache_that_is_a_file_is_refused_before_anything(kdscale, quick, tmp_path, command):
+    (tmp_path / "mine.zarr").write_text("precious")
+    done = kdscale(*command, quick(), "--cache", "mine.zarr")
+    assert done.exit_code in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "mine.zarr is a file" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "mine.zarr").read_text() == "precious"
 
 
 @pytest.mark.parametrize("command", ["run", "train"])
@@ -160,6 +177,17 @@ def test_page_names_every_field_of_results_and_metrics(kdscale, quick, tmp_path)
     fields = {*whole, *whole["reading"], *whole["rows"][0]}.union(*read_metrics(tmp_path / "r"))
     assert {"last_top1_accuracy", "chosen_step", "learning_rate", "split"} <= fields
     assert sorted(fields - named) == []
+
+
+def test_student_that_read_by_windows_is_reused(kdscale, quick, tmp_path):
+    student = {"train": {"epochs": 1, "global_batch_size": 8}}
+    recipe = quick(cache={"shard_samples": 16, "targets_memory": 1600}, student=student)
+    first = kdscale("run", recipe, "--run", "r")
+    assert first.exit_code == 0, first.stderr
+    assert "windows" in first.stderr
+    again = kdscale("run", recipe, "--run", "r", "--online")
+    assert again.exit_code == 0, again.stderr
+    assert "cache-seed0 is finished: reused" in again.stderr
 
 
 def test_best_weights_say_what_they_are(kdscale, quick, tmp_path):

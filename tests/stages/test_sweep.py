@@ -266,6 +266,41 @@ def test_every_value_is_tried_before_the_first_trial(sweep, sweep_recipe, tmp_pa
     assert not (tmp_path / "s").exists()
 
 
+def test_values_are_tried_as_they_go_together(sweep, sweep_recipe, status):
+    """By itself each would leave nothing to learn from, or more than all, in this recipe."""
+    space = {"loss.soft_weight": [0.0, 0.5], "loss.hard_weight": [0.5, 1.0]}
+    alone = ("--set", "loss.soft_weight=1.0", "--set", "loss.hard_weight=0.0")
+    done = sweep(sweep_recipe(space, {"train": {"epochs": 1}}), *alone)
+    assert done.exit_code == 0, done.stderr
+    assert status()["trials"]["finished"] == 4
+
+
+def test_rest_is_left_by_the_values_not_by_the_recipe(sweep, sweep_recipe, status):
+    space = {"loss.soft_weight": [0.3, 0.9]}
+    recipe = sweep_recipe(space, {"train": {"epochs": 1}}, hard_weight="rest")
+    done = sweep(recipe, "--set", "loss.soft_weight=1.5")
+    assert done.exit_code == 0, done.stderr
+    assert status()["trials"]["finished"] == 2
+
+
+def test_validation_split_of_no_image_is_refused(sweep, sweep_recipe, tmp_path):
+    done = sweep(sweep_recipe(), "--set", "data.validation=0.001")
+    assert_refused(done, 2, "data.validation is 0.001, which holds out 0 of 128", "0.0078 to 0.99")
+    assert not (tmp_path / "s").exists()
+
+
+def test_folder_of_a_recipe_is_not_taken_for_a_sweeps(kdscale, sweep, sweep_recipe, tiny_cache):
+    recipe = sweep_recipe(student={"train": {"epochs": 1}})
+    assert kdscale("run", recipe, "--run", "s", "--cache", tiny_cache).exit_code == 0
+    assert_refused(sweep(recipe), 1, "s holds the runs of a recipe, and no sweep")
+
+
+def test_sweep_is_no_single_run(sweep, kdscale, sweep_recipe):
+    assert sweep(sweep_recipe(student={"train": {"epochs": 1}})).exit_code == 0
+    done = kdscale("export", "s", "--format", "pt2")
+    assert_refused(done, 1, "s holds a sweep: name one of the runs in it", "s/trials/00000")
+
+
 def test_test_split_never_chooses(sweep, sweep_recipe):
     done = sweep(sweep_recipe(), "--set", "data.validation=0.0")
     assert_refused(done, 2, "data.validation is 0", "--set data.validation=0.1")
@@ -391,6 +426,22 @@ def test_best_names_a_command_that_trains_the_same_student_again(kdscale, write_
     assert command == found["command"]
     again = kdscale(*command[1:], "--run", "again")
     assert again.exit_code == 0, again.stderr
+    assert_equal_weights(tmp_path / "again", tmp_path / found["run"])
+
+
+def test_best_names_teacher_and_cache_wherever_they_are(kdscale, write_recipe, tmp_path):
+    recipe = write_recipe(
+        data={"validation": 0.25}, student={"train": {"epochs": 1}}, sweep={"space": {"seed": [3]}}
+    )
+    assert kdscale("run", recipe).exit_code == 0  # the sweep takes its teacher
+    elsewhere = ("--cache-root", "elsewhere")
+    assert kdscale("sweep", recipe, "--run", "s", *elsewhere).exit_code == 0
+    assert not (tmp_path / "s" / "teacher").exists()
+    found = json.loads(kdscale("sweep", "best", "s", "--json").stdout)
+    again = kdscale(*found["command"][1:], "--run", "again")
+    assert again.exit_code == 0, again.stderr
+    assert "asking" not in again.stderr
+    assert "to go" not in again.stderr
     assert_equal_weights(tmp_path / "again", tmp_path / found["run"])
 
 

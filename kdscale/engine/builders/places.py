@@ -11,13 +11,19 @@ from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
 from kdscale.cache.store import Place
 from kdscale.cache.writer import is_free
 from kdscale.config import Recipe
-from kdscale.errors import CacheCorruptError, CacheNotFoundError, StorageError
+from kdscale.errors import CacheCorruptError, CacheNotFoundError, ConfigError, StorageError
 
 log = logging.getLogger(__name__)
 
 
-def mention_ending(cache: Place | None) -> None:
-    """Say so where a cache will only be found by its name."""
+def check_place(cache: Place | None) -> None:
+    """Say so where a cache will only be found by its name.
+
+    Raises:
+        ConfigError: it is a file.
+    """
+    if isinstance(cache, Path) and cache.is_file():
+        raise ConfigError(f"--cache {cache} is a file: name a folder, such as cache/NAME.zarr")
     if isinstance(cache, Path) and cache.suffix != ".zarr":
         log.warning("%s has no ending .zarr: it is not listed, nor found without --cache", cache)
 

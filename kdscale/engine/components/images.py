@@ -89,8 +89,20 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
 
 
 def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Tensor]:
-    """Indices of the training split to train on and to validate on."""
-    return split_validation(images.num_samples, recipe.data.validation)
+    """Indices of the training split to train on and to validate on.
+
+    Raises:
+        ConfigError: `data.validation` leaves no image to validate on, or none to train on.
+    """
+    share, number = recipe.data.validation, images.num_samples
+    training, held_out = split_validation(number, share)
+    if share and not (len(training) and len(held_out)):
+        raise ConfigError(
+            f"data.validation is {share:g}, which holds out {len(held_out)} of {number} training "
+            f"images: wanted at least one to validate on and one to train on, so {1 / number:.2g} "
+            f"to {1 - 1 / number:.6g}, or 0 for no validation"
+        )
+    return training, held_out
 
 
 def names_text(names: "list[str] | tuple[str, ...]") -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy
 
 from kdscale.cache.claims import Claims
+from kdscale.cache.store import Place
 from kdscale.config import Variants, differences, dump_recipe
 from kdscale.durable import write_durably
 from kdscale.engine.runs import refuse_changed, refuse_foreign_files
@@ -21,7 +22,7 @@ from kdscale.stages.sweep.study import check_database
 
 log = logging.getLogger(__name__)
 
-_FILE = "sweep.json"
+_FILE, _CACHE = "sweep.json", "cache.txt"
 _POLL_SECONDS = 0.2
 
 
@@ -39,6 +40,16 @@ class SweepFolder:
     def run(self, place: str) -> Path:
         """A trial's run folder."""
         return self.path / "trials" / place
+
+    def keep_cache(self, cache: Place) -> None:
+        """Note the cache that serves all trials, for those who train one of them again."""
+        write_durably(self.path / _CACHE, f"{cache}\n".encode())
+
+    @property
+    def cache(self) -> str | None:
+        """Its folder or URL; None before it was built."""
+        kept = self.path / _CACHE
+        return kept.read_text().strip() if kept.is_file() else None
 
 
 def is_sweep(folder: Path) -> bool:
@@ -60,6 +71,8 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims)
         RunError: the database does not answer.
         ConfigError: there is no such kind of database.
     """
+    if not is_sweep(folder) and (folder / "recipe.toml").is_file():
+        raise RunError(f"{folder} holds the runs of a recipe, and no sweep: name another --run")
     refuse_foreign_files(folder, _FILE)
     with in_turn(claims, "folder", "another worker begins the sweep: waiting"):
         if not is_sweep(folder):
@@ -72,8 +85,9 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims)
                 "storage": shown,
                 "recipe": variants.table,
             }
-            write_durably(folder / "recipe.toml", dump_recipe(variants.recipe).encode())
             write_durably(folder / _FILE, json.dumps(told, indent=2).encode() + b"\n")
+        if not (folder / "recipe.toml").is_file():  # for people, and `kdscale report`
+            write_durably(folder / "recipe.toml", dump_recipe(variants.recipe).encode())
     begun = read_folder(folder, storage)
     refuse_changed(folder, _changed(begun.variants, variants))
     return SweepFolder(folder, begun.variants, begun.study, begun.url)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdscale.cache.claims import INTERVAL_SECONDS, living_builder
 from kdscale.durable import write_durably
-from kdscale.engine.runs import is_finished, teacher_folder
+from kdscale.engine.runs import find_teacher, is_finished
 from kdscale.errors import RunError
 from kdscale.runlog import read_result
 from kdscale.stages.sweep.drawing import unlabelled
@@ -138,13 +138,17 @@ def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
 
 
 def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
-    """What trains a trial anew: its recipe is whole, but for a teacher that the sweep trained."""
+    """What trains a trial anew, from the same cache, by the teacher that the sweep had trained."""
+    recipe = begun.variants.recipe
     command = ["kdscale", "train", str(Path(row["run"]) / "recipe.toml"), "--targets", "cache"]
+    if begun.cache is not None:
+        command += ["--cache", begun.cache]
     if "seed" in row["parameters"]:
         command += ["--seed", str(row["parameters"]["seed"])]
-    if begun.variants.recipe.teacher.weights is None:
-        weights = teacher_folder(begun.path) / "weights.safetensors"
-        command += ["--set", f"teacher.weights={weights}"]
+    if recipe.teacher.weights is None:
+        teacher = find_teacher(recipe, [begun.path, Path("runs") / recipe.name])
+        if teacher is not None:
+            command += ["--set", f"teacher.weights={teacher / 'weights.safetensors'}"]
     return command
 
 

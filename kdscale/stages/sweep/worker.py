@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 from optuna import TrialPruned
 
@@ -15,7 +16,7 @@ from kdscale import config
 from kdscale.cache.claims import Claims
 from kdscale.cache.copies import Copies
 from kdscale.cache.store import Place
-from kdscale.config import Variants
+from kdscale.config import Range, Sweep, Variants
 from kdscale.config.sweep import SEED
 from kdscale.config.variants import in_words
 from kdscale.durable import write_durably
@@ -77,7 +78,7 @@ def opened(
     _check_alone()
     points = check_values(variants)
     if not is_sweep(folder):
-        _check_students(variants, cache_root)
+        _check_students(variants, points or variants.samples(), cache_root)
     with Claims(folder) as claims:
         begun = begin(folder, variants, storage, claims)
         study = Study(
@@ -119,6 +120,7 @@ def work(
     widest = begun.variants.widest()
     weights = _teacher(widest, begun.path, cache_root, claims)
     path = build(widest, cache_root=cache_root, cache=cache, teacher_weights=weights)
+    begun.keep_cache(path)
     Worker(begun, study, claims, cache_root, path, copies, weights).work(poll_seconds)
 
 
@@ -126,13 +128,13 @@ def check_values(variants: Variants) -> list[dict[str, object]] | None:
     """Parse the recipe of every trial whose values are known before the first one.
 
     Returns:
-        Those values; None where they are drawn as trials begin, and each value was tried by itself.
+        Those values; None where they are drawn as trials begin, and each was tried with others.
 
     Raises:
         ConfigError: naming the values that the recipe refuses.
     """
     points = planned(variants.sweep)
-    for values in variants.one_by_one() if points is None else points:
+    for values in points or variants.samples():
         variants.trial(values)
     return points
 
@@ -145,14 +147,30 @@ def _check_alone() -> None:
         )
 
 
-def _check_students(variants: Variants, cache_root: Path) -> None:
+def _check_students(
+    variants: Variants, points: Sequence[Mapping[str, Any]], cache_root: Path
+) -> None:
     """Find what is wrong with a student or loss before anything is built for it."""
     check_recipe(variants.widest(), cache_root)
-    for values in variants.one_by_one():
-        (field,) = values
-        if not field.startswith(("student.train.", "views.", SEED)):
-            with _named(values):
-                check_recipe(variants.trial(values), cache_root)
+    for values in _covering(variants.sweep, points):
+        with _named({field: value for field, value in values.items() if _is_checked(field)}):
+            check_recipe(variants.trial(values), cache_root)
+
+
+def _is_checked(field: str) -> bool:
+    return not field.startswith(("student.train.", "views.", SEED))
+
+
+def _covering(sweep: Sweep, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A few of the points that have each value among them, and of ranges the ends."""
+    chosen: list[Mapping[str, Any]] = []
+    for field, among in sweep.dimensions.items():
+        had = [values[field] for values in points]
+        if _is_checked(field):
+            wanted = [min(had), max(had)] if isinstance(among, Range) else among
+            found = (next((one for one in points if one[field] == value), None) for value in wanted)
+            chosen += [one for one in found if one is not None and one not in chosen]
+    return chosen
 
 
 @contextmanager
