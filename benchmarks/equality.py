@@ -30,7 +30,7 @@ def compare(recipe: Any, states: int, cache_root: Path) -> dict[str, Any]:
     cached = CachedTargets.open(path, device=device)
     online = LiveTeacher(teacher, components.shared_views(recipe))
     settings = recipe.student.train
-    student = components.create_student(recipe, recipe.student, images, seed=0, what="student")
+    student = components.model_to_train(recipe, recipe.student, images, seed=0, what="student")
     model = student.model.to(device)
     loader = Loader(
         resident,

@@ -95,7 +95,7 @@ class Parts:
     def loop(self, source: TargetSource, objective: Objective) -> Loop:
         """A student's training loop, at its beginning."""
         settings = self.settings
-        student = components.create_student(
+        student = components.model_to_train(
             self.recipe, self.recipe.student, self.images, seed=0, what="student"
         )
         loader = self.loader(source.schedule, source.windows)

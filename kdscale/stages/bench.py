@@ -198,7 +198,7 @@ def _plain(parts: Parts, schedule: ViewSchedule) -> Steps:
     """A bare PyTorch loop: same student, views, batches and optimizer, none of kdscale's loop."""
     settings, images = parts.settings, parts.resident
     pipeline = components.pipeline(parts.recipe, parts.images.num_samples)
-    student = components.create_student(
+    student = components.model_to_train(
         parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
     )
     model, preprocess = student.model.to(parts.accelerator.device), student.preprocess

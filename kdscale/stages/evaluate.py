@@ -150,7 +150,7 @@ class Evaluation:
 
 def _load(subject: Trained, test: ImageSet, device: torch.device) -> tuple[FrozenTeacher, int]:
     """The model, ready to be asked, and the number of its trainable parameters."""
-    trained = components.trained_model(subject.recipe, subject.section, test, what=subject.role)
+    trained = components.model_of(subject.recipe, subject.section, test, what=subject.role)
     parameters = num_parameters(trained.model)
     model = freeze(
         trained.model,

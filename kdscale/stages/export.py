@@ -62,7 +62,7 @@ def export(
     path = out or run / _file_name(trained, format_name)
     _check_place(path, format_name, overwrite=overwrite)
     test = components.test_images(trained.recipe, cache_root)
-    classifier = components.trained_model(trained.recipe, trained.section, test, what=trained.role)
+    classifier = components.model_of(trained.recipe, trained.section, test, what=trained.role)
     pixels = Images(test, _CPU).take(torch.arange(min(_IMAGES, test.num_samples)))[0]
     model = freeze(
         classifier.model, classifier.preprocess, precision="float32",

@@ -207,7 +207,7 @@ def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginni
     """The loop, and all that it uses."""
     settings, accelerator, loss = training.settings, training.accelerator, training.loss
     loader = _loader(training, data, source)
-    classifier = components.create_student(
+    classifier = components.model_to_train(
         training.recipe, training.section, data.images, seed=training.job.seed,
         what=training.job.model,
     )  # fmt: skip

@@ -51,7 +51,7 @@ def map_teacher(tmp_path_factory, load_table, shared_root):
     """Random weights will do: features are what they are."""
     recipe = load_table(teacher={**MAPS, "train": None})
     images = components.training_images(recipe, shared_root, labelled=True)
-    made = components.create_student(recipe, recipe.teacher, images, seed=7, what="teacher")
+    made = components.model_to_train(recipe, recipe.teacher, images, seed=7, what="teacher")
     path = tmp_path_factory.mktemp("maps") / "teacher.safetensors"
     save_weights(path, made.model, metadata={"preprocess": made.preprocess.describe()})
     return str(path)

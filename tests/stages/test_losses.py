@@ -53,7 +53,7 @@ def test_cached_step_equals_online_step_at_12_student_states(
     recipe = load_table(loss={**loss, "hard_weight": 0.1, "soft_weight": 0.9})
     images = components.training_images(recipe, shared_root, labelled=True)
     teacher = components.frozen_teacher(recipe, images, tiny_teacher, CPU)
-    student = components.create_student(recipe, recipe.student, images, seed=0, what="student")
+    student = components.model_to_train(recipe, recipe.student, images, seed=0, what="student")
     parameters = list(student.model.parameters())
     optimizer = components.optimizer(recipe.student.train, parameters)
     with_cache = CachedTargets.open(tiny_cache)
@@ -85,7 +85,7 @@ def test_student_learns_from_the_teacher_alone(
         student={"train": {"epochs": 12}}, loss={**loss, "hard_weight": 0.0, "soft_weight": 1.0}
     )
     images = components.training_images(recipe, shared_root, labelled=True)
-    student = components.create_student(recipe, recipe.student, images, seed=0, what="student")
+    student = components.model_to_train(recipe, recipe.student, images, seed=0, what="student")
     optimizer = components.optimizer(recipe.student.train, student.model.parameters())
     targets = CachedTargets.open(tiny_cache)
     loop = loop_of(recipe, images, targets, student, optimizer)

@@ -94,7 +94,7 @@ def test_cached_step_equals_online_step_at_30_student_states(
     path = build(recipe, cache_root=shared_root, teacher_weights=tiny_teacher)
     images = components.training_images(recipe, shared_root, labelled=True)
     teacher = components.frozen_teacher(recipe, images, tiny_teacher, CPU)
-    student = components.create_student(recipe, recipe.student, images, seed=0, what="student")
+    student = components.model_to_train(recipe, recipe.student, images, seed=0, what="student")
     parameters = list(student.model.parameters())
     optimizer = components.optimizer(recipe.student.train, parameters)
     targets = CachedTargets.open(path, shift_every=recipe.views.shift_every)
@@ -193,14 +193,14 @@ def shown(monkeypatch):
 @pytest.fixture
 def created(monkeypatch):
     """Initial weights of every student that is created."""
-    initial, original = [], components.create_student
+    initial, original = [], components.model_to_train
 
     def recording(*args, **kwargs):
         classifier = original(*args, **kwargs)
         initial.append({k: v.clone() for k, v in classifier.model.state_dict().items()})
         return classifier
 
-    monkeypatch.setattr(components, "create_student", recording)
+    monkeypatch.setattr(components, "model_to_train", recording)
     return initial
 
 

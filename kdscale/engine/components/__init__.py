@@ -10,10 +10,10 @@ from kdscale.engine.components.images import (
 )
 from kdscale.engine.components.models import (
     Classifier,
-    create_student,
     frozen_teacher,
     frozen_teacher_or_random,
-    trained_model,
+    model_of,
+    model_to_train,
 )
 from kdscale.engine.components.training import (
     objective,
@@ -41,12 +41,13 @@ __all__ = [
     "check_recipe",
     "check_same_classes",
     "clean_pipeline",
-    "create_student",
     "few_views",
     "fresh_views",
     "frozen_teacher",
     "frozen_teacher_or_random",
     "kept_of",
+    "model_of",
+    "model_to_train",
     "num_views",
     "objective",
     "optimizer",
@@ -58,7 +59,6 @@ __all__ = [
     "source_path",
     "taps_asked",
     "test_images",
-    "trained_model",
     "training_images",
     "training_pipeline",
 ]

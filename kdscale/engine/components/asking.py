@@ -20,7 +20,7 @@ from kdscale.engine.components.images import (
     test_images,
     training_images,
 )
-from kdscale.engine.components.models import freeze_trained, trained_model
+from kdscale.engine.components.models import frozen_model, model_of
 from kdscale.engine.components.training import objective
 from kdscale.engine.components.views import (
     cached_pipeline,
@@ -66,11 +66,11 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     first = Images(train, torch.device("cpu"))
     for views in pipelines:
         first.show(views, 0, torch.zeros(1, dtype=torch.int64))
-    student = trained_model(recipe, recipe.student, train, what="student")
+    student = model_of(recipe, recipe.student, train, what="student")
     for term in loss.features:
         find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.weights is not None:
-        teacher = freeze_trained(recipe, recipe.teacher, train, torch.device("cpu"))
+        teacher = frozen_model(recipe, recipe.teacher, train, torch.device("cpu"))
         kept = kept_of(recipe, train, teacher)
         shown = student.preprocess(first.show(pipelines[0], 0, torch.arange(2)).pixels)
         shapes = {tap.module: shape for tap, shape in zip(kept.taps, kept.shapes, strict=True)}

@@ -29,7 +29,7 @@ class Classifier:
     preprocess: Preprocess
 
 
-def trained_model(
+def model_of(
     recipe: config.Recipe,
     section: config.Model,
     images: ImageSet,
@@ -37,7 +37,7 @@ def trained_model(
     what: str,
     memory_format: config.MemoryFormat = "contiguous",
 ) -> Classifier:
-    """A model with its weights; seeded before it is created, so nothing before it matters.
+    """The model that a section names, with its weights; drawn from torch's generator without.
 
     Raises:
         ModelError: it cannot be created or does not fit the data.
@@ -84,13 +84,13 @@ def _sizes(recipe: config.Recipe, images: ImageSet, what: str) -> set[tuple[int,
     return {(one.shape[2], one.shape[3]) for one in pixels}
 
 
-def create_student(
+def model_to_train(
     recipe: config.Recipe, section: config.Model, images: ImageSet, *, seed: int, what: str
 ) -> Classifier:
     """A model to train, its initial weights a function of `seed` alone."""
     torch.manual_seed(seed)
     laid_out = "contiguous" if section.train is None else section.train.memory_format
-    classifier = trained_model(recipe, section, images, what=what, memory_format=laid_out)
+    classifier = model_of(recipe, section, images, what=what, memory_format=laid_out)
     torch.manual_seed(seed)  # dropout, likewise, whatever creating the model drew
     return classifier
 
@@ -112,7 +112,7 @@ def frozen_teacher(
                 "teacher.weights"
             )
         section = section.model_copy(update={"weights": weights, "rename": {}})
-    return freeze_trained(recipe, section, images, device)
+    return frozen_model(recipe, section, images, device)
 
 
 def frozen_teacher_or_random(
@@ -120,17 +120,15 @@ def frozen_teacher_or_random(
 ) -> FrozenTeacher:
     """Like `frozen_teacher`, but with random weights where there are none: for timing alone."""
     if recipe.teacher.weights is None and weights is None:
-        return freeze_trained(recipe, recipe.teacher, images, device)
+        return frozen_model(recipe, recipe.teacher, images, device)
     return frozen_teacher(recipe, images, weights, device)
 
 
-def freeze_trained(
+def frozen_model(
     recipe: config.Recipe, section: config.Teacher, images: ImageSet, device: torch.device
 ) -> FrozenTeacher:
     """A section's model with its weights, as a teacher that only answers."""
-    teacher = trained_model(
-        recipe, section, images, what="teacher", memory_format=section.memory_format
-    )
+    teacher = model_of(recipe, section, images, what="teacher", memory_format=section.memory_format)
     return freeze(
         teacher.model,
         teacher.preprocess,
