@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from typing import Any
 
 STARTED: "list[subprocess.Popen[Any]]" = []
+SCRIPT: list[str] = []
+"""What is launched, once the arguments are read."""
 LATER = (130, 75, 76, 0)  # Ctrl-C, a scheduler, another process lost, done: if nothing is worse
 
 
@@ -56,6 +58,7 @@ def main() -> int:
         return 1
 
     arguments = launch_command_parser().parse_args()
+    SCRIPT.append(arguments.training_script)
     try:
         launch_command(arguments)
     except (KeyboardInterrupt, SystemExit, Exception):  # --quiet exits, too
@@ -65,8 +68,11 @@ def main() -> int:
 
 
 def pass_on(number: int, _: object) -> None:
-    """Hand a signal on to what was started, and go on waiting for it."""
-    for process in STARTED:
+    """Hand a signal on to what was started, and go on waiting for it; end where nothing was."""
+    started = ours(SCRIPT[0]) if SCRIPT else []
+    if not started:
+        raise SystemExit(75)
+    for process in started:
         if process.poll() is None:
             process.send_signal(number)
 

@@ -59,7 +59,7 @@ def set_in_lines(entries: Iterable[Entry], width: int) -> list[list[Entry]]:
     lines: list[list[Entry]] = []
     left = 0.0
     for name, words in entries:
-        first, *others = wrap(words, SMALL, width - 24)
+        first, *others = wrap(words, SMALL, width - 24) or [""]
         if not lines or _width(first) - _SPACE > left:
             lines.append([])
             left = width

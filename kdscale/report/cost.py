@@ -38,13 +38,16 @@ def break_even(build: float, cached: float, online: float | None) -> int | None:
         cached: seconds of a student taught from the cache.
         online: seconds of one with the teacher at every step; None where that is not known.
     """
-    if online is None or online < cached or (online == cached and build > 0):
+    if online is None:
         return None
-    number = max(1, math.ceil(build / (online - cached))) if build else 1
+    saved = round(online - cached, 6)  # what is less is the noise of floating point
+    if saved <= 0:
+        return 1 if saved == build == 0 else None
+    number = max(1, math.ceil(build / saved))
     # Division rounds: the number itself decides.
-    while number > 1 and build + (number - 1) * cached <= (number - 1) * online:
+    while number > 1 and build <= (number - 1) * saved:
         number -= 1
-    while build + number * cached > number * online:
+    while build > number * saved:
         number += 1
     return number
 

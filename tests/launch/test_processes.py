@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -202,6 +203,31 @@ def test_launch_ends_as_the_process_that_the_others_ended_for(codes, status, cap
     assert start.status_of(codes) == status
     said = "" if status in (0, 75, 76, 130) else f"processes exited with {codes[0]}, {codes[1]}\n"
     assert capsys.readouterr().err == said
+
+
+def catches(pid, number):
+    """Whether a process has a handler of its own for a signal."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return int(caught[1], 16) >> (number - 1) & 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_before_anything_was_started_ends_the_launch(tmp_path, number):
+    (tmp_path / "x.py").write_text("open('started', 'w').close()")
+    launcher = subprocess.Popen(
+        [sys.executable, ROOT / "launch" / "start.py", "--cpu", "--num_processes", "1", "x.py"],
+        cwd=tmp_path, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not catches(launcher.pid, number):
+        assert launcher.poll() is None
+        time.sleep(0.001)
+    launcher.send_signal(number)
+    _, said = launcher.communicate(timeout=TIMEOUT_SECONDS)
+    assert launcher.returncode == 75
+    assert "Traceback" not in said
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

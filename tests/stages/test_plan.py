@@ -249,6 +249,7 @@ def test_disk_that_is_too_small_is_said_and_is_no_failure(plan, taught, monkeypa
         (10.0, 2.0, 1.0, None),
         (10.0, 1.0, None, None),
         (0.3, 0.1, 0.2, 3),
+        (1000.123, 4.0, 4.0 + 1e-12, None),
         (1e9, 1.0, 1.0 + 1e-6, 10**15),
     ],
 )

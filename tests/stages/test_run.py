@@ -132,10 +132,11 @@ def test_teacher_of_other_settings_is_not_taken_for_the_recipes(kdscale, quick, 
     assert trained.exit_code == 0, trained.stderr
 
 
-@pytest.mark.parametrize("command", [["run"], ["cache", "build"]])
+@pytest.mark.parametrize("command", [["run"], ["sweep"], ["cache", "build"]])
 def test_cache_that_is_a_file_is_refused_before_anything(kdscale, quick, tmp_path, command):
     (tmp_path / "mine.zarr").write_text("precious")
-    done = kdscale(*command, quick(), "--cache", "mine.zarr")
+    swept = {"data": {"validation": 0.5}, "sweep": {"space": {"seed": [0]}}}
+    done = kdscale(*command, quick(**swept), "--cache", "mine.zarr")
     assert done.exit_code in (1, 2)
     assert "Traceback" not in done.stderr
     assert "mine.zarr is a file" in done.stderr

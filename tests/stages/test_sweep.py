@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -438,11 +440,16 @@ def test_best_names_teacher_and_cache_wherever_they_are(kdscale, write_recipe, t
     assert kdscale("sweep", recipe, "--run", "s", *elsewhere).exit_code == 0
     assert not (tmp_path / "s" / "teacher").exists()
     found = json.loads(kdscale("sweep", "best", "s", "--json").stdout)
-    again = kdscale(*found["command"][1:], "--run", "again")
+    again = kdscale(*found["command"][1:])  # as it stands
     assert again.exit_code == 0, again.stderr
     assert "asking" not in again.stderr
     assert "to go" not in again.stderr
-    assert_equal_weights(tmp_path / "again", tmp_path / found["run"])
+    assert_equal_weights(tmp_path / "runs" / "tiny-best", tmp_path / found["run"])
+    cache = Path(found["command"][found["command"].index("--cache") + 1])
+    assert cache.is_absolute()
+    shutil.rmtree(cache)
+    gone = json.loads(kdscale("sweep", "best", "s", "--json").stdout)
+    assert "--cache" not in gone["command"]
 
 
 def test_evaluating_a_sweep_evaluates_its_teacher_too(

@@ -45,7 +45,8 @@ class Scale:
         step = max(step, 1.0) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        return [number * step for number in range(first, last + 1)]
+        ticks = (number * step for number in range(first, last + 1))
+        return list(dict.fromkeys(ticks))  # where values differ by their last bits alone
 
     def _factors(self, most: int) -> list[float]:
         finest = [self._digits(digits) for digits in ((1, 2, 5), (1, 3), (1,))]

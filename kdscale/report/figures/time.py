@@ -117,7 +117,7 @@ def _meeting(cost: Cost) -> str:
         return "No time with the teacher at every step is known, to compare with."
     if cost.break_even is None:
         return "The cache costs more than the teacher at every step: the lines do not cross."
-    return f"From student {cost.break_even} on, the cache has cost less than it has saved."
+    return f"From student {cost.break_even} on, the cache has cost no more than it has saved."
 
 
 def _reckoning(cost: Cost) -> str:

@@ -43,13 +43,15 @@ class SweepFolder:
 
     def keep_cache(self, cache: Place) -> None:
         """Note the cache that serves all trials, for those who train one of them again."""
-        write_durably(self.path / _CACHE, f"{cache}\n".encode())
+        place = cache.resolve() if isinstance(cache, Path) else cache
+        write_durably(self.path / _CACHE, f"{place}\n".encode())
 
     @property
     def cache(self) -> str | None:
-        """Its folder or URL; None before it was built."""
+        """Its folder or URL; None before it was built, and where the folder is gone."""
         kept = self.path / _CACHE
-        return kept.read_text().strip() if kept.is_file() else None
+        place = kept.read_text().strip() if kept.is_file() else ""
+        return place if "://" in place or (place and Path(place).exists()) else None
 
 
 def is_sweep(folder: Path) -> bool:

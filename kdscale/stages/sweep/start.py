@@ -8,6 +8,7 @@ from kdscale.cache.copies import Copies
 from kdscale.cache.store import Place
 from kdscale.config import Variants
 from kdscale.config.variants import in_words
+from kdscale.engine.builders.places import check_place
 from kdscale.errors import RunError
 from kdscale.stages.report import write_page
 from kdscale.stages.run import stopped_with_advice
@@ -56,6 +57,7 @@ def sweep(
     Raises:
         KdscaleError: see `kdscale.errors`; the same command goes on from there.
     """
+    check_place(cache)
     pace = Pace.of(patience_seconds)
     looking = opened(variants, folder, storage, cache_root, pace)
     with stopped_with_advice(folder), looking as (begun, study, claims):

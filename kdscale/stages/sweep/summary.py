@@ -149,7 +149,7 @@ def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
         teacher = find_teacher(recipe, [begun.path, Path("runs") / recipe.name])
         if teacher is not None:
             command += ["--set", f"teacher.weights={teacher / 'weights.safetensors'}"]
-    return command
+    return [*command, "--run", f"runs/{recipe.name}-best"]
 
 
 _WEIGHTS = {
