@@ -64,7 +64,7 @@ class FsspecStore:
             return False
         try:
             self._make_folder(path)
-            self._files.pipe_file(path, data, mode="create")
+            self._write_new(path, data)
         except FileExistsError:
             return False
         except Exception as error:
@@ -72,6 +72,16 @@ class FsspecStore:
                 return False
             self._fail("write", key, error)
         return True
+
+    def _write_new(self, path: str, data: bytes) -> None:
+        """In exclusive mode: fsspec's own `mode="create"` looks and writes in two steps."""
+        try:
+            file = self._files.open(path, "xb")
+        except (NotImplementedError, ValueError):  # it knows no such mode
+            self._files.pipe_file(path, data, mode="create")
+            return
+        with file:
+            file.write(data)
 
     def overwrite(self, key: str, data: bytes) -> None:
         """In place."""
