@@ -9,6 +9,7 @@ import click
 from kdscale.cli.options import (
     EXISTING,
     PLACE,
+    SEED,
     Place,
     cache_option,
     cache_root_option,
@@ -172,9 +173,7 @@ def cache_list(cache_root: Path, as_json: bool) -> None:
     help="How far logits may differ, as a share of a sample's largest logit (at least 1)."
     "  [default: 1e-4 in float32, 5e-2 in bfloat16, and the rounding of what is stored]",
 )
-@click.option(
-    "--seed", type=click.IntRange(0, (1 << 63) - 1), help="Chooses the views.  [default: at random]"
-)
+@click.option("--seed", type=SEED, help="Chooses the views.  [default: at random]")
 @cache_root_option
 @json_option
 def cache_verify(

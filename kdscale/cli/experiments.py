@@ -7,6 +7,7 @@ import click
 
 from kdscale.cli.options import (
     EXISTING,
+    SEED,
     Place,
     cache_option,
     cache_root_option,
@@ -107,7 +108,7 @@ def run(
 @caches_option
 @copies_options
 @cache_root_option
-@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
 @click.option("--resume-if-begun", is_flag=True, help="Where there is one; else begin. A finished "
               "run is left as it is. For jobs that a scheduler starts again.")  # fmt: skip

@@ -96,7 +96,9 @@ samples_option = click.option(
 views_option = click.option(
     "--views", type=click.IntRange(1), metavar="N", help="Columns.  [default: 6, if there are]"
 )
-seed_option = click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=0,
+SEED = click.IntRange(0, (1 << 63) - 1)
+"""What a generator takes."""
+seed_option = click.option("--seed", type=SEED, default=0,
                        show_default=True, help="Another one shows other samples.")  # fmt: skip
 weights_option = click.option(
     "--weights", type=click.Choice(["last", "best"]), default="last", show_default=True,

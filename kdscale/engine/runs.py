@@ -1,7 +1,7 @@
 """A run's folder: begun once, resumed only as what it is, never overwritten."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -83,10 +83,7 @@ def keep_content(run: Path, content: Content, *, main: bool) -> None:
     """
     path = run / "content.json"
     if path.is_file():
-        before = json.loads(path.read_text())
-        refuse_changed(
-            run, config.differences(before, asdict(content)), "learned from something else"
-        )
+        _refuse_other(run, json.loads(path.read_text()), content)
     elif main:
         write_durably(path, json.dumps(asdict(content)).encode())
 
@@ -99,9 +96,12 @@ def check_content(run: Path, content: Content) -> None:
     """
     path = run / "content.json"
     if path.is_file():
-        before = json.loads(path.read_text()) | {"windows": content.windows}
-        changed = config.differences(before, asdict(content))
-        refuse_changed(run, changed, "learned from something else")
+        _refuse_other(run, json.loads(path.read_text()) | {"windows": content.windows}, content)
+
+
+def _refuse_other(run: Path, before: Mapping[str, Any], content: Content) -> None:
+    changed = config.differences(before, asdict(content))
+    refuse_changed(run, changed, "learned from something else")
 
 
 def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: bool) -> None:

@@ -18,7 +18,7 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.builders.builder import Builder
 from kdscale.engine.builders.first_answers import announce, ask_first
 from kdscale.engine.builders.kept import asked_for, mention_large_shards
-from kdscale.engine.builders.places import check_place, check_space, free_path
+from kdscale.engine.builders.places import check_place, check_space, free_path, mention_ending
 from kdscale.engine.components import (
     asked_manifest,
     cached_pipeline,
@@ -68,6 +68,7 @@ def build(
         KdscaleError: see `kdscale.errors`; whole shards are kept and the next build goes on.
     """
     check_place(cache)
+    mention_ending(cache)
     accelerator = create_accelerator()
     with main_process_first(accelerator):
         images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)

@@ -144,6 +144,18 @@ def test_cache_that_is_a_file_is_refused_before_anything(kdscale, quick, tmp_pat
     assert (tmp_path / "mine.zarr").read_text() == "precious"
 
 
+def test_seed_that_no_generator_takes_is_refused(kdscale, quick):
+    done = kdscale("train", quick(), "--seed", 1 << 63)
+    assert done.exit_code == 2
+    assert "is not in the range 0<=x<=9223372036854775807" in done.stderr
+
+
+def test_cache_that_only_its_name_finds_is_mentioned_once(kdscale, quick):
+    done = kdscale("run", quick(), "--run", "r", "--cache", "mine")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("has no ending .zarr") == 1
+
+
 @pytest.mark.parametrize("command", ["run", "train"])
 def test_files_that_are_no_runs_are_left_alone(kdscale, quick, tmp_path, command):
     (tmp_path / "mine").mkdir()

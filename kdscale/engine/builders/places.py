@@ -17,13 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def check_place(cache: Place | None) -> None:
-    """Say so where a cache will only be found by its name.
+    """Stop where no cache can be.
 
     Raises:
         ConfigError: it is a file.
     """
     if isinstance(cache, Path) and cache.is_file():
         raise ConfigError(f"--cache {cache} is a file: name a folder, such as cache/NAME.zarr")
+
+
+def mention_ending(cache: Place | None) -> None:
+    """Say so where a cache will only be found by its name."""
     if isinstance(cache, Path) and cache.suffix != ".zarr":
         log.warning("%s has no ending .zarr: it is not listed, nor found without --cache", cache)
 
