@@ -98,6 +98,10 @@ class StorageError(KdscaleError, OSError):
         return str(self.args[0])
 
 
+class UnsafePathError(KdscaleError):
+    """A file of a folder is a link, a pipe or a device, or its path leads out of the folder."""
+
+
 class DeviceMemoryError(KdscaleError):
     """The device is out of memory."""
 

@@ -1,0 +1,130 @@
+"""Access to regular files only: no symbolic link out of a folder, no pipe, no device.
+
+Cache, run and sweep folders may come from a stranger or from a half-finished copy. A link in them
+could make a read return, or a write replace, a file anywhere on the machine; a pipe blocks its
+reader for ever, and a device has no end. The checks look at the file system once, before the
+access: they protect against what a folder contains, not against a process that exchanges files
+while kdscale runs.
+"""
+
+import os
+import stat
+from pathlib import Path, PurePosixPath
+
+from kdscale.errors import UnsafePathError
+
+_LARGEST_DOCUMENT = 256 << 20
+
+
+def path_inside(root: Path, relative: str | Path) -> Path:
+    """Return `root / relative` after checking that the file system keeps it below `root`.
+
+    Args:
+        root: the folder that a user named; it may itself be a symbolic link.
+        relative: a path below it. It need not exist.
+
+    Raises:
+        UnsafePathError: `relative` is absolute or contains `..`, or one of its parts exists and is
+            a symbolic link or a special file.
+    """
+    parts = PurePosixPath(relative).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in str(relative):
+        raise UnsafePathError(
+            f"{str(relative)[:200]!r} is not a path below {root}: wanted a relative path without "
+            "'..'; the folder does not come from kdscale, or was changed"
+        )
+    path = root
+    for part in parts:
+        path = path / part
+        try:
+            mode = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            break
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise refused(path, mode)
+    return root.joinpath(*parts)
+
+
+def read_inside(root: Path, relative: str | Path, *, limit: int | None = None) -> bytes:
+    """Read a regular file below a folder.
+
+    Args:
+        root: the folder that a user named.
+        relative: the file's path below it.
+        limit: largest size accepted, in bytes; None for any.
+
+    Raises:
+        UnsafePathError: see `path_inside`; or the file is larger than `limit`.
+        OSError: it cannot be read.
+    """
+    return _read(path_inside(root, relative), limit, os.O_NOFOLLOW)
+
+
+def read_regular(path: Path, *, limit: int | None = None) -> bytes:
+    """Read a file that a user named; a symbolic link to a regular file is accepted.
+
+    Args:
+        path: the file.
+        limit: largest size accepted, in bytes; None for any.
+
+    Raises:
+        UnsafePathError: it is a pipe, a socket or a device, or larger than `limit`.
+        OSError: it cannot be read.
+    """
+    return _read(path, limit, 0)
+
+
+def read_document(path: Path, *, root: Path | None = None) -> bytes:
+    """Read a file that holds JSON or TOML: like `read_inside` or `read_regular`, at most 256 MiB.
+
+    Args:
+        path: the file.
+        root: the folder it has to stay in; None for a file that a user named.
+    """
+    if root is None:
+        return read_regular(path, limit=_LARGEST_DOCUMENT)
+    return read_inside(root, path.relative_to(root), limit=_LARGEST_DOCUMENT)
+
+
+def check_regular(path: Path) -> None:
+    """Raise UnsafePathError if a file that a user named exists and is not a regular file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise refused(path, mode)
+
+
+def refused(path: Path, mode: int) -> UnsafePathError:
+    """Build the error for a file of the wrong type; `mode` is its `st_mode`."""
+    kinds = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFDIR: "a folder",
+    }
+    kind = kinds.get(stat.S_IFMT(mode), "a special file")
+    return UnsafePathError(
+        f"{path} is {kind}, wanted a regular file: kdscale follows no links in its own folders and "
+        "reads no special files; remove it, or copy what it points to into its place"
+    )
+
+
+def _read(path: Path, limit: int | None, flags: int) -> bytes:
+    # O_NONBLOCK: opening a pipe without a writer would otherwise block.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise refused(path, status.st_mode)
+        if limit is not None and status.st_size > limit:
+            raise UnsafePathError(
+                f"{path} has {status.st_size} bytes, wanted at most {limit}: it was not written by "
+                "kdscale, or was changed"
+            )
+        return file.read()
