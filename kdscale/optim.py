@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 
 def create_optimizer(
     name: str,
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     *,
     learning_rate: float,
     momentum: float = 0.9,
@@ -29,6 +29,19 @@ def create_optimizer(
         )
     adam: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return adam[name](parameters, learning_rate, weight_decay=weight_decay)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups in which only parameters of two or more dimensions are decayed.
+
+    Biases and the parameters of normalisation layers have one dimension (Goyal et al., "Accurate,
+    Large Minibatch SGD", 2017, section 5.1; timm.optim.param_groups_weight_decay).
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 @dataclass(frozen=True, slots=True)

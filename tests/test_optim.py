@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from kdscale.optim import Schedule, create_optimizer
+from kdscale.optim import Schedule, create_optimizer, decay_groups
 
 
 def rates(schedule, num_steps):
@@ -89,3 +90,12 @@ def test_sgd_takes_momentum_and_nesterov():
     )
     group = optimizer.param_groups[0]
     assert (group["momentum"], group["nesterov"]) == (0.8, True)
+
+
+def test_decay_groups_decay_matrices_and_convolutions_alone():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    model[0].bias.requires_grad_(False)
+    decayed, free = decay_groups(model, 0.1)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 3, 3), (2, 4)]
+    assert [tuple(p.shape) for p in free["params"]] == [(4,), (4,), (2,)]
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)

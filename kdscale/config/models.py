@@ -47,6 +47,17 @@ class Train(Section):
     momentum: Fraction = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
     weight_decay: Weight = Field(0.0, description="decoupled with adamw, else an L2 penalty")
+    decay_norm_and_bias: bool = Field(
+        True,
+        description="false: weight decay acts on matrices and convolutions alone, not on biases "
+        "and the parameters of normalisation layers",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a label spread evenly over all classes in the cross-entropy",
+    )
     schedule: Literal["constant", "steps", "plateau", "cosine", "one_cycle"] = Field(
         "constant",
         description="plateau: lower where the loss on the validation split no longer falls",

@@ -106,7 +106,7 @@ class Parts:
             loader,
             source,
             objective,
-            components.optimizer(settings, model.parameters()),
+            components.optimizer(settings, model),
             components.schedule(settings, loader.steps_per_epoch),
             self.accelerator,
             precision=settings.precision,

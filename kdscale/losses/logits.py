@@ -170,17 +170,27 @@ def standardized(logits_BC: Tensor) -> Tensor:
     return centred_BC / norm_B1 * sqrt(logits_BC.shape[1])
 
 
-def label_loss(student_BC: Tensor, labels_B: Tensor, mix: Mix | None = None) -> Tensor:
+def label_loss(
+    student_BC: Tensor, labels_B: Tensor, mix: Mix | None = None, *, smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy on the labels (int64 [B]), mean over the batch, in nats.
 
-    Of mixed images it is the weighted mean of the losses on both labels (Zhang et al., "mixup:
-    Beyond Empirical Risk Minimization", ICLR 2018, equation 1).
+    The loss of mixed images is the weighted mean of the losses on both labels (Zhang et al.,
+    "mixup: Beyond Empirical Risk Minimization", ICLR 2018, equation 1).
+
+    Args:
+        student_BC: the student's logits.
+        labels_B: class indices.
+        mix: second labels and weights of mixed images.
+        smoothing: share of the label that is spread evenly over all classes, 0..1 (Szegedy et al.,
+            "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7).
     """
     if mix is None:
-        return F.cross_entropy(student_BC.float(), labels_B)
-    log_probability_BC = F.log_softmax(student_BC.float(), dim=1)
-    own_B = F.nll_loss(log_probability_BC, labels_B, reduction="none")
-    other_B = F.nll_loss(log_probability_BC, mix.labels_B, reduction="none")
+        return F.cross_entropy(student_BC.float(), labels_B, label_smoothing=smoothing)
+    own_B, other_B = (
+        F.cross_entropy(student_BC.float(), labels, reduction="none", label_smoothing=smoothing)
+        for labels in (labels_B, mix.labels_B)
+    )
     return (other_B + mix.weight_B * (own_B - other_B)).mean()
 
 

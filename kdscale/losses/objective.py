@@ -133,6 +133,8 @@ class Objective:
     feature_weight: float = 0.0
     feature_terms: tuple[FeatureTerm, ...] = ()
     """Whose sum it weighs."""
+    label_smoothing: float = 0.0
+    """Share of a label that the cross-entropy spreads evenly over all classes, 0..1."""
     gather: Callable[[Tensor], Tensor] = _as_they_are
     """Makes a step's samples of those of one process, for losses that relate them to one another.
     Where processes share a step, their gradients are averaged: it has to add up what comes back."""
@@ -195,7 +197,7 @@ class Objective:
         """
         terms = []
         if self.hard_weight:
-            terms.append(self.hard_weight * label_loss(logits_BC, labels_B, mix))
+            terms.append(self.hard_weight * self._hard_loss(logits_BC, labels_B, mix))
         if self.soft_weight:
             assert targets is not None, "an objective with a soft term is given targets"
             weight = self.soft_weight * self.warmup(epoch)
@@ -213,6 +215,9 @@ class Objective:
         if epoch is None or epoch >= self.warmup_epochs:
             return 1.0
         return (epoch + 1) / self.warmup_epochs
+
+    def _hard_loss(self, logits_BC: Tensor, labels_B: Tensor, mix: Mix | None) -> Tensor:
+        return label_loss(logits_BC, labels_B, mix, smoothing=self.label_smoothing)
 
     def _soft_loss(
         self, logits_BC: Tensor, targets: Targets, labels_B: Tensor, mix: Mix | None

@@ -63,20 +63,25 @@ def features_light_cnn(num_classes: int = 10, in_channels: int = 3) -> nn.Module
     return ConvNet(nn.Sequential(*features), head)
 
 
-def keras_teacher(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """Six-convolution CNN with Keras' defaults, 2,199,114 trainable parameters."""
+def keras_teacher(
+    num_classes: int = 10, in_channels: int = 3, dropout_scale: float = 1.0
+) -> nn.Module:
+    """Six-convolution CNN with Keras' defaults, 2,199,114 trainable parameters.
+
+    `dropout_scale` multiplies the published dropout rates 0.2, 0.3, 0.4 and 0.5.
+    """
     blocks: list[nn.Module] = []
     channels = in_channels
     for width, dropout in ((64, 0.2), (128, 0.3), (256, 0.4)):
         blocks += [*_conv_norm(channels, width), *_conv_norm(width, width), _pool()]
-        blocks.append(nn.Dropout(dropout))
+        blocks.append(nn.Dropout(dropout_scale * dropout))
         channels = width
     head = [
         nn.Linear(256 * 4 * 4, 256),
         nn.ReLU(),
         nn.BatchNorm1d(256, _KERAS_EPS, _KERAS_MOMENTUM),
     ]
-    head += [nn.Dropout(0.5), nn.Linear(256, num_classes)]
+    head += [nn.Dropout(dropout_scale * 0.5), nn.Linear(256, num_classes)]
     return _keras_initialised(ConvNet(nn.Sequential(*blocks), nn.Sequential(*head)))
 
 

@@ -202,7 +202,7 @@ def _plain(parts: Parts, schedule: ViewSchedule) -> Steps:
         parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
     )
     model, preprocess = student.model.to(parts.accelerator.device), student.preprocess
-    optimizer = components.optimizer(settings, model.parameters())
+    optimizer = components.optimizer(settings, model)
     device, loader = parts.accelerator.device, parts.loader(schedule)
     rates = components.schedule(settings, loader.steps_per_epoch)
     wanted = ((step // loader.steps_per_epoch, loader.index(step)) for step in count())

@@ -40,7 +40,7 @@ from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.taught import student_of, taught
 from kdscale.engine.waiting import Turn
-from kdscale.losses.objective import SUPERVISED, Objective
+from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
 from kdscale.runlog import MetricsLog, write_result
 from kdscale.signals import orderly_stop
@@ -118,7 +118,9 @@ def train(
         Interrupted: asked to stop; the state is saved.
         PrunedError: `watch` ended it; the state is saved.
     """
-    loss = SUPERVISED if job.targets == "none" else components.objective(recipe)
+    settings = job.section(recipe)[1]
+    alone = job.targets == "none"
+    loss = components.supervised(settings) if alone else components.objective(recipe)
     accelerator = create_accelerator(all_learn=loss.with_logits)
     with nullcontext(still_ours) if still_ours else alone_in(run, accelerator) as ours:
         training = _Training(recipe, job, run, cache_root, teacher_weights, loss, accelerator, ours)
@@ -220,7 +222,7 @@ def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginni
         loader,
         source,
         replace(loss, gather=gathered) if accelerator.num_processes > 1 else loss,
-        components.optimizer(settings, model.parameters()),
+        components.optimizer(settings, model),
         components.schedule(settings, loader.steps_per_epoch),
         accelerator,
         precision=settings.precision,

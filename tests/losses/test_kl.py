@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from kdscale.errors import ConfigError
 from kdscale.losses.logits import bucket_kl_loss, kl_loss, label_loss
-from kdscale.targets import DenseTargets, TopKTargets
+from kdscale.targets import DenseTargets, Mix, TopKTargets
 
 
 def textbook_kl(student, teacher, temperature):
@@ -117,6 +117,25 @@ def test_no_gradient_reaches_the_teacher(logits):
     loss = kl_loss(student.requires_grad_(), DenseTargets(teacher).logits_BC, 2.0)
     loss.backward()
     assert teacher.grad is None
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_smoothed_label_loss_is_the_cross_entropy_with_smoothed_targets(mixed):
+    logits, labels = torch.randn(6, 5), torch.arange(6) % 5
+    mix = (
+        Mix(labels.roll(1), labels_B=labels.roll(1), weight_B=torch.linspace(0.1, 0.9, 6))
+        if mixed
+        else None
+    )
+    one_hot = torch.eye(5)[labels]
+    if mix is not None:
+        weight = mix.weight_B[:, None]
+        one_hot = weight * one_hot + (1 - weight) * torch.eye(5)[mix.labels_B]
+    target = 0.9 * one_hot + 0.1 / 5
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    assert label_loss(logits, labels, mix, smoothing=0.1).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
 
 
 def test_label_loss_is_the_mean_of_minus_log_probability():

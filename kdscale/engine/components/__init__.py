@@ -20,6 +20,7 @@ from kdscale.engine.components.training import (
     optimizer,
     patience,
     schedule,
+    supervised,
     taps_asked,
 )
 from kdscale.engine.components.views import (
@@ -57,6 +58,7 @@ __all__ = [
     "schedule",
     "shared_views",
     "source_path",
+    "supervised",
     "taps_asked",
     "test_images",
     "training_images",

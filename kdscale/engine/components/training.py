@@ -1,20 +1,25 @@
 """The recipe's loss, optimizer and learning rates."""
 
-from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from kdscale import config
 from kdscale.engine.plateaus import Patience
-from kdscale.losses.objective import FeatureTerm, Objective
+from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
 from kdscale.models.taps import Tap
-from kdscale.optim import Schedule, create_optimizer
+from kdscale.optim import Schedule, create_optimizer, decay_groups
+
+
+def supervised(settings: config.Train) -> Objective:
+    """Cross-entropy on the labels alone."""
+    return replace(SUPERVISED, label_smoothing=settings.label_smoothing)
 
 
 def objective(recipe: config.Recipe) -> Objective:
     """The recipe's losses."""
-    loss = recipe.loss
+    loss, train = recipe.loss, recipe.student.train
     return Objective(
         loss.hard_weight,
         loss.soft_weight,
@@ -23,6 +28,7 @@ def objective(recipe: config.Recipe) -> Objective:
         options=loss.options,
         standardize=loss.standardize,
         warmup_epochs=loss.warmup_epochs,
+        label_smoothing=train.label_smoothing if train else 0.0,
         feature_weight=loss.feature_weight,
         feature_terms=tuple(
             FeatureTerm(one.kind, one.student, one.teacher, one.options) for one in loss.features
@@ -36,11 +42,12 @@ def taps_asked(recipe: config.Recipe) -> tuple[Tap, ...]:
     return tuple(Tap(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
 
 
-def optimizer(settings: config.Train, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer(settings: config.Train, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a training section."""
+    decay = settings.weight_decay
     return create_optimizer(
         settings.optimizer,
-        parameters,
+        model.parameters() if settings.decay_norm_and_bias else decay_groups(model, decay),
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
