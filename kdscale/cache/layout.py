@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,8 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from kdscale.cache.manifest import Manifest
-from kdscale.cache.parallel import each
-from kdscale.cache.store import Store
-from kdscale.errors import StorageError
+from kdscale.documents import canonical
 
-COMMITTED = np.uint64(1 << 32)
-"""Set in every value of a record: one that is not there reads as 0."""
-_UNREADABLE = np.uint64(1)
-"""Stands for the values of a damaged record; never stored."""
 RECORDS_METADATA = "commits/zarr.json"
 
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError)
@@ -55,8 +49,7 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
     """
     written = {**_target_arrays(manifest), **_feature_arrays(manifest)}
     answers = {name: _rows(manifest, *of) for name, of in written.items()}
-    # The CRC of each object of a shard, then the milliseconds that the shard took to build.
-    record = len(answers) + 2
+    record = record_fields(manifest)
     return {
         **answers,
         "digests": _rows(manifest, "uint64", 0),
@@ -66,6 +59,11 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
             "uint64", 0, ("view", "shard", "field"),
         ),
     }  # fmt: skip
+
+
+def record_fields(manifest: Manifest) -> int:
+    """Number of fields of a commit record: see `kdscale.cache.records`."""
+    return len(shard_arrays(manifest)) + (4 if manifest.bound_records else 1)
 
 
 def shard_arrays(manifest: Manifest) -> tuple[str, ...]:
@@ -280,6 +278,71 @@ def decode(name: str, objects: Mapping[str, bytes]) -> "zarr.Array[Any]":
     return zarr.open_array(MemoryStore(held), path=name, mode="r")
 
 
+def describes(data: bytes, layout: ArrayLayout) -> bool:
+    """Whether the stored metadata of an array are those of a layout, and nothing else.
+
+    Another version of Zarr may have written them with other white space or without what is empty.
+    """
+    try:
+        found = canonical({**_EMPTY, **json.loads(data)})
+        return any(found == canonical({**_EMPTY, **one}) for one in _documents(layout))
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+_EMPTY: dict[str, Any] = {"attributes": {}, "storage_transformers": []}
+
+
+_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def _documents(layout: ArrayLayout) -> Iterator[dict[str, Any]]:
+    """The metadata of an array; of single bytes an order of bytes may be stated or not."""
+    yield _document(layout, _LITTLE)
+    if np.dtype(layout.dtype).itemsize == 1:
+        yield _document(layout, {"name": "bytes"})
+
+
+def _document(layout: ArrayLayout, order: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of an array, as Zarr's specification has them."""
+    zstd = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+    codecs: list[dict[str, Any]] = [order, zstd, {"name": "crc32c"}]
+    if layout.objects != layout.chunks:
+        inside = {
+            "chunk_shape": layout.chunks,
+            "codecs": codecs,
+            "index_codecs": [_LITTLE, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        codecs = [{"name": "sharding_indexed", "configuration": inside}]
+    grid = {"name": "regular", "configuration": {"chunk_shape": layout.objects}}
+    fill_value = "NaN" if np.isnan(layout.fill_value) else layout.fill_value
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": layout.shape,
+        "data_type": layout.dtype,
+        "chunk_grid": grid,
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill_value,
+        "codecs": codecs,
+        "dimension_names": layout.dimension_names,
+    }
+
+
+_MOST_COMPRESSED = 1 << 15
+"""Bytes that a stored byte can stand for: zstd's blocks have 4 bytes or more for 128 KiB."""
+
+
+def can_hold(layout: ArrayLayout, data: bytes) -> bool:
+    """Whether an object is large enough for what it should hold, so that it may be decoded.
+
+    Decoding takes memory for what the manifest claims; this limits it to what is stored.
+    """
+    claimed = int(np.dtype(layout.dtype).itemsize) * prod(layout.objects)
+    return claimed <= _MOST_COMPRESSED * len(data)
+
+
 class Encoder:
     """Makes the objects of a cache's arrays."""
 
@@ -321,46 +384,3 @@ def shard_objects(manifest: Manifest, view: int, shard: int) -> Iterator[str]:
     for name in shard_arrays(manifest):
         rest = ["0"] * (len(layouts[name].shape) - 2)
         yield "/".join([name, "c", str(view), str(shard), *rest])
-
-
-def read_records(store: Store, metadata: bytes, view: int, shards: range) -> np.ndarray:
-    """Commit records of shards of a view, uint64 [shards, fields].
-
-    A shard is committed where every value reaches `COMMITTED`. A record that is not there is 0, a
-    damaged one is neither.
-
-    Args:
-        store: where the cache lies.
-        metadata: the object `RECORDS_METADATA`.
-        view: view number.
-        shards: consecutive ones.
-    """
-    keys = [record_object(view, shard) for shard in shards]
-    found = zip(keys, each(store, partial(_record_bytes, store), keys), strict=True)
-    objects = {key: data for key, data in found if data is not None}
-    objects[RECORDS_METADATA] = metadata
-    if len(objects) == 1:  # a build asks for hundreds that are not there yet
-        return np.zeros((len(shards), json.loads(metadata)["shape"][2]), np.uint64)
-    commits = decode("commits", objects)
-    try:
-        return np.asarray(commits[view, shards.start : shards.stop])
-    except DAMAGE:
-        return np.stack([_record(commits, view, shard) for shard in shards])
-
-
-def _record_bytes(store: Store, key: str) -> bytes | None:
-    try:
-        return store.read(key)
-    except FileNotFoundError:
-        return None
-    except StorageError:
-        raise
-    except OSError:
-        return b""  # there, and not to be read
-
-
-def _record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarray:
-    try:
-        return np.asarray(commits[view, shard])
-    except DAMAGE:
-        return np.full(commits.shape[2], _UNREADABLE)

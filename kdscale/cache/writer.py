@@ -11,15 +11,14 @@ import numpy as np
 
 from kdscale.cache.claims import MANIFEST, Claims, is_claim
 from kdscale.cache.layout import (
-    COMMITTED,
     Encoder,
     absent_rows,
     arrays,
     checksum,
     fixed_objects,
-    read_records,
     record_object,
     shard_arrays,
+    shard_name,
     shard_objects,
 )
 from kdscale.cache.manifest import (
@@ -31,7 +30,8 @@ from kdscale.cache.manifest import (
     read_manifest,
     write_manifest,
 )
-from kdscale.cache.store import Location, Store, crc, open_store
+from kdscale.cache.records import CommitRecords, Record
+from kdscale.cache.store import Location, Store, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, StorageError
 
 Check = Callable[[], None]
@@ -168,6 +168,9 @@ class ShardWriter:
         self.manifest = manifest
         self._store = open_store(cache)
         self._encoder = Encoder(manifest)
+        self._records = CommitRecords(self._store, manifest)
+        self.refused: dict[str, str] = {}
+        """Shards with a record that does not commit them, and why, as `committed` last found."""
 
     def write(
         self,
@@ -194,13 +197,13 @@ class ShardWriter:
         """
         start, stop = self.manifest.shard_range(shard)
         self._check(values, stop - start)
-        fields = []
+        objects = []
         keys = shard_objects(self.manifest, view, shard)
         for name, key in zip(shard_arrays(self.manifest), keys, strict=True):
             data = self._encoder.encode(key, (view, slice(start, stop)), values[name])
             self._store.write(key, data, check)
-            fields.append(crc(data))
-        record = np.array([*fields, round(seconds * 1000)], dtype=np.uint64) + COMMITTED
+            objects.append(data)
+        record = self._records.values(view, shard, objects, round(seconds * 1000))
         key = record_object(view, shard)
         self._store.write(key, self._encoder.encode(key, (view, shard), record), check)
 
@@ -217,28 +220,35 @@ class ShardWriter:
                 raise ValueError(f"{name} hold a NaN or what stands for absence")
 
     def committed(self) -> np.ndarray:
-        """bool [views, shards]: which shards are finished."""
-        return np.asarray((self._all_records() >= COMMITTED).all(axis=-1))
+        """bool [views, shards]: which shards are finished.
 
-    def record(self, view: int, shard: int) -> np.ndarray:
-        """The commit record of one shard, as of `read_records`."""
-        return np.asarray(self._records(view, range(shard, shard + 1))[0])
+        One whose record is damaged, or another cache's, is not, and is written anew.
+        """
+        found = self._all_records()
+        self.refused = {
+            shard_name(view, shard): record.reason
+            for view, records in enumerate(found)
+            for shard, record in enumerate(records)
+            if record.state == "corrupt"
+        }
+        return np.array([[record.state == "ok" for record in records] for records in found])
+
+    def record(self, view: int, shard: int) -> Record:
+        """The commit record of one shard."""
+        return self._records.read(view, [shard])[0]
 
     def is_committed(self, view: int, shard: int) -> bool:
         """Whether one shard is finished."""
-        return bool((self._records(view, range(shard, shard + 1)) >= COMMITTED).all())
+        return self.record(view, shard).state == "ok"
 
     def seconds(self) -> float:
         """What the finished shards took to build, over all processes and resumes."""
-        milliseconds = self._all_records()[..., -1]
-        return float((milliseconds[milliseconds >= COMMITTED] - COMMITTED).sum()) / 1000
+        found = self._all_records()
+        return sum(record.milliseconds for records in found for record in records) / 1000
 
-    def _all_records(self) -> np.ndarray:
+    def _all_records(self) -> list[list[Record]]:
         shards = range(self.manifest.num_shards)
-        return np.stack([self._records(view, shards) for view in range(self.manifest.num_views)])
-
-    def _records(self, view: int, shards: range) -> np.ndarray:
-        return read_records(self._store, self._encoder.metadata("commits"), view, shards)
+        return [self._records.read(view, shards) for view in range(self.manifest.num_views)]
 
 
 def finish(

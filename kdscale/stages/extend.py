@@ -50,7 +50,7 @@ def extend(
         "path": str(path),
         "id": after.id,
         "num_views": after.num_views,
-        "build_seconds": after.build["seconds"],
+        "build_seconds": after.build_seconds,
     }
 
 
