@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdscale.cache.layout import (
+    ArrayLayout,
     arrays,
     can_hold,
     checksum,
@@ -52,8 +53,8 @@ def fixed_objects_of(store: Store, manifest: Manifest) -> tuple[dict[str, bytes]
 
     Sound are objects that have the manifest's checksum and are what its layout makes of them.
     """
-    keys = fixed_keys(manifest)
-    found = dict(zip(keys, each(store, partial(_fixed_object, store, manifest), keys), strict=True))
+    keys, read = fixed_keys(manifest), partial(_fixed_object, store, manifest, arrays(manifest))
+    found = dict(zip(keys, each(store, read, keys), strict=True))
     sound = {key: data for key, data in found.items() if isinstance(data, bytes)}
     return sound, {key: fault for key, fault in found.items() if isinstance(fault, Fault)}
 
@@ -65,7 +66,8 @@ def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
         CacheCorruptError: they are missing or damaged.
     """
     keys = (f"{name}/zarr.json", once_objects(manifest)[name])
-    found = {key: _fixed_object(store, manifest, key) for key in keys}
+    layouts = arrays(manifest)
+    found = {key: _fixed_object(store, manifest, layouts, key) for key in keys}
     objects = {key: data for key, data in found.items() if isinstance(data, bytes)}
     faults = {key: fault.reason for key, fault in found.items() if isinstance(fault, Fault)}
     if faults:
@@ -122,13 +124,15 @@ def corrupt(location: str, faults: Mapping[str, str]) -> CacheCorruptError:
     )
 
 
-def _fixed_object(store: Store, manifest: Manifest, key: str) -> bytes | Fault:
+def _fixed_object(
+    store: Store, manifest: Manifest, layouts: Mapping[str, ArrayLayout], key: str
+) -> bytes | Fault:
     """An object's bytes, or what is wrong with it."""
     data, state = _read(store, key, lambda data: checksum(data) == manifest.checksums.get(key))
     if state != "ok":
         reason = "" if state == "missing" else "it does not have the manifest's checksum"
         return Fault(state, reason)
-    layout = arrays(manifest)[key.partition("/")[0]]
+    layout = layouts[key.partition("/")[0]]
     if key.endswith("/zarr.json"):
         if not describes(data, layout):
             return Fault("corrupt", "it does not describe the array of the manifest")

@@ -19,7 +19,6 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from kdscale.cache.manifest import Manifest
-from kdscale.documents import canonical
 
 RECORDS_METADATA = "commits/zarr.json"
 
@@ -284,10 +283,14 @@ def describes(data: bytes, layout: ArrayLayout) -> bool:
     Another version of Zarr may have written them with other white space or without what is empty.
     """
     try:
-        found = canonical({**_EMPTY, **json.loads(data)})
-        return any(found == canonical({**_EMPTY, **one}) for one in _documents(layout))
+        found = {**_EMPTY, **json.loads(data, parse_float=_refuse_float)}
     except (ValueError, TypeError, RecursionError):
         return False
+    return any(found == {**_EMPTY, **one} for one in _documents(layout))
+
+
+def _refuse_float(text: str) -> float:
+    raise ValueError(f"{text}: metadata hold whole numbers, and 2.0 would equal 2")
 
 
 _EMPTY: dict[str, Any] = {"attributes": {}, "storage_transformers": []}
@@ -309,24 +312,24 @@ def _document(layout: ArrayLayout, order: dict[str, Any]) -> dict[str, Any]:
     codecs: list[dict[str, Any]] = [order, zstd, {"name": "crc32c"}]
     if layout.objects != layout.chunks:
         inside = {
-            "chunk_shape": layout.chunks,
+            "chunk_shape": list(layout.chunks),
             "codecs": codecs,
             "index_codecs": [_LITTLE, {"name": "crc32c"}],
             "index_location": "end",
         }
         codecs = [{"name": "sharding_indexed", "configuration": inside}]
-    grid = {"name": "regular", "configuration": {"chunk_shape": layout.objects}}
+    grid = {"name": "regular", "configuration": {"chunk_shape": list(layout.objects)}}
     fill_value = "NaN" if np.isnan(layout.fill_value) else layout.fill_value
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": layout.shape,
+        "shape": list(layout.shape),
         "data_type": layout.dtype,
         "chunk_grid": grid,
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": fill_value,
         "codecs": codecs,
-        "dimension_names": layout.dimension_names,
+        "dimension_names": list(layout.dimension_names),
     }
 
 

@@ -65,18 +65,16 @@ def check_values(value: Any, depth: int = 0) -> None:
         FieldError: nested too deeply, a huge integer, a number that is not finite, or text that is
             no valid Unicode.
     """
-    if depth > _MAX_DEPTH:
-        raise FieldError(f"nested more than {_MAX_DEPTH} levels deep")
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            check_values(key, depth + 1)
-            check_values(inner, depth + 1)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            check_values(inner, depth + 1)
-    elif isinstance(value, str):
+    if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise FieldError("a text contains half of a surrogate pair")
+    elif isinstance(value, dict | list):
+        if depth > _MAX_DEPTH:
+            raise FieldError(f"nested more than {_MAX_DEPTH} levels deep")
+        for inner in value:  # of an object, its keys
+            check_values(inner, depth + 1)
+        for inner in value.values() if isinstance(value, dict) else ():
+            check_values(inner, depth + 1)
     elif isinstance(value, int) and abs(value) >= _MAX_INTEGER:
         raise FieldError("an integer does not fit in 64 bits")
     elif isinstance(value, float) and not math.isfinite(value):

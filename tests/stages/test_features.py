@@ -153,7 +153,7 @@ def test_feature_that_a_cache_has_not_is_refused_by_name(cache):
 def test_info_names_features_and_their_shapes(cache, kdscale):
     info = json.loads(kdscale("cache", "info", cache, "--json").stdout)
     assert info["features"][1] == {"module": "body.1", "pool": 2, "shape": [6, 2, 2]}
-    assert (info["encoding"], info["embedding_size"], info["format_version"]) == ("embedding", 6, 2)
+    assert (info["encoding"], info["embedding_size"], info["format_version"]) == ("embedding", 6, 3)
     assert "body.1" in kdscale("cache", "info", cache).stdout
 
 

@@ -56,7 +56,7 @@ def test_pushed_cache_has_large_objects_and_comes_back_as_it_was(tmp_path, bucke
     assert transfer(cache, url) == {"copied": 2, "kept": 0}  # one object holds a view
     manifest = read_manifest(url)
     assert (manifest.shard_samples, manifest.chunk_samples) == (12, 4)
-    assert manifest.format_version == 2
+    assert manifest.format_version == 3
     assert_same(cache, url)
     assert transfer(url, back) == {"copied": 6, "kept": 0}
     assert_same(cache, back)
