@@ -30,9 +30,10 @@ from kdscale.cache.manifest import (
     read_manifest,
     write_manifest,
 )
+from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.records import CommitRecords, Record
 from kdscale.cache.store import Location, Store, open_store
-from kdscale.errors import CacheIncompleteError, CacheNotFoundError, StorageError
+from kdscale.errors import CacheIncompleteError, CacheNotFoundError, ConfigError, StorageError
 
 Check = Callable[[], None]
 
@@ -59,8 +60,15 @@ def create_or_resume(
     Raises:
         CacheMismatchError: another cache is there.
         CacheCorruptError: the manifest of the one there is damaged.
+        ConfigError: it would have more shards than a cache can have.
         StorageError: the disk is full, read-only or not permitted.
     """
+    num_shards = asked.num_views * asked.num_shards
+    if num_shards > MAX_SHARDS:
+        raise ConfigError(
+            f"{asked.num_views} views have {num_shards} shards of {asked.shard_samples} samples, "
+            f"wanted at most {MAX_SHARDS}: set a larger cache.shard_samples, or fewer views"
+        )
     store = open_store(cache)
     found = _fitting(store, asked)  # first, so that nothing is written into another's folder
     if found is not None and found.complete and found.num_views >= asked.num_views:

@@ -24,7 +24,8 @@ from kdscale.cache.manifest_schema import MAX_SHARDS, check_table, id_bytes
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.search import find_cache, list_caches
 from kdscale.cache.verify import verify
-from kdscale.errors import CacheCorruptError, CacheError, KdscaleError
+from kdscale.cache.writer import create_or_resume
+from kdscale.errors import CacheCorruptError, CacheError, ConfigError, KdscaleError
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +335,13 @@ def test_every_manifest_that_is_written_passes_the_checks(name):
         synthetic.encoded(name, bound_records=False),
     ):
         check_table(json.loads(json.dumps(manifest.to_json())))
+
+
+def test_cache_of_more_shards_than_can_be_read_is_not_begun(tmp_path):
+    asked = synthetic.asked(num_views=MAX_SHARDS, shard_samples=5)
+    with pytest.raises(ConfigError, match=r"set a larger cache\.shard_samples, or fewer views"):
+        create_or_resume(tmp_path / "c.zarr", asked, synthetic.labels(asked))
+    assert not (tmp_path / "c.zarr").exists()
 
 
 def test_ids_take_the_smallest_type_that_holds_the_number_of_classes():
