@@ -156,6 +156,10 @@ class Manifest:
                 found = _pooling(kept[module]) if module in kept else ABSENT
                 yield f"cache.features {module}", found, _pooling(pool)
 
+    def with_num_views(self, num_views: int) -> "Manifest":
+        """This manifest of another number of views."""
+        return replace(self, num_views=num_views, views={**self.views, "count": num_views})
+
     def finished(self, build: Mapping[str, Any]) -> "Manifest":
         """This manifest once everything is committed."""
         return replace(self, complete=True, build=build)

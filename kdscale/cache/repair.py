@@ -122,12 +122,10 @@ def restored_manifest(
     first = f"{shard_arrays(asked)[0]}/zarr.json"
     for views, shard_samples, chunk_samples, bound in _shapes(store, first, asked.num_samples):
         manifest = replace(
-            asked,
-            num_views=views,
+            asked.with_num_views(views),
             shard_samples=shard_samples,
             chunk_samples=chunk_samples,
             bound_records=bound,
-            views={**asked.views, "count": views},
             complete=True,
         )
         objects = fixed_objects(manifest, labels, once)

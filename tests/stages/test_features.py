@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdscale.cache import reader as cache_reader
+from kdscale.cache import checked_objects
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
@@ -121,13 +121,13 @@ def test_teacher_is_asked_once_for_logits_and_features(recipe, shared_root, tmp_
 
 def test_nothing_is_read_but_what_is_asked_for(cache, monkeypatch):
     read = Counter()
-    original = cache_reader._read
+    original = checked_objects._read
 
     def counted(store, key, sound):
         read[key.partition("/")[0]] += 1
         return original(store, key, sound)
 
-    monkeypatch.setattr(cache_reader, "_read", counted)
+    monkeypatch.setattr(checked_objects, "_read", counted)
     for features in ([], ["body.1"]):
         cached = CachedTargets.open(cache, features=features, num_views=1)
         cached.start_epoch(0)
