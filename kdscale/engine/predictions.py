@@ -25,7 +25,7 @@ from kdscale.engine.teacher import FrozenTeacher
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of what KEY says
+_VERSION = 2  # of what KEY says; 1: samples with NaN logits had class 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Predictions:
     """A teacher's top-1 of each clean image of a split."""
 
     classes: Tensor
-    """int64 [N] on the CPU."""
+    """int64 [N] on the CPU: see `metrics.predict`."""
     sha256: str
     """Of the teacher's weights."""
 
