@@ -126,9 +126,9 @@ class Counts:
     @classmethod
     def none(cls, num_classes: int, device: torch.device | str = "cpu") -> "Counts":
         """Nothing counted yet."""
-        by_class = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
-        numbers = torch.zeros(4, dtype=torch.int64, device=device)
-        return cls(*by_class, *numbers, calibration=Calibration.none(device))
+        zeros_C = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        return cls(zeros_C, zeros_C, zeros_C, zero, zero, zero, zero, Calibration.none(device))
 
     @classmethod
     def of(cls, logits_BC: Tensor, labels_B: Tensor) -> "Counts":

@@ -1,6 +1,7 @@
 """Which runs are seeds of one another, what they differ in, what they gain and what they cost."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,9 +11,10 @@ from typing import Any
 
 from kdscale.cache.manifest import Manifest
 from kdscale.config import differences
-from kdscale.report.evaluation import Evaluation
+from kdscale.report.evaluation import ClassCounts, Evaluation, Mistake, mistakes_in
+from kdscale.report.fields import name_text, tables_of
 from kdscale.report.runs import KINDS, PHRASES, TITLES, Kind, Run
-from kdscale.wording import NOTHING
+from kdscale.wording import NOTHING, number_of
 
 _WHAT_MATTERS: dict[Kind, tuple[str, ...]] = {
     "teacher": ("data", "teacher"),
@@ -20,8 +22,9 @@ _WHAT_MATTERS: dict[Kind, tuple[str, ...]] = {
     "online": ("data", "views", "student", "teacher", "loss"),
     "cache": ("data", "views", "student", "teacher", "loss", "cache", "ensemble"),
 }
-"""Sections of a recipe that a kind of model depends on: runs that agree there are seeds of one
-another, and a student alone is compared with all that share its images, views and training."""
+"""Sections of a recipe that a kind of model depends on: runs that agree there, and in the images
+and the teacher's weights that they learned from, are seeds of one another, and a student alone is
+compared with all that share its images, views and training."""
 _MOST_FIELDS = 3
 
 
@@ -54,15 +57,22 @@ class Entry:
         """Runs that have a result."""
         return [run for run in self.runs if run.finished]
 
-    @property
+    @cached_property
     def evaluations(self) -> list[Evaluation]:
-        """Of the runs that `kdscale evaluate` has seen."""
-        return [run.evaluation for run in self.finished if run.evaluation is not None]
+        """Of the finished runs, one a seed; none whose classes are not those of the first."""
+        found = {run.seed: run.evaluation for run in reversed(self.finished) if run.evaluation}
+        in_order = [found[seed] for seed in sorted(found)]
+        return [one for one in in_order if one.class_names == in_order[0].class_names]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of the finished runs, ascending; the same model may lie in several folders."""
+        return sorted({run.seed for run in self.finished})
 
     @property
     def num_seeds(self) -> int:
-        """Different ones, of the finished runs: the same model may lie in several folders."""
-        return len({run.seed for run in self.finished})
+        """Length of `seeds`."""
+        return len(self.seeds)
 
     def values(self, metric: str) -> list[float]:
         """A metric's values by seed, of the finished runs that know it."""
@@ -89,25 +99,55 @@ class Entry:
         ]
 
     @cached_property
+    def classes(self) -> ClassCounts:
+        """All seeds' samples by class added up; empty where none was evaluated."""
+        each = [evaluation.classes for evaluation in self.evaluations]
+        return ClassCounts(
+            samples=_sums([one.samples for one in each]),
+            correct=_sums([one.correct for one in each]),
+            predicted=_sums([one.predicted for one in each]),
+        )
+
+    @cached_property
     def confusion(self) -> list[list[int]]:
-        """All seeds' matrices added up; empty where none was evaluated."""
-        matrices = [evaluation.confusion for evaluation in self.evaluations]
-        return [
-            [sum(cells) for cells in zip(*rows, strict=True)]
-            for rows in zip(*matrices, strict=True)
-        ]
+        """All seeds' matrices added up; empty where none was evaluated, or classes are too many."""
+        matrices = [one.confusion for one in self.evaluations if one.confusion is not None]
+        if len(matrices) < len(self.evaluations):
+            return []
+        return [_sums(rows) for rows in zip(*matrices, strict=True)]
+
+    @cached_property
+    def mistakes(self) -> list[Mistake]:
+        """The most frequent wrong predictions, all seeds together.
+
+        Without matrices, of those that are among the most frequent of a seed.
+        """
+        if self.confusion:
+            return mistakes_in(self.confusion)
+        sums: Counter[tuple[int, int]] = Counter()
+        for evaluation in self.evaluations:
+            for label, prediction, count in evaluation.most_confused:
+                sums[label, prediction] += count
+        found = [(*pair, count) for pair, count in sums.items()]
+        return sorted(found, key=lambda one: (-one[2], one[:2]))
 
     @cached_property
     def recall(self) -> list[float]:
         """Per cent of each class's samples, all seeds together; 0 for a class without any."""
-        return [100 * row[n] / (sum(row) or 1) for n, row in enumerate(self.confusion)]
+        return _per_cent(self.classes.correct, self.classes.samples)
 
     @cached_property
     def precision(self) -> list[float]:
         """Per cent of each class's predictions, all seeds together; 0 for one never predicted."""
-        predicted = [sum(column) for column in zip(*self.confusion, strict=True)]
-        hits = [row[label] for label, row in enumerate(self.confusion)]
-        return [100 * hit / (count or 1) for hit, count in zip(hits, predicted, strict=True)]
+        return _per_cent(self.classes.correct, self.classes.predicted)
+
+
+def _sums(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
+def _per_cent(parts: Sequence[int], wholes: Sequence[int]) -> list[float]:
+    return [100 * part / (whole or 1) for part, whole in zip(parts, wholes, strict=True)]
 
 
 EARLY = "ended early"
@@ -133,7 +173,7 @@ class Trial:
         if self.run.finished:
             return "finished"
         state = self.told_state or "not finished"
-        return f"{state}, {self.run.epochs_done:.3g} epochs"
+        return f"{state}, {number_of(self.run.epochs_done, 'epoch')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +230,8 @@ class Study:
     bench: Mapping[str, Any] | None = None
     recipes: Mapping[str, str] = field(default_factory=dict)
     """TOML texts by the folder that they stand in."""
+    problems: Sequence[str] = field(default=())
+    """Files that could not be read, and runs left out for it, in words."""
 
     @property
     def runs(self) -> list[Run]:
@@ -229,23 +271,45 @@ class Study:
     def peer(self, entry: Entry, kind: Kind) -> Entry | None:
         """The entry of another kind that shares with `entry` all that matters to both."""
         matters = [name for name in _WHAT_MATTERS[kind] if name in _WHAT_MATTERS[entry.kind]]
+        ours = entry.runs[0]
         for other in self.of_kind(kind):
-            if _part(other.runs[0].recipe, matters) == _part(entry.runs[0].recipe, matters):
+            theirs = other.runs[0]
+            if (
+                _part(theirs.recipe, matters) == _part(ours.recipe, matters)
+                and _may_be_equal(theirs.dataset, ours.dataset)
+                and _may_be_equal(theirs.taught_by, ours.taught_by)
+            ):
                 return other if other.finished else None
         return None
 
 
+def _may_be_equal(one: str | None, other: str | None) -> bool:
+    """Whether two fingerprints are equal, as far as both are known."""
+    return one is None or other is None or one == other
+
+
 def entries_of(runs: Sequence[Run]) -> list[Entry]:
     """Runs grouped into entries, by kind, then as they came."""
-    groups: dict[tuple[Kind, str], list[Run]] = {}
+    groups: dict[tuple[Kind, str, str | None, str | None], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.kind, _part(run.recipe, _WHAT_MATTERS[run.kind])), []).append(run)
+        settings = _part(run.recipe, _WHAT_MATTERS[run.kind]) + _teachers_views(run)
+        key = run.kind, settings, run.dataset, run.taught_by
+        groups.setdefault(key, []).append(run)
     entries = []
     for kind in KINDS:
-        of_kind = [seeds for (k, _), seeds in groups.items() if k == kind]
+        of_kind = [seeds for (k, *_), seeds in groups.items() if k == kind]
         for seeds, setting in zip(of_kind, _settings(kind, of_kind), strict=True):
             entries.append(Entry(kind, sorted(seeds, key=lambda run: run.seed), setting))
     return entries
+
+
+def _teachers_views(run: Run) -> str:
+    """What a teacher without an augmentation of its own is shown: new ones of these each epoch."""
+    train = tables_of(run.recipe, "teacher", "train")
+    if run.kind != "teacher" or not train or train.get("operations") is not None:
+        return ""
+    views = tables_of(run.recipe, "views")
+    return _part(views, [name for name in sorted(views) if name not in ("count", "mode")])
 
 
 def parameters_of(runs: Sequence[Run], named: Iterable[str] = ()) -> dict[str, list[Any]]:
@@ -294,13 +358,36 @@ def _settings(kind: Kind, groups: Sequence[Sequence[Run]]) -> list[str]:
     names = [str(seeds[0].recipe.get("name", "")) for seeds in groups]
     if len(set(names)) == len(names):
         return names
-    recipes = [{k: seeds[0].recipe.get(k) for k in _WHAT_MATTERS[kind]} for seeds in groups]
-    fields = _varied(recipes)
-    return [
+    tables = [_described(seeds[0]) for seeds in groups]
+    fields = _varied(tables)
+    more = len(fields) - _MOST_FIELDS
+    rest = f" and {number_of(more, 'more field')}" if more > 0 else ""
+    words = [
         ", ".join(f"{name} {value_text(_field(one, name))}" for name in fields[:_MOST_FIELDS])
-        + (f" and {len(fields) - _MOST_FIELDS} more fields" if len(fields) > _MOST_FIELDS else "")
-        for one in recipes
+        for one in tables
     ]
+    return _numbered([f"{one}{rest}" for one in words])
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """All that decides whether runs are seeds of one another."""
+    matters = (*_WHAT_MATTERS[run.kind], *(["views"] if _teachers_views(run) else []))
+    return {
+        "training images": _start(run.dataset),
+        "teacher weights": _start(run.taught_by),
+        **{name: run.recipe.get(name) for name in matters},
+    }
+
+
+def _start(fingerprint: str | None) -> str | None:
+    return None if fingerprint is None else fingerprint[:12]
+
+
+def _numbered(words: Sequence[str]) -> list[str]:
+    """The same, with numbers where some are alike: a name is never that of two settings."""
+    if len(set(words)) == len(words):
+        return list(words)
+    return [f"{one}, number {number}" for number, one in enumerate(words, 1)]
 
 
 def value_text(value: Any) -> str:
@@ -309,7 +396,8 @@ def value_text(value: Any) -> str:
         return NOTHING
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return name_text(words)
 
 
 def gains(entry: Entry, other: Entry) -> list[float]:

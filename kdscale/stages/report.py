@@ -59,7 +59,7 @@ def report(
             )
     for kind, path in files.items():
         if path is not None:
-            write_durably(path, texts[kind].encode())
+            write_durably(path, texts[kind].encode("utf-8", "backslashreplace"))
     return texts
 
 

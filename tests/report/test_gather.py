@@ -360,7 +360,7 @@ def test_folder_that_is_not_there_is_refused(tmp_path):
 def test_run_without_a_recipe_is_refused(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "recipe.toml").unlink()
-    with pytest.raises(RunError, match=r"leave .* out"):
+    with pytest.raises(RunError, match="is left out"):
         gather([run], tmp_path)
 
 
