@@ -137,7 +137,7 @@ def changed(value, draw):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_no_value_anywhere_makes_a_report_fail(tmp_path, seed):
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
     names = list("abc")
     runs = [
         write_run(tmp_path / "cache", names=names),
