@@ -144,6 +144,7 @@ def train(
             )
     loaded = load(recipe, with_further_caches(overrides, caches), data)
     from kdscale.engine.components import check_recipe
+    from kdscale.engine.requirements import mention_ineffective
     from kdscale.engine.runs import Job, finished_as, is_begun, open_run, teacher_folder
     from kdscale.engine.teaching import cache_being_built
     from kdscale.stages.build import build
@@ -155,6 +156,7 @@ def train(
     )
     job = Job(model, targets, seed)
     job.section(loaded)
+    mention_ineffective(loaded, model)
     if resume_if_begun:
         if (done := finished_as(folder, loaded, job)) is not None:
             print_text(_trained(done, folder))

@@ -1,4 +1,4 @@
-"""Run folders that are damaged: what can be read is reported, the rest is named, nothing crashes."""
+"""Run folders that are damaged: what can be read is reported, the rest is named."""
 
 import copy
 import json
