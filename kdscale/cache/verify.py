@@ -11,6 +11,7 @@ from kdscale.cache.parallel import each
 from kdscale.cache.reader import fixed_objects_of, read_shard_objects
 from kdscale.cache.store import Location, open_store
 from kdscale.errors import CacheCorruptError
+from kdscale.wording import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Verdict:
     def describe(self, path: object) -> str:
         """For people."""
         if self.ok:
-            return f"{path}: ok, {self.num_shards} shards, every byte as written"
+            return f"{path}: ok, {number_of(self.num_shards, 'shard')}, every byte as written"
         lines = [f"{path}: NOT ok"]
         if not self.complete:
             lines.append("  not complete: run the same `kdscale cache build` again")

@@ -33,6 +33,7 @@ from kdscale.cache.manifest import (
 )
 from kdscale.cache.store import Location, Store, crc, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, StorageError
+from kdscale.wording import number_of
 
 Check = Callable[[], None]
 
@@ -269,7 +270,8 @@ def finish(
         if missing:
             raise CacheIncompleteError(
                 f"{store.location} still misses {missing} of "
-                f"{found.num_views * found.num_shards} shards: run the same build again"
+                f"{number_of(found.num_views * found.num_shards, 'shard')}: run the same build "
+                "again"
             )
         seconds, size = round(writer.seconds(), 3), content_bytes(store)
         finished = found.finished({**build, "seconds": seconds, "bytes": size})

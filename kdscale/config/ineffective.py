@@ -73,8 +73,8 @@ def _of_evaluations(train: Train) -> Iterator[str]:
     there_are = f"there {'is' if number == 1 else 'are'} {number_of(number, 'evaluation')}"
     if train.evaluate_every > train.epochs:
         yield (
-            f"evaluate_every = {train.evaluate_every} is more than all {epochs}: the last one alone is "
-            "evaluated"
+            f"evaluate_every = {train.evaluate_every} is more than all {epochs}: the last one "
+            "alone is evaluated"
         )
     # The first evaluation is the smallest loss so far, and after the last one nothing is trained.
     if train.schedule == "plateau" and train.patience + 2 > number:

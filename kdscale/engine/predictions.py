@@ -22,6 +22,7 @@ from kdscale.durable import write_durably
 from kdscale.engine.evaluation import examine
 from kdscale.engine.processes import from_main_process
 from kdscale.engine.teacher import FrozenTeacher
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def predictions_of(
     kept = from_main_process(accelerator, _read(path, images.num_samples))
     if kept is not None:
         return Predictions(kept, teacher.weights_sha256)
-    log.info("asking the teacher about %d test images, once", images.num_samples)
+    log.info("asking the teacher about %s, once", number_of(images.num_samples, "test image"))
     shown, samples = Images(images, accelerator.device), torch.arange(images.num_samples)
     examined = examine(teacher.logits, shown, samples, images.num_classes, accelerator)
     keep_predictions(teacher, images, root, examined.predictions, accelerator)

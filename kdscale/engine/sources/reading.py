@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from kdscale.wording import number_of
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -68,4 +70,4 @@ def shown_bytes(number: int) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if number >= size:
             return f"{-(-number * 10 // size) / 10:g} {unit}"
-    return f"{number} bytes"
+    return number_of(number, "byte")

@@ -61,8 +61,8 @@ def _by_class(
     return chart(
         name,
         f"{metric.capitalize()} by class",
-        f"{metric.capitalize()} of {len(order)} of {len(names)} classes; lowest of "
-        f"{main.phrase}: {names[lowest]}, {ours[lowest]:.1f} %.",
+        f"{metric.capitalize()} of {len(order)} of {number_of(len(names), 'class', 'classes')}; "
+        f"lowest of {main.phrase}: {names[lowest]}, {ours[lowest]:.1f} %.",
         Dots(rows, Axis(f"{metric}, %", scale_over(every, within=PER_CENT))),
         series=[(style, entry.label) for style, entry, _ in shown],
         note=_which(main, len(order)),
