@@ -111,7 +111,7 @@ def _check_pretrained(
     channels = getattr(model.config, "num_channels", in_channels)
     if channels != in_channels:
         raise ModelError(
-            f"model {name} takes {number_of(channels, 'channel')}, the images have {in_channels}: "
+            f"model {name} takes {number_of(channels, 'channel')}, {in_channels} are wanted: "
             f"give mean and std {number_of(channels, 'value')}"
         )
     new = sorted(loading["missing_keys"])

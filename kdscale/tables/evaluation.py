@@ -59,12 +59,11 @@ def _quality(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterat
     for name, one in zip(names, found, strict=True):
         row = [name, *[percent_text(one[key], "-") for key in _SHARES.values()]]
         tables.setdefault(_test_set(one), []).append(row)
-    for test_set, rows in tables.items():
+    for number, (test_set, rows) in enumerate(tables.items()):
+        yield from [""] if number else []
         yield f"On {test_set}:"
         yield ""
         yield markdown_table(["run", *_SHARES], rows)
-        if len(tables) > 1:
-            yield ""
 
 
 def _test_set(one: Mapping[str, Any]) -> str:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from kdscale.wording import number_of
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -70,4 +68,4 @@ def shown_bytes(number: int) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if number >= size:
             return f"{-(-number * 10 // size) / 10:g} {unit}"
-    return number_of(number, "byte")
+    return "1 byte" if number == 1 else f"{number} bytes"
