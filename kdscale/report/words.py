@@ -76,6 +76,8 @@ def _accuracy(entry: Entry) -> str:
 
 def _gained(gain: float, width: float) -> str:
     """`1.2 points more than`, with its spread over seeds where there are several."""
+    if not width and not round(gain, 2):
+        return "as much as"
     if abs(gain) <= width:
         return f"which, {gain:+.2f} ± {width:.2f} points seed by seed, is not told apart from"
     shown = f"{abs(gain):.2f}" + (f" ± {width:.2f}" if width else "")

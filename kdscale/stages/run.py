@@ -76,6 +76,7 @@ def run_recipe(
         KdscaleError: see `kdscale.errors`; the same command goes on from there.
     """
     check_place(cache)
+    seeds = list(dict.fromkeys(seeds))
     mention_ineffective(recipe, *(["teacher"] if recipe.teacher.weights is None else []), "student")
     train_set, test_set = check_recipe(recipe, cache_root)
     Job("student", "teacher" if online else "cache", seeds[0]).section(recipe)
@@ -200,7 +201,7 @@ def ready_teacher(
 
 _OF_GIVEN_TEACHER = (
     "model", "num_parameters", "num_samples", "top1_accuracy", "top5_accuracy", "macro_precision",
-    "macro_recall", "calibration_error",
+    "macro_recall", "calibration_error", "non_finite_samples", "tied_samples",
 )  # fmt: skip
 
 

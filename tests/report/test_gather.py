@@ -397,6 +397,11 @@ def test_headline_does_not_call_chance_a_gain(study, tmp_path):
     assert "points more" not in said
 
 
+def test_headline_of_one_seed_each_does_not_speak_of_a_spread(study, tmp_path):
+    said = headline(study, tmp_path, [0.9], [0.9])
+    assert "reaches 90.00 % top-1, as much as the 90.00 % that it reaches alone." in said
+
+
 def test_headline_calls_equal_students_equal(study, tmp_path):
     said = headline(study, tmp_path, [0.9], [0.9], other="online")
     assert "With the teacher at every step it reaches 90.00 %, as much." in said

@@ -6,6 +6,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -180,6 +181,24 @@ def test_answers_that_are_not_finite_are_wrong_counted_and_told(kdscale, write_r
     assert found["top5_accuracy"] == (64 - bad) / 64
     shown = kdscale("evaluate", "run", *FAST)
     assert f"run: {bad} images with NaN or infinite logits, counted as wrong" in shown.stdout
+
+
+def test_evaluation_of_21841_classes_is_small(kdscale, write_recipe, write_split, tmp_path):
+    names = [f"class number {n}" for n in range(21_841)]
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8), np.uint8)
+    for split in ("train", "test"):
+        write_split(tmp_path / "data" / f"{split}.parquet", pixels, np.arange(12) * 1000, names)
+    train = {"epochs": 1, "global_batch_size": 4}
+    recipe = write_recipe(data={"source": "data"}, student={"train": train})
+    assert kdscale("train", recipe, "--run", "run").exit_code == 0
+    (found,) = found_of(kdscale("evaluate", "run", "--json", *FAST))
+    assert found["confusion"] is None
+    assert sum(one["samples"] for one in found["per_class"]) == 12
+    assert found["most_confused"]
+    for path in (tmp_path / "run").iterdir():
+        assert path.suffix == ".safetensors" or path.is_dir() or path.stat().st_size < 4e6, path
+    assert kdscale("report", "run", "--html", "page.html").exit_code == 0
+    assert (tmp_path / "page.html").stat().st_size < 1e6
 
 
 def test_two_models_without_an_answer_do_not_agree():
