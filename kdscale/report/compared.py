@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from kdscale.report.charts.chart import Table
-from kdscale.report.compare import Entry, Study, Sweep, Trial, value_text
+from kdscale.report.compare import Study, Sweep, Trial, value_text
+from kdscale.report.entry import Entry
 from kdscale.report.evaluation import Evaluation
 from kdscale.wording import (
     NOTHING,

@@ -11,7 +11,8 @@ from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.search import list_caches
 from kdscale.cache.store import is_remote, place_of
 from kdscale.errors import CacheError, RunError
-from kdscale.report.compare import EARLY, Entry, Study, Sweep, Trial, entries_of, parameters_of
+from kdscale.report.compare import EARLY, Study, Sweep, Trial, entries_of, parameters_of
+from kdscale.report.entry import Entry
 from kdscale.report.fields import dicts, is_number, read_json, shown, tables_of
 from kdscale.report.runs import Run, given_teacher, read_recipe, read_run, rows_of
 

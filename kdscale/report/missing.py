@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdscale.report.compare import Entry, Study
+from kdscale.report.compare import Study
 from kdscale.report.cost import cost_of_sweep
+from kdscale.report.entry import Entry
 from kdscale.report.runs import Run
 from kdscale.wording import number_of
 

@@ -12,7 +12,6 @@ from kdscale.regular_files import read_document
 from kdscale.report.evaluation import Evaluation, read_evaluation
 from kdscale.report.fields import (
     dicts,
-    is_number,
     is_whole,
     name_text,
     read_json,
@@ -21,7 +20,7 @@ from kdscale.report.fields import (
     sound_metrics,
     tables_of,
 )
-from kdscale.runlog import read_metrics
+from kdscale.report.training_log import Curve, read_log
 
 Kind = Literal["teacher", "alone", "online", "cache"]
 KINDS: tuple[Kind, ...] = ("teacher", "alone", "online", "cache")
@@ -38,9 +37,6 @@ PHRASES: dict[Kind, str] = {
     "cache": "the student taught from the cache",
 }
 _KIND_OF_TARGETS: dict[str, Kind] = {"none": "alone", "teacher": "online", "cache": "cache"}
-
-Curve = Sequence[tuple[float, float]]
-"""(epochs, value), in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +94,7 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
     content, more = read_json(folder / "content.json")
     known = {name: value for name, value in (content or {}).items() if isinstance(value, str)}
     evaluations = read_evaluations(folder / "evaluation.json", known.get("test"))
-    log = _read_log(folder, is_finished=result is not None)
+    log = read_log(folder, is_finished=result is not None)
     return Run(
         folder=folder,
         kind=kind,
@@ -250,56 +246,6 @@ def _read_result(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     if not result:
         return None, [*more, f"{path} is damaged: it holds no result"]
     return result, more
-
-
-@dataclass(frozen=True, slots=True)
-class _Log:
-    """What `metrics.jsonl` tells."""
-
-    curves: Mapping[str, list[tuple[float, float]]]
-    """Loss by epoch, and top-1 by epoch on the splits."""
-    reached: Mapping[str, Any]
-    """Metrics of a model that is still being trained."""
-    problems: Sequence[str]
-
-
-def _read_log(folder: Path, *, is_finished: bool) -> _Log:
-    """As much as can be read: the last line of a run that is going on may be torn."""
-    curves: dict[str, list[tuple[float, float]]] = {"loss": [], "test": [], "validation": []}
-    reached: dict[str, Any] = {}
-    problems: list[str] = []
-    path, number = folder / "metrics.jsonl", 0
-    try:
-        for number, record in enumerate(read_metrics(folder), 1):  # noqa: B007
-            _note(record, curves, reached)
-    except FileNotFoundError:
-        problems = [f"{path} is missing: there are no curves"] if is_finished else []
-    except (KdscaleError, *DAMAGE) as error:
-        if is_finished:
-            problems = [f"{path} cannot be read after line {number} ({shown_error(error)})"]
-    return _Log(curves, reached, problems)
-
-
-def _note(
-    record: Mapping[str, Any], curves: dict[str, list[tuple[float, float]]], reached: dict[str, Any]
-) -> None:
-    """Add a record of the log to what is known.
-
-    Raises:
-        ValueError: its numbers cannot be meant.
-    """
-    curve, name = ("loss", "loss") if "loss" in record else (record.get("split"), "top1_accuracy")
-    if curve not in curves:
-        return
-    epoch, value = record["epoch"], record[name]
-    if not is_number(epoch) or not is_number(value, -1e9, 1e9 if curve == "loss" else 1):
-        raise ValueError(f"epoch {shown(epoch)}, {name} {shown(value)}")
-    curves[curve].append((float(epoch), float(value)))
-    if curve == "loss":
-        seconds = {"steps": record.get("step"), "train_seconds": record.get("train_seconds")}
-        reached |= {key: one for key, one in seconds.items() if is_number(one)}
-    elif curve == "test":
-        reached["top1_accuracy"] = float(value)
 
 
 def _topped_up(result: Mapping[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from kdscale.report.compare import Entry, Study, Sweep, gains, value_text
+from kdscale.report.compare import Study, Sweep, value_text
 from kdscale.report.cost import Cost, SweepCost, cost_of, cost_of_sweep
+from kdscale.report.entry import Entry, gains
 from kdscale.wording import duration_text, number_of, spread
 
 _MOST_TAUGHT = 2

@@ -7,7 +7,8 @@ from kdscale.report.charts.chart import Chart, Table, chart
 from kdscale.report.charts.dots import Dot, Dots
 from kdscale.report.charts.lines import Line, Plane, Point
 from kdscale.report.charts.matrix import matrix_drawing
-from kdscale.report.compare import Entry, Study
+from kdscale.report.compare import Study
+from kdscale.report.entry import Entry
 from kdscale.report.figures.styles import PER_CENT, with_styles
 from kdscale.report.words import sentence
 from kdscale.wording import number_of

@@ -10,7 +10,8 @@ from kdscale.report.charts.lines import Line, Plane
 from kdscale.report.charts.svg import style_of
 from kdscale.report.compare import Study, Sweep
 from kdscale.report.figures.styles import PER_CENT, with_styles
-from kdscale.report.runs import Curve, Run
+from kdscale.report.runs import Run
+from kdscale.report.training_log import Curve
 from kdscale.wording import number_of
 
 
