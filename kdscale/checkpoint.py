@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdscale.durable import flush_folder, storage_error, write_durably
 from kdscale.errors import RunError
+from kdscale.wording import number_of
 
 _TEMPORARY = "writing"
 
@@ -94,8 +95,9 @@ def restore(
     wrote = len(list(path.glob("random-*.safetensors")))
     if wrote != num_processes:
         raise RunError(
-            f"the checkpoint {path} was written by {wrote} processes, each with a random state of "
-            f"its own, and {num_processes} are to go on: start {wrote}, see launch/README.md"
+            f"the checkpoint {path} was written by {number_of(wrote, 'process', 'processes')}, "
+            f"each with a random state of its own, and {num_processes} are to go on: start "
+            f"{wrote}, see launch/README.md"
         )
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))

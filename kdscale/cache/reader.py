@@ -36,6 +36,7 @@ from kdscale.errors import (
     CacheNotFoundError,
     OutOfRangeError,
 )
+from kdscale.wording import number_of
 
 
 class CacheReader:
@@ -254,7 +255,7 @@ def _begun(store: Store, patience: Patience, num_views: int) -> tuple[Manifest, 
                 opened.append((manifest, objects))
         return bool(opened)
 
-    patience.wait(store, ready, f"a cache of {num_views} views")
+    patience.wait(store, ready, f"a cache of {number_of(num_views, 'view')}")
     manifest, objects = opened[0]
     return manifest, {key: data for key, data in objects.items() if key.endswith("zarr.json")}
 

@@ -27,6 +27,7 @@ from kdscale.cache.reader import CacheReader
 from kdscale.cache.store import Location, Store, is_remote, open_store
 from kdscale.cache.writer import ShardWriter, changing_manifest, create_or_resume
 from kdscale.errors import CacheError, CacheMismatchError, CacheNotFoundError, StorageError
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _check_same(reader: CacheReader, store: Store, there: Manifest | None) -> No
         )
     if there is not None and there.num_views > ours.num_views:
         raise CacheMismatchError(
-            f"{place} has {there.num_views} views of this cache, {reader.location} "
+            f"{place} has {number_of(there.num_views, 'view')} of this cache, {reader.location} "
             f"{ours.num_views}: copy them the other way, or name another place"
         )
 

@@ -16,6 +16,7 @@ from kdscale.cache.parallel import each
 from kdscale.cache.records import CommitRecords, Record
 from kdscale.cache.store import Location, Store, open_store
 from kdscale.errors import CacheCorruptError
+from kdscale.wording import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Verdict:
         """For people."""
         lines = [] if self.unverifiable is None else [f"  not checked: {self.unverifiable}"]
         if self.ok:
-            ok = f"{path}: ok, {self.num_shards} shards, every byte as written"
+            ok = f"{path}: ok, {number_of(self.num_shards, 'shard')}, every byte as written"
             return "\n".join([ok, *lines])
         lines = [f"{path}: NOT ok", *lines]
         if not self.complete:

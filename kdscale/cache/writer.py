@@ -34,6 +34,7 @@ from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.records import CommitRecords, Record
 from kdscale.cache.store import Location, Store, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, ConfigError, StorageError
+from kdscale.wording import number_of
 
 Check = Callable[[], None]
 
@@ -287,7 +288,8 @@ def finish(
         if missing:
             raise CacheIncompleteError(
                 f"{store.location} still misses {missing} of "
-                f"{found.num_views * found.num_shards} shards: run the same build again"
+                f"{number_of(found.num_views * found.num_shards, 'shard')}: run the same build "
+                "again"
             )
         seconds, size = round(writer.seconds(), 3), content_bytes(store)
         finished = found.finished({**build, "seconds": seconds, "bytes": size})

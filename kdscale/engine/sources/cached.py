@@ -24,6 +24,7 @@ from kdscale.engine.sources.resident import Resident
 from kdscale.engine.sources.windowed import Windowed
 from kdscale.errors import CacheMismatchError, OutOfRangeError, ViewMismatchError
 from kdscale.targets import Targets
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class CachedTargets:
         reader = CacheReader(path, patience, num_views or 1)
         if num_views is not None and num_views > reader.manifest.num_views:
             raise CacheMismatchError(
-                f"{reader.location} has {reader.manifest.num_views} views, "
+                f"{reader.location} has {number_of(reader.manifest.num_views, 'view')}, "
                 f"{num_views} are asked for"
             )
         if pipeline is not None:
@@ -238,9 +239,9 @@ class CachedTargets:
             shown_first = view if isinstance(view, int) else int(view[first])
             raise ViewMismatchError(
                 f"{self.reader.location}: in view {shown_first}, {int(differing.sum())} of "
-                f"{len(index)} samples (first: {int(index[first])}) are not the pixels the "
-                "teacher saw: images, their order, the views' settings or the decoder have "
-                "changed. Restore them, or build a new cache"
+                f"{number_of(len(index), 'sample')} (first: {int(index[first])}) are not the "
+                "pixels the teacher saw: images, their order, the views' settings or the decoder "
+                "have changed. Restore them, or build a new cache"
             )
 
 
