@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kdscale.cache.array_metadata import can_hold, describes
 from kdscale.cache.layout import (
     ArrayLayout,
     arrays,
-    can_hold,
     checksum,
     decode,
-    describes,
     fixed_keys,
     once_objects,
     shard_objects,
