@@ -196,7 +196,7 @@ def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
     """
     path = folder / "recipe.toml"
     try:
-        text = read_document(path).decode("utf-8")
+        text = read_document(path, root=folder).decode("utf-8")
         recipe = tomllib.loads(text)
     except (KdscaleError, *DAMAGE) as error:
         raise RunError(f"{path} cannot be read ({shown_error(error)})") from None

@@ -225,7 +225,7 @@ def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     A file of kdscale 0.1 may count samples without a prediction as right: it is not used again.
     """
     try:
-        found = read_object(file)
+        found = read_object(file, root=file.parent)
     except (KdscaleError, *DAMAGE):
         return None
     same = identity.items() <= found.items() and "non_finite_samples" in found
