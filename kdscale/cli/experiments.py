@@ -22,6 +22,7 @@ from kdscale.cli.options import (
     runs_folder,
     samples_option,
     seed_option,
+    trust_code_option,
     views_option,
     weights_option,
     with_further_caches,
@@ -195,6 +196,7 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
               help="To spend on timing each batch size; five passes at least.")  # fmt: skip
 @click.option("--data", type=EXISTING, help="A local copy of the data set.")
 @cache_root_option
+@trust_code_option
 @json_option
 def evaluate(
     runs: tuple[Path, ...],
@@ -203,6 +205,7 @@ def evaluate(
     seconds: float,
     data: str | None,
     cache_root: Path,
+    trust_code: bool,
     as_json: bool,
 ) -> None:
     """Evaluate finished runs on the test split, and measure what their models cost.
@@ -210,10 +213,13 @@ def evaluate(
     RUN is a run's folder, or that of a whole recipe: then its teacher and every run in it. What is
     found is kept as evaluation.json in each run's folder.
     """
+    from kdscale.engine.trained import Trust
     from kdscale.stages.evaluate import Evaluation
     from kdscale.tables.evaluation import evaluation_tables
 
-    evaluation = Evaluation(cache_root, teacher=teacher, seconds=seconds)
+    evaluation = Evaluation(
+        cache_root, teacher=teacher, seconds=seconds, trust=Trust(code=trust_code)
+    )
     found = evaluation.folders(runs, data=data, weights=weights)
     print_found({"runs": found}, evaluation_tables(found), as_json=as_json)
 
@@ -229,6 +235,7 @@ def evaluate(
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
 @click.option("--data", type=EXISTING, help="A local copy of the data set.")
 @cache_root_option
+@trust_code_option
 @json_option
 def export(
     run: Path,
@@ -238,6 +245,7 @@ def export(
     overwrite: bool,
     data: str | None,
     cache_root: Path,
+    trust_code: bool,
     as_json: bool,
 ) -> None:
     """Export a finished run's model: uint8 pixels in, logits out, preprocessing inside.
@@ -249,7 +257,7 @@ def export(
 
     done = start(
         run, format_name, cache_root=cache_root, out=out, weights=weights, data=data,
-        overwrite=overwrite,
+        overwrite=overwrite, trust_code=trust_code,
     )  # fmt: skip
     text = (
         f"{done['file']}: {done['bytes']:,} bytes; on {done['num_images']} test images logits "

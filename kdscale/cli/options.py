@@ -104,6 +104,11 @@ weights_option = click.option(
     "--weights", type=click.Choice(["last", "best"]), default="last", show_default=True,
     help="Of the last step, or the best on the validation split (data.validation).",
 )  # fmt: skip
+trust_code_option = click.option(
+    "--trust-code", is_flag=True,
+    help="Also create models whose code the folder names (module:function): it can do anything "
+    "that you can. For folders of your own, or of somebody you trust.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
