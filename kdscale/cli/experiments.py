@@ -8,7 +8,9 @@ import click
 from kdscale.cli.options import (
     EXISTING,
     SEED,
+    STORED,
     Place,
+    UserPath,
     cache_option,
     cache_root_option,
     caches_option,
@@ -31,7 +33,7 @@ from kdscale.cli.output import print_found, print_text
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), default=Path("runs/quickstart"),
+@click.option("--run", type=STORED, default=Path("runs/quickstart"),
               show_default=True, help="Where the results lie.")  # fmt: skip
 @cache_root_option
 def quickstart(run: Path, cache_root: Path) -> None:
@@ -51,13 +53,13 @@ def recipes(name: str | None, reference: bool) -> None:
     if reference:
         from kdscale.tables.reference import recipe_reference
 
-        print_text(recipe_reference().rstrip())
+        print_text(recipe_reference().rstrip(), everywhere=True)
         return
     if name is not None:
-        print_text(recipe_text(name).rstrip())
+        print_text(recipe_text(name).rstrip(), everywhere=True)
         return
     for known in recipe_names():
-        print_text(f"{known:24} {load_recipe(known).description}")
+        print_text(f"{known:24} {load_recipe(known).description}", everywhere=True)
 
 
 @click.command()
@@ -187,9 +189,9 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True,
-                type=click.Path(path_type=Path))  # fmt: skip
+                type=STORED)  # fmt: skip
 @weights_option
-@click.option("--teacher", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+@click.option("--teacher", type=UserPath(exists=True, dir_okay=False), metavar="FILE",
               help="The teacher's weights, to agree with.  [default: those that the recipe names, "
               "or that were trained for it]")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
@@ -225,11 +227,11 @@ def evaluate(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=STORED)
 @click.option("--format", "format_name", required=True,
               type=click.Choice(["safetensors", "onnx", "pt2"]),
               help="For kdscale, for ONNX runtimes, or for PyTorch alone.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--out", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="The file.  [default: RUN/student.FORMAT, RUN/student-best.FORMAT]")  # fmt: skip
 @weights_option
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
@@ -267,11 +269,11 @@ def export(
     print_found(done, text, as_json=as_json)
 
 
-_REPORT_FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+_REPORT_FILE = UserPath(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=STORED)
 @click.option("--html", type=_REPORT_FILE, metavar="FILE", help="One self-contained page.")
 @click.option("--markdown", type=_REPORT_FILE, metavar="FILE", help="Words and tables.")
 @click.option("--csv", type=_REPORT_FILE, metavar="FILE", help="A line a run.")
@@ -303,9 +305,9 @@ def report(
     places = {kind: None if kind in printed else path for kind, path in files.items()}
     texts = make(runs, files=places, cache_root=cache_root, data=data)
     for kind in printed:
-        print_text(texts[kind].rstrip("\n"))
+        print_text(texts[kind].rstrip("\n"), everywhere=True)
     if not printed:
-        print_text("\n".join(f"report: {path}" for path in files.values()))
+        print_text("\n".join(f"report: {path}" for path in files.values()), everywhere=True)
 
 
 @click.command()
@@ -357,4 +359,4 @@ def views_command(
     shown = show_views(
         loaded, out=out, samples=samples, views=views, cache_root=cache_root, seed=seed
     )
-    print_text(str(shown))
+    print_text(str(shown), everywhere=True)
