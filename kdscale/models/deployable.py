@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from kdscale.errors import WeightsError
+from kdscale.errors import ModelError, WeightsError
 from kdscale.models.preprocess import Preprocess, resize
 from kdscale.models.registry import create_model
 from kdscale.models.untrusted import create_named_by_file, without_initial_weights
@@ -78,6 +79,11 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
         in_channels=stated.preprocess.channels,
         options=without_initial_weights(stated.model, stated.options),
     )
+    if any(is_lazy(one) for one in model.parameters()):
+        raise ModelError(
+            f"{path}: the model {stated.model} takes shapes from its first images (lazy layers), "
+            "which a weights file does not say: name the sizes in its code, or export pt2"
+        )
     load_weights(path, model, what="student")
     return Deployable(model, stated.preprocess, stated.class_names)
 

@@ -69,8 +69,6 @@ def model_of(
         in_channels=preprocess.channels,
         options=section.options,
     )
-    if weights is not None:
-        load_weights(weights, model, rename=section.rename, what=what)
     sizes = {preprocess.size or shown for shown in _sizes(recipe, images, what)}
     for size in sizes:
         check_model(
@@ -80,6 +78,8 @@ def model_of(
             size=size,
             what=what,
         )
+    if weights is not None:  # after a forward, which gives lazy layers their shapes
+        load_weights(weights, model, rename=section.rename, what=what)
     if memory_format == "channels_last":
         shown = next(iter(sizes))
         lay_out_channels_last(model, channels=preprocess.channels, size=shown, what=what)
