@@ -28,10 +28,14 @@ class UserPath(click.Path):
         """Expand and check what was typed."""
         if isinstance(value, str):
             value = home_expanded(value)
-            if max(len(os.fsencode(part)) for part in value.split("/")) > _LONGEST_NAME:
-                self.fail(f"{value[:40]!r}... has a name of more than {_LONGEST_NAME} bytes, which "
-                          "no file can have: shorten it", param, ctx)  # fmt: skip
+            _check_names(self, value, param, ctx)
         return super().convert(value, param, ctx)
+
+
+def _check_names(kind: click.ParamType[Any], path: str, param: Any, ctx: Any) -> None:
+    if max(len(os.fsencode(part)) for part in path.split("/")) > _LONGEST_NAME:
+        kind.fail(f"{path[:40]!r}... has a name of more than {_LONGEST_NAME} bytes, which no file "
+                  "can have: shorten it", param, ctx)  # fmt: skip
 
 
 EXISTING = UserPath(exists=True)
@@ -52,6 +56,7 @@ class _Place(click.ParamType[Any]):
         if re.match(r"[a-z0-9]+:/[^/]", value):
             self.fail(f"{value!r} is neither a folder nor a URL: those have two slashes, as in "
                       "s3://BUCKET/NAME.zarr", param, ctx)  # fmt: skip
+        _check_names(self, home_expanded(value), param, ctx)
         return place_of(home_expanded(value))
 
 

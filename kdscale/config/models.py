@@ -149,7 +149,7 @@ class Train(Section):
 class Model(Section):
     """A model, its weights and how to get them."""
 
-    model: str = Field(description="registry name, see below")
+    model: str = Field(max_length=5000, description="registry name, see below")
     options: Plain = Field({}, description="arguments of the model's factory")
     weights: UserPath | None = Field(
         None, description="safetensors (or weights-only checkpoint) to load"

@@ -1,6 +1,7 @@
 """A recipe: read, overridden, checked, written."""
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -132,7 +133,7 @@ def _file_text(path: Path) -> str:
         raise ConfigError(f"recipe {shortened(str(path))} cannot be read: {reason}") from None
 
 
-_LARGEST_FILE = 16 << 20
+_LARGEST_FILE = 4 << 20
 
 
 def load_recipe(
@@ -189,6 +190,9 @@ def _check_depth(table: dict[str, Any], origin: str) -> None:
 _DEEPEST = 50
 
 
+_ENDLESS_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++\s*+\.\s*+){200}""")
+
+
 class _TomlError(ValueError):
     """A text is not TOML, in one line."""
 
@@ -199,6 +203,8 @@ def _parse_toml(text: str) -> dict[str, Any]:
     Raises:
         _TomlError: it is none, or one that Python cannot hold.
     """
+    if _ENDLESS_KEY.search(text):  # for which tomllib would take minutes
+        raise _TomlError("a key has more than 200 parts")
     try:
         return tomllib.loads(text)
     except RecursionError:

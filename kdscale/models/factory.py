@@ -10,7 +10,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, UnionType
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def build(
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean ...?)` with up to three near names, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=3)
+    near = difflib.get_close_matches(name[:200], list(known), n=3)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
@@ -173,6 +173,8 @@ def _return_type(function: Callable[..., Any]) -> Any:
 def _may_be_a_module(annotation: Any) -> bool:
     """Whether a value of the annotated type may be an nn.Module."""
     kind = typing.get_origin(annotation) or annotation
+    if kind in (typing.Union, UnionType):
+        return any(_may_be_a_module(one) for one in typing.get_args(annotation))
     if (
         annotation in _ANY_MODULE
         or not inspect.isclass(kind)

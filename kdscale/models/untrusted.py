@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from kdscale.errors import ModelError
-from kdscale.models.registry import REFERENCE, SOURCES, create_model
+from kdscale.models.registry import SOURCES, create_model
 from kdscale.models.sources import transformers_architecture
 from kdscale.wording import shortened
 
@@ -64,8 +64,8 @@ def create_named_by_file(
 
 
 def is_code(name: str) -> bool:
-    """Whether a name is neither of ours nor of a library's: `module:function`, or no model's."""
-    return name not in REFERENCE and not name.startswith(tuple(SOURCES))
+    """Whether a name is `module:function`, none of a library's."""
+    return ":" in name and not name.startswith(tuple(SOURCES))
 
 
 def without_initial_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
