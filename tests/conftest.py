@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is sent here, and may have been ignored (nohup)
 
 ASSETS = Path(__file__).parent / "assets"
 sys.path.append(str(ASSETS))  # tiny_models

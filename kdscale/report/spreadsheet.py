@@ -40,15 +40,18 @@ def render_csv(studies: Sequence[Study]) -> str:
     return text.getvalue()
 
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""How a cell begins that a spreadsheet calculates, or that hides such a beginning."""
+_FORMULA = ("=", "+", "-", "@")
+"""How a cell begins that a spreadsheet calculates."""
+_ONE_LINE = str.maketrans("\t\r\n", "   ")
 
 
 def _cell(value: object) -> object:
     """A value as a spreadsheet shows it: text that it would run as a formula begins with '."""
-    if not isinstance(value, str) or not value.startswith(_FORMULA) or _is_number(value):
+    if not isinstance(value, str):
         return value
-    return f"'{value}"
+    text = value.translate(_ONE_LINE)
+    is_formula = text.lstrip().startswith(_FORMULA) and not _is_number(text)
+    return f"'{text}" if is_formula else text
 
 
 def _is_number(text: str) -> bool:
