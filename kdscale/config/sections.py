@@ -14,6 +14,10 @@ from kdscale.config.section import (
 )
 
 
+_MOST_VIEWS = 1 << 20
+"""As many as an enumerated pipeline may have."""
+
+
 class Data(Section):
     """Where images come from."""
 
@@ -70,9 +74,9 @@ class Views(Section):
     @field_validator("count", mode="before")
     @classmethod
     def _number_or_all(cls, count: object) -> object:
-        if count == "all" or (type(count) is int and count >= 1):
+        if count == "all" or (type(count) is int and 1 <= count <= _MOST_VIEWS):
             return count
-        raise ValueError('wanted a whole number, 1 or more, or "all"')
+        raise ValueError(f'wanted a whole number, 1 to {_MOST_VIEWS:,}, or "all"')
 
     @model_validator(mode="after")
     def _one_clean_view_in_fixed_mode(self) -> "Views":
