@@ -13,7 +13,6 @@ from kdscale.config.section import (
     parse_bytes,
 )
 
-
 _MOST_VIEWS = 1 << 20
 """As many as an enumerated pipeline may have."""
 
