@@ -11,6 +11,7 @@ from kdscale.cache.manifest import Manifest
 from kdscale.durable import write_durably
 from kdscale.errors import ConfigError, RunError
 from kdscale.runlog import read_result
+from kdscale.wording import shortened
 
 Targets = Literal["none", "cache", "teacher"]
 
@@ -259,7 +260,10 @@ def refuse_changed(
         RunError: every differing field is named with both values.
     """
     if changed:
-        lines = [f"  {key}: it has {a!r}, now {b!r}" for key, a, b in changed]
+        lines = [
+            f"  {shortened(key)}: it has {shortened(repr(a))}, now {shortened(repr(b))}"
+            for key, a, b in changed
+        ]
         raise RunError(
             f"{folder} {why}:\n" + "\n".join(lines) + f"\nUse the same ones, or {advice}."
         )
