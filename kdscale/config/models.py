@@ -161,6 +161,14 @@ class Model(Section):
     input: Input | None = Field(None, description="taken from the weights when not set")
     train: Train | None = None
 
+    @property
+    def loads_weights(self) -> bool:
+        """Whether creating the model gives it trained weights of its library."""
+        asked = self.options.get("weights") is not None or bool(self.options.get("pretrained"))
+        return self.model.startswith("transformers/") or (
+            self.model.startswith(("torchvision/", "timm/")) and asked
+        )
+
     @model_validator(mode="after")
     def _pretrained_are_those_of_its_library(self) -> "Model":
         source = self.train.pretrained if self.train else None
@@ -185,7 +193,17 @@ class Teacher(Model):
     """The model that is asked once."""
 
     train: TeacherTrain | None = None
+    classes: list[str] | None = Field(
+        None,
+        description="names of its classes in the order of its logits, to be compared with the data "
+        "set's; taken from the weights when not set, where they say it",
+    )
 
     precision: Precision = Field("float32", description="of the forward pass; part of the identity")
     memory_format: MemoryFormat = Field("channels_last", description="part of the identity")
     batch_size: Positive = Field(512, description="images a forward pass while building")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the recipe names a trained teacher: weights, or a library's model as it comes."""
+        return self.weights is not None or (self.train is None and self.loads_weights)

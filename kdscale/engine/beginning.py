@@ -13,7 +13,7 @@ from kdscale import config
 from kdscale.durable import write_durably
 from kdscale.engine.runs import is_begun
 from kdscale.errors import DownloadError
-from kdscale.models.pretrained import adopt, read_pretrained
+from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
 from kdscale.models.weights import state_sha256
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,12 @@ class Beginning:
         new = adopt(model, self.tensors, source=source, rename=rename, what=what)
         heads = " and ".join(sorted({repr(name.rpartition(".")[0]) for name in new}))
         log.info("%s: begins from %s%s", what, source, f", with a new {heads}" if heads else "")
+        if source.startswith(TORCHVISION) and getattr(model, "transform_input", None) is False:
+            log.warning(
+                "%s: %s were trained with transform_input = true: set %s.options = "
+                "{ transform_input = true }, or it begins from wrongly normalised images",
+                what, source, what,
+            )  # fmt: skip
 
 
 def find_beginning(run: Path, section: config.Model, what: str, *, main: bool) -> Beginning | None:

@@ -198,7 +198,7 @@ _TEACHER_EVALUATION = "teacher-evaluation.json"
 def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) -> list[Trained]:
     """The teacher of a whole recipe: given, trained there, or trained by another run of it."""
     recipe = config.load_recipe(str(folder / "recipe.toml"), data=data)
-    if recipe.teacher.weights is not None:
+    if recipe.teacher.is_trained:
         return [given_teacher(folder, recipe, trust)]
     own = config.load_recipe(str(folder / "recipe.toml"))
     run = find_teacher(own, [folder, Path("runs") / own.name])
@@ -215,7 +215,10 @@ def _teachers_at_hand(
     if not (folder / "recipe.toml").is_file():
         return []
     found = _teachers(folder, data, weights, trust)
-    return [one for one in found if Path(str(one.section.weights)).is_file()]
+    # Without a file: the weights are those that its library loads.
+    return [
+        one for one in found if one.section.weights is None or Path(one.section.weights).is_file()
+    ]
 
 
 def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ from torch import Tensor, nn
 from kdscale.durable import write_durably
 from kdscale.errors import WeightsError
 from kdscale.models.checkpoints import read_metadata, read_tensors
+from kdscale.models.library_names import in_library_names
+from kdscale.models.wrappers import COUNTER, check_kinds, of_model, some_of
 
 __all__ = ["load_weights", "read_metadata", "save_weights", "tensors_sha256"]
-
-_NAMED = 3  # names shown of a longer list
-COUNTER = "num_batches_tracked"  # batch-norm's, absent from files older than torch 0.4.1
 
 
 def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, object]) -> None:
@@ -53,8 +53,8 @@ def load_weights(
     """Load a file into a model, all of it or nothing.
 
     Args:
-        path: `.safetensors`, or a torch checkpoint (`.pt`, `.pth`, `.bin`), of which the usual
-            nests (`state_dict`, `model`, `model_state_dict`, a `module.` prefix) are undone.
+        path: safetensors, or a torch checkpoint, of which the usual nests (`state_dict`, `model`,
+            `model_state_dict`) and prefixes (see `of_model`) are undone.
         model: filled in place, on its own device and in its own dtype; unchanged on any error.
         rename: prefixes in the file -> prefixes in the model; the longest that fits is taken.
         what: the model's part, for messages: "teacher" or "student".
@@ -63,19 +63,31 @@ def load_weights(
         The file's metadata, decoded; values that are not JSON stay strings.
 
     Raises:
-        WeightsError: the file is missing, damaged or would run code; names or shapes differ from
-            the model's; or a value is not finite.
+        WeightsError: the file is missing, damaged or would run code; names, shapes or kinds of
+            number differ from the model's; or a value is not finite.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    tensors = renamed(tensors, rename or {}, path)
     own = state_of(model)
+    tensors = of_model(in_library_names(model, tensors), own, rename or {}, path)
     tensors |= {k: v for k, v in own.items() if k.endswith(COUNTER) and k not in tensors}
     _check_names(tensors, own, path, what)
     _check_shapes(tensors, own, path, what)
+    check_kinds(tensors, own, path, what)
     check_finite(tensors, path, what)
-    model.load_state_dict(tensors)
+    fill(model, tensors)
     return metadata
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors that have been checked into a model; what is not among them stays as it is.
+
+    Some modules ask for the version of their names in a state dict (MNASNet), which files lack:
+    names that have been found equal to the model's are of its version.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state, strict=False)
 
 
 def tensors_sha256(model: nn.Module) -> str:
@@ -111,28 +123,6 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
             "weights files cannot hold a module's extra state"
         )
     return dict(state)
-
-
-def renamed(
-    tensors: Mapping[str, Tensor], rename: Mapping[str, str], path: Path | str
-) -> dict[str, Tensor]:
-    """Tensors under the names that `load_weights` gives them.
-
-    Raises:
-        WeightsError: two get the same one.
-    """
-    prefixes = sorted(rename, key=len, reverse=True)
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        prefix = next((p for p in prefixes if name.startswith(p)), "")
-        new = rename[prefix] + name.removeprefix(prefix) if prefix in rename else name
-        if new in found:
-            raise WeightsError(
-                f"two tensors of {path} are called {new!r} after renaming {dict(rename)}: "
-                "make the prefixes unambiguous"
-            )
-        found[new] = tensor
-    return found
 
 
 def _check_names(
@@ -189,11 +179,3 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path | str, what: str) -> 
             f"{what} weights {path} hold NaN or infinity in {some_of(bad)}, wanted finite numbers: "
             "the training that made them diverged; take an earlier checkpoint"
         )
-
-
-def some_of(names: list[str]) -> str:
-    """Return the first few names and the count of the rest."""
-    if not names:
-        return "nothing"
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

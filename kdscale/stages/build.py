@@ -96,7 +96,8 @@ def build(
     # Without its features: those of the first images may be gigabytes.
     without = asked_for(teacher, replace(asked, features=()), kept)
     batches = SizedBatches(without, recipe.teacher.batch_size)
-    first = ask_first(batches, resident, images, views, encoding_of(asked, kept.head))
+    encoding, whole = encoding_of(asked, kept.head), asked_for(teacher, asked, kept)
+    first = ask_first(batches, resident, images, views, encoding, whole)
     with Claims(path) as claims:
         with main_process_first(accelerator):
             if accelerator.is_main_process:

@@ -32,13 +32,20 @@ from kdscale.engine.following import (
     restore_or_begin,
 )
 from kdscale.engine.loop import Loop
-from kdscale.engine.processes import create_accelerator, main_process_first
+from kdscale.engine.preflight import inspect_teacher
+from kdscale.engine.processes import (
+    create_accelerator,
+    expect_unused_parameters,
+    main_process_first,
+)
 from kdscale.engine.requirements import check_loss, mention_loss, mention_steps
 from kdscale.engine.results import reading_of, result_of, weights_metadata
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.taught import student_of, taught
+from kdscale.engine.teacher import SizedBatches
+from kdscale.engine.trial import mention_unused, unused_parameters
 from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
@@ -121,7 +128,7 @@ def train(
     settings = job.section(recipe)[1]
     alone = job.targets == "none"
     loss = components.supervised(settings) if alone else components.objective(recipe)
-    accelerator = create_accelerator(all_learn=loss.with_logits)
+    accelerator = create_accelerator()
     with nullcontext(still_ours) if still_ours else alone_in(run, accelerator) as ours:
         training = _Training(recipe, job, run, cache_root, teacher_weights, loss, accelerator, ours)
         data, begun = _open(training, resume=resume)
@@ -160,6 +167,7 @@ def _open(training: _Training, *, resume: bool) -> tuple[_Data, Beginning | None
         check_loss(loss, images, shown)
         test = components.test_images(recipe, training.cache_root)
     components.check_same_classes(images, test)
+    components.mention_other_shape(images, test)
     return _Data(images, test, Images(images, accelerator.device)), begun
 
 
@@ -194,6 +202,7 @@ def _source(training: _Training, data: _Data, caches: Sequence[CachedTargets]) -
         weights, device = training.teacher_weights, training.accelerator.device
         teacher = components.frozen_teacher(recipe, images, weights, device)
         teacher = replace(teacher, taps=components.taps_asked(recipe))
+        inspect_teacher(SizedBatches(teacher, recipe.teacher.batch_size), data.resident, images)
         return LiveTeacher(teacher, components.shared_views(recipe))
     return teaching.taught_by(caches, recipe, data.resident, fresh)
 
@@ -212,9 +221,18 @@ def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginni
     loader = _loader(training, data, source)
     classifier = components.model_to_train(
         training.recipe, training.section, data.images, seed=training.job.seed,
+        what=training.job.model, tested=data.test,
+    )  # fmt: skip
+    model = _student(training, classifier, loader, source, begun).to(accelerator.device)
+    inputs = classifier.preprocess(components.two_views(data.resident, loader.pipeline))
+    unused = unused_parameters(
+        model, inputs, num_classes=data.images.num_classes, precision=settings.precision,
         what=training.job.model,
     )  # fmt: skip
-    model = accelerator.prepare(_student(training, classifier, loader, source, begun))
+    if unused:
+        mention_unused(unused, training.job.model)
+        expect_unused_parameters(accelerator)
+    model = accelerator.prepare(model)
     if accelerator.process_index:  # other dropout than the main process
         torch.manual_seed(chain(training.job.seed, accelerator.process_index) >> 1)
     return Loop(

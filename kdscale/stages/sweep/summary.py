@@ -145,7 +145,7 @@ def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
         command += ["--cache", begun.cache]
     if "seed" in row["parameters"]:
         command += ["--seed", str(row["parameters"]["seed"])]
-    if recipe.teacher.weights is None:
+    if not recipe.teacher.is_trained:
         teacher = find_teacher(recipe, [begun.path, Path("runs") / recipe.name])
         if teacher is not None:
             command += ["--set", f"teacher.weights={teacher / 'weights.safetensors'}"]

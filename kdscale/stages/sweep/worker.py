@@ -184,7 +184,7 @@ def _named(values: Mapping[str, object]) -> Iterator[None]:
 
 def _teacher(recipe: config.Recipe, folder: Path, root: Path, claims: Claims) -> str | None:
     """Weights of a teacher where the recipe names none: trained once, by one worker."""
-    if recipe.teacher.weights is not None:
+    if recipe.teacher.is_trained:
         return None
     with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
         train_set, test_set = check_recipe(recipe, root)
