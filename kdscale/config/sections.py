@@ -30,7 +30,7 @@ class Data(Section):
     classes: list[str | int] | None = Field(
         None, min_length=2, description="subset of classes, in label order"
     )
-    grey_range: tuple[float, float] | None = Field(
+    grey_range: list[float] | None = Field(
         None,
         description="levels of black and white in grey images of more than 8 bits, such as "
         "[0, 4095]; when not set they have to use 0..65535, and keep their upper 8 bits",
@@ -44,17 +44,12 @@ class Data(Section):
         "to show where no views are named; needed where sizes differ",
     )
 
-    @field_validator("grey_range", mode="before")
+    @field_validator("grey_range")
     @classmethod
-    def _black_below_white(cls, levels: object) -> object:
-        if levels is None:
-            return None
-        numbers = isinstance(levels, list | tuple) and all(
-            type(one) in (int, float) for one in levels
-        )
-        if not numbers or len(levels) != 2 or not levels[0] < levels[1]:  # type: ignore[arg-type, index]
+    def _black_below_white(cls, levels: list[float] | None) -> list[float] | None:
+        if levels is not None and (len(levels) != 2 or not levels[0] < levels[1]):
             raise ValueError("wanted the levels of black and white, such as [0, 4095]")
-        return tuple(float(one) for one in levels)  # type: ignore[attr-defined]
+        return levels
 
 
 class Views(Section):

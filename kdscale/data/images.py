@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def load_images(
         config=config,
         grey_range=grey_range,
     )
-    _report(describe_split(encoded))
+    logger.info("%s", describe_split(encoded), extra={"once": True})
     stored = open_or_decode(encoded, root / "images")
     return ImageSet(
         pixels=stored.pixels,
@@ -140,9 +139,3 @@ def describe_split(encoded: EncodedSplit) -> str:
     passed = "; ".join(encoded.passed_over)
     said = f"; passed over: {passed}" if passed else ""
     return f"data: {number} {of_classes}, split {encoded.split!r} of {encoded.name}{said}"
-
-
-@lru_cache(maxsize=256)
-def _report(line: str) -> None:
-    """Log a line once: a command may open the same split several times."""
-    logger.info(line)

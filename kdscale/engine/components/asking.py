@@ -101,8 +101,7 @@ def _encoding(recipe: config.Recipe, images: ImageSet) -> Encoding:
 
 def _set(**fields: object) -> dict[str, object]:
     """Those of newer fields of a recipe that are set: caches of before know nothing of them."""
-    listed = {name: list(one) if isinstance(one, tuple) else one for name, one in fields.items()}
-    return {name: one for name, one in listed.items() if one is not None}
+    return {name: one for name, one in fields.items() if one is not None}
 
 
 def asked_manifest(

@@ -47,6 +47,7 @@ test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
 def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageSet:
+    levels = recipe.data.grey_range
     images = load_images(
         source_path(recipe.data.source),
         split=split,
@@ -56,7 +57,7 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
         classes=recipe.data.classes,
         require_labels=labelled,
         config=recipe.data.config,
-        grey_range=recipe.data.grey_range,
+        grey_range=None if levels is None else (levels[0], levels[1]),
     )
     if images.num_classes == 1:
         raise DataError(
