@@ -470,6 +470,25 @@ def test_configuration_where_there_are_none_is_refused(tmp_path):
             load(tmp_path / folder, tmp_path, config="small")
 
 
+def test_files_that_the_card_puts_into_two_splits_are_refused(tmp_path):
+    write_table(tmp_path / "set" / "all.parquet")
+    splits = "".join(f"  - {{split: {one}, path: all.parquet}}\n" for one in ("train", "test"))
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n"
+    (tmp_path / "set" / "README.md").write_text(card)
+    with pytest.raises(DataError, match=r"all\.parquet would be read as part of two splits"):
+        load(tmp_path / "set", tmp_path)
+
+
+def test_card_without_configurations_names_the_classes(tmp_path):
+    write_table(tmp_path / "set" / "train.parquet")
+    card = (
+        "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: label\n"
+        "    dtype:\n      class_label:\n        names: {'0': cat, '1': dog}\n---\n"
+    )
+    (tmp_path / "set" / "README.md").write_text(card)
+    assert load(tmp_path / "set", tmp_path).classes == ("cat", "dog")
+
+
 # --------------------------------------------------------------------------- labels
 
 NUMBERED = {
