@@ -95,9 +95,20 @@ class Group(click.Group):
 
 
 class _Messages(logging.StreamHandler[Any]):
-    """Messages on standard error that do not tear a progress bar."""
+    """Messages on standard error that do not tear a progress bar.
+
+    Those logged with `extra={"once": True}` appear once a command, however often they are logged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._once: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "once", False):
+            if record.getMessage() in self._once:
+                return
+            self._once.add(record.getMessage())
         bars = sys.modules.get("tqdm")
         if bars is None or not sys.stderr.isatty():  # a log file has no bar, and gets none
             super().emit(record)

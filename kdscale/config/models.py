@@ -18,6 +18,8 @@ from kdscale.config.section import (
 from kdscale.wording import number_of
 
 _TORCHVISION = "torchvision/"
+_LARGEST_STD = 2
+"""Numbers within 0..1 deviate by 0.5 at most; 1 leaves pixels unscaled, 2 is still no mistake."""
 
 
 class Input(Section):
@@ -26,6 +28,16 @@ class Input(Section):
     mean: list[float] = Field(description="per channel, of pixels scaled to 0..1")
     std: list[Annotated[float, Field(gt=0)]] = Field(description="per channel, likewise")
     size: Positive | None = Field(None, description="pixels a side; the image's own when not set")
+
+    @model_validator(mode="after")
+    def _of_pixels_scaled_to_1(self) -> "Input":
+        if max(map(abs, self.mean), default=0) > 1 or max(self.std, default=0) > _LARGEST_STD:
+            given = f"mean is {self.mean}, std {self.std}"
+            raise ValueError(
+                f"{given}: wanted those of pixels scaled to 0..1, so a mean of 0 to 1. If they "
+                "are of 0..255, divide both by 255"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_of_each_per_channel(self) -> "Input":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kdscale.data.decode import Headers, decode_one
-from kdscale.data.source import EncodedSplit
+from kdscale.data.encoded_split import EncodedSplit
 from kdscale.durable import write_durably
 
 

@@ -27,11 +27,12 @@ import numpy as np
 from tqdm import tqdm
 
 from kdscale.data.decode import Headers, SizesDifferError, decode, read_headers
+from kdscale.data.deep_images import may_be_deep
 from kdscale.data.encoded import EncodedImages, read_note, write_note
+from kdscale.data.encoded_split import ROWS_PER_READ, EncodedSplit
 from kdscale.data.keys import encoded_keys, pixel_keys, read_keys, write_keys
-from kdscale.data.source import EncodedSplit
 from kdscale.durable import flush_folder
-from kdscale.errors import StorageError
+from kdscale.errors import DataError, StorageError
 
 FORMAT = "kdscale-images"
 VERSION = 1  # of these files and of the rules in decode.py
@@ -62,16 +63,16 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
     What has several sizes is not decoded, and comes back as it is.
     """
     key = source_key(encoded)
-    folder = root / key
+    folder = root / key.folder
     if folder.exists():
         try:
             return _open(folder)
         except _DamagedError as error:
             logger.warning("decoded images in %s are damaged (%s): decoding again", folder, error)
     if (noted := read_note(_note(folder))) is not None:
-        return _left_encoded(encoded, noted, folder)
+        return _left_encoded(encoded, noted, key, root)
     try:
-        return _decode_into(encoded, folder)
+        return _decode_into(encoded, key, root)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -82,20 +83,67 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
         ) from error
 
 
-def source_key(encoded: EncodedSplit) -> str:
-    """sha256 of what decides the decoded content; columns and subset are implied by it."""
-    images = hashlib.sha256()
-    for batch in encoded.read():
-        images.update(np.array([len(one) for one in batch], dtype="<i8").tobytes())
-        images.update(b"".join(batch))
-    parts = {
+@dataclass(frozen=True, slots=True)
+class SourceKey:
+    """What decides the decoded content of a split; columns and subset are implied by it."""
+
+    source: str
+    """sha256, and the fingerprint of images that are not stored."""
+    folder: str
+    """Name of the folder; another one for sets that may have more than 8 bits a channel, whose
+    levels older versions did not check."""
+
+
+def source_key(encoded: EncodedSplit) -> SourceKey:
+    """The key of a split; reads all of its encoded images."""
+    images_sha256, deep = _digest_images(encoded)
+    parts: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
-        "images": images.hexdigest(),
+        "images": images_sha256,
         "labels": _sha256(encoded.labels),
         "classes": encoded.classes,
     }
-    return _sha256_of_json(parts)
+    if not deep:
+        key = _sha256_of_json(parts)
+        return SourceKey(key, key)
+    if encoded.grey_range is not None:
+        parts["grey_range"] = encoded.grey_range
+    key = _sha256_of_json(parts)
+    return SourceKey(key, _sha256_of_json({"source": key, "levels": "checked"}))
+
+
+def _digest_images(encoded: EncodedSplit) -> tuple[str, bool]:
+    """sha256 of the encoded images, those of each `ROWS_PER_READ` rows behind their sizes.
+
+    Returns:
+        The hash, and whether an image may have more than 8 bits a channel.
+    """
+    images, sizes = hashlib.sha256(), None
+    sample, deep = 0, False
+    for batch in encoded.read():
+        found = np.array([len(one) for one in batch], dtype="<i8")
+        if sample % ROWS_PER_READ == 0:
+            rows = min(ROWS_PER_READ, len(encoded.labels) - sample)
+            if sizes is None and len(batch) < rows:  # too large to be read at once
+                sizes = encoded.sizes().astype("<i8")
+            images.update((found if sizes is None else sizes[sample : sample + rows]).tobytes())
+        if sizes is not None:
+            _check_unchanged(encoded, sample, found, sizes)
+        images.update(b"".join(batch))
+        deep = deep or may_be_deep(batch)
+        sample += len(batch)
+    return images.hexdigest(), deep
+
+
+def _check_unchanged(
+    encoded: EncodedSplit, start: int, found: np.ndarray, sizes: np.ndarray
+) -> None:
+    for offset in np.flatnonzero(found != sizes[start : start + len(found)])[:1]:
+        raise DataError(
+            f"{encoded.place(start + offset)} has {found[offset]} bytes, and had "
+            f"{sizes[start + offset]} just now: run the command again once nothing changes the data"
+        )
 
 
 def content_fingerprint(
@@ -112,17 +160,20 @@ def content_fingerprint(
     )
 
 
-def _left_encoded(encoded: EncodedSplit, headers: Headers, folder: Path) -> StoredImages:
+def _left_encoded(
+    encoded: EncodedSplit, headers: Headers, key: SourceKey, root: Path
+) -> StoredImages:
     encoded.labels.flags.writeable = False
-    images, keys = EncodedImages(encoded, headers), read_keys(_note(folder), len(encoded.labels))
-    return StoredImages(images, encoded.labels, folder.name, keys)
+    keys = read_keys(_note(root / key.folder), len(encoded.labels))
+    return StoredImages(EncodedImages(encoded, headers), encoded.labels, key.source, keys)
 
 
 def _note(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
-def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
+def _decode_into(encoded: EncodedSplit, key: SourceKey, root: Path) -> StoredImages:
+    folder = root / key.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _only_one_process(folder) as alone:
         if folder.exists():
@@ -133,13 +184,13 @@ def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
         headers = read_note(_note(folder)) or read_headers(encoded)
         if headers.one_size:
             try:
-                _write_whole(encoded, headers.channels, folder, alone=alone)
+                _write_whole(encoded, headers, folder, alone=alone)
             except SizesDifferError:
                 headers = replace(headers, one_size=False)
         if not headers.one_size:
             write_keys(_note(folder), encoded_keys(encoded))
             write_note(_note(folder), headers)
-            return _left_encoded(encoded, headers, folder)
+            return _left_encoded(encoded, headers, key, root)
     try:
         return _open(folder)
     except _DamagedError as error:
@@ -149,7 +200,7 @@ def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
         ) from error
 
 
-def _write_whole(encoded: EncodedSplit, channels: int, folder: Path, *, alone: bool) -> None:
+def _write_whole(encoded: EncodedSplit, headers: Headers, folder: Path, *, alone: bool) -> None:
     """Write a folder elsewhere, then give it its name; what killed writers left is removed."""
     if alone:
         for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
@@ -157,15 +208,15 @@ def _write_whole(encoded: EncodedSplit, channels: int, folder: Path, *, alone: b
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     try:
         partial.mkdir()
-        _write(encoded, channels, partial)
+        _write(encoded, headers, partial)
         _publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
+def _write(encoded: EncodedSplit, headers: Headers, folder: Path) -> None:
     num_samples = len(encoded.labels)
-    shape: tuple[int, ...] = (num_samples, channels, 0, 0)
+    shape: tuple[int, ...] = (num_samples, headers.channels, 0, 0)
     digest, keys = hashlib.sha256(), np.zeros(num_samples, dtype="<u8")
     done = 0
     # Written, not memory-mapped: on a full disk a map ends the process without a message.
@@ -173,7 +224,7 @@ def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
         (folder / "pixels.npy").open("wb") as file,
         tqdm(total=num_samples, desc=f"decode {encoded.split}", unit="img", disable=None) as bar,
     ):
-        for pixels in decode(encoded, channels):
+        for pixels in decode(encoded, headers):
             if file.tell() == 0:
                 shape = (num_samples, *pixels.shape[1:])
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}

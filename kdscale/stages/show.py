@@ -183,6 +183,8 @@ def _cached_images(
                 label_column=manifest.dataset.get("label_column"),
                 classes=classes,
                 require_labels=False,
+                config=manifest.dataset.get("config"),
+                grey_range=_grey_range(manifest),
             )
         except DataError as error:
             problem = error
@@ -198,6 +200,11 @@ def _cached_images(
         )
     assert problem is not None, "either attempt returns or leaves a problem"
     raise problem
+
+
+def _grey_range(manifest: Manifest) -> tuple[float, float] | None:
+    levels = manifest.dataset.get("grey_range")
+    return None if levels is None else (float(levels[0]), float(levels[1]))
 
 
 # --------------------------------------------------------------------------- words

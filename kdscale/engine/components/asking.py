@@ -122,6 +122,11 @@ def _encoding(recipe: config.Recipe, images: ImageSet) -> Encoding:
     return encoding
 
 
+def _set(**fields: object) -> dict[str, object]:
+    """Those of newer fields of a recipe that are set: caches of before know nothing of them."""
+    return {name: one for name, one in fields.items() if one is not None}
+
+
 def asked_manifest(
     recipe: config.Recipe,
     images: ImageSet,
@@ -155,6 +160,7 @@ def asked_manifest(
             "split": images.split,
             "image_column": recipe.data.image,
             "label_column": recipe.data.label,
+            **_set(config=recipe.data.config, grey_range=recipe.data.grey_range),
         },
         views={
             **views.describe(),

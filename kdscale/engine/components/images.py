@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
         labelled: whether a loss asks for labels. Without labels, the test split names the classes.
     """
     images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
+    _check_distinguishes(images, labelled=labelled)
     _check_views_fix_size(recipe, images)
     if recipe.data.validation and not images.labelled:
         raise ConfigError(
@@ -56,6 +58,7 @@ test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
 def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageSet:
+    levels = recipe.data.grey_range
     images = load_images(
         source_path(recipe.data.source),
         split=split,
@@ -64,11 +67,31 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
         label_column=recipe.data.label,
         classes=recipe.data.classes,
         require_labels=labelled,
+        config=recipe.data.config,
+        grey_range=None if levels is None else (levels[0], levels[1]),
     )
+    if images.num_classes == 1:
+        raise DataError(
+            f"all images of split {images.split!r} of {images.name} are of one class, "
+            f"{images.classes[0]!r}: wanted at least two to tell apart. Point --data at a whole "
+            "copy, or set data.label to another column"
+        )
     clean = clean_pipeline(recipe)
     if isinstance(images.pixels, EncodedImages):
         check_fixes_size(images.pixels, clean, "data.clean")
     return replace(images, name=recipe.data.source, clean=tuple(recipe.data.clean))
+
+
+def _check_distinguishes(images: ImageSet, *, labelled: bool) -> None:
+    """Stop where a model could learn nothing: a single image, or images of a single class."""
+    place = f"split {images.split!r} of {images.name}"
+    if images.num_samples < 2:
+        raise DataError(f"{place} holds 1 image: wanted at least two to train on")
+    if labelled and len(np.unique(images.labels)) == 1:
+        raise DataError(
+            f"all {images.num_samples} images of {place} are of one of its {images.num_classes} "
+            f"classes, {images.classes[images.labels[0]]!r}: wanted at least two to train on"
+        )
 
 
 def _check_views_fix_size(recipe: config.Recipe, images: ImageSet) -> None:
