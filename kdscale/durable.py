@@ -3,37 +3,45 @@
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from kdscale.errors import StorageError
+from kdscale.regular_files import path_inside
+
+_STALE_SECONDS = 3600  # no write takes as long: a temporary file this old is nobody's
 
 
-def write_durably(path: Path, data: bytes, check: Callable[[], None] | None = None) -> None:
-    """Write a file through a temporary one: flushed, then renamed, then its folder flushed.
+def write_durably(
+    path: Path,
+    data: bytes,
+    check: Callable[[], None] | None = None,
+    *,
+    root: Path | None = None,
+) -> None:
+    """Write a file of kdscale's own folders: whole or not at all, whatever happens meanwhile.
 
-    Missing folders are created, as durably as the file. What is no file (a device, a pipe) is
-    written to, not replaced; of a link, what it leads to is replaced.
+    It goes through a temporary file: flushed, then renamed, then its folder flushed. Missing
+    folders are created, as durably as the file. A file that a user named is for `write_output`.
 
     Args:
         path: the file.
         data: its bytes.
         check: called just before the renaming, which may come long after the call; it raises where
             the file should no longer be replaced.
+        root: the folder that a user named, which the file has to stay in; its own when None.
 
     Raises:
         StorageError: the disk is full, read-only or not permitted; the old file is untouched.
+        UnsafePathError: the file, or a folder between it and `root`, is a link or a special file.
     """
-    writer = f"{socket.gethostname()}.{os.getpid()}"  # see is_abandoned
-    if path.exists() and not path.is_file() and not path.is_dir():
-        _write_into(path, data)
-        return
-    if path.is_symlink():
-        path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{writer}.{os.urandom(4).hex()}.tmp")
+    root = path.parent if root is None else root
+    path_inside(root, path.relative_to(root))
     try:
         create_folder(path.parent)
+        temporary = temporary_for(path)
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -48,11 +56,27 @@ def write_durably(path: Path, data: bytes, check: Callable[[], None] | None = No
         raise storage_error(path, error) from error
 
 
-def _write_into(device: Path, data: bytes) -> None:
-    try:
-        device.write_bytes(data)
-    except OSError as error:
-        raise storage_error(device, error) from error
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a user named, like `write_durably`.
+
+    Of a symbolic link, the file that it leads to is replaced; a device or a pipe is written to.
+
+    Raises:
+        StorageError: the disk is full, read-only or not permitted; the old file is untouched.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        return
+    write_durably(path.resolve() if path.is_symlink() else path, data)
+
+
+def temporary_for(path: Path) -> Path:
+    """Return a new name beside a file for what is to become it; see `is_abandoned`."""
+    writer = f"{socket.gethostname()}.{os.getpid()}"
+    return path.with_name(f".{path.name}.{writer}.{os.urandom(4).hex()}.tmp")
 
 
 def rename_durably(written: Path, path: Path) -> None:
@@ -70,6 +94,22 @@ def rename_durably(written: Path, path: Path) -> None:
         raise storage_error(path, error) from error
 
 
+def remove_abandoned(folder: Path, written: Path) -> None:
+    """Remove the temporary files below a folder whose writers were killed.
+
+    Args:
+        folder: the folder; links in it are not followed.
+        written: a file written just now, whose date is the time on the clock of the folder's disk.
+    """
+    now = written.lstat().st_mtime
+    for leftover in files_below(folder):
+        if leftover.match(".*.tmp"):
+            with suppress(OSError):
+                old = now - leftover.lstat().st_mtime > _STALE_SECONDS
+                if old or is_abandoned(leftover):
+                    leftover.unlink()
+
+
 def is_abandoned(temporary: Path) -> bool:
     """Whether a temporary file's writer ran on this machine and no longer does."""
     head, *rest = temporary.name.rsplit(".", 3)
@@ -77,7 +117,7 @@ def is_abandoned(temporary: Path) -> bool:
         return False
     try:
         os.kill(int(rest[0]), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False  # another user's

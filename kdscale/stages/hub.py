@@ -16,9 +16,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, describe, read_manifest
+from kdscale.cache.object_keys import check_key
 from kdscale.cache.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.errors import CacheMismatchError, CacheNotFoundError, ConfigError, StorageError
+from kdscale.regular_files import path_inside
 from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
@@ -81,23 +83,38 @@ def pull_from_hub(url: str, destination: Place, api: HfApi | None = None) -> dic
     with TemporaryDirectory(prefix="kdscale-hub-") as temporary, _messages(url):
         api.snapshot_download(
             repository, repo_type=_KIND, local_dir=temporary,
+            revision=_checked_revision(api, repository, url),
             allow_patterns=None if folder is None else f"{folder}/*",
         )  # fmt: skip
-        place = Path(temporary) / (folder or "")
+        place = path_inside(Path(temporary), folder) if folder else Path(temporary)
         if not (place / MANIFEST_KEY).is_file():
             raise CacheNotFoundError(f"no cache at {url}: the repository has no zarr.json there")
         return transfer(place, destination)
 
 
-def parse(url: str) -> tuple[str, str | None]:
-    """Repository and the path in it.
+def _checked_revision(api: HfApi, repository: str, url: str) -> str | None:
+    """Return the newest commit, once no name of its files could lead out of a folder.
 
     Raises:
-        ConfigError: the URL names no data set repository.
+        UnsafePathError: naming such a file; nothing was downloaded.
+    """
+    about = api.dataset_info(repository)
+    for file in about.siblings or ():
+        check_key(file.rfilename, url)
+    return about.sha
+
+
+def parse(url: str) -> tuple[str, str | None]:
+    """Return the repository of a URL and the path in it.
+
+    Raises:
+        ConfigError: the URL names no data set repository, or a path that leads out of it.
     """
     found = _URL.fullmatch(url)
-    if found is None:
+    if found is None or not {".", ".."}.isdisjoint(url.split("/")):
         raise ConfigError(f"{url} is no repository: hf://datasets/USER/NAME[/PATH] is wanted")
+    if found[2] is not None:
+        check_key(found[2], f"hf://datasets/{found[1]}")
     return found[1], found[2]
 
 

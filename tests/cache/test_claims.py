@@ -99,8 +99,10 @@ def test_counter_moves_while_a_builder_lives(builder, tmp_path):
     ends = time.monotonic() + 20
     while counter.read_bytes() == before and time.monotonic() < ends:
         time.sleep(0.01)
-    assert int(counter.read_bytes()) > int(before)
-    assert len(counter.read_bytes()) == 20
+    number, _, who = counter.read_bytes().partition(b"\n")
+    assert int(number) > int(before.partition(b"\n")[0])
+    assert len(number) == 20
+    assert json.loads(who) == json.loads((tmp_path / "claims/part.0").read_text())
 
 
 def test_of_many_builders_exactly_one_takes_a_dead_ones_part(tmp_path):

@@ -5,12 +5,15 @@ values and the same run folder. All places are queued when a sweep begins, so th
 many students as asked for, however many workers ask.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
+
+from kdscale.errors import RunError
 
 State = Literal["waiting", "running", "lost", "finished", "pruned", "failed"]
 
@@ -20,6 +23,7 @@ one has its place; why it cannot be trained."""
 MOST_DEATHS = 5
 ENDED = ("finished", "pruned", "failed")
 """States after which nothing happens."""
+_NAME = re.compile(r"[0-9]{5,9}")
 _LIVE = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -103,11 +107,22 @@ class StudentPlace:
 
 
 def in_places(trials: Sequence[FrozenTrial]) -> list[StudentPlace]:
-    """Trials by the place that they have, in its order; those without one are of no account."""
+    """Return trials by the place that they have, in its order; those without one do not count.
+
+    Raises:
+        RunError: a place is not named as those of sweeps are; it is to name a folder.
+    """
     found = dict[str, list[FrozenTrial]]()
     for trial in sorted(trials, key=lambda one: one.number):
-        if PLACE in trial.user_attrs:
-            found.setdefault(trial.user_attrs[PLACE], []).append(trial)
+        place = trial.user_attrs.get(PLACE)
+        if place is None:
+            continue
+        if not isinstance(place, str) or _NAME.fullmatch(place) is None:
+            raise RunError(
+                f"the sweep's database has a trial in the place {str(place)[:100]!r}, wanted a "
+                "number of five digits: it is not a sweep's of kdscale, or was changed"
+            )
+        found.setdefault(place, []).append(trial)
     return [StudentPlace(name, had) for name, had in sorted(found.items())]
 
 

@@ -82,7 +82,7 @@ def opened(
     with Claims(folder) as claims:
         begun = begin(folder, variants, storage, claims)
         study = Study(
-            begun.url, begun.study, variants.sweep,
+            begun.database, begun.study, variants.sweep,
             heartbeat_seconds=pace.heartbeat, patience_seconds=pace.patience,
         )  # fmt: skip
         try:
