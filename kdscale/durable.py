@@ -1,9 +1,11 @@
 """Durable writes: a file is there whole, or not at all, whatever is killed or unplugged."""
 
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdscale.errors import StorageError
@@ -108,6 +110,29 @@ def remove_abandoned(folder: Path, written: Path) -> None:
                 old = now - leftover.lstat().st_mtime > _STALE_SECONDS
                 if old or is_abandoned(leftover):
                     leftover.unlink()
+
+
+@contextmanager
+def temporary_folder(parent: Path, what: str) -> Iterator[Path]:
+    """Create a folder below another one for a block; remove those that killed processes left.
+
+    Args:
+        parent: the folder above, which is created if it is missing.
+        what: what it is for, as part of its name.
+    """
+    create_folder(parent)
+    prefix = f".kdscale-{what}"
+    writer = f"{socket.gethostname()}.{os.getpid()}"
+    with tempfile.TemporaryDirectory(
+        dir=parent, prefix=f"{prefix}.{writer}.", suffix=".tmp"
+    ) as created:
+        now = Path(created).lstat().st_mtime
+        for leftover in parent.glob(f"{prefix}*"):
+            with suppress(OSError):
+                old = now - leftover.lstat().st_mtime > _STALE_SECONDS
+                if leftover != Path(created) and (old or is_abandoned(leftover)):
+                    shutil.rmtree(leftover)
+        yield Path(created)
 
 
 def is_abandoned(temporary: Path) -> bool:

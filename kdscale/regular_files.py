@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kdscale.errors import UnsafePathError
@@ -98,6 +99,18 @@ def read_document(path: Path, *, root: Path | None = None) -> bytes:
     if root is None:
         return read_regular(path, limit=_LARGEST_DOCUMENT)
     return read_inside(root, path.relative_to(root), limit=_LARGEST_DOCUMENT)
+
+
+def check_no_links(folder: Path) -> None:
+    """Raise UnsafePathError if a folder of few files contains a link or a special file.
+
+    For folders of which many files are written: the folder itself may be a link.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            with suppress(FileNotFoundError):  # it was removed just now
+                _check_type(path, path.lstat().st_mode)
 
 
 def open_inside(root: Path, relative: str | Path, flags: int) -> int:

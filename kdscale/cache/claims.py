@@ -65,6 +65,7 @@ class Claims:
         self._seen: dict[str, bytes] = {}
         self._lock, self._closed = Lock(), Event()
         self._thread: Thread | None = None
+        self._took_over = False
         BUILDERS_HERE.add(self.builder)
 
     def __enter__(self) -> Self:
@@ -95,6 +96,7 @@ class Claims:
             return False
         self._held[name] = last + 1
         if last >= 0:
+            self._took_over = True
             dead = parse_identity(before)
             log.info("%s: taken over from one that stopped%s", name, f" ({dead})" if dead else "")
         return True
@@ -183,6 +185,8 @@ class Claims:
             self._thread.join()
             for name in list(self._held):
                 self.release(name)
+            if self._took_over:  # their claims went with ours, their counters are left
+                self._look_for_dead()
             with suppress(OSError, UnsafePathError):
                 self._remove(self._counter)
                 self._store.prune(FOLDER)

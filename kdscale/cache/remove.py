@@ -8,6 +8,7 @@ from kdscale.cache.claims import FOLDER, MANIFEST, Claims, is_claim, living_buil
 from kdscale.cache.folder import LocalFolder
 from kdscale.cache.manifest import MANIFEST_KEY
 from kdscale.cache.store import Location, Store, open_store
+from kdscale.cache.writer import is_free
 from kdscale.errors import CacheError, CacheNotFoundError, UnsafePathError
 
 _ARRAYS = (
@@ -43,7 +44,7 @@ def check_removable(cache: Location) -> None:
         empty = False
     if empty:
         raise CacheNotFoundError(f"nothing to remove at {store.location}: see `kdscale cache list`")
-    if not (_has_manifest(store) or _is_left_over(store)):
+    if not (_has_manifest(store) or _is_left_over(store) or is_free(store)):
         raise CacheError(
             f"{store.location} is not a cache (its zarr.json is not kdscale's, or not there), so "
             "nothing was removed: name a cache, see `kdscale cache list`"

@@ -28,7 +28,7 @@ _TRANSACTION_SECONDS = 60.0  # that a transaction may have to wait for the other
 _FILE_URL = "sqlite:///sweep.db"
 """What Optuna is told of a file, which is opened by its path: a URL cannot hold every name."""
 _FULL = ("database or disk is full", "disk I/O error")
-_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError,
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, AssertionError,
            RuntimeError, RecursionError, OverflowError)  # fmt: skip
 """What Optuna and SQLAlchemy raise on rows that Optuna has not written."""
 

@@ -70,8 +70,12 @@ class SweepFolder:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a sweep was begun there."""
-    return (folder / _FILE).is_file()
+    """Whether a sweep was begun there.
+
+    Raises:
+        UnsafePathError: what says so is a link or a special file.
+    """
+    return path_inside(folder, _FILE).is_file()
 
 
 def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims) -> SweepFolder:

@@ -23,6 +23,7 @@ one has its place; why it cannot be trained."""
 MOST_DEATHS = 5
 ENDED = ("finished", "pruned", "failed")
 """States after which nothing happens."""
+_FIXED = "fixed_params"  # Optuna's attribute of a trial whose values are known beforehand
 _NAME = re.compile(r"[0-9]{5,9}")
 _LIVE = (TrialState.RUNNING, TrialState.WAITING)
 
@@ -98,7 +99,7 @@ class StudentPlace:
     @property
     def parameters(self) -> dict[str, Any]:
         """What varies, by field, as Optuna keeps it; nothing where it is not drawn yet."""
-        return self.last.params or dict(self.last.system_attrs.get("fixed_params", {}))
+        return self.last.params or dict(self.last.system_attrs.get(_FIXED, {}))
 
     @property
     def _ended(self) -> FrozenTrial | None:
@@ -121,6 +122,11 @@ def in_places(trials: Sequence[FrozenTrial]) -> list[StudentPlace]:
             raise RunError(
                 f"the sweep's database has a trial in the place {str(place)[:100]!r}, wanted a "
                 "number of five digits: it is not a sweep's of kdscale, or was changed"
+            )
+        if not isinstance(trial.system_attrs.get(_FIXED, {}), dict):
+            raise RunError(
+                f"the sweep's database has no table of values for the trial in the place {place}: "
+                "it is damaged, put the right one back, or begin in a new folder"
             )
         found.setdefault(place, []).append(trial)
     return [StudentPlace(name, had) for name, had in sorted(found.items())]
