@@ -43,7 +43,7 @@ def write_durably(
         create_folder(path.parent)
         temporary = temporary_for(path)
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
