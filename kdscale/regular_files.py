@@ -135,6 +135,11 @@ def open_regular(path: Path | str, flags: int) -> int:
         UnsafePathError: it is a pipe, a socket or a device; or a link, with `os.O_NOFOLLOW`.
         OSError: it cannot be opened.
     """
+    return _open(path, flags)[0]
+
+
+def _open(path: Path | str, flags: int) -> tuple[int, int]:
+    """Open a file as `open_regular` does; its descriptor and its size in bytes."""
     try:
         # O_NONBLOCK: opening a pipe without a writer would otherwise block.
         descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -142,11 +147,11 @@ def open_regular(path: Path | str, flags: int) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe or socket nobody reads
             _check_type(Path(path), os.lstat(path).st_mode)
         raise
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return descriptor
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        return descriptor, status.st_size
     os.close(descriptor)
-    _check_type(Path(path), mode)
+    _check_type(Path(path), status.st_mode)
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
@@ -183,11 +188,19 @@ def refused(path: Path, mode: int) -> UnsafePathError:
 
 def read_file(path: Path | str, *, limit: int | None = None, flags: int = 0) -> bytes:
     """Read what `open_regular` opens; arguments as of `read_regular`."""
-    with os.fdopen(open_regular(path, os.O_RDONLY | flags), "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+    descriptor, size = _open(path, os.O_RDONLY | flags)
+    try:
         if limit is not None and size > limit:
             raise UnsafePathError(
                 f"{path} has {size} bytes, wanted at most {limit}: it was not written by "
                 "kdscale, or was changed"
             )
-        return file.read()
+        data = os.read(descriptor, size + 1)
+        if len(data) == size:
+            return data
+        parts = [data]  # one of gigabytes, or that changes just now
+        while part := os.read(descriptor, size + 1):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
