@@ -130,23 +130,29 @@ def temporary_folder(parent: Path, what: str) -> Iterator[Path]:
         for leftover in parent.glob(f"{prefix}*"):
             with suppress(OSError):
                 old = now - leftover.lstat().st_mtime > _STALE_SECONDS
-                if leftover != Path(created) and (old or is_abandoned(leftover)):
+                lives = _writer_lives(leftover)
+                if lives is False or (old and not lives):
                     shutil.rmtree(leftover)
         yield Path(created)
 
 
 def is_abandoned(temporary: Path) -> bool:
     """Whether a temporary file's writer ran on this machine and no longer does."""
+    return _writer_lives(temporary) is False
+
+
+def _writer_lives(temporary: Path) -> bool | None:
+    """Whether the writer that a temporary name states lives; None of another machine's."""
     head, *rest = temporary.name.rsplit(".", 3)
     if not head.endswith(f".{socket.gethostname()}") or not rest[0].isdecimal():
-        return False
+        return None
     try:
         os.kill(int(rest[0]), 0)
     except (ProcessLookupError, OverflowError):
-        return True
+        return False
     except PermissionError:
-        return False  # another user's
-    return False
+        return True  # another user's
+    return True
 
 
 def create_folder(folder: Path) -> None:
