@@ -17,8 +17,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from kdscale.data.encoded import EncodedImages, read_note, write_note
 from kdscale.data.encoded_split import ROWS_PER_READ, EncodedSplit
 from kdscale.data.keys import encoded_keys, pixel_keys, read_keys, write_keys
 from kdscale.durable import flush_folder
-from kdscale.errors import DataError, StorageError
+from kdscale.errors import DataError, StorageError, UnsafePathError
+from kdscale.regular_files import check_no_links, open_inside, open_regular, path_inside
 
 FORMAT = "kdscale-images"
 VERSION = 1  # of these files and of the rules in decode.py
@@ -63,7 +64,8 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
     What has several sizes is not decoded, and comes back as it is.
     """
     key = source_key(encoded)
-    folder = root / key.folder
+    folder = path_inside(root, key.folder)
+    check_no_links(folder)
     if folder.exists():
         try:
             return _open(folder)
@@ -71,16 +73,28 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
             logger.warning("decoded images in %s are damaged (%s): decoding again", folder, error)
     if (noted := read_note(_note(folder))) is not None:
         return _left_encoded(encoded, noted, key, root)
+    missing = [one for one in (root, *root.parents) if not one.exists()]
     try:
         return _decode_into(encoded, key, root)
-    except OSError as error:
-        if isinstance(error, StorageError):
+    except BaseException as error:
+        _remove_empty(root, folder, missing)
+        if isinstance(error, StorageError) or not isinstance(error, OSError):
             raise
         raise StorageError(
             f"cannot write the decoded images of {encoded.name} to {root}: "
             f"{error.strerror or error}. Free some space there, or choose another folder "
             "(--cache-root)"
         ) from error
+
+
+def _remove_empty(root: Path, folder: Path, missing: Sequence[Path]) -> None:
+    """Remove the folders that this command created, if it has decoded nothing into them."""
+    if missing:
+        with suppress(OSError):
+            if [path.name for path in root.iterdir()] == [f".{folder.name}.lock"]:
+                (root / f".{folder.name}.lock").unlink()
+            for one in missing:
+                one.rmdir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +217,7 @@ def _decode_into(encoded: EncodedSplit, key: SourceKey, root: Path) -> StoredIma
 def _write_whole(encoded: EncodedSplit, headers: Headers, folder: Path, *, alone: bool) -> None:
     """Write a folder elsewhere, then give it its name; what killed writers left is removed."""
     if alone:
-        for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove_leftovers(folder)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     try:
         partial.mkdir()
@@ -212,6 +225,29 @@ def _write_whole(encoded: EncodedSplit, headers: Headers, folder: Path, *, alone
         _publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(ours: Path) -> None:
+    """Remove what killed writers left of these images, and of others that nobody decodes now."""
+    for leftover in ours.parent.glob(".*.partial"):
+        lock = ours.parent / f".{leftover.name.split('.')[1]}.lock"
+        if lock.name == f".{ours.name}.lock" or _is_free(lock):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether nobody holds a lock; False where that cannot be told."""
+    try:
+        descriptor = open_regular(lock, os.O_RDWR | os.O_NOFOLLOW)
+    except (OSError, UnsafePathError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _write(encoded: EncodedSplit, headers: Headers, folder: Path) -> None:
@@ -324,7 +360,9 @@ def _remove(folder: Path) -> None:
 @contextmanager
 def _only_one_process(folder: Path) -> Iterator[bool]:
     """Hold the lock of a folder; False where the file system has none, which is safe but slower."""
-    with (folder.parent / f".{folder.name}.lock").open("a") as file:
+    lock = f".{folder.name}.lock"
+    descriptor = open_inside(folder.parent, lock, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with os.fdopen(descriptor, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
-from kdscale.durable import write_durably
+from kdscale.durable import remove_abandoned, write_durably
 from kdscale.engine.evaluation import examine
 from kdscale.engine.processes import from_main_process
 from kdscale.engine.teacher import FrozenTeacher
+from kdscale.regular_files import path_inside
 from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,9 @@ def keep_predictions(
     if accelerator.is_main_process:
         buffer = io.BytesIO()
         np.save(buffer, answers.numpy().astype("<i4"))
-        write_durably(_path(teacher, images, root), buffer.getvalue())
+        path = _path(teacher, images, root)
+        write_durably(path, buffer.getvalue(), root=root)
+        remove_abandoned(path.parent, path)
 
 
 def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
@@ -84,6 +87,7 @@ def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
 
 def _read(path: Path, num_samples: int) -> Tensor | None:
     """What is kept; None where that is nothing, or damaged."""
+    path_inside(path.parent.parent, Path(path.parent.name, path.name))
     try:
         kept = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):

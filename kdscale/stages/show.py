@@ -19,7 +19,7 @@ from kdscale.contact_sheet.sheet import Sheet, draw
 from kdscale.data.images import ImageSet, load_images
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.durable import write_durably
+from kdscale.durable import write_output
 from kdscale.engine import components
 from kdscale.engine.identity import differing_images
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
@@ -264,7 +264,7 @@ def _check_ending(out: Path) -> None:
 
 def _save(sheet: Sheet, out: Path) -> Path:
     """The file is there whole, or not at all."""
-    write_durably(out, encoded(draw(sheet), out.suffix.lower()))
+    write_output(out, encoded(draw(sheet), out.suffix.lower()))
     return out
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.claims import Claims
-from kdscale.cache.layout import shard_name
+from kdscale.cache.layout import claim_name
 from kdscale.cache.writer import ShardWriter
 from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
@@ -73,11 +73,6 @@ class Shards:
     def look(self) -> None:
         """Look which of the missing shards are committed by now, by whomever."""
         self.missing = [one for one in self.missing if not self._writer.is_committed(*one)]
-
-
-def claim_name(view: int, shard: int) -> str:
-    """What a shard's claim is called."""
-    return shard_name(view, shard).replace("/", "-")
 
 
 class ShardBuilder:

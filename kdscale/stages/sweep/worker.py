@@ -34,6 +34,7 @@ from kdscale.errors import (
     ModelError,
     PrunedError,
 )
+from kdscale.regular_files import check_no_links
 from kdscale.runlog import read_metrics
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
@@ -76,16 +77,18 @@ def opened(
         KdscaleError: what is wrong, or why it cannot be joined.
     """
     _check_alone()
+    check_no_links(folder)
     points = check_values(variants)
     if not is_sweep(folder):
         _check_students(variants, points or variants.samples(), cache_root)
     with Claims(folder) as claims:
         begun = begin(folder, variants, storage, claims)
         study = Study(
-            begun.url, begun.study, variants.sweep,
+            begun.database, begun.study, variants.sweep,
             heartbeat_seconds=pace.heartbeat, patience_seconds=pace.patience,
         )  # fmt: skip
         try:
+            claims.tidy()
             with in_turn(claims, "queue", "another worker queues the trials: waiting"):
                 study.plan(points)
             yield begun, study, claims
