@@ -174,7 +174,7 @@ def test_single_class_is_told_before_training(kdscale, write_recipe, tmp_path, w
         write_split(tmp_path / "one" / f"{split}.parquet", pixels, np.zeros(16, int), ["a"])
     for command in (["train"], ["run"], ["cache", "build"]):
         done = kdscale(*command, write_recipe(data={"source": str(tmp_path / "one")}))
-        one_line(done, "1 class, wanted at least two")
+        one_line(done, "of one class, 'a': wanted at least two to tell apart")
 
 
 @pytest.mark.parametrize("part", ["student", "teacher"])

@@ -41,10 +41,10 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
         )
     if not images.classes:
         images = replace(images, classes=test_images(recipe, root).classes)
-    if images.num_classes < 2:
+    if not images.classes:
         raise DataError(
-            f"split {images.split!r} of {images.name} has {images.num_classes or 'no'} class, "
-            "wanted at least two to tell apart: check the label column and data.classes"
+            f"neither split {images.split!r} of {images.name} nor its test split names classes: "
+            "check the label column and data.classes"
         )
     return images
 
