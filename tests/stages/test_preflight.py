@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from kdscale.cache.manifest import read_manifest
-from kdscale.config import load_recipe
+from kdscale.config import Teacher, load_recipe
+from kdscale.engine.components.models import options_of_file
 from kdscale.models.registry import create_model
 from kdscale.models.weights import load_weights, read_metadata, save_weights
 
@@ -241,3 +242,19 @@ def test_classes_of_transformers_in_another_order_are_refused(kdscale, write_rec
     recipe = write_recipe(teacher=vit(["Centre", "SIDES", "north", "south"]))
     one_line(kdscale("cache", "build", recipe), "number 1 is 'SIDES' in config.json of")
     assert load_recipe(str(recipe)).teacher.is_trained
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({}, True),  # a file of elsewhere: as torchvision's weights have it
+        ({"options": {"weights": "DEFAULT", "transform_input": True}}, True),
+        ({"options": {"weights": "DEFAULT"}}, None),  # trained before the rule, without it
+    ],
+)
+def test_trained_googlenet_is_created_as_it_was_trained_and_without_a_download(stated, expected):
+    section = Teacher(model="torchvision/googlenet", options={"weights": "DEFAULT"})
+    stated = {"model": "torchvision/googlenet"} | stated if stated else {}
+    options = options_of_file(section, stated)
+    assert options.get("transform_input") is expected
+    assert "weights" not in options

@@ -77,7 +77,7 @@ def model_of(
         section.model,
         num_classes=images.num_classes,
         in_channels=preprocess.channels,
-        options=section.options if weights is None else _options_of_file(section, stated),
+        options=section.options if weights is None else options_of_file(section, stated),
     )
     sizes: set[int | tuple[int, int]]
     sizes = {preprocess.size or shown for shown in _sizes(recipe, images, what)}
@@ -101,7 +101,7 @@ def model_of(
     return Classifier(model, preprocess)
 
 
-def _options_of_file(section: config.Model, stated: Mapping[str, Any]) -> dict[str, Any]:
+def options_of_file(section: config.Model, stated: Mapping[str, Any]) -> dict[str, Any]:
     """A model's options where a file replaces the weights that its library would load.
 
     What those imply of the model stays: as the file says it, which may be older than that rule.
