@@ -15,6 +15,7 @@ from kdscale.config.recipe import (
     read_table,
     recipe_names,
     recipe_text,
+    set_field,
 )
 from kdscale.config.section import (
     Fraction,
@@ -66,4 +67,5 @@ __all__ = [
     "read_table",
     "recipe_names",
     "recipe_text",
+    "set_field",
 ]

@@ -1,10 +1,13 @@
 """`evaluation.json`: what `kdscale evaluate` measured of a model, as a type."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from kdscale import run_folder
+from kdscale.documents import DAMAGE
+from kdscale.errors import KdscaleError
 
 _VERSION = 1
 _METRICS = (
@@ -63,13 +66,13 @@ def read_evaluation(path: Path) -> tuple[Evaluation | None, list[str]]:
     A report is made of what can be read, so nothing is raised.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = run_folder.read_evaluation(path)
         if table["version"] > _VERSION:
             return None, [f"{path} was written by a newer kdscale: update this one"]
         return _parse(table), []
     except FileNotFoundError:
         return None, []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KdscaleError, *DAMAGE) as error:
         return None, [f"{path} cannot be read ({type(error).__name__}: {error})"]
 
 

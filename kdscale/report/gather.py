@@ -16,8 +16,10 @@ from kdscale.report.runs import (
     given_teacher,
     read_json,
     read_recipe,
+    read_result,
     read_run,
 )
+from kdscale.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +64,19 @@ def _source(folder: Path) -> Source:
     if not folder.is_dir():
         raise RunError(f"no folder {folder}: name one that `kdscale run`, `train` or `sweep` wrote")
     bench = _bench(folder)
-    if (folder / "run.json").is_file():
+    if RunFolder(folder).is_run:
         return Source(folder=folder, runs=[read_run(folder)], bench=bench)
     if (folder / "trials").is_dir():
         inside = sorted(_runs_below(folder / "trials"))
         trials = [read_run(path, trial=path.name) for path in inside]
         _refuse_empty(folder, trials)
         others = [read_run(path) for path in sorted(_runs_below(folder))]  # its teacher
-        if not others and (folder / "recipe.toml").is_file():
+        if not others and RunFolder(folder).recipe_file.is_file():
             others = _teacher_elsewhere(folder, None, trials)
         return Source(folder=folder, runs=[*trials, *others], is_sweep=True, bench=bench)
-    result, problems = read_json(folder / "result.json")
+    result, problems = read_result(folder)
     runs = [read_run(path) for path in sorted(_runs_below(folder))]
-    if not any(run.kind == "teacher" for run in runs) and (folder / "recipe.toml").is_file():
+    if not any(run.kind == "teacher" for run in runs) and RunFolder(folder).recipe_file.is_file():
         runs += _teacher_elsewhere(folder, result, runs)
     _refuse_empty(folder, runs)
     runs[0] = replace(runs[0], problems=[*problems, *runs[0].problems])
@@ -84,7 +86,7 @@ def _source(folder: Path) -> Source:
 
 def _runs_below(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if (path / "run.json").is_file():
+        if RunFolder(path).is_run:
             yield path
 
 
@@ -156,7 +158,7 @@ def _told_apart(sweeps: Sequence[Sweep]) -> list[Sweep]:
 def _sweep(source: Source) -> Sweep:
     runs = [run for run in source.runs if run.trial is not None]
     recipe = runs[0].recipe
-    if (source.folder / "recipe.toml").is_file():
+    if RunFolder(source.folder).recipe_file.is_file():
         recipe = read_recipe(source.folder)[1]
     varied = parameters_of(runs, recipe.get("sweep", {}).get("space", ()))
     told = _told(source.folder)
@@ -235,7 +237,7 @@ def _recipes(
     """The recipes' texts, each once, by what tells them apart."""
     texts: dict[str, str] = {}
     for source in sources:
-        if (source.folder / "recipe.toml").is_file():
+        if RunFolder(source.folder).recipe_file.is_file():
             texts.setdefault(read_recipe(source.folder)[0], str(source.folder))
     for entry in entries:
         for run in entry.runs:

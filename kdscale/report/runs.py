@@ -1,15 +1,15 @@
 """What a run's folder tells: recipe, result, evaluation and curves, as far as they are there."""
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdscale.errors import RunError
+from kdscale.documents import DAMAGE, read_object
+from kdscale.errors import KdscaleError, RunError
 from kdscale.report.evaluation import Evaluation, read_evaluation
-from kdscale.runlog import read_metrics
+from kdscale.run_folder import Content, RunFolder
+from kdscale.runlog import read_sound_metrics
 
 Kind = Literal["teacher", "alone", "online", "cache"]
 KINDS: tuple[Kind, ...] = ("teacher", "alone", "online", "cache")
@@ -74,20 +74,20 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
     Raises:
         RunError: its `run.json` or `recipe.toml` cannot be read.
     """
-    job = _needed_json(folder / "run.json")
+    job = RunFolder(folder).read_job()
     recipe_text, recipe = read_recipe(folder)
-    result, problems = read_json(folder / "result.json")
+    result, problems = read_result(folder)
     evaluation, problem = read_evaluation(folder / "evaluation.json")
-    content, _ = read_json(folder / "content.json")
+    content, unread = _read_content(folder)
     log = _read_log(folder)
-    kind: Kind = "teacher" if job.get("model") == "teacher" else _kind(folder, job)
+    kind: Kind = "teacher" if job.model == "teacher" else _KIND_OF_TARGETS[job.targets]
     return Run(
         folder=folder,
         kind=kind,
-        seed=int(job.get("seed", 0)),
+        seed=job.seed,
         recipe=recipe,
         recipe_text=recipe_text,
-        test_split=str((content or {}).get("test") or tested_on(recipe)),
+        test_split=tested_on(recipe) if content is None else content.test,
         metrics=_topped_up(result or log.reached, evaluation),
         finished=result is not None,
         evaluation=evaluation,
@@ -95,7 +95,7 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
         test_accuracy=log.curves["test"],
         validation_accuracy=log.curves["validation"],
         trial=trial,
-        problems=[*problems, *problem],
+        problems=[*problems, *problem, *unread, *log.problems],
     )
 
 
@@ -126,12 +126,11 @@ def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         RunError: it is missing or damaged.
     """
-    path = folder / "recipe.toml"
+    run = RunFolder(folder)
     try:
-        text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}): leave {folder} out") from None
+        return run.read_recipe_text(), run.read_recipe_table()
+    except RunError as error:
+        raise RunError(f"{error}: leave {folder} out") from None
 
 
 def tested_on(recipe: Mapping[str, Any]) -> str:
@@ -140,30 +139,32 @@ def tested_on(recipe: Mapping[str, Any]) -> str:
     return f"{data.get('source', '?')}, split {data.get('test_split', 'test')}"
 
 
-def _kind(folder: Path, job: Mapping[str, Any]) -> Kind:
+def read_result(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """A folder's result, if it is there; else why it cannot be read, if it is there."""
+    run = RunFolder(folder)
+    if not run.result_file.exists():
+        return None, []
     try:
-        return _KIND_OF_TARGETS[job["targets"]]
-    except KeyError:
-        raise RunError(f"{folder / 'run.json'} names no targets: leave {folder} out") from None
+        return run.read_result(), []
+    except KdscaleError as error:
+        return None, [str(error)]
 
 
-def _needed_json(path: Path) -> dict[str, Any]:
-    found, problems = read_json(path)
-    if found is None:
-        why = problems[0] if problems else f"{path} is missing"
-        raise RunError(f"{why}: leave {path.parent} out")
-    return found
+def _read_content(folder: Path) -> tuple[Content | None, list[str]]:
+    try:
+        return RunFolder(folder).read_content(), []
+    except KdscaleError as error:
+        return None, [str(error)]
 
 
 def read_json(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The object in a file, if it is there; else why it cannot be read, if it is there."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path), []
     except FileNotFoundError:
         return None, []
-    except (OSError, ValueError) as error:
+    except (KdscaleError, *DAMAGE) as error:
         return None, [f"{path} cannot be read ({error})"]
-    return (found, []) if isinstance(found, dict) else (None, [f"{path} holds no JSON object"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,26 +175,40 @@ class _Log:
     """Loss by epoch, and top-1 by epoch on the splits."""
     reached: Mapping[str, Any]
     """Metrics of a model that is still being trained."""
+    problems: Sequence[str] = ()
+    """Lines that are damaged, in words."""
 
 
 def _read_log(folder: Path) -> _Log:
     """As much as can be read: the last line of a run that is going on may be torn."""
     curves: dict[str, list[tuple[float, float]]] = {"loss": [], "test": [], "validation": []}
     reached: dict[str, Any] = {}
+    path = RunFolder(folder).metrics_file
+    if not path.exists():
+        return _Log(curves, reached)
     try:
-        for record in read_metrics(folder):
-            if "loss" in record:
-                curves["loss"].append((float(record["epoch"]), float(record["loss"])))
-                reached["steps"] = record["step"]
-                reached["train_seconds"] = record.get("train_seconds")
-            elif record.get("split") in curves:
-                point = (float(record["epoch"]), float(record["top1_accuracy"]))
-                curves[record["split"]].append(point)
-                if record["split"] == "test":
-                    reached["top1_accuracy"] = point[1]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return _Log(curves, reached)
+        records, damaged = read_sound_metrics(folder)
+        for record in records:
+            _note(record, curves, reached)
+    except (KdscaleError, *DAMAGE) as error:
+        return _Log(curves, reached, [f"{path} cannot be read ({error})"])
+    return _Log(curves, reached, [f"{one}: it is left out" for one in damaged])
+
+
+def _note(
+    record: Mapping[str, Any],
+    curves: Mapping[str, list[tuple[float, float]]],
+    reached: dict[str, Any],
+) -> None:
+    if record.get("loss") is not None:
+        curves["loss"].append((float(record["epoch"]), float(record["loss"])))
+        reached["steps"] = record["step"]
+        reached["train_seconds"] = record.get("train_seconds")
+    elif record.get("split") in curves and record.get("top1_accuracy") is not None:
+        point = (float(record["epoch"]), float(record["top1_accuracy"]))
+        curves[record["split"]].append(point)
+        if record["split"] == "test":
+            reached["top1_accuracy"] = point[1]
 
 
 def _topped_up(result: Mapping[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:

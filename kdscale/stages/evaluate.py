@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from kdscale import config
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
-from kdscale.durable import write_durably
+from kdscale.documents import DAMAGE
 from kdscale.engine import components
 from kdscale.engine.cost import BATCH_SIZES, device_name, forward_cost, weight_bytes
 from kdscale.engine.evaluation import Examined, examine
@@ -22,9 +22,10 @@ from kdscale.engine.predictions import Predictions, keep_predictions, prediction
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.engine.trained import Trained, Weights, trained_models
-from kdscale.errors import ModelError, WeightsError
+from kdscale.errors import KdscaleError, ModelError, WeightsError
 from kdscale.metrics import details, summarize
 from kdscale.models.registry import num_parameters
+from kdscale.run_folder import read_evaluation, write_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Evaluation:
             **details(examined.counts),
         }
         if accelerator.is_main_process:
-            write_durably(subject.evaluation, _readable(found).encode())
+            write_evaluation(subject.evaluation, found)
         accelerator.wait_for_everyone()
         return {"run": subject.name, **found}
 
@@ -204,13 +205,7 @@ def _cost(
 def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a file says, if it is of this very model, these images and this teacher."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError):
+        found = read_evaluation(file)
+    except (KdscaleError, *DAMAGE):
         return None
     return found if identity.items() <= found.items() else None
-
-
-def _readable(found: Mapping[str, Any]) -> str:
-    """JSON with one field a line: a confusion matrix would else fill thousands."""
-    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"

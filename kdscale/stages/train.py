@@ -28,13 +28,12 @@ from kdscale.engine.following import (
     Following,
     Watch,
     progress_bar,
-    restore_best,
-    restore_or_begin,
 )
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first
 from kdscale.engine.requirements import check_loss, mention_loss
 from kdscale.engine.results import reading_of, result_of, weights_metadata
+from kdscale.engine.resume import restore_best, restore_or_begin
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
@@ -42,7 +41,8 @@ from kdscale.engine.taught import student_of, taught
 from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
-from kdscale.runlog import MetricsLog, write_result
+from kdscale.run_folder import RunFolder
+from kdscale.runlog import MetricsLog
 from kdscale.signals import orderly_stop
 
 
@@ -313,6 +313,7 @@ def _write(training: _Training, data: _Data, loop: Loop, result: dict[str, Any])
     if accelerator.is_main_process:
         model = student_of(accelerator.unwrap_model(loop.model))
         metadata = weights_metadata(training.section, data.images, loop) | {"metrics": result}
-        save_weights(training.run / "weights.safetensors", model, metadata=metadata)
-        write_result(training.run, result)
+        folder = RunFolder(training.run)
+        save_weights(folder.weights_file(), model, metadata=metadata)
+        folder.write_result(result)
     accelerator.wait_for_everyone()

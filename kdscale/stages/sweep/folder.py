@@ -14,10 +14,11 @@ import sqlalchemy
 
 from kdscale.cache.claims import Claims
 from kdscale.cache.store import Place
-from kdscale.config import Variants, differences, dump_recipe
+from kdscale.config import Variants, differences
 from kdscale.durable import write_durably
 from kdscale.engine.runs import refuse_changed, refuse_foreign_files
 from kdscale.errors import ConfigError, RunError
+from kdscale.run_folder import RunFolder
 from kdscale.stages.sweep.study import check_database
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims)
             }
             write_durably(folder / _FILE, json.dumps(told, indent=2).encode() + b"\n")
         if not (folder / "recipe.toml").is_file():  # for people, and `kdscale report`
-            write_durably(folder / "recipe.toml", dump_recipe(variants.recipe).encode())
+            RunFolder(folder).write_recipe(variants.recipe)
     begun = read_folder(folder, storage)
     refuse_changed(folder, _changed(begun.variants, variants))
     return SweepFolder(folder, begun.variants, begun.study, begun.url)
