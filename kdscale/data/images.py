@@ -9,6 +9,7 @@ import numpy as np
 
 from kdscale.data.encoded import EncodedImages
 from kdscale.data.image_store import open_or_decode
+from kdscale.data.keys import RowCheck
 from kdscale.data.source import open_source
 
 
@@ -35,6 +36,9 @@ class ImageSet:
     keys: np.ndarray | None = None
     """uint64 [N], where they are stored with the pixels; `kdscale.data.keys.image_keys` gives them
     of any set."""
+    row_check: RowCheck | None = None
+    """Of decoded images that were not hashed when they were opened: checks the samples that are
+    taken; None where all are known to be sound."""
 
     @property
     def one_size(self) -> bool:
@@ -103,4 +107,5 @@ def load_images(
         name=source,
         split=encoded.split,
         keys=stored.keys,
+        row_check=stored.row_check,
     )

@@ -1,7 +1,8 @@
 """What a teacher answers first to each clean image of a split: asked once, however many students.
 
-`ROOT/predictions/KEY.npy`, int32 [N]. KEY hashes all that decides the answers: images, teacher,
-preprocessing, precision and memory format.
+`ROOT/predictions/KEY.npy`, int32 [N], with the SHA-256 of that behind it (32 bytes, which NumPy
+does not read). KEY hashes all that decides the answers: images, teacher, preprocessing, precision
+and memory format.
 """
 
 import hashlib
@@ -22,10 +23,13 @@ from kdscale.durable import write_durably
 from kdscale.engine.evaluation import examine
 from kdscale.engine.processes import from_main_process
 from kdscale.engine.teacher import FrozenTeacher
+from kdscale.errors import KdscaleError
+from kdscale.regular_files import read_inside
 
 log = logging.getLogger(__name__)
 
 _VERSION = 1  # of what KEY says
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ def keep_predictions(
     if accelerator.is_main_process:
         buffer = io.BytesIO()
         np.save(buffer, answers.numpy().astype("<i4"))
-        write_durably(_path(teacher, images, root), buffer.getvalue())
+        data = buffer.getvalue()
+        write_durably(_path(teacher, images, root), data + hashlib.sha256(data).digest())
 
 
 def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
@@ -82,9 +87,20 @@ def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
 
 
 def _read(path: Path, num_samples: int) -> Tensor | None:
-    """What is kept; None where that is nothing, or damaged."""
+    """Return the stored classes; None where there are none, or where they are damaged."""
     try:
-        kept = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        whole = read_inside(path.parent.parent, path.relative_to(path.parent.parent))
+    except FileNotFoundError:
         return None
-    return torch.from_numpy(kept.astype(np.int64)) if kept.shape == (num_samples,) else None
+    except (OSError, KdscaleError) as error:
+        log.warning("the teacher's predictions %s cannot be read (%s)", path, error)
+        return None
+    data, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
+    if hashlib.sha256(data).digest() != digest:
+        log.warning(
+            "the teacher's predictions %s are damaged, or of an earlier kdscale, which stored no "
+            "checksum", path,
+        )  # fmt: skip
+        return None
+    stored = np.load(io.BytesIO(data), allow_pickle=False)
+    return torch.from_numpy(stored.astype(np.int64)) if stored.shape == (num_samples,) else None

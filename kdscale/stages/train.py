@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from kdscale import config
 from kdscale.cache.copies import Copies
@@ -38,6 +38,7 @@ from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.taught import student_of, taught
+from kdscale.engine.unsaved_state import check_state_is_saved
 from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
@@ -257,16 +258,20 @@ def _student(
 ) -> nn.Module:
     """The model as it is trained: begun, over all processes, with what its losses need."""
     student, loss, accelerator = classifier.model, training.loss, training.accelerator
+
+    def inputs() -> Tensor:
+        return classifier.preprocess(loader.batch(0).pixels[:2]).cpu()
+
+    check_state_is_saved(student, inputs, training.job.model)
     if begun is not None:
         begun.put_into(student, training.section, training.job.model)
     if training.settings.sync_batch_norm and accelerator.num_processes > 1:
         student = with_whole_batches(student, accelerator.device)
     if not loss.features:
         return student
-    pixels = loader.batch(0).pixels[:2]
-    shown, shapes = classifier.preprocess(pixels).cpu(), teaching.feature_shapes(source, pixels)
+    shapes = teaching.feature_shapes(source, loader.batch(0).pixels[:2])
     seed, with_logits = training.job.seed, loss.with_logits
-    return taught(student, loss.features, shown, shapes, seed, with_logits=with_logits)
+    return taught(student, loss.features, inputs(), shapes, seed, with_logits=with_logits)
 
 
 def _run(

@@ -82,7 +82,7 @@ def test_evaluation_is_kept_in_the_runs_folder(kdscale, trained, tmp_path):
     assert len(kept.pop("checksum")) == 64
     assert kept == {key: value for key, value in found.items() if key != "run"}
     assert kept.keys() >= CONTRACT
-    assert len(text.splitlines()) == len(kept) + 2, "one field a line"
+    assert len(text.splitlines()) == len(kept) + 3, "one field a line"
     confusion = torch.tensor(kept["confusion"])
     assert confusion.sum() == 64
     assert confusion.diagonal().sum() / 64 == kept["top1_accuracy"]

@@ -34,6 +34,7 @@ from kdscale.engine.requirements import check_loss, check_stored
 from kdscale.engine.sources.ensemble import further_caches
 from kdscale.engine.taught import taught
 from kdscale.engine.teacher import FrozenTeacher
+from kdscale.engine.unsaved_state import check_state_is_saved
 from kdscale.models.taps import find_module, named
 from kdscale.targets import Encoding
 
@@ -67,6 +68,12 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     for views in pipelines:
         first.show(views, 0, torch.zeros(1, dtype=torch.int64))
     student = model_of(recipe, recipe.student, train, what="student")
+    few = torch.arange(2) % train.num_samples
+    check_state_is_saved(
+        student.model,
+        lambda: student.preprocess(first.show(pipelines[0], 0, few).pixels),
+        "student",
+    )
     for term in loss.features:
         find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.weights is not None:
