@@ -19,7 +19,7 @@ from kdscale.regular_files import path_inside, read_inside
 
 log = logging.getLogger(__name__)
 
-_FILE, _SUM = "metrics.jsonl", "crc32"
+_FILE, _SUM, _SUM_DIGITS = "metrics.jsonl", "crc32", 8
 _NUMBERS = (
     "step", "epoch", "loss", "learning_rate", "train_seconds", "top1_accuracy", "cross_entropy",
 )  # fmt: skip
@@ -126,9 +126,11 @@ def _record(line: bytes) -> dict[str, Any]:
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError("it is no JSON object")
-    stated = record.pop(_SUM, None)
-    if stated is not None and stated != _crc32(record):
-        raise ValueError("it does not match its checksum")
+    if _SUM in record:
+        if record.pop(_SUM) != _crc32(record):
+            raise ValueError("it does not match its checksum")
+    elif any(isinstance(one, str) and len(one) == _SUM_DIGITS for one in record.values()):
+        raise ValueError(f"its key {_SUM!r} is damaged")  # no other value has that length
     for key in _NUMBERS:
         if isinstance(record.get(key), bool) or not isinstance(
             record.get(key, 0), int | float | None
