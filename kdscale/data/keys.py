@@ -74,6 +74,8 @@ class RowCheck:
     def __init__(self, keys: np.ndarray, folder: Path) -> None:
         self._keys, self._folder = keys, folder
         self._unchecked = np.ones(len(keys), dtype=bool)
+        self.pending = len(keys)
+        """Number of samples that are not checked yet."""
 
     def __call__(self, index: np.ndarray, pixels: np.ndarray) -> None:
         """Check uint8 pixels [B, C, H, W] of the samples `index`, int64 [B].
@@ -94,6 +96,7 @@ class RowCheck:
                 "images are decoded again; what was saved of a run is kept"
             )
         self._unchecked[samples] = False
+        self.pending -= len(np.unique(samples))
 
     def check_all(self, pixels: np.ndarray) -> None:
         """Check all samples, of pixels [N, C, H, W].

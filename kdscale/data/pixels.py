@@ -75,7 +75,7 @@ class Stored:
 
     def _prepare(self, view: View, index: Tensor) -> tuple[Tensor, int]:
         pixels = self._pixels.index_select(0, index.to(self._pixels.device))
-        if self._check is not None:
+        if self._check is not None and self._check.pending:
             self._check(index.cpu().numpy(), pixels.numpy())
         return pixels.to(self._device), 0
 

@@ -47,6 +47,10 @@ def report(
         StorageError: a file cannot be written.
     """
     studies = gather(folders, cache_root)
+    for problem in dict.fromkeys(
+        one for study in studies for run in study.runs for one in run.problems
+    ):
+        log.warning("%s", problem)  # a table has no place for it
     command = _command(folders, files)
     texts: dict[Format, str] = {}
     for kind in files:
