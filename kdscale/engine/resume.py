@@ -8,7 +8,8 @@ from kdscale.documents import parse_as
 from kdscale.engine.loop import Loop, LoopState
 from kdscale.engine.processes import from_main_process, main_process_first
 from kdscale.engine.taught import student_of
-from kdscale.errors import RunError
+from kdscale.errors import KdscaleError, RunError
+from kdscale.models.checkpoints import read_tensors
 from kdscale.models.weights import load_weights
 from kdscale.run_folder import RunFolder
 from kdscale.runlog import MetricsLog
@@ -49,6 +50,7 @@ def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
         checkpoint.restore(newest, model, loop.optimizer, *who)
         loop.state = _loop_state(newest)
         log.info("going on from step %d of %s", loop.state.step, run)
+        _check_best(folder, loop)
     size, writes = loop.state.metrics_bytes, accelerator.is_main_process
     metrics = MetricsLog(folder.metrics_file, size=size, writes=writes)
     if newest is None:
@@ -62,6 +64,26 @@ def restore_best(run: Path, loop: Loop) -> None:
     model = student_of(loop.accelerator.unwrap_model(loop.model))
     load_weights(RunFolder(run).weights_file("best"), model, what="run")
     log.info("the result is the weights of step %d, best on validation", loop.state.chosen_step)
+
+
+def _check_best(folder: RunFolder, loop: Loop) -> None:
+    """Choose the best weights anew where those of an earlier evaluation are damaged or missing."""
+    path, step = folder.weights_file("best"), loop.state.chosen_step
+    if step < 0:
+        return
+    sound = True
+    if loop.accelerator.is_main_process:
+        try:
+            read_tensors(path)
+        except KdscaleError as error:
+            sound = False
+            log.warning(
+                "the best weights, of step %d, are lost (%s): the best of the evaluations that are "
+                "still to come will take their place", step, error,
+            )  # fmt: skip
+    if not from_main_process(loop.accelerator, sound):
+        loop.state.best_validation_accuracy, loop.state.chosen_step = -1.0, -1
+        loop.state.chosen_top1_accuracy = 0.0
 
 
 def _loop_state(path: Path) -> LoopState:

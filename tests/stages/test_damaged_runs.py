@@ -64,6 +64,16 @@ def test_damaged_checkpoint_is_made_up_for_by_the_one_before(kdscale, whole, unf
     assert kept == ["step-00000010", "step-00000012"] or kept == ["step-00000008", "step-00000012"]
 
 
+def test_damaged_best_weights_are_told_and_chosen_anew(kdscale, whole, unfinished):
+    flip(unfinished / "best.safetensors")
+    done = kdscale(*whole[0], "--run", "run", "--resume")
+    assert done.exit_code == 0
+    assert "the best weights, of step 6, are lost" in done.stderr
+    result = RunFolder(unfinished).read_result()
+    assert result["chosen_step"] == 12
+    assert kdscale("evaluate", "run", "--weights", "best", "--seconds", 0).exit_code == 0
+
+
 def test_run_without_a_sound_checkpoint_is_refused_and_left_alone(kdscale, whole, unfinished):
     for path in (unfinished / "checkpoints").iterdir():
         flip(path / "model.safetensors")
