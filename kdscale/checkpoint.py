@@ -24,6 +24,7 @@ from kdscale.durable import flush_folder, storage_error, write_durably
 from kdscale.errors import RunError
 from kdscale.module_versions import load_state, versions_of
 from kdscale.regular_files import read_inside
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +145,9 @@ def restore(
     wrote = len(list(path.glob("random-*")))
     if wrote != num_processes:
         raise RunError(
-            f"the checkpoint {path} was written by {wrote} processes, each with a random state of "
-            f"its own, and {num_processes} are to go on: start {wrote}, see launch/README.md"
+            f"the checkpoint {path} was written by {number_of(wrote, 'process', 'processes')}, "
+            f"each with a random state of its own, and {num_processes} are to go on: start "
+            f"{wrote}, see launch/README.md"
         )
     try:
         state = _read_state(path)

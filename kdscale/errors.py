@@ -58,6 +58,10 @@ class CacheCorruptError(CacheError, ValueError):
     """Stored bytes are not those that were written."""
 
 
+class OutOfRangeError(CacheError, IndexError):
+    """A view, shard or sample is asked for that the cache does not have."""
+
+
 class ClaimLostError(CacheError):
     """Another builder has taken over what this one was working on."""
 

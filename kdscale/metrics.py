@@ -2,7 +2,10 @@
 
 All counts are whole numbers: their sums are the same in any order, on any device.
 
-Shapes: B samples, C classes, M bins.
+Memory grows with the number of classes, not with its square: a confusion matrix is made at the end,
+from labels and predictions, and only of up to `LARGEST_MATRIX` classes.
+
+Shapes: B samples, F of them with finite logits, N all samples, C classes, M bins.
 """
 
 from collections.abc import Callable
@@ -75,14 +78,47 @@ class Calibration:
         }
 
 
+NO_PREDICTION = -1
+"""Prediction of a sample whose logits are not all finite: it equals no label and no other one."""
+
+LARGEST_MATRIX = 1000
+"""Most classes of which a confusion matrix is made; it grows with their square."""
+_MOST_CONFUSED = 100
+
+
+def predict(logits_BC: Tensor) -> Tensor:
+    """Return the class of each sample's largest logit, int64 [B].
+
+    Of equal logits the first class counts, as in `torch.argmax`. Where a logit is NaN or infinite
+    the sample has `NO_PREDICTION`.
+    """
+    return logits_BC.argmax(1).where(_are_finite(logits_BC), NO_PREDICTION)
+
+
+def _are_finite(logits_BC: Tensor) -> Tensor:
+    return logits_BC.isfinite().all(1)
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a pass over labelled samples counts; `+` joins two parts."""
+    """Counts of a pass over labelled samples; `+` joins two parts.
 
-    confusion_CC: Tensor
-    """int64 [C, C]: rows are labels, columns are predictions."""
+    A sample with a logit that is NaN or infinite is wrong: it counts among the samples of its
+    class, and as no prediction, no hit and nothing in the calibration.
+    """
+
+    samples_C: Tensor
+    """int64 [C], samples by label."""
+    predicted_C: Tensor
+    """int64 [C], samples by prediction."""
+    hits_C: Tensor
+    """int64 [C], samples whose prediction is their label."""
     top5: Tensor
     """int64 scalar: samples whose label is among the five largest logits."""
+    non_finite: Tensor
+    """int64 scalar: samples with a logit that is NaN or infinite."""
+    tied: Tensor
+    """int64 scalar: samples whose largest logit belongs to several classes."""
     cross_entropy: Tensor
     """int64 scalar: the sum over samples, in 2^-20 nats."""
     calibration: Calibration
@@ -90,32 +126,45 @@ class Counts:
     @classmethod
     def none(cls, num_classes: int, device: torch.device | str = "cpu") -> "Counts":
         """Nothing counted yet."""
-        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-        none = torch.zeros((), dtype=torch.int64, device=device)
-        return cls(zeros, none, none, Calibration.none(device))
+        zeros_C = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        return cls(zeros_C, zeros_C, zeros_C, zero, zero, zero, zero, Calibration.none(device))
 
     @classmethod
     def of(cls, logits_BC: Tensor, labels_B: Tensor) -> "Counts":
         """Counts of one batch."""
         num_classes = logits_BC.shape[1]
-        predicted_B = logits_BC.argmax(1)
-        cell = labels_B * num_classes + predicted_B
-        confusion = torch.bincount(cell, minlength=num_classes**2).view(num_classes, num_classes)
-        top5 = logits_BC.topk(min(5, num_classes), dim=1).indices
-        confidence_B = logits_BC.softmax(1).gather(1, predicted_B[:, None])[:, 0]
-        loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none").double()
-        loss_B = loss_B.nan_to_num(_LARGEST).clamp(max=_LARGEST)
+        is_finite_B = _are_finite(logits_BC)
+        logits_FC, labels_F = logits_BC, labels_B
+        if not is_finite_B.all():
+            logits_FC, labels_F = logits_BC[is_finite_B], labels_B[is_finite_B]
+        predicted_F = logits_FC.argmax(1)
+        is_hit_F = predicted_F == labels_F
+        confidence_F = logits_FC.softmax(1).gather(1, predicted_F[:, None])[:, 0]
+        non_finite = (~is_finite_B).sum()
+
+        def by_class(classes: Tensor) -> Tensor:
+            return torch.bincount(classes, minlength=num_classes)
+
         return cls(
-            confusion,
-            (top5 == labels_B[:, None]).any(1).sum(),
-            (loss_B * _UNITS).round().long().sum(),
-            Calibration.of(confidence_B, predicted_B == labels_B),
+            by_class(labels_B),
+            by_class(predicted_F),
+            by_class(labels_F[is_hit_F]),
+            (_ranks(logits_FC, labels_F) < 5).sum(),
+            non_finite,
+            ((logits_FC == logits_FC.amax(1, keepdim=True)).sum(1) > 1).sum(),
+            _cross_entropy(logits_FC, labels_F) + round(_LARGEST * _UNITS) * non_finite,
+            Calibration.of(confidence_F, is_hit_F),
         )
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
-            self.confusion_CC + other.confusion_CC,
+            self.samples_C + other.samples_C,
+            self.predicted_C + other.predicted_C,
+            self.hits_C + other.hits_C,
             self.top5 + other.top5,
+            self.non_finite + other.non_finite,
+            self.tied + other.tied,
             self.cross_entropy + other.cross_entropy,
             self.calibration + other.calibration,
         )
@@ -124,15 +173,37 @@ class Counts:
         """The same, with all tensors changed."""
         bins = self.calibration
         return Counts(
-            change(self.confusion_CC),
+            change(self.samples_C),
+            change(self.predicted_C),
+            change(self.hits_C),
             change(self.top5),
+            change(self.non_finite),
+            change(self.tied),
             change(self.cross_entropy),
             Calibration(change(bins.samples_M), change(bins.hits_M), change(bins.confidence_M)),
         )
 
 
+def _ranks(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Return the number of classes before each label, largest logit first: int64 [B].
+
+    Of equal logits the first class comes first, so rank 0 is the prediction on any device;
+    `topk` orders them as it likes.
+    """
+    labels_B1 = labels_B[:, None]
+    own_B1 = logits_BC.gather(1, labels_B1)
+    is_earlier_BC = torch.arange(logits_BC.shape[1], device=logits_BC.device) < labels_B1
+    return ((logits_BC > own_B1) | ((logits_BC == own_B1) & is_earlier_BC)).sum(1)
+
+
+def _cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none").double()
+    loss_B = loss_B.nan_to_num(_LARGEST).clamp(max=_LARGEST)
+    return (loss_B * _UNITS).round().long().sum()
+
+
 def summarize(counts: Counts) -> dict[str, float]:
-    """Metrics, each in 0..1, and the cross-entropy on the labels, mean over samples, in nats.
+    """Metrics in 0..1, cross-entropy as the mean over samples in nats, and two numbers of samples.
 
     Means over classes leave out those without samples that are never predicted either, of which
     nothing is known. Precision of a class that is never predicted else counts as 0, as does recall
@@ -140,35 +211,60 @@ def summarize(counts: Counts) -> dict[str, float]:
     """
     counts = counts.with_each(Tensor.cpu)
     precision_C, recall_C = _by_class(counts)
-    total = counts.confusion_CC.sum().clamp(min=1)
-    is_met_C = (counts.confusion_CC.sum(0) + counts.confusion_CC.sum(1)) > 0
-    num_met = is_met_C.sum().clamp(min=1)
+    total = counts.samples_C.sum().clamp(min=1)
+    num_met = ((counts.samples_C + counts.predicted_C) > 0).sum().clamp(min=1)
     return {
-        "top1_accuracy": float(counts.confusion_CC.diagonal().sum().double() / total),
+        "top1_accuracy": float(counts.hits_C.sum().double() / total),
         "top5_accuracy": float(counts.top5.double() / total),
         "macro_precision": float(precision_C.sum() / num_met),
         "macro_recall": float(recall_C.sum() / num_met),
         "calibration_error": counts.calibration.error,
         "cross_entropy": float(counts.cross_entropy.double() / total) / _UNITS,
+        "non_finite_samples": int(counts.non_finite),
+        "tied_samples": int(counts.tied),
     }
 
 
-def details(counts: Counts) -> dict[str, Any]:
-    """What stands behind the metrics, as JSON-ready values: calibration, confusion, each class."""
+def details(counts: Counts, labels_N: Tensor, predictions_N: Tensor) -> dict[str, Any]:
+    """What stands behind the metrics, as JSON-ready values: calibration, confusions, each class.
+
+    Args:
+        counts: of all samples.
+        labels_N: int64 [N], on the CPU.
+        predictions_N: int64 [N], on the CPU, as of `predict`.
+    """
     counts = counts.with_each(Tensor.cpu)
-    columns = (*_by_class(counts), counts.confusion_CC.sum(1))
+    num_classes, has_prediction_N = len(counts.samples_C), predictions_N != NO_PREDICTION
+    cells = labels_N[has_prediction_N] * num_classes + predictions_N[has_prediction_N]
+    matrix = None
+    if num_classes <= LARGEST_MATRIX:
+        matrix = torch.bincount(cells, minlength=num_classes**2).view(num_classes, -1).tolist()
+    columns = {
+        **dict(zip(("precision", "recall"), _by_class(counts), strict=True)),
+        "samples": counts.samples_C, "correct": counts.hits_C, "predicted": counts.predicted_C,
+    }  # fmt: skip
+    rows = zip(*(one.tolist() for one in columns.values()), strict=True)
     return {
         "calibration": counts.calibration.describe(),
-        "confusion": counts.confusion_CC.tolist(),
-        "per_class": [
-            {"precision": precision, "recall": recall, "samples": samples}
-            for precision, recall, samples in zip(*(one.tolist() for one in columns), strict=True)
-        ],
+        "confusion": matrix,
+        "most_confused": _most_confused(cells, num_classes),
+        "per_class": [dict(zip(columns, row, strict=True)) for row in rows],
     }
+
+
+def _most_confused(cells: Tensor, num_classes: int) -> list[dict[str, int]]:
+    """The wrong predictions made most often, first labels first among equals."""
+    found, counts = cells.unique(return_counts=True)
+    is_wrong = found // num_classes != found % num_classes
+    found, counts = found[is_wrong], counts[is_wrong]
+    first = counts.argsort(descending=True, stable=True)[:_MOST_CONFUSED]
+    return [
+        {"label": cell // num_classes, "predicted": cell % num_classes, "samples": count}
+        for cell, count in zip(found[first].tolist(), counts[first].tolist(), strict=True)
+    ]
 
 
 def _by_class(counts: Counts) -> tuple[Tensor, Tensor]:
     """Precision and recall: float64 [C] each."""
-    confusion = counts.confusion_CC.double()
-    hits = confusion.diagonal()
-    return hits / confusion.sum(0).clamp(min=1), hits / confusion.sum(1).clamp(min=1)
+    hits_C = counts.hits_C.double()
+    return hits_C / counts.predicted_C.clamp(min=1), hits_C / counts.samples_C.clamp(min=1)

@@ -235,21 +235,19 @@ class RunFolder:
             )
         return self._read(_RESULT, _checked_result, "remove it, and run with --resume")
 
-    def read_recipe_text(self) -> str:
-        """Return the recipe as TOML, after comparing it with its checksum if it has one.
+    def read_recipe_tables(self) -> tuple[str, dict[str, Any]]:
+        """Return the recipe as TOML and as tables, whatever version of kdscale wrote them.
 
         Raises:
-            RunError: it is missing, damaged or was changed.
+            RunError: it is missing, no TOML, damaged or was changed.
         """
-        return self._read_recipe()[0]
-
-    def read_recipe_table(self) -> dict[str, Any]:
-        """Return the recipe's tables, whatever version of kdscale wrote them.
-
-        Raises:
-            RunError: see `read_recipe_text`; or it is no TOML.
-        """
-        return self._read_recipe()[1]
+        try:
+            text = _without_sum(read_document(self.recipe_file, root=self.path))
+            return text, tomllib.loads(text)
+        except KdscaleError:
+            raise
+        except DAMAGE as error:
+            raise self._damaged(_RECIPE, error, "put it back, or leave this run out") from None
 
     def read_recipe(self, data: str | None = None) -> config.Recipe:
         """Return the recipe.
@@ -258,22 +256,13 @@ class RunFolder:
             data: a local copy of the data set, in place of `data.source`.
 
         Raises:
-            RunError: see `read_recipe_table`.
+            RunError: see `read_recipe_tables`.
             ConfigError: it has keys or values that this version of kdscale does not know.
         """
-        table = self.read_recipe_table()
+        _, table = self.read_recipe_tables()
         if data is not None:
             config.set_field(table, "data.source", data)
         return config.parse_recipe(table, str(self.recipe_file))
-
-    def _read_recipe(self) -> tuple[str, dict[str, Any]]:
-        try:
-            text = _without_sum(read_document(self.recipe_file, root=self.path))
-            return text, tomllib.loads(text)
-        except KdscaleError:
-            raise
-        except DAMAGE as error:
-            raise self._damaged(_RECIPE, error, "put it back, or leave this run out") from None
 
     def _read(self, name: str, parse: Callable[[dict[str, Any]], T], advice: str) -> T:
         try:

@@ -19,6 +19,8 @@ from kdscale.regular_files import path_inside, read_inside
 
 log = logging.getLogger(__name__)
 
+TORN = "has no end"
+"""End of the message for a last line that was only written in part."""
 _FILE, _SUM, _SUM_DIGITS = "metrics.jsonl", "crc32", 8
 _NUMBERS = (
     "step", "epoch", "loss", "learning_rate", "train_seconds", "top1_accuracy", "cross_entropy",
@@ -114,11 +116,15 @@ def read_sound_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     records, damaged = list[dict[str, Any]](), list[str]()
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else (), 1):
+    lines = data.split(b"\n")
+    torn = lines.pop()
+    for number, line in enumerate(lines, 1):
         try:
             records.append(_record(line))
         except DAMAGE as error:
             damaged.append(f"line {number} of {path} is damaged ({str(error)[:100]})")
+    if torn:
+        damaged.append(f"line {len(lines) + 1} of {path} {TORN}")
     return records, damaged
 
 

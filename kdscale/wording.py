@@ -46,9 +46,16 @@ def percent_text(share: float | None, nothing: str = "") -> str:
     return nothing if share is None else f"{100 * share:.2f}"
 
 
-def number_of(count: int, thing: str) -> str:
-    """`1 view`, `50 views`."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+def number_of(count: float, thing: str, things: str = "") -> str:
+    """`1 view`, `50 views`, `1.5 epochs`.
+
+    Args:
+        count: how many.
+        thing: in the singular.
+        things: in the plural, where that is not `thing` and an s.
+    """
+    number = f"{count:,}" if isinstance(count, int) else f"{count:.3g}"
+    return f"{number} {thing if number == '1' else things or thing + 's'}"
 
 
 def in_counting_order(name: str) -> list[tuple[str, int]]:

@@ -99,7 +99,7 @@ def test_cache_info_gives_the_documented_fields(kdscale, tiny_cache):
     found = json.loads(done.stdout)
     assert found.keys() >= INFO
     assert found["complete"] is True
-    assert found["format_version"] == 2  # for the keys of images
+    assert found["format_version"] == 3
     assert found["num_views"] == 3
     assert found["bytes_per_target"] == 16
     sizes = sum(path.stat().st_size for path in tiny_cache.rglob("*") if path.is_file())

@@ -5,11 +5,9 @@ once and in order.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from kdscale.cache.manifest import Manifest
-from kdscale.cache.parallel import each
-from kdscale.cache.store import Store
-from kdscale.errors import StorageError
 
-COMMITTED = np.uint64(1 << 32)
-"""Set in every value of a record: one that is not there reads as 0."""
-_UNREADABLE = np.uint64(1)
-"""Stands for the values of a damaged record; never stored."""
 RECORDS_METADATA = "commits/zarr.json"
 
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError)
@@ -55,8 +46,7 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
     """
     written = {**_target_arrays(manifest), **_feature_arrays(manifest)}
     answers = {name: _rows(manifest, *of) for name, of in written.items()}
-    # The CRC of each object of a shard, then the milliseconds that the shard took to build.
-    record = len(answers) + 2
+    record = record_fields(manifest)
     return {
         **answers,
         "digests": _rows(manifest, "uint64", 0),
@@ -66,6 +56,11 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
             "uint64", 0, ("view", "shard", "field"),
         ),
     }  # fmt: skip
+
+
+def record_fields(manifest: Manifest) -> int:
+    """Number of fields of a commit record: see `kdscale.cache.records`."""
+    return len(shard_arrays(manifest)) + (4 if manifest.bound_records else 1)
 
 
 def shard_arrays(manifest: Manifest) -> tuple[str, ...]:
@@ -321,46 +316,3 @@ def shard_objects(manifest: Manifest, view: int, shard: int) -> Iterator[str]:
     for name in shard_arrays(manifest):
         rest = ["0"] * (len(layouts[name].shape) - 2)
         yield "/".join([name, "c", str(view), str(shard), *rest])
-
-
-def read_records(store: Store, metadata: bytes, view: int, shards: range) -> np.ndarray:
-    """Commit records of shards of a view, uint64 [shards, fields].
-
-    A shard is committed where every value reaches `COMMITTED`. A record that is not there is 0, a
-    damaged one is neither.
-
-    Args:
-        store: where the cache lies.
-        metadata: the object `RECORDS_METADATA`.
-        view: view number.
-        shards: consecutive ones.
-    """
-    keys = [record_object(view, shard) for shard in shards]
-    found = zip(keys, each(store, partial(_record_bytes, store), keys), strict=True)
-    objects = {key: data for key, data in found if data is not None}
-    objects[RECORDS_METADATA] = metadata
-    if len(objects) == 1:  # a build asks for hundreds that are not there yet
-        return np.zeros((len(shards), json.loads(metadata)["shape"][2]), np.uint64)
-    commits = decode("commits", objects)
-    try:
-        return np.asarray(commits[view, shards.start : shards.stop])
-    except DAMAGE:
-        return np.stack([_record(commits, view, shard) for shard in shards])
-
-
-def _record_bytes(store: Store, key: str) -> bytes | None:
-    try:
-        return store.read(key)
-    except FileNotFoundError:
-        return None
-    except StorageError:
-        raise
-    except OSError:
-        return b""  # there, and not to be read
-
-
-def _record(commits: "zarr.Array[Any]", view: int, shard: int) -> np.ndarray:
-    try:
-        return np.asarray(commits[view, shard])
-    except DAMAGE:
-        return np.full(commits.shape[2], _UNREADABLE)

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from kdscale.cache.store import Location, open_store
+from kdscale.cache.manifest_diff import ABSENT, differences, short
+from kdscale.cache.manifest_schema import FieldError, check_table
+from kdscale.cache.store import Location, Store, is_remote, open_store
+from kdscale.documents import canonical
 from kdscale.errors import (
     CacheCorruptError,
     CacheError,
@@ -23,8 +26,8 @@ from kdscale.errors import (
 
 MANIFEST_KEY = "zarr.json"
 """The object that holds it: the group's metadata."""
-FORMAT_VERSION = 2
-"""The newest one: caches are written in the oldest that says all they hold."""
+FORMAT_VERSION = 3
+"""The version of new caches; those of versions 1 and 2 are read, and extended as they are."""
 _VIEWS_OF_VERSION_1 = {"generator", "seed", "operations", "count"}
 _ENCODINGS_OF_VERSION_1 = {"float32", "float16"}
 
@@ -66,6 +69,8 @@ class Manifest:
     build: Mapping[str, Any] = field(default_factory=dict)
     checksums: Mapping[str, str] = field(default_factory=dict)
     complete: bool = False
+    bound_records: bool = True
+    """Whether commit records name their cache, view and shard: from format version 3 on."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -94,11 +99,29 @@ class Manifest:
 
     @property
     def format_version(self) -> int:
-        """1, or 2 where it holds what a reader of version 1 does not know."""
+        """3; without bound records 2, or 1 where a reader of version 1 knows all it holds."""
+        if self.bound_records:
+            return 3
         known = self.encoding in _ENCODINGS_OF_VERSION_1 and not self.features
         known = known and "keys" not in self.dataset and self.chunk_samples is None
         known = known and "options" not in self.teacher
         return 1 if known and not self.views.keys() - _VIEWS_OF_VERSION_1 else 2
+
+    @property
+    def unverifiable(self) -> str | None:
+        """What cannot be verified in a cache of this format version, for people; None: nothing."""
+        if self.bound_records:
+            return None
+        return (
+            f"format version {self.format_version}: shards are not bound to their cache, so one "
+            "that was copied from another cache cannot be found; one built with `kdscale cache "
+            "build` by this kdscale binds them"
+        )
+
+    @property
+    def build_seconds(self) -> float:
+        """Seconds the build took, over all processes and resumes; 0 where it does not say."""
+        return float(self.build.get("seconds", 0.0))
 
     @property
     def rows_together(self) -> int:
@@ -130,8 +153,12 @@ class Manifest:
         for one in asked.features:
             module, pool = one["module"], one["pool"]
             if module not in kept or kept[module] != pool:
-                found = _pooling(kept[module]) if module in kept else _ABSENT
+                found = _pooling(kept[module]) if module in kept else ABSENT
                 yield f"cache.features {module}", found, _pooling(pool)
+
+    def with_num_views(self, num_views: int) -> "Manifest":
+        """This manifest of another number of views."""
+        return replace(self, num_views=num_views, views={**self.views, "count": num_views})
 
     def finished(self, build: Mapping[str, Any]) -> "Manifest":
         """This manifest once everything is committed."""
@@ -163,11 +190,6 @@ class Manifest:
         }
 
 
-def canonical(value: object) -> bytes:
-    """ASCII JSON with sorted keys and no spaces: equal values, equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
 def group_document(manifest: Manifest) -> bytes:
     """The bytes of the group's `zarr.json`."""
     table = manifest.to_json()
@@ -184,7 +206,7 @@ def write_manifest(
 
 
 def read_manifest(cache: Location) -> Manifest:
-    """The manifest of the cache at a place.
+    """The manifest of the cache at a place, all its fields of the types and ranges they can have.
 
     Raises:
         CacheNotFoundError: there is no cache there.
@@ -192,9 +214,38 @@ def read_manifest(cache: Location) -> Manifest:
         CacheError: it is of a newer format, or may not be read.
     """
     store = open_store(cache)
+    path, stored = store.location, _read_document(store)
+    table = _table(path, stored)
+    version = table.get("format_version")
+    if type(version) is not int or version < 1:
+        raise _damaged(path, "format_version is no version")
+    if version > FORMAT_VERSION:
+        raise CacheError(
+            f"{path} has format version {str(version)[:20]}, this kdscale reads up to "
+            f"{FORMAT_VERSION}: update kdscale"
+        )
+    try:
+        check_table(table)
+        manifest = _parse(table)
+        intact = group_document(manifest) == stored
+    except FieldError as error:
+        raise _damaged(path, str(error)) from None
+    except KeyError as error:
+        raise _damaged(path, f"{error.args[0]} is missing") from None
+    except (TypeError, ValueError, ArithmeticError):
+        raise _damaged(path) from None
+    if not intact:
+        raise _damaged(path)
+    return manifest
+
+
+def _read_document(store: Store) -> bytes:
     path = store.location
     try:
-        stored = store.read(MANIFEST_KEY)
+        size = None if is_remote(store) else store.size(MANIFEST_KEY)
+        if size is not None and size > _LARGEST_DOCUMENT:
+            raise _damaged(path, f"{size} bytes, wanted at most {_LARGEST_DOCUMENT}")
+        return store.read(MANIFEST_KEY)
     except (FileNotFoundError, NotADirectoryError):
         raise CacheNotFoundError(
             f"no cache at {path}: build one with `kdscale cache build RECIPE`, "
@@ -207,21 +258,10 @@ def read_manifest(cache: Location) -> Manifest:
             f"cannot read {path}/{MANIFEST_KEY} ({error.strerror}): change its permissions, "
             "or name another cache"
         ) from error
-    table = _table(path, stored)
-    version = table.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CacheError(
-            f"{path} has format version {version}, this kdscale reads up to {FORMAT_VERSION}: "
-            "update kdscale"
-        )
-    try:
-        manifest = _parse(table)
-        intact = group_document(manifest) == stored
-    except (KeyError, TypeError, ValueError, ArithmeticError):
-        raise _damaged(path) from None
-    if not intact:
-        raise _damaged(path)
-    return manifest
+
+
+_LARGEST_DOCUMENT = 64 << 20
+"""Bytes of a manifest: one of 21,841 classes takes 1 MB."""
 
 
 def _table(path: str, stored: bytes) -> dict[str, Any]:
@@ -249,13 +289,14 @@ def _checksum(table: Mapping[str, Any]) -> str:
 
 
 def _parse(table: Mapping[str, Any]) -> Manifest:
-    derived = {"format_version", "id"}
-    return Manifest(**{key: value for key, value in table.items() if key not in derived})
+    fields = {key: value for key, value in table.items() if key not in ("format_version", "id")}
+    return Manifest(**fields, bound_records=table["format_version"] >= 3)
 
 
-def _damaged(path: str) -> CacheCorruptError:
+def _damaged(path: str, reason: str = "") -> CacheCorruptError:
+    because = f" ({reason})" if reason else ""
     return CacheCorruptError(
-        f"the manifest of {path} is damaged: "
+        f"the manifest of {path} is damaged{because}: "
         f"`kdscale cache repair {path} --recipe RECIPE` writes it anew"
     )
 
@@ -305,14 +346,14 @@ def check_identity(
     Raises:
         CacheMismatchError: names every differing field with both values.
     """
-    differing = list(_differences(cache.identity, asked.identity))
+    differing = list(differences(cache.identity, asked.identity))
     differing += cache.lacks(asked)
     if cache.num_views < asked.num_views:
         differing.append(("views.count", cache.num_views, asked.num_views))
     if not differing:
         return
     lines = [
-        f"  {name}: the cache has {_short(ours)}, the recipe asks for {_short(theirs)}"
+        f"  {name}: the cache has {short(ours)}, the recipe asks for {short(theirs)}"
         for name, ours, theirs in differing[:_SHOWN]
     ]
     if len(differing) > _SHOWN:
@@ -327,34 +368,7 @@ def check_identity(
 
 
 _SHOWN = 20  # differing fields
-_ABSENT = "(nothing)"
 
 
 def _pooling(pool: int | None) -> str:
     return "its output as it is" if pool is None else f"its output pooled to {pool} x {pool}"
-
-
-def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of the fields whose canonical JSON differs."""
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        for key in sorted(ours.keys() | theirs.keys()):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(ours.get(key, _ABSENT), theirs.get(key, _ABSENT), inner)
-    elif _is_list(ours) and _is_list(theirs) and len(ours) == len(theirs):
-        for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            yield from _differences(one, other, f"{name}[{position}]")
-    elif canonical(ours) != canonical(theirs):
-        yield name, ours, theirs
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    if isinstance(value, str) and len(value) == 64:
-        return f"{value[:12]}…"
-    if isinstance(value, list | tuple) and len(text) > 200:
-        return f"{text[:180]}… ({len(value)} entries)"
-    return text if len(text) <= 200 else f"{text[:197]}…"

@@ -7,16 +7,18 @@ from threading import Lock
 
 import numpy as np
 
+from kdscale.cache.checked_objects import (
+    ShardContent,
+    corrupt,
+    fixed_objects_of,
+    read_once,
+    read_shard_objects,
+)
 from kdscale.cache.layout import (
-    COMMITTED,
     DAMAGE,
-    RECORDS_METADATA,
-    checksum,
     decode,
-    fixed_keys,
     once_objects,
     read_arrays,
-    read_records,
     record_object,
     shard_name,
     shard_objects,
@@ -24,14 +26,17 @@ from kdscale.cache.layout import (
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.parallel import each
 from kdscale.cache.patience import Patience
-from kdscale.cache.store import Location, Sound, Store, crc, open_store
+from kdscale.cache.records import CommitRecords
+from kdscale.cache.store import Location, Store, is_remote, open_store
 from kdscale.errors import (
     CacheCorruptError,
     CacheError,
     CacheIncompleteError,
+    CacheMismatchError,
     CacheNotFoundError,
-    StorageError,
+    OutOfRangeError,
 )
+from kdscale.wording import number_of
 
 
 class CacheReader:
@@ -55,6 +60,7 @@ class CacheReader:
             self.manifest, self._fixed = _finished(self.store)
         else:
             self.manifest, self._fixed = _begun(self.store, patience, num_views)
+        self._records = CommitRecords(self.store, self.manifest)
         # What a finished cache misses is lost, and not still to come.
         self._patience = None if self.manifest.complete else patience
         self._there: set[tuple[int, int]] = set()  # shards known to be committed
@@ -74,7 +80,10 @@ class CacheReader:
         others nothing is read.
 
         Raises:
-            CacheCorruptError: an object is missing or damaged; its shard is named.
+            OutOfRangeError: the cache has no such view.
+            CacheMismatchError: it has no such features.
+            CacheCorruptError: an object is missing, damaged or not this cache's; its shard is
+                named.
         """
         return self._read(view, range(self.manifest.num_shards), features)
 
@@ -84,15 +93,16 @@ class CacheReader:
         """The samples of one shard, like `read_view`.
 
         Raises:
-            CacheCorruptError: an object of it is missing or damaged.
+            OutOfRangeError: the cache has no such view or shard.
+            CacheMismatchError: it has no such features.
+            CacheCorruptError: an object of it is missing, damaged or not this cache's.
         """
         return self._read(view, range(shard, shard + 1), features)
 
     def is_there(self, view: int, shard: int) -> bool:
         """Whether a shard has a commit record, whatever that says; it need not be asked again."""
         if (view, shard) not in self._there:
-            metadata = self._fixed[RECORDS_METADATA]
-            if not read_records(self.store, metadata, view, range(shard, shard + 1)).any():
+            if self._records.read(view, [shard])[0].state == "missing":
                 return False
             self._there.add((view, shard))
         return True
@@ -114,14 +124,28 @@ class CacheReader:
             with suppress(CacheError):
                 manifest = read_manifest(self.store)
         if manifest.complete:
-            return float(manifest.build["seconds"])
+            return manifest.build_seconds
         return sum(self._seconds(view) for view in range(self.manifest.num_views))
 
     def _seconds(self, view: int) -> float:
-        shards = range(self.manifest.num_shards)
-        records = read_records(self.store, self._fixed[RECORDS_METADATA], view, shards)
-        milliseconds = records[:, -1]
-        return float((milliseconds[milliseconds >= COMMITTED] - COMMITTED).sum()) / 1000
+        records = self._records.read(view, range(self.manifest.num_shards))
+        return sum(record.milliseconds for record in records) / 1000
+
+    def check_records(self, num_views: int) -> None:
+        """Check that the commit records of the first views are this cache's.
+
+        So a cache that holds shards of another one is refused before it is used for hours. A
+        remote cache, where each record is a request, and one that is still being built are checked
+        shard by shard as they are read.
+
+        Raises:
+            CacheCorruptError: naming the shards whose records are missing, damaged or not this
+                cache's.
+        """
+        if self.manifest.complete and not is_remote(self.store):
+            faults = record_faults(self._records, self.manifest, num_views)
+            if faults:
+                raise corrupt(self.location, faults)
 
     def close(self) -> None:
         """Call off whatever waits for shards, in any thread."""
@@ -145,7 +169,27 @@ class CacheReader:
         names = [name for name in once_objects(self.manifest) if name.startswith("head_")]
         return {name: read_once(self.store, self.manifest, name) for name in names}
 
+    def _check_range(self, view: int, shards: range, features: Sequence[str]) -> None:
+        manifest = self.manifest
+        if not 0 <= view < manifest.num_views:
+            raise OutOfRangeError(
+                f"view {view}: {self.location} has views 0..{manifest.num_views - 1}"
+            )
+        if shards[0] < 0 or shards[-1] >= manifest.num_shards:
+            raise OutOfRangeError(
+                f"shard {shards[0]}: a view of {self.location} has shards "
+                f"0..{manifest.num_shards - 1}"
+            )
+        stored = [one["module"] for one in manifest.features]
+        lacking = [name for name in features if name not in stored]
+        if lacking:
+            raise CacheMismatchError(
+                f"{self.location} stores the features of {', '.join(stored) or 'no module'}, not "
+                f"those of {', '.join(lacking)}: build a cache with them in cache.features"
+            )
+
     def _read(self, view: int, shards: range, features: Sequence[str]) -> dict[str, np.ndarray]:
+        self._check_range(view, shards, features)
         for shard in shards:
             self.wait(view, shard)
         names = read_arrays(self.manifest, features)
@@ -163,38 +207,24 @@ class CacheReader:
 
     def _checked(self, view: int, shards: range, names: Sequence[str]) -> dict[str, bytes]:
         """The objects of shards, read once and compared with their commit records; metadata too."""
-        records = read_records(self.store, self._fixed[RECORDS_METADATA], view, shards)
-        objects, damaged = dict(self._fixed), []
+        records = self._records.read(view, shards)
+        objects, faults = dict(self._fixed), dict[str, str]()
 
-        def read(shard: int) -> tuple[str, dict[str, bytes]]:
+        def read(shard: int) -> ShardContent:
             record = records[shard - shards[0]]
             return read_shard_objects(self.store, self.manifest, view, shard, record, names)
 
         size = self.manifest.shard_samples * self.manifest.bytes_per_sample
-        answers = each(self.store, read, shards, size)
-        for shard, (state, found) in zip(shards, answers, strict=True):
-            objects.update(found)
+        contents = each(self.store, read, shards, size)
+        for shard, content in zip(shards, contents, strict=True):
+            objects.update(content.objects)
             with self._lock:
-                self.bytes_read += sum(map(len, found.values()))
-            if state != "ok":
-                damaged.append(shard_name(view, shard))
-        if damaged:
-            raise _corrupt(self.location, damaged)
+                self.bytes_read += sum(map(len, content.objects.values()))
+            if content.state != "ok":
+                faults[shard_name(view, shard)] = content.reason
+        if faults:
+            raise corrupt(self.location, faults)
         return objects
-
-
-def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
-    """What a cache keeps once, such as `labels` or `keys`; of one that is finished or not.
-
-    Raises:
-        CacheCorruptError: they are missing or damaged.
-    """
-    keys = (f"{name}/zarr.json", once_objects(manifest)[name])
-    found = {key: _fixed_object(store, manifest, key) for key in keys}
-    objects = {key: data for key, data in found.items() if isinstance(data, bytes)}
-    if len(objects) < len(keys):
-        raise _corrupt(store.location, [key for key in keys if key not in objects])
-    return np.asarray(decode(name, objects)[...])
 
 
 def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
@@ -202,7 +232,7 @@ def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
     manifest = read_manifest(store)
     objects, damaged = fixed_objects_of(store, manifest) if manifest.complete else ({}, {})
     if damaged and read_manifest(store) == manifest:
-        raise _corrupt(store.location, list(damaged))
+        raise corrupt(store.location, {key: fault.reason for key, fault in damaged.items()})
     if damaged or not manifest.complete:  # damaged: a build that adds views began just now
         raise CacheIncompleteError(
             f"{store.location} is not complete: wait for its build, run the same `kdscale cache "
@@ -220,98 +250,43 @@ def _begun(store: Store, patience: Patience, num_views: int) -> tuple[Manifest, 
             manifest = read_manifest(store)
             objects, damaged = fixed_objects_of(store, manifest)
             if damaged and manifest.complete and read_manifest(store) == manifest:
-                raise _corrupt(store.location, list(damaged))
+                raise corrupt(store.location, {key: fault.reason for key, fault in damaged.items()})
             if not damaged and manifest.num_views >= num_views:
                 opened.append((manifest, objects))
         return bool(opened)
 
-    patience.wait(store, ready, f"a cache of {num_views} views")
+    patience.wait(store, ready, f"a cache of {number_of(num_views, 'view')}")
     manifest, objects = opened[0]
     return manifest, {key: data for key, data in objects.items() if key.endswith("zarr.json")}
 
 
 def check_present(cache: Location, manifest: Manifest) -> None:
-    """Stop where objects of a finished cache are missing; what shards hold is not read.
+    """Stop where objects of a finished cache are missing, or its records are another cache's.
+
+    What shards hold is not read; of a remote cache no records either.
 
     Raises:
         CacheCorruptError: naming them.
     """
     store = open_store(cache)
-    absent = list(fixed_objects_of(store, manifest)[1])
+    faults = {key: fault.reason for key, fault in fixed_objects_of(store, manifest)[1].items()}
     there = {key for key, _ in store.keys("")}
     for view in range(manifest.num_views):
         for shard in range(manifest.num_shards):
             keys = (record_object(view, shard), *shard_objects(manifest, view, shard))
             if not there.issuperset(keys):
-                absent.append(shard_name(view, shard))
-    if absent and read_manifest(store) == manifest:  # else a build that adds views began just now
-        raise _corrupt(store.location, absent)
+                faults[shard_name(view, shard)] = ""
+    if not faults and not is_remote(store):
+        faults = record_faults(CommitRecords(store, manifest), manifest, manifest.num_views)
+    if faults and read_manifest(store) == manifest:  # else a build that adds views began just now
+        raise corrupt(store.location, faults)
 
 
-def fixed_objects_of(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Metadata and labels of a cache: the bytes of those that are as the manifest has them.
-
-    And of the others, whether they are `missing` or `corrupt`.
-    """
-    keys = fixed_keys(manifest)
-    found = dict(zip(keys, each(store, partial(_fixed_object, store, manifest), keys), strict=True))
-    sound = {key: data for key, data in found.items() if isinstance(data, bytes)}
-    return sound, {key: state for key, state in found.items() if isinstance(state, str)}
-
-
-def _fixed_object(store: Store, manifest: Manifest, key: str) -> bytes | str:
-    """Its bytes, or what is wrong with it."""
-    data, state = _read(store, key, lambda data: checksum(data) == manifest.checksums.get(key))
-    return data if state == "ok" else state
-
-
-def _read(store: Store, key: str, sound: Sound) -> tuple[bytes, str]:
-    """The bytes of an object, and whether they are those that were written."""
-    try:
-        data = store.read(key, sound)
-        return data, "ok" if sound(data) else "corrupt"
-    except FileNotFoundError:
-        return b"", "missing"
-    except StorageError:  # the store, not the object: a network that is down damages nothing
-        raise
-    except OSError:
-        return b"", "corrupt"
-
-
-def read_shard_objects(
-    store: Store,
-    manifest: Manifest,
-    view: int,
-    shard: int,
-    record: np.ndarray,
-    names: Sequence[str] | None = None,
-) -> tuple[str, dict[str, bytes]]:
-    """`ok`, `missing` or `corrupt`: a shard's objects against its record; and their bytes.
-
-    All of them, or those of the arrays `names`.
-    """
-    objects: dict[str, bytes] = {}
-    if not record.any():
-        return "missing", objects
-    if (record < COMMITTED).any():
-        return "corrupt", objects
-    # The record's last field is a time, without an object.
-    for key, expected in zip(shard_objects(manifest, view, shard), record, strict=False):
-        if names is not None and key.partition("/")[0] not in names:
-            continue
-        objects[key], state = _read(store, key, partial(_is_recorded, expected))
-        if state != "ok":
-            return state, objects
-    return "ok", objects
-
-
-def _is_recorded(expected: np.uint64, data: bytes) -> bool:
-    return bool(COMMITTED + np.uint64(crc(data)) == expected)
-
-
-def _corrupt(location: str, names: list[str]) -> CacheCorruptError:
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return CacheCorruptError(
-        f"{location}: {shown} missing or damaged: see `kdscale cache verify {location}`, "
-        f"and rebuild just that with `kdscale cache repair {location} --recipe RECIPE`"
-    )
+def record_faults(records: CommitRecords, manifest: Manifest, num_views: int) -> dict[str, str]:
+    """Shards of the first views whose commit record is missing or refused, and why."""
+    return {
+        shard_name(view, shard): record.reason
+        for view in range(num_views)
+        for shard, record in enumerate(records.read(view, range(manifest.num_shards)))
+        if record.state != "ok"
+    }

@@ -14,10 +14,12 @@ from kdscale.cache.layout import (
     shard_arrays,
     shard_objects,
 )
-from kdscale.cache.manifest import MANIFEST_KEY, Manifest, canonical, read_manifest
+from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
+from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.store import Location, Store, open_store
 from kdscale.cache.verify import Verdict, judge
 from kdscale.cache.writer import changing_manifest, holds, lay_out
+from kdscale.documents import DAMAGE, canonical
 from kdscale.errors import CacheCorruptError, StorageError
 
 
@@ -68,7 +70,12 @@ def take_out(
 def _together(one: Verdict, other: Verdict) -> Verdict:
     missing = dict.fromkeys((*one.missing_shards, *other.missing_shards))
     corrupt = dict.fromkeys((*one.corrupt_shards, *other.corrupt_shards))
-    return replace(other, missing_shards=tuple(missing), corrupt_shards=tuple(corrupt))
+    return replace(
+        other,
+        missing_shards=tuple(missing),
+        corrupt_shards=tuple(corrupt),
+        reasons={**one.reasons, **other.reasons},
+    )
 
 
 def _remove_records(store: Store, manifest: Manifest, shards: Iterable[tuple[int, int]]) -> None:
@@ -113,13 +120,12 @@ def restored_manifest(
         dataset = {name: value for name, value in asked.dataset.items() if name != "keys"}
         asked = replace(asked, dataset=dataset)
     first = f"{shard_arrays(asked)[0]}/zarr.json"
-    for views, shard_samples, chunk_samples in _shapes(store, first):
+    for views, shard_samples, chunk_samples, bound in _shapes(store, first, asked.num_samples):
         manifest = replace(
-            asked,
-            num_views=views,
+            asked.with_num_views(views),
             shard_samples=shard_samples,
             chunk_samples=chunk_samples,
-            views={**asked.views, "count": views},
+            bound_records=bound,
             complete=True,
         )
         objects = fixed_objects(manifest, labels, once)
@@ -145,21 +151,31 @@ def _names(remains: bytes, asked: Manifest) -> bool:
         said = {one: {name: stated[one][name] for name in identity[one]} for one in sections}
         stored = {name: stated[name] for name in identity if name not in sections}
         return bool({**said, **stored} == identity)
-    except (ValueError, LookupError, TypeError):
+    except DAMAGE:
         return False
 
 
-def _shapes(store: Store, metadata: str) -> Iterator[tuple[int, int, int | None]]:
-    """Number of views, samples of a shard and of a chunk, as the metadata of an array has them."""
+def _shapes(
+    store: Store, metadata: str, num_samples: int
+) -> Iterator[tuple[int, int, int | None, bool]]:
+    """What the metadata of an array leave open or say of a cache.
+
+    Number of views, samples of a shard and of a chunk, and whether records are bound to the cache.
+    """
     try:
         stored = json.loads(store.read(metadata))
         shape, chunks = stored["shape"], stored["chunk_grid"]["configuration"]["chunk_shape"]
         codec = stored["codecs"][0]
-        inner = None
+        sizes = [shape[0], chunks[1]]
         if codec["name"] == "sharding_indexed":
-            inner = int(codec["configuration"]["chunk_shape"][1])
-        yield int(shape[0]), int(chunks[1]), inner
+            sizes.append(codec["configuration"]["chunk_shape"][1])
     except StorageError:
         raise
-    except (OSError, ValueError, LookupError, TypeError):
+    except DAMAGE:
         return
+    if not all(type(size) is int and size >= 1 for size in sizes):
+        return
+    views, shard_samples, *chunk = sizes
+    if views * -(-num_samples // shard_samples) <= MAX_SHARDS:
+        for bound in (True, False):
+            yield views, shard_samples, chunk[0] if chunk else None, bound

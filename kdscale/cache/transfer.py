@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from kdscale.cache.checked_objects import fixed_objects_of, read_once, read_shard_objects
 from kdscale.cache.claims import MANIFEST, Claims
 from kdscale.cache.layout import (
     once_objects,
@@ -22,10 +23,11 @@ from kdscale.cache.manifest import (
     read_manifest,
     write_manifest,
 )
-from kdscale.cache.reader import CacheReader, fixed_objects_of, read_once, read_shard_objects
+from kdscale.cache.reader import CacheReader
 from kdscale.cache.store import Location, Store, is_remote, open_store
 from kdscale.cache.writer import ShardWriter, changing_manifest, create_or_resume
 from kdscale.errors import CacheError, CacheMismatchError, CacheNotFoundError, StorageError
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ def _check_same(reader: CacheReader, store: Store, there: Manifest | None) -> No
         )
     if there is not None and there.num_views > ours.num_views:
         raise CacheMismatchError(
-            f"{place} has {there.num_views} views of this cache, {reader.location} "
+            f"{place} has {number_of(there.num_views, 'view')} of this cache, {reader.location} "
             f"{ours.num_views}: copy them the other way, or name another place"
         )
 
@@ -145,7 +147,7 @@ def _rows(
         for name in shard_arrays(reader.manifest)
     }
     values["digests"] = values["digests"].astype(np.uint64) + np.uint64(1)
-    build = reader.manifest.build.get("seconds", 0.0)
+    build = reader.manifest.build_seconds
     answers = reader.manifest.num_views * reader.manifest.num_samples
     return values, build * (stop - start) / answers
 
@@ -160,6 +162,7 @@ def _finish(source: Manifest, store: Store, claims: Claims) -> None:
             chunk_samples=begun.chunk_samples,
             build={**source.build, "bytes": content_bytes(store)},
             checksums=begun.checksums,
+            bound_records=begun.bound_records,
             complete=True,
         )
         write_manifest(store, finished, partial(held.check, MANIFEST))

@@ -1,16 +1,22 @@
-"""Is the cache sound? Completeness and the checksums of all its bytes."""
+"""Is the cache sound? Completeness, the checksums of all its bytes, and that all are its own."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from kdscale.cache.layout import RECORDS_METADATA, parse_shard_name, read_records, shard_name
+from kdscale.cache.checked_objects import (
+    Fault,
+    ShardContent,
+    fixed_objects_of,
+    read_shard_objects,
+)
+from kdscale.cache.layout import RECORDS_METADATA, parse_shard_name, shard_name
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.parallel import each
-from kdscale.cache.reader import fixed_objects_of, read_shard_objects
-from kdscale.cache.store import Location, open_store
+from kdscale.cache.records import CommitRecords, Record
+from kdscale.cache.store import Location, Store, open_store
 from kdscale.errors import CacheCorruptError
+from kdscale.wording import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,10 @@ class Verdict:
     num_shards: int
     missing_shards: tuple[str, ...]
     corrupt_shards: tuple[str, ...]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why a shard or key is missing or corrupt, by name; some need no reason."""
+    unverifiable: str | None = None
+    """What cannot be verified in a cache of an earlier format version."""
 
     @property
     def ok(self) -> bool:
@@ -41,20 +51,28 @@ class Verdict:
             "num_shards": self.num_shards,
             "missing_shards": list(self.missing_shards),
             "corrupt_shards": list(self.corrupt_shards),
+            "reasons": dict(self.reasons),
+            "unverifiable": self.unverifiable,
         }
 
     def describe(self, path: object) -> str:
         """For people."""
+        lines = [] if self.unverifiable is None else [f"  not checked: {self.unverifiable}"]
         if self.ok:
-            return f"{path}: ok, {self.num_shards} shards, every byte as written"
-        lines = [f"{path}: NOT ok"]
+            ok = f"{path}: ok, {number_of(self.num_shards, 'shard')}, every byte as written"
+            return "\n".join([ok, *lines])
+        lines = [f"{path}: NOT ok", *lines]
         if not self.complete:
             lines.append("  not complete: run the same `kdscale cache build` again")
-        lines += [f"  missing: {name}" for name in self.missing_shards]
-        lines += [f"  corrupt: {name}" for name in self.corrupt_shards]
+        lines += [f"  missing: {self._explained(name)}" for name in self.missing_shards]
+        lines += [f"  corrupt: {self._explained(name)}" for name in self.corrupt_shards]
         if self.complete or self.corrupt_shards:
             lines.append(f"rebuild just that: kdscale cache repair {path} --recipe RECIPE")
         return "\n".join(lines)
+
+    def _explained(self, name: str) -> str:
+        reason = self.reasons.get(name)
+        return name if not reason else f"{name} ({reason})"
 
 
 def verify(cache: Location) -> Verdict:
@@ -66,8 +84,8 @@ def verify(cache: Location) -> Verdict:
     """
     try:
         manifest = read_manifest(cache)
-    except CacheCorruptError:
-        return Verdict(False, 0, (), (MANIFEST_KEY,))
+    except CacheCorruptError as error:
+        return Verdict(False, 0, (), (MANIFEST_KEY,), {MANIFEST_KEY: str(error)})
     verdict = judge(cache, manifest)
     if not verdict.ok and read_manifest(cache) != manifest:
         return verify(cache)  # a build took it up meanwhile
@@ -77,25 +95,59 @@ def verify(cache: Location) -> Verdict:
 def judge(cache: Location, manifest: Manifest) -> Verdict:
     """Compare every object of a cache with what a manifest, its own, makes of it."""
     store = open_store(cache)
-    found: dict[str, list[str]] = {"ok": [], "missing": [], "corrupt": []}
+    found: dict[str, dict[str, str]] = {"missing": {}, "corrupt": {}}
     sound, damaged = fixed_objects_of(store, manifest)
-    for key, state in damaged.items():
+    for key, fault in damaged.items():
         # The next build of an unfinished cache writes these anew, whatever is there.
-        found[state if manifest.complete else "missing"].append(key)
+        found[fault.state if manifest.complete else "missing"][key] = fault.reason
     if RECORDS_METADATA in sound:
-        shards = range(manifest.num_shards)
-        for view in range(manifest.num_views):
-            records = read_records(store, sound[RECORDS_METADATA], view, shards)
-
-            def state_of(shard: int, records: np.ndarray = records, view: int = view) -> str:
-                return read_shard_objects(store, manifest, view, shard, records[shard])[0]
-
-            size = manifest.shard_samples * manifest.bytes_per_sample
-            for shard, state in zip(shards, each(store, state_of, shards, size), strict=True):
-                found[state].append(shard_name(view, shard))
+        for name, fault in _bad_shards(store, manifest).items():
+            found[fault.state][name] = fault.reason
+    reasons = {**found["missing"], **found["corrupt"]}
     return Verdict(
         complete=manifest.complete,
         num_shards=manifest.num_views * manifest.num_shards,
         missing_shards=tuple(found["missing"]),
         corrupt_shards=tuple(found["corrupt"]),
+        reasons={name: reason for name, reason in reasons.items() if reason},
+        unverifiable=manifest.unverifiable,
     )
+
+
+def _bad_shards(store: Store, manifest: Manifest) -> dict[str, Fault]:
+    """What is wrong with shards that are missing or corrupt, by name."""
+    records, shards = CommitRecords(store, manifest), range(manifest.num_shards)
+    begun = _views_begun(store, manifest)
+    size = manifest.shard_samples * manifest.bytes_per_sample
+    bad: dict[str, Fault] = {}
+    for view in range(manifest.num_views):
+        if begun is not None and view not in begun:
+            bad |= {shard_name(view, shard): _MISSING for shard in shards}
+            continue
+        of_view = records.read(view, shards)
+
+        def content_of(
+            shard: int, records: Sequence[Record] = of_view, view: int = view
+        ) -> ShardContent:
+            content = read_shard_objects(store, manifest, view, shard, records[shard])
+            return content._replace(objects={})
+
+        for shard, content in zip(shards, each(store, content_of, shards, size), strict=True):
+            if content.state != "ok":
+                bad[shard_name(view, shard)] = Fault(content.state, content.reason)
+    return bad
+
+
+_MISSING = Fault("missing", "")
+_MANY_SHARDS = 100_000
+
+
+def _views_begun(store: Store, manifest: Manifest) -> set[int] | None:
+    """Views with a commit record, of a cache that claims very many shards; None of another one.
+
+    A manifest can claim millions of shards that nobody wrote; to ask for each takes minutes.
+    """
+    if manifest.num_views * manifest.num_shards <= _MANY_SHARDS:
+        return None
+    parts = (key.split("/") for key, _ in store.keys("commits/c"))
+    return {int(one[2]) for one in parts if len(one) > 2 and one[2].isascii() and one[2].isdigit()}

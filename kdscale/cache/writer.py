@@ -11,15 +11,14 @@ import numpy as np
 
 from kdscale.cache.claims import MANIFEST, Claims, is_claim
 from kdscale.cache.layout import (
-    COMMITTED,
     Encoder,
     absent_rows,
     arrays,
     checksum,
     fixed_objects,
-    read_records,
     record_object,
     shard_arrays,
+    shard_name,
     shard_objects,
 )
 from kdscale.cache.manifest import (
@@ -31,8 +30,11 @@ from kdscale.cache.manifest import (
     read_manifest,
     write_manifest,
 )
-from kdscale.cache.store import Location, Store, crc, open_store
-from kdscale.errors import CacheIncompleteError, CacheNotFoundError, StorageError
+from kdscale.cache.manifest_schema import MAX_SHARDS
+from kdscale.cache.records import CommitRecords, Record
+from kdscale.cache.store import Location, Store, open_store
+from kdscale.errors import CacheIncompleteError, CacheNotFoundError, ConfigError, StorageError
+from kdscale.wording import number_of
 
 Check = Callable[[], None]
 
@@ -59,8 +61,15 @@ def create_or_resume(
     Raises:
         CacheMismatchError: another cache is there.
         CacheCorruptError: the manifest of the one there is damaged.
+        ConfigError: it would have more shards than a cache can have.
         StorageError: the disk is full, read-only or not permitted.
     """
+    num_shards = asked.num_views * asked.num_shards
+    if num_shards > MAX_SHARDS:
+        raise ConfigError(
+            f"{asked.num_views} views have {num_shards} shards of {asked.shard_samples} samples, "
+            f"wanted at most {MAX_SHARDS}: set a larger cache.shard_samples, or fewer views"
+        )
     store = open_store(cache)
     found = _fitting(store, asked)  # first, so that nothing is written into another's folder
     if found is not None and found.complete and found.num_views >= asked.num_views:
@@ -168,6 +177,9 @@ class ShardWriter:
         self.manifest = manifest
         self._store = open_store(cache)
         self._encoder = Encoder(manifest)
+        self._records = CommitRecords(self._store, manifest)
+        self.refused: dict[str, str] = {}
+        """Shards with a record that does not commit them, and why, as `committed` last found."""
 
     def write(
         self,
@@ -194,13 +206,13 @@ class ShardWriter:
         """
         start, stop = self.manifest.shard_range(shard)
         self._check(values, stop - start)
-        fields = []
+        objects = []
         keys = shard_objects(self.manifest, view, shard)
         for name, key in zip(shard_arrays(self.manifest), keys, strict=True):
             data = self._encoder.encode(key, (view, slice(start, stop)), values[name])
             self._store.write(key, data, check)
-            fields.append(crc(data))
-        record = np.array([*fields, round(seconds * 1000)], dtype=np.uint64) + COMMITTED
+            objects.append(data)
+        record = self._records.values(view, shard, objects, round(seconds * 1000))
         key = record_object(view, shard)
         self._store.write(key, self._encoder.encode(key, (view, shard), record), check)
 
@@ -217,28 +229,35 @@ class ShardWriter:
                 raise ValueError(f"{name} hold a NaN or what stands for absence")
 
     def committed(self) -> np.ndarray:
-        """bool [views, shards]: which shards are finished."""
-        return np.asarray((self._all_records() >= COMMITTED).all(axis=-1))
+        """bool [views, shards]: which shards are finished.
 
-    def record(self, view: int, shard: int) -> np.ndarray:
-        """The commit record of one shard, as of `read_records`."""
-        return np.asarray(self._records(view, range(shard, shard + 1))[0])
+        One whose record is damaged, or another cache's, is not, and is written anew.
+        """
+        found = self._all_records()
+        self.refused = {
+            shard_name(view, shard): record.reason
+            for view, records in enumerate(found)
+            for shard, record in enumerate(records)
+            if record.state == "corrupt"
+        }
+        return np.array([[record.state == "ok" for record in records] for records in found])
+
+    def record(self, view: int, shard: int) -> Record:
+        """The commit record of one shard."""
+        return self._records.read(view, [shard])[0]
 
     def is_committed(self, view: int, shard: int) -> bool:
         """Whether one shard is finished."""
-        return bool((self._records(view, range(shard, shard + 1)) >= COMMITTED).all())
+        return self.record(view, shard).state == "ok"
 
     def seconds(self) -> float:
         """What the finished shards took to build, over all processes and resumes."""
-        milliseconds = self._all_records()[..., -1]
-        return float((milliseconds[milliseconds >= COMMITTED] - COMMITTED).sum()) / 1000
+        found = self._all_records()
+        return sum(record.milliseconds for records in found for record in records) / 1000
 
-    def _all_records(self) -> np.ndarray:
+    def _all_records(self) -> list[list[Record]]:
         shards = range(self.manifest.num_shards)
-        return np.stack([self._records(view, shards) for view in range(self.manifest.num_views)])
-
-    def _records(self, view: int, shards: range) -> np.ndarray:
-        return read_records(self._store, self._encoder.metadata("commits"), view, shards)
+        return [self._records.read(view, shards) for view in range(self.manifest.num_views)]
 
 
 def finish(
@@ -269,7 +288,8 @@ def finish(
         if missing:
             raise CacheIncompleteError(
                 f"{store.location} still misses {missing} of "
-                f"{found.num_views * found.num_shards} shards: run the same build again"
+                f"{number_of(found.num_views * found.num_shards, 'shard')}: run the same build "
+                "again"
             )
         seconds, size = round(writer.seconds(), 3), content_bytes(store)
         finished = found.finished({**build, "seconds": seconds, "bytes": size})

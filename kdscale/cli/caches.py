@@ -26,6 +26,7 @@ from kdscale.cli.options import (
 )
 from kdscale.cli.output import outline, print_found, print_json, print_text
 from kdscale.errors import CacheError
+from kdscale.wording import number_of
 
 
 @click.group(name="cache")
@@ -120,7 +121,7 @@ def cache_extend(
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     done = extend(loaded, path, num_views, cache_root=cache_root, teacher_weights=weights)
-    print_found(done, f"{path}: {done['num_views']} views", as_json=as_json)
+    print_found(done, f"{path}: {number_of(done['num_views'], 'view')}", as_json=as_json)
 
 
 @cache_group.command(name="info")
@@ -154,8 +155,9 @@ def cache_list(cache_root: Path, as_json: bool) -> None:
         click.echo(f"no caches in {cache_root}: build one with `kdscale cache build`", err=True)
     for cache in [] if as_json else found:
         state = "complete" if cache["complete"] else "unfinished"
-        print_text(f"{cache['path']}  {cache['id']}  {state}  {cache['num_views']} views x "
-               f"{cache['num_samples']} samples, {cache['encoding']}, "
+        print_text(f"{cache['path']}  {cache['id']}  {state}  "
+                   f"{number_of(cache['num_views'], 'view')} x "
+               f"{number_of(cache['num_samples'], 'sample')}, {cache['encoding']}, "
                f"{cache['bytes'] / 1e6:.1f} MB, teacher {cache['teacher']['model']}")  # fmt: skip
 
 
@@ -304,8 +306,9 @@ def _in_words(path: Place) -> str:
         return f"{path}, a damaged cache or what is left of one"
     state = "" if found["complete"] else "unfinished, "
     return (
-        f"{path}: {state}{found['num_views']} views x {found['num_samples']:,} samples, "
-        f"{found['encoding']}, {found['bytes'] / 1e6:.1f} MB, teacher {found['teacher']['model']}"
+        f"{path}: {state}{number_of(found['num_views'], 'view')} x "
+        f"{number_of(found['num_samples'], 'sample')}, {found['encoding']}, "
+        f"{found['bytes'] / 1e6:.1f} MB, teacher {found['teacher']['model']}"
     )
 
 

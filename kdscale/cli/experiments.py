@@ -27,6 +27,7 @@ from kdscale.cli.options import (
     with_further_caches,
 )
 from kdscale.cli.output import print_found, print_text
+from kdscale.wording import number_of
 
 
 @click.command()
@@ -144,6 +145,7 @@ def train(
             )
     loaded = load(recipe, with_further_caches(overrides, caches), data)
     from kdscale.engine.components import check_recipe
+    from kdscale.engine.requirements import mention_ineffective
     from kdscale.engine.runs import Job, finished_as, is_begun, open_run, teacher_folder
     from kdscale.engine.teaching import cache_being_built
     from kdscale.stages.build import build
@@ -155,6 +157,7 @@ def train(
     )
     job = Job(model, targets, seed)
     job.section(loaded)
+    mention_ineffective(loaded, model)
     if resume_if_begun:
         if (done := finished_as(folder, loaded, job)) is not None:
             print_text(_trained(done, folder))
@@ -179,8 +182,9 @@ def train(
 
 def _trained(result: dict[str, Any], folder: Path) -> str:
     return (
-        f"top-1 {100 * result['top1_accuracy']:.2f} % after {result['epochs']} epochs, "
-        f"{result['train_seconds']:.1f} s of training; see {folder}"
+        f"top-1 {100 * result['top1_accuracy']:.2f} % after "
+        f"{number_of(result['epochs'], 'epoch')}, {result['train_seconds']:.1f} s of training; see "
+        f"{folder}"
     )
 
 
@@ -252,9 +256,10 @@ def export(
         overwrite=overwrite,
     )  # fmt: skip
     text = (
-        f"{done['file']}: {done['bytes']:,} bytes; on {done['num_images']} test images logits "
-        f"differ by at most {done['max_logit_difference']:.1e}, "
-        f"{100 * done['top1_agreement']:.2f} % of top-1 agree\n\n{done['example']}"
+        f"{done['file']}: {done['bytes']:,} bytes; on "
+        f"{number_of(done['num_images'], 'test image')} logits differ by at most "
+        f"{done['max_logit_difference']:.1e}, {100 * done['top1_agreement']:.2f} % of top-1 "
+        f"agree\n\n{done['example']}"
     )
     print_found(done, text, as_json=as_json)
 

@@ -4,6 +4,7 @@ A recipe is a TOML file (YAML reads `1e-3` as text). Each field's description gi
 unit; `kdscale recipes NAME` prints a recipe, and every run keeps the resolved one.
 """
 
+from kdscale.config.ineffective import ineffective_settings
 from kdscale.config.loss import FeatureLoss, Loss
 from kdscale.config.models import Input, Model, Teacher, TeacherTrain, Train
 from kdscale.config.recipe import (
@@ -61,6 +62,7 @@ __all__ = [
     "Weight",
     "differences",
     "dump_recipe",
+    "ineffective_settings",
     "load_recipe",
     "parse_bytes",
     "parse_recipe",

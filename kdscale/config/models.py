@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from kdscale.config.section import Fraction, MemoryFormat, Positive, Precision, Section, Weight
+from kdscale.wording import number_of
 
 _TORCHVISION = "torchvision/"
 
@@ -20,7 +21,8 @@ class Input(Section):
     def _one_of_each_per_channel(self) -> "Input":
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(
-                f"mean has {len(self.mean)} values, std has {len(self.std)}: give one per channel"
+                f"mean has {number_of(len(self.mean), 'value')}, std has {len(self.std)}: give one "
+                "per channel"
             )
         return self
 
@@ -122,7 +124,8 @@ class Train(Section):
     def _warm_up_within_the_epochs(self) -> "Train":
         if self.warmup_epochs > self.epochs:
             raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}, more than all {self.epochs} epochs"
+                f"warmup_epochs is {self.warmup_epochs}, more than all "
+                f"{number_of(self.epochs, 'epoch')}"
             )
         return self
 

@@ -10,6 +10,7 @@ from kdscale.config.section import (
     Section,
     parse_bytes,
 )
+from kdscale.wording import number_of
 
 
 class Data(Section):
@@ -195,7 +196,8 @@ class Ensemble(Section):
     def _one_weight_a_teacher(self) -> "Ensemble":
         if self.weights and len(self.weights) != 1 + len(self.caches):
             raise ValueError(
-                f"weights has {len(self.weights)} values for {1 + len(self.caches)} teachers: give "
-                "one for each, first that of the recipe's own cache"
+                f"weights has {number_of(len(self.weights), 'value')} for "
+                f"{number_of(1 + len(self.caches), 'teacher')}: give one for each, first that of "
+                "the recipe's own cache"
             )
         return self

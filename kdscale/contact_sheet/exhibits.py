@@ -19,6 +19,7 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.encoding import stored_encoding
 from kdscale.errors import ViewMismatchError
 from kdscale.targets import Targets, decode
+from kdscale.wording import number_of
 
 _ANSWERS = 3
 _CHOICE = chain(0x73686F77)  # "show"
@@ -140,9 +141,10 @@ def _check_pixels(location: str, view: int, batch: Batch, digests_B: Tensor) -> 
     differing = batch.index[digest(batch.pixels) != digests_B].tolist()
     if differing:
         raise ViewMismatchError(
-            f"{location}: in view {view}, {len(differing)} of {len(batch.index)} samples (first: "
-            f"{differing[0]}) are not the pixels the teacher saw: the decoder or the views' code "
-            "have changed. Restore them, or build a new cache"
+            f"{location}: in view {view}, {len(differing)} of "
+            f"{number_of(len(batch.index), 'sample')} (first: {differing[0]}) are not the pixels "
+            "the teacher saw: the decoder or the views' code have changed. Restore them, or build "
+            "a new cache"
         )
 
 

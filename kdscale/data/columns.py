@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdscale.errors import DataError
+from kdscale.wording import number_of
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label", "class")
@@ -143,7 +144,8 @@ def _marked_labels(values: np.ndarray, names: tuple[str, ...], column: str, plac
     if len(wrong):
         raise DataError(
             f"row {wrong[0]} of {place} has label {values[wrong[0]]} in column '{column}', which "
-            f"names {len(names)} classes: wanted 0..{len(names) - 1}, or -1 for none"
+            f"names {number_of(len(names), 'class', 'classes')}: wanted 0..{len(names) - 1}, or -1 "
+            "for none"
         )
     return Labels(values, names)
 

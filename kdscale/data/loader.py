@@ -22,6 +22,7 @@ from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.errors import DataError
 from kdscale.targets import Mix
+from kdscale.wording import number_of
 
 _ORDER = chain(0x6F72646572)  # "order"
 
@@ -153,7 +154,8 @@ class Loader:
         self.num_samples = len(samples) - len(samples) % num_processes
         if self.num_samples == 0:
             raise DataError(
-                f"{len(samples)} training samples for {num_processes} processes: too few"
+                f"{number_of(len(samples), 'training sample')} for "
+                f"{number_of(num_processes, 'process', 'processes')}: too few"
             )
         if global_batch_size % num_processes:
             raise DataError(
@@ -164,9 +166,10 @@ class Loader:
             self.num_samples -= 1  # batch-norm cannot train on a single sample
         if windows is not None and windows.fewest_samples(samples) < global_batch_size:
             raise DataError(
-                f"a window of targets may hold {windows.fewest_samples(samples)} training samples, "
-                f"fewer than a batch of {global_batch_size}: set a larger cache.targets_memory, or "
-                "a smaller global_batch_size"
+                "a window of targets may hold "
+                f"{number_of(windows.fewest_samples(samples), 'training sample')}, fewer than a "
+                f"batch of {global_batch_size}: set a larger cache.targets_memory, or a smaller "
+                "global_batch_size"
             )
         self.images, self.samples, self.pipeline = images, samples, pipeline
         self.schedule, self.windows = schedule, windows

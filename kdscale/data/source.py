@@ -16,6 +16,7 @@ import numpy as np
 
 from kdscale.data.columns import choose_classes, find_image_column, find_label_column, read_labels
 from kdscale.errors import DataError, StorageError
+from kdscale.wording import number_of
 
 HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?")
 TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -121,9 +122,9 @@ def open_source(
     labels = read_labels(splits, found, label_column, place)
     if require_labels and (unlabelled := int((labels.values < 0).sum())):
         raise DataError(
-            f"{unlabelled} of the {len(dataset)} rows of {place} have no label (column "
-            f"'{label_column}'): remove them, choose another split, or distil without labels "
-            "(hard_weight = 0)"
+            f"{unlabelled} of the {number_of(len(dataset), 'row')} of {place} have no label "
+            f"(column '{label_column}'): remove them, choose another split, or distil without "
+            "labels (hard_weight = 0)"
         )
     rows, values, names = choose_classes(labels, classes, place)
     if len(rows) < len(dataset):

@@ -1,7 +1,9 @@
 """Evaluation: every sample counted once, whatever the number of processes."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +13,17 @@ from torch import Tensor, nn
 from kdscale.data.loader import Images
 from kdscale.engine.precision import autocast
 from kdscale.engine.processes import is_out_of_memory
-from kdscale.metrics import Counts, summarize
+from kdscale.metrics import Counts, predict, summarize
 from kdscale.models.preprocess import Preprocess
+from kdscale.wording import number_of
+
+log = logging.getLogger(__name__)
 
 _BATCH_SIZE = 500
+_BATCH_LOGITS = 2_000_000
+"""Most logits of a batch: with 21,841 classes, 91 images."""
+_MANY_TIED = 0.01
+"""Share of the samples; bfloat16 alone, with its 8 bits, ties some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +32,9 @@ class Examined:
 
     counts: Counts
     predictions: Tensor
-    """int64 [N] on the CPU: the class of each sample's largest logit, in the order asked for."""
+    """int64 [N] on the CPU, in the order of the samples: see `metrics.predict`."""
+    labels: Tensor
+    """int64 [N] on the CPU, likewise."""
 
 
 def evaluate(
@@ -37,6 +48,8 @@ def evaluate(
     between_batches: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Metrics (see `metrics.summarize`) of a model in training, on clean images.
+
+    Logits that are NaN or infinite are mentioned.
 
     Args:
         model: gives logits [B, C].
@@ -62,7 +75,25 @@ def evaluate(
 
     examined = examine(logits, images, samples, num_classes, accelerator, between_batches)
     model.train(was_training)
-    return summarize(examined.counts)
+    found = summarize(examined.counts)
+    mention_unclear(found, len(samples))
+    return found
+
+
+def mention_unclear(found: Mapping[str, Any], num_samples: int) -> None:
+    """Warn of samples without a prediction, and of many whose prediction is a guess."""
+    non_finite, tied = found["non_finite_samples"], found["tied_samples"]
+    of_all = f"of {number_of(num_samples, 'evaluated image')}"
+    if non_finite:
+        log.warning(
+            "%d %s: logits are NaN or infinite, counted as wrong: the model cannot be used on such "
+            "images; look for a division by zero or an overflow in it", non_finite, of_all,
+        )  # fmt: skip
+    if tied > _MANY_TIED * num_samples:
+        log.warning(
+            "%d %s: the largest logit belongs to several classes, and the first of them counts as "
+            "the prediction: such an answer is a guess", tied, of_all,
+        )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -74,7 +105,7 @@ def examine(
     accelerator: Accelerator,
     between_batches: Callable[[], None] | None = None,
 ) -> Examined:
-    """Count what a model says of clean images, and note its first answers.
+    """Count what a model predicts for clean images, and note the predictions.
 
     Args:
         logits: of uint8 pixels: float32 [B, C].
@@ -87,9 +118,10 @@ def examine(
     counts = Counts.none(num_classes, accelerator.device)
     predictions = torch.zeros(len(samples), dtype=torch.int64, device=accelerator.device)
     mine = torch.arange(len(samples))[accelerator.process_index :: accelerator.num_processes]
-    places = mine.split(_BATCH_SIZE)
+    batch_size = max(1, min(_BATCH_SIZE, _BATCH_LOGITS // num_classes))
+    places = mine.split(batch_size)
     shown = images.take_each(samples[place] for place in places)
-    for turn in range(-(-len(samples[:: accelerator.num_processes]) // _BATCH_SIZE)):
+    for turn in range(-(-len(samples[:: accelerator.num_processes]) // batch_size)):
         if between_batches is not None:
             between_batches()
         if turn == len(places):  # another process has one more
@@ -97,11 +129,11 @@ def examine(
         place, (pixels, labels) = places[turn], next(shown)
         logits_BC = _in_memory(logits, pixels)
         counts += Counts.of(logits_BC, labels)
-        predictions[place] = logits_BC.argmax(1)
+        predictions[place] = predict(logits_BC)
     if accelerator.num_processes > 1:
         counts = counts.with_each(lambda one: accelerator.reduce(one, "sum"))
         predictions = accelerator.reduce(predictions, "sum")
-    return Examined(counts, predictions.cpu())
+    return Examined(counts, predictions.cpu(), images.labels_of(samples).cpu())
 
 
 def _in_memory(logits: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from functools import partial
 
 import numpy as np
 
+from kdscale.cache.checked_objects import read_once
 from kdscale.cache.manifest import Manifest, check_identity
-from kdscale.cache.reader import read_once
 from kdscale.cache.rows import Rows, changes
 from kdscale.cache.store import Location, open_store
 from kdscale.data.images import ImageSet

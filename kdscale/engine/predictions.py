@@ -25,10 +25,11 @@ from kdscale.engine.processes import from_main_process
 from kdscale.engine.teacher import FrozenTeacher
 from kdscale.errors import KdscaleError
 from kdscale.regular_files import read_inside
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of what KEY says
+_VERSION = 2  # of what KEY says; 1: samples with NaN logits had class 0
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -37,7 +38,7 @@ class Predictions:
     """A teacher's top-1 of each clean image of a split."""
 
     classes: Tensor
-    """int64 [N] on the CPU."""
+    """int64 [N] on the CPU: see `metrics.predict`."""
     sha256: str
     """Of the teacher's weights."""
 
@@ -57,7 +58,7 @@ def predictions_of(
     kept = from_main_process(accelerator, _read(path, images.num_samples))
     if kept is not None:
         return Predictions(kept, teacher.weights_sha256)
-    log.info("asking the teacher about %d test images, once", images.num_samples)
+    log.info("asking the teacher about %s, once", number_of(images.num_samples, "test image"))
     shown, samples = Images(images, accelerator.device), torch.arange(images.num_samples)
     examined = examine(teacher.logits, shown, samples, images.num_classes, accelerator)
     keep_predictions(teacher, images, root, examined.predictions, accelerator)

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable
 
+from kdscale import config
 from kdscale.data.images import ImageSet
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, DataError
 from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, Objective, SoftLoss
 from kdscale.targets import Encoding
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,33 @@ def check_stored(objective: Objective, encoding: Encoding) -> None:
         f"'topk' keeps the {encoding.top_k} largest: build a cache with cache.encoding = "
         f"'float16', 'int8' or 'int4', or set {' and '.join(instead)}"
     )
+
+
+def mention_ineffective(recipe: config.Recipe, *models: str) -> None:
+    """Warn of settings that never take effect; `models` as of `config.ineffective_settings`."""
+    for sentence in config.ineffective_settings(recipe, *models):
+        log.warning("%s", sentence)
+
+
+def mention_steps(settings: config.Train, steps_per_epoch: int) -> None:
+    """Warn of settings in optimizer steps that so short a training never reaches."""
+    last = settings.epochs * steps_per_epoch
+    steps = number_of(last, "step")
+    if settings.log_every > last:
+        log.warning(
+            "log_every = %d is more than all %s of this training: the last loss alone is logged",
+            settings.log_every, steps,
+        )  # fmt: skip
+    if settings.checkpoint_every is not None and settings.checkpoint_every > last:
+        log.warning(
+            "checkpoint_every = %d is more than all %s of this training: what stops it before its "
+            "end sends it back to its start", settings.checkpoint_every, steps,
+        )  # fmt: skip
+    if settings.warmup_epochs and not round(settings.warmup_epochs * steps_per_epoch):
+        log.warning(
+            "warmup_epochs = %g has no effect: an epoch has %s, and that is less than half of one",
+            settings.warmup_epochs, number_of(steps_per_epoch, "step"),
+        )  # fmt: skip
 
 
 def mention_loss(objective: Objective, epochs: int, accumulation: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdscale.errors import ModelError
+from kdscale.wording import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
             raise ModelError(
-                f"mean has {len(self.mean)} values and std has {len(self.std)}: "
-                "give both one value a channel (one for grey, three for colour)"
+                f"mean has {number_of(len(self.mean), 'value')} and std has {len(self.std)}: give "
+                "both one value a channel (one for grey, three for colour)"
             )
         if not all(math.isfinite(value) for value in self.mean):
             raise ModelError(f"mean is {self.mean}, wanted finite numbers on the scale 0..1")

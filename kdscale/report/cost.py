@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from kdscale.report.compare import Entry, Study, Sweep
+from kdscale.report.compare import Study, Sweep
+from kdscale.report.entry import Entry
+from kdscale.report.fields import is_whole, tables_of
 from kdscale.report.runs import Run
 
 
@@ -105,19 +107,27 @@ def _teacher_seconds(study: Study) -> float | None:
     """From students of both kinds that were trained, else from what `kdscale bench` measured."""
     for entry in study.of_kind("cache"):
         online = study.peer(entry, "online")
-        if online is not None and entry.finished:
-            return max(_seconds_per_image(online.finished) - _seconds_per_image(entry.finished), 0)
-    if study.bench is None:
-        return None
-    online_rate = float(study.bench["online_images_per_second"])
-    return max(1 / online_rate - 1 / float(study.bench["cached_images_per_second"]), 0)
+        if online is None:
+            continue
+        theirs, ours = _seconds_per_image(online.finished), _seconds_per_image(entry.finished)
+        if theirs is not None and ours is not None:
+            return max(theirs - ours, 0)
+    rates = study.bench or {}
+    online, cached = (rates.get(f"{kind}_images_per_second") for kind in ("online", "cached"))
+    return None if online is None or cached is None else max(1 / online - 1 / cached, 0.0)
 
 
-def _seconds_per_image(runs: Sequence[Run]) -> float:
-    return mean(float(run.metrics["train_seconds"]) / max(_images(run), 1) for run in runs)
+def _seconds_per_image(runs: Sequence[Run]) -> float | None:
+    """Mean over the runs that tell how long they trained; None where none does."""
+    each = [
+        run.metrics["train_seconds"] / max(_images(run), 1)
+        for run in runs
+        if "train_seconds" in run.metrics
+    ]
+    return mean(each) if each else None
 
 
 def _images(run: Run) -> int:
     """Images shown while a student was trained, each as often as it was."""
-    batch = run.recipe.get("student", {}).get("train", {}).get("global_batch_size", 0)
-    return int(run.metrics.get("steps", 0)) * int(batch)
+    batch = tables_of(run.recipe, "student", "train").get("global_batch_size", 0)
+    return int(run.metrics.get("steps", 0)) * (batch if is_whole(batch) else 0)

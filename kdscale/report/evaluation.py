@@ -5,9 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdscale import run_folder
 from kdscale.documents import DAMAGE
-from kdscale.errors import KdscaleError
+from kdscale.report.fields import (
+    dicts,
+    is_number,
+    is_whole,
+    name_text,
+    names_text,
+    numbers,
+    read_json,
+    shown_error,
+    sound_metrics,
+    whole_numbers,
+)
 
 _VERSION = 1
 _METRICS = (
@@ -19,9 +29,16 @@ _METRICS = (
     "macro_recall",
     "calibration_error",
     "agreement",
+    "non_finite_samples",
+    "tied_samples",
     "num_parameters",
     "weight_bytes",
 )
+_LARGEST_MATRIX = 1000
+_MOST_CONFUSED = 100
+
+Mistake = tuple[int, int, int]
+"""(label, prediction, number of samples)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +60,42 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassCounts:
+    """Numbers of samples by class."""
+
+    samples: Sequence[int]
+    """Samples with this label."""
+    correct: Sequence[int]
+    """Of them, samples predicted as this class."""
+    predicted: Sequence[int]
+    """Samples predicted as this class, whatever their label."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestSet:
+    """The images that a model was evaluated on."""
+
+    fingerprint: str | None
+    """Of pixels, labels and class names; None in files that do not say."""
+    source: str = ""
+    """Where they come from, with the split; empty in files of kdscale 0.1."""
+    is_own: bool | None = None
+    """Whether the run was tested on them while it was trained; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A model on the test split, and on its device."""
+    """A model on a test split, and on its device."""
 
     metrics: Mapping[str, Any]
     """Those of the model as a whole, under the names that results use."""
+    test_set: TestSet
     class_names: Sequence[str]
-    confusion: Sequence[Sequence[int]]
-    """Rows are labels, columns are predictions."""
+    classes: ClassCounts
+    confusion: Sequence[Sequence[int]] | None
+    """Rows are labels, columns are predictions; None with more than 1,000 classes."""
+    most_confused: Sequence[Mistake]
+    """The most frequent wrong predictions."""
     calibration: Calibration
     activation_bytes: Mapping[int, int]
     """Peak of a forward pass, by batch size."""
@@ -65,39 +110,125 @@ def read_evaluation(path: Path) -> tuple[Evaluation | None, list[str]]:
 
     A report is made of what can be read, so nothing is raised.
     """
+    table, problems = read_json(path)
+    if table is None:
+        return None, problems
     try:
-        table = run_folder.read_evaluation(path)
         if table["version"] > _VERSION:
             return None, [f"{path} was written by a newer kdscale: update this one"]
-        return _parse(table), []
-    except FileNotFoundError:
-        return None, []
-    except (KdscaleError, *DAMAGE) as error:
-        return None, [f"{path} cannot be read ({type(error).__name__}: {error})"]
+        metrics, problems = sound_metrics({key: table.get(key) for key in _METRICS}, path)
+        return _parse(table, metrics), problems
+    except DAMAGE as error:
+        return None, [f"{path} cannot be read ({type(error).__name__}: {shown_error(error)})"]
 
 
-def _parse(table: Mapping[str, Any]) -> Evaluation:
-    names, confusion = [str(name) for name in table["class_names"]], table["confusion"]
-    if any(len(row) != len(confusion) for row in confusion):
-        raise ValueError("the confusion matrix is not square")
-    names += [f"class {label}" for label in range(len(names), len(confusion))]
-    bins = table["calibration"]
-    environment = ("device", "device_name", "num_threads", "precision", "library_versions")
+def _parse(table: Mapping[str, Any], metrics: Mapping[str, Any]) -> Evaluation:
+    confusion = None if table["confusion"] is None else _matrix(table["confusion"])
+    classes = _by_class(table) if confusion is None else _of_matrix(table, confusion)
+    names = names_text(table["class_names"])
+    names += [f"class {label}" for label in range(len(names), len(classes.samples))]
     return Evaluation(
-        metrics={key: table[key] for key in _METRICS if table.get(key) is not None},
-        class_names=names,
-        confusion=confusion,
-        calibration=Calibration(
-            confidence=bins["confidence"], accuracy=bins["accuracy"], samples=bins["samples"]
-        ),
+        metrics=metrics,
+        test_set=_test_set(table),
+        class_names=names[: len(classes.samples)],
+        classes=classes,
+        confusion=confusion if len(classes.samples) <= _LARGEST_MATRIX else None,
+        most_confused=_listed(table) if confusion is None else mistakes_in(confusion),
+        calibration=_calibration(table["calibration"]),
         activation_bytes={
-            int(k): int(v) for k, v in (table.get("peak_activation_bytes") or {}).items()
+            int(k): v for k, v in (table.get("peak_activation_bytes") or {}).items() if is_whole(v)
         },
         latency={
             int(batch): Latency(
                 median_seconds=one["median_seconds"], p95_seconds=one["p95_seconds"]
             )
             for batch, one in (table.get("latency") or {}).items()
+            if is_number(one["median_seconds"]) and is_number(one["p95_seconds"])
         },
-        environment={key: table[key] for key in environment if table.get(key) is not None},
+        environment=_environment(table),
     )
+
+
+def _matrix(values: object) -> list[list[int]]:
+    rows = values if isinstance(values, list) else []
+    if not rows or any(not isinstance(row, list) or len(row) != len(rows) for row in rows):
+        raise ValueError("the confusion matrix is not square")
+    return [whole_numbers(row) for row in rows]
+
+
+def _of_matrix(table: Mapping[str, Any], confusion: Sequence[Sequence[int]]) -> ClassCounts:
+    """Files of kdscale 0.1 have nothing else; samples without a prediction are not in a matrix."""
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
+    samples = [sum(row) for row in confusion]
+    if table.get("non_finite_samples"):
+        samples = whole_numbers([one["samples"] for one in table["per_class"]])
+    if len(samples) != len(predicted):
+        raise ValueError("per_class and the confusion matrix are of different classes")
+    correct = [row[label] for label, row in enumerate(confusion)]
+    return ClassCounts(samples=samples, correct=correct, predicted=predicted)
+
+
+def _by_class(table: Mapping[str, Any]) -> ClassCounts:
+    columns = {
+        name: whole_numbers([one[name] for one in table["per_class"]])
+        for name in ("samples", "correct", "predicted")
+    }
+    if not columns["samples"]:
+        raise ValueError("per_class has no class")
+    return ClassCounts(**columns)
+
+
+def mistakes_in(confusion: Sequence[Sequence[int]]) -> list[Mistake]:
+    """The most frequent wrong predictions of a matrix, first labels first among equals."""
+    found = [
+        (label, prediction, count)
+        for label, row in enumerate(confusion)
+        for prediction, count in enumerate(row)
+        if count and label != prediction
+    ]
+    return sorted(found, key=lambda one: -one[2])[:_MOST_CONFUSED]
+
+
+def _listed(table: Mapping[str, Any]) -> list[Mistake]:
+    last = len(table["per_class"]) - 1
+    rows = [(one["label"], one["predicted"], one["samples"]) for one in table["most_confused"]]
+    if not all(
+        is_whole(label, 0, last) and is_whole(prediction, 0, last) and is_whole(count, 1)
+        for label, prediction, count in rows
+    ):
+        raise ValueError("most_confused names classes that there are not")
+    return rows
+
+
+def _calibration(bins: Mapping[str, Any]) -> Calibration:
+    found = Calibration(
+        confidence=numbers(bins["confidence"], 1),
+        accuracy=numbers(bins["accuracy"], 1),
+        samples=whole_numbers(bins["samples"]),
+    )
+    if len({len(found.confidence), len(found.accuracy), len(found.samples)}) > 1:
+        raise ValueError("the calibration's lists differ in length")
+    return found
+
+
+def _test_set(table: Mapping[str, Any]) -> TestSet:
+    fingerprint, own = table.get("test_fingerprint"), table.get("own_test_set")
+    named = isinstance(table.get("test_source"), str)
+    source = f"{table['test_source']}, split {table.get('test_split')}" if named else ""
+    return TestSet(
+        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
+        source=name_text(source),
+        is_own=own if isinstance(own, bool) else None,
+    )
+
+
+def _environment(table: Mapping[str, Any]) -> dict[str, Any]:
+    texts = ("device", "device_name", "num_threads", "precision")
+    found: dict[str, Any] = {
+        key: name_text(str(table[key])) for key in texts if isinstance(table.get(key), str | int)
+    }
+    for versions in dicts([table.get("library_versions")]):
+        found["library_versions"] = {
+            name_text(name): name_text(str(number)) for name, number in versions.items()
+        }
+    return found

@@ -51,8 +51,9 @@ def cache_facts(study: Study) -> list[Fact]:
     teacher, fidelity, build = manifest.teacher, manifest.fidelity, manifest.build
     facts = [
         ("images", f"{manifest.dataset['source']}, split {manifest.dataset['split']}"),
-        ("holds", f"{number_of(manifest.num_views, 'view')} of {manifest.num_samples:,} images, "
-         f"{manifest.num_classes} classes"),
+        ("holds", f"{number_of(manifest.num_views, 'view')} of "
+         f"{number_of(manifest.num_samples, 'image')}, "
+         f"{number_of(manifest.num_classes, 'class', 'classes')}"),
         ("views", _operations(manifest.views)),
         ("teacher", f"{teacher['model']}, {teacher['precision']}"),
         ("weights, SHA-256", str(teacher["weights_sha256"])),
@@ -61,9 +62,7 @@ def cache_facts(study: Study) -> list[Fact]:
     if "bytes" in build:
         facts.append(("bytes", bytes_text(build["bytes"])))
     if "seconds" in build:
-        by = number_of(int(build.get("num_processes", 1)), "process").replace(
-            "processs", "processes"
-        )
+        by = number_of(int(build.get("num_processes", 1)), "process", "processes")
         facts.append(("build", f"{duration_text(build['seconds'])}, {by}"))
     if "top1_agreement" in fidelity:
         facts.append(

@@ -1,25 +1,22 @@
 """From the folders that a user names to what a report is about."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.search import list_caches
 from kdscale.cache.store import is_remote, place_of
 from kdscale.errors import CacheError, RunError
-from kdscale.report.compare import EARLY, Entry, Study, Sweep, Trial, entries_of, parameters_of
-from kdscale.report.runs import (
-    Run,
-    given_teacher,
-    read_json,
-    read_recipe,
-    read_result,
-    read_run,
-)
-from kdscale.run_folder import RunFolder
+from kdscale.report.compare import EARLY, Study, Sweep, Trial, entries_of, parameters_of
+from kdscale.report.entry import Entry
+from kdscale.report.fields import dicts, is_number, read_json, shown, tables_of
+from kdscale.report.runs import Run, given_teacher, read_recipe, read_run, rows_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,24 +30,34 @@ class Source:
     """Where the folder's result says that the cache lies."""
     bench: Mapping[str, Any] | None = None
     """What `kdscale bench --json` found, where the folder holds it."""
+    problems: Sequence[str] = field(default=())
+    """Files of the folder that could not be read, and runs left out for it, in words."""
 
 
 def gather(folders: Sequence[Path], cache_root: Path) -> list[Study]:
     """Everything there is to tell of the folders, one study for each test split.
+
+    A run that cannot be read is left out, and said to be.
 
     Args:
         folders: of single runs, of whole recipes, of sweeps.
         cache_root: where caches lie that are not where a result says.
 
     Raises:
-        RunError: a folder holds no run, or none of its files can be read.
+        RunError: a folder holds no run, or none of all the runs can be read.
     """
     sources = [_source(folder) for folder in _without_repeats(folders)]
     runs = [run for source in sources for run in source.runs]
+    problems = [problem for source in sources for problem in source.problems]
+    if not runs:
+        raise RunError(f"{problems[0]}, and there is no other run")
+    for problem in problems:
+        log.warning("%s", problem)
     splits = list(dict.fromkeys(run.test_split for run in runs))
     known = dict(list_caches(cache_root)) if cache_root.is_dir() else {}
     caches = {path: m for path, m in known.items() if isinstance(m, Manifest)}
-    return [_study(split, sources, caches) for split in splits]
+    studies = [_study(split, sources, caches) for split in splits]
+    return [replace(studies[0], problems=problems), *studies[1:]]
 
 
 def _without_repeats(folders: Sequence[Path]) -> list[Path]:
@@ -63,35 +70,65 @@ def _without_repeats(folders: Sequence[Path]) -> list[Path]:
 def _source(folder: Path) -> Source:
     if not folder.is_dir():
         raise RunError(f"no folder {folder}: name one that `kdscale run`, `train` or `sweep` wrote")
-    bench = _bench(folder)
-    if RunFolder(folder).is_run:
-        return Source(folder=folder, runs=[read_run(folder)], bench=bench)
+    bench, problems = _bench(folder)
+    if (folder / "run.json").is_file():
+        runs, left_out = _readable([folder], read_run)
+        return Source(folder=folder, runs=runs, bench=bench, problems=[*problems, *left_out])
     if (folder / "trials").is_dir():
-        inside = sorted(_runs_below(folder / "trials"))
-        trials = [read_run(path, trial=path.name) for path in inside]
-        _refuse_empty(folder, trials)
-        others = [read_run(path) for path in sorted(_runs_below(folder))]  # its teacher
-        if not others and RunFolder(folder).recipe_file.is_file():
-            others = _teacher_elsewhere(folder, None, trials)
-        return Source(folder=folder, runs=[*trials, *others], is_sweep=True, bench=bench)
-    result, problems = read_result(folder)
-    runs = [read_run(path) for path in sorted(_runs_below(folder))]
-    if not any(run.kind == "teacher" for run in runs) and RunFolder(folder).recipe_file.is_file():
+        return _sweep_source(folder, bench, problems)
+    result, damaged = read_json(folder / "result.json")
+    runs, left_out = _readable(_runs_below(folder), read_run)
+    if not any(run.kind == "teacher" for run in runs):
         runs += _teacher_elsewhere(folder, result, runs)
-    _refuse_empty(folder, runs)
-    runs[0] = replace(runs[0], problems=[*problems, *runs[0].problems])
+    problems = [*problems, *damaged, *left_out]
+    _refuse_empty(folder, runs, problems)
     path = (result or {}).get("cache_path")
-    return Source(folder=folder, runs=runs, cache_path=path, bench=bench)
+    place = path if isinstance(path, str) else None
+    return Source(folder=folder, runs=runs, cache_path=place, bench=bench, problems=problems)
+
+
+def _sweep_source(folder: Path, bench: Mapping[str, Any] | None, problems: Sequence[str]) -> Source:
+    trials, left_out = _readable(
+        _runs_below(folder / "trials"), lambda path: read_run(path, trial=path.name)
+    )
+    problems = [*problems, *left_out]
+    _refuse_empty(folder, trials, problems)
+    others, left_out = _readable(_runs_below(folder), read_run)  # its teacher
+    others = others or _teacher_elsewhere(folder, None, trials)
+    return Source(
+        folder=folder,
+        runs=[*trials, *others],
+        is_sweep=bool(trials),
+        bench=bench,
+        problems=[*problems, *left_out],
+    )
+
+
+_Found = TypeVar("_Found")
+
+
+def _readable(
+    folders: Iterable[Path], read: Callable[[Path], _Found]
+) -> tuple[list[_Found], list[str]]:
+    """What is read of each folder, and why others are left out."""
+    found, problems = [], []
+    for folder in sorted(folders):
+        try:
+            found.append(read(folder))
+        except RunError as error:
+            problems.append(f"{error}: {folder} is left out")
+    return found, problems
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if RunFolder(path).is_run:
+        if (path / "run.json").is_file():
             yield path
 
 
-def _refuse_empty(folder: Path, runs: Sequence[Run]) -> None:
-    if not runs:
+def _refuse_empty(folder: Path, runs: Sequence[Run], problems: Sequence[str]) -> None:
+    """A folder without runs is a wrong name; one whose runs cannot be read is left out."""
+    if not runs and not problems:
         raise RunError(
             f"no run at {folder}: name a folder that `kdscale run`, `train` or `sweep` wrote"
         )
@@ -101,18 +138,28 @@ def _teacher_elsewhere(
     folder: Path, result: Mapping[str, Any] | None, runs: Sequence[Run]
 ) -> list[Run]:
     """The teacher that came with weights, or that another folder holds."""
-    rows = (result or {}).get("rows", [])
-    told = next((row["results"][0] for row in rows if row["label"] == "teacher"), None)
-    teacher = given_teacher(folder, told)
-    if teacher is None:
+    if not (folder / "recipe.toml").is_file():
         return []
-    split = runs[0].test_split if runs else teacher.test_split
-    return [replace(teacher, test_split=split)]
+    rows = (row for row in rows_of(result) if row.get("label") == "teacher")
+    told = next((one for row in rows for one in dicts(row.get("results"))), None)
+    split = runs[0].test_split if runs else None
+    teachers, _ = _readable([folder], lambda path: given_teacher(path, told, split))
+    return [teacher for teacher in teachers if teacher is not None]
 
 
-def _bench(folder: Path) -> dict[str, Any] | None:
-    found, _ = read_json(folder / "bench.json")
-    return found if found is not None and "online_over_cached_time" in found else None
+_RATES = ("online_over_cached_time", "online_images_per_second", "cached_images_per_second")
+
+
+def _bench(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the folder's `bench.json` measured, or what is wrong with it."""
+    found, problems = read_json(folder / "bench.json")
+    if found is None or _RATES[0] not in found:
+        return None, problems
+    path = folder / "bench.json"
+    bad = [name for name in _RATES if name in found and not is_number(found[name], 1e-9)]
+    if bad:
+        return None, [f"{path} is damaged: {bad[0]} is {shown(found[bad[0]])}, wanted a number"]
+    return found, []
 
 
 # --------------------------------------------------------------------------- studies
@@ -158,9 +205,10 @@ def _told_apart(sweeps: Sequence[Sweep]) -> list[Sweep]:
 def _sweep(source: Source) -> Sweep:
     runs = [run for run in source.runs if run.trial is not None]
     recipe = runs[0].recipe
-    if RunFolder(source.folder).recipe_file.is_file():
+    if (source.folder / "recipe.toml").is_file():
         recipe = read_recipe(source.folder)[1]
-    varied = parameters_of(runs, recipe.get("sweep", {}).get("space", ()))
+    space = tables_of(recipe, "sweep").get("space", ())
+    varied = parameters_of(runs, space if isinstance(space, Mapping) else ())
     told = _told(source.folder)
     rows = {str(row.get("trial")): row for row in told["rows"]}
     trials = []
@@ -170,23 +218,21 @@ def _sweep(source: Source) -> Sweep:
         trials.append(Trial(run, parameters, _score(run, recipe, row), _state(run, row)))
     name = str(recipe.get("name", source.folder.name))
     planned = max(_planned(recipe), len(rows))
-    return Sweep(source.folder, name, trials, told.get("seconds"), planned)
+    seconds = told.get("seconds")
+    return Sweep(source.folder, name, trials, seconds if is_number(seconds) else None, planned)
 
 
 def _told(folder: Path) -> dict[str, Any]:
     """What the sweep said when a worker last ended, as far as it is that."""
     told, _ = read_json(folder / "trials.json")
-    rows = (told or {}).get("rows")
-    if told is None or not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        return {"rows": []}
-    return told
+    return {**(told or {}), "rows": rows_of(told)}
 
 
 def _planned(recipe: Mapping[str, Any]) -> int:
     """Trials that a sweep was begun with; 0 where its recipe, maybe another version's, is mute."""
     try:
         return config.Sweep.model_validate(recipe.get("sweep")).num_trials
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return 0
 
 
@@ -195,13 +241,13 @@ def _score(run: Run, recipe: Mapping[str, Any], row: Mapping[str, Any]) -> float
 
     Of a trial that was resumed since, the sweep has what it had reached before.
     """
-    if isinstance(row.get("value"), int | float) and row.get("state") == "finished":
+    if is_number(row.get("value"), 0, 1) and row.get("state") == "finished":
         return float(row["value"])
     curve = [value for _, value in run.validation_accuracy]
     if not curve:
         return None
-    by_best = recipe.get("sweep", {}).get("metric") == "best_validation_accuracy"
-    restored = run.recipe.get("student", {}).get("train", {}).get("restore_best", False)
+    by_best = tables_of(recipe, "sweep").get("metric") == "best_validation_accuracy"
+    restored = tables_of(run.recipe, "student", "train").get("restore_best", False)
     return max(curve) if by_best or restored else curve[-1]
 
 
@@ -237,7 +283,7 @@ def _recipes(
     """The recipes' texts, each once, by what tells them apart."""
     texts: dict[str, str] = {}
     for source in sources:
-        if RunFolder(source.folder).recipe_file.is_file():
+        if (source.folder / "recipe.toml").is_file():
             texts.setdefault(read_recipe(source.folder)[0], str(source.folder))
     for entry in entries:
         for run in entry.runs:

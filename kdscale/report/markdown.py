@@ -9,8 +9,10 @@ from kdscale.report.compared import (
     ACCURACY,
     COST,
     classes_table,
+    classes_title,
     comparison,
     confused_pairs,
+    other_test_sets,
     trials_table,
 )
 from kdscale.report.facts import cache_facts, environment
@@ -22,7 +24,7 @@ from kdscale.wording import markdown_table
 def render_markdown(studies: Sequence[Study], command: str) -> str:
     """The report; headings begin at the second level where there are several studies."""
     blocks = [block for study in studies for block in _study(study)]
-    return "\n\n".join([*blocks, f"Made by `{command}`."]) + "\n"
+    return "\n\n".join([*blocks, f"Made by {_code(command)}."]) + "\n"
 
 
 def _study(study: Study) -> Iterator[str]:
@@ -37,6 +39,11 @@ def _study(study: Study) -> Iterator[str]:
         yield f"## Trials of {_escaped(str(sweep.folder))}"
         yield _table(trials_table(sweep))
     yield from _classes(study)
+    elsewhere = other_test_sets(study)
+    if elsewhere.rows:
+        yield "## On other images"
+        yield "Evaluated on images that these runs were not tested on while they trained:"
+        yield _table(elsewhere)
     facts = [
         *environment(study),
         *[(f"cache: {name}", words) for name, words in cache_facts(study)],
@@ -51,7 +58,7 @@ def _study(study: Study) -> Iterator[str]:
     if notes:
         yield "## What is not here"
         yield "\n".join(
-            f"* {_escaped(note.text)}" + (f" `{note.command}`" if note.command else "")
+            f"* {_escaped(note.text)}" + (f" {_code(note.command)}" if note.command else "")
             for note in notes
         )
 
@@ -60,8 +67,11 @@ def _classes(study: Study) -> Iterator[str]:
     main = study.examined
     if main is None:
         return
-    yield f"## Classes of {main.phrase}"
-    yield _table(classes_table(main))
+    table = classes_table(main)
+    yield f"## Classes of {_escaped(main.phrase)}"
+    if len(table.rows) < len(main.evaluations[0].class_names):
+        yield f"{classes_title(main, table)}:"
+    yield _table(table)
     pairs = confused_pairs(main)
     if pairs.rows:
         yield "Most frequent mistakes:"
@@ -75,15 +85,25 @@ def _table(table: Table) -> str:
 
 def _cell(text: str) -> str:
     """A cell ends at a bar, and a line at its end."""
-    return _escaped(" ".join(text.split())).replace("|", "\\|")
+    return _escaped(text).replace("|", "\\|")
 
 
 def _escaped(text: str) -> str:
-    """Names are shown as they are, whatever letters they have."""
+    """Names are shown as they are, whatever letters they have, on one line."""
+    text = " ".join(text.split())
     for letter in "\\`*[]<>#":
         text = text.replace(letter, f"\\{letter}")
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is but a letter
     return text.replace("&", "&amp;")
+
+
+def _code(text: str) -> str:
+    """A span of code, whatever backticks and line breaks it has."""
+    text, fence = " ".join(text.split()), "`"
+    while fence in text:
+        fence += "`"
+    edge = " " if "`" in text else ""
+    return f"{fence}{edge}{text}{edge}{fence}"
 
 
 def _fenced(text: str) -> str:

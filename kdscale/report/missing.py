@@ -1,11 +1,13 @@
 """What a report lacks, and the commands that find it out."""
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdscale.report.compare import Entry, Study
+from kdscale.report.compare import Study
 from kdscale.report.cost import cost_of_sweep
+from kdscale.report.entry import Entry
 from kdscale.report.runs import Run
 from kdscale.wording import number_of
 
@@ -26,7 +28,9 @@ def missing(study: Study, *, has_sheet: bool) -> list[Note]:
         has_sheet: whether views are shown, or not asked for.
     """
     return [
+        *[Note(f"{problem}.") for problem in study.problems],
         *[Note(f"{problem}.") for run in study.runs for problem in run.problems],
+        *_repeated(study),
         *_unfinished(study),
         *_not_evaluated(study),
         *_not_compared(study),
@@ -54,7 +58,7 @@ def _unfinished(study: Study) -> list[Note]:
 
 
 def _go_on(run: Run) -> Note:
-    text = f"{run.folder} is not finished: {run.epochs_done:.3g} epochs so far."
+    text = f"{run.folder} is not finished: {number_of(run.epochs_done, 'epoch')} so far."
     whole = _whole_recipe(run)
     if whole is not None:
         return Note(text, _kdscale("run", whole / "recipe.toml", "--run", whole))
@@ -87,6 +91,18 @@ def _not_evaluated(study: Study) -> list[Note]:
         "classes are not known of all."
     )
     return [Note(text, _kdscale("evaluate", *folders))]
+
+
+def _repeated(study: Study) -> Iterator[Note]:
+    """Seeds that were trained several times with the same settings."""
+    for entry in study.entries:
+        for seed in entry.seeds:
+            folders = [str(run.folder) for run in entry.finished if run.seed == seed]
+            if len(folders) > 1:
+                yield Note(
+                    f"Seed {seed} of {entry.phrase} is in {number_of(len(folders), 'folder')} "
+                    f"({', '.join(folders)}): it counts once, with the mean of their figures."
+                )
 
 
 def _not_compared(study: Study) -> list[Note]:

@@ -5,11 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdscale.documents import DAMAGE, read_object
-from kdscale.errors import KdscaleError, RunError
+from kdscale.errors import RunError
 from kdscale.report.evaluation import Evaluation, read_evaluation
-from kdscale.run_folder import Content, RunFolder
-from kdscale.runlog import read_sound_metrics
+from kdscale.report.fields import (
+    dicts,
+    name_text,
+    read_json,
+    shown,
+    sound_metrics,
+    tables_of,
+)
+from kdscale.report.training_log import Curve, read_log
+from kdscale.run_folder import Job, RunFolder
 
 Kind = Literal["teacher", "alone", "online", "cache"]
 KINDS: tuple[Kind, ...] = ("teacher", "alone", "online", "cache")
@@ -26,9 +33,6 @@ PHRASES: dict[Kind, str] = {
     "cache": "the student taught from the cache",
 }
 _KIND_OF_TARGETS: dict[str, Kind] = {"none": "alone", "teacher": "online", "cache": "cache"}
-
-Curve = Sequence[tuple[float, float]]
-"""(epochs, value), in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,12 @@ class Run:
     validation_accuracy: Curve = ()
     trial: str | None = None
     """Its name where a sweep made it."""
+    dataset: str | None = None
+    """Fingerprint of the training split; None where the run does not say."""
+    taught_by: str | None = None
+    """SHA-256 of the teacher's weights, several with + between them; None without a teacher."""
+    elsewhere: Mapping[Path, Evaluation] = field(default_factory=dict)
+    """Evaluations on other test splits than its own, by file."""
     problems: Sequence[str] = field(default=())
     """Files that could not be read, in words."""
 
@@ -76,48 +86,102 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
     """
     job = RunFolder(folder).read_job()
     recipe_text, recipe = read_recipe(folder)
-    result, problems = read_result(folder)
-    evaluation, problem = read_evaluation(folder / "evaluation.json")
-    content, unread = _read_content(folder)
-    log = _read_log(folder)
-    kind: Kind = "teacher" if job.model == "teacher" else _KIND_OF_TARGETS[job.targets]
+    result, problems = _read_result(folder / "result.json")
+    content, more = read_json(folder / "content.json")
+    known = {name: value for name, value in (content or {}).items() if isinstance(value, str)}
+    evaluations = read_evaluations(folder / "evaluation.json", known.get("test"))
+    log = read_log(folder, is_finished=result is not None)
     return Run(
         folder=folder,
-        kind=kind,
+        kind=_kind_of(job),
         seed=job.seed,
         recipe=recipe,
         recipe_text=recipe_text,
-        test_split=tested_on(recipe) if content is None else content.test,
-        metrics=_topped_up(result or log.reached, evaluation),
+        test_split=known.get("test") or tested_on(recipe),
+        metrics=_topped_up(log.reached if result is None else result, evaluations.own),
         finished=result is not None,
-        evaluation=evaluation,
+        evaluation=evaluations.own,
         loss=log.curves["loss"],
         test_accuracy=log.curves["test"],
         validation_accuracy=log.curves["validation"],
         trial=trial,
-        problems=[*problems, *problem, *unread, *log.problems],
+        dataset=known.get("dataset"),
+        taught_by=known.get("teacher"),
+        elsewhere=evaluations.elsewhere,
+        problems=[*problems, *more, *evaluations.problems, *log.problems],
     )
 
 
-def given_teacher(folder: Path, result: Mapping[str, Any] | None) -> Run | None:
-    """The teacher of a whole recipe's folder that came with weights; None where none is told of."""
-    evaluation, problem = read_evaluation(folder / "teacher-evaluation.json")
-    if result is None and evaluation is None:
+def given_teacher(
+    folder: Path, result: Mapping[str, Any] | None, test_split: str | None
+) -> Run | None:
+    """The teacher of a whole recipe's folder that came with weights; None where none is told of.
+
+    Args:
+        folder: the recipe's.
+        result: what the folder's result says of the teacher.
+        test_split: what the folder's runs were tested on; None where it has none.
+    """
+    path = folder / "teacher-evaluation.json"
+    evaluations = read_evaluations(path, test_split)
+    if result is None and evaluations.own is None:
         return None
     text, recipe = read_recipe(folder)
+    told, problems = sound_metrics(result or {}, folder / "result.json")
     return Run(
         folder=folder,
         kind="teacher",
         seed=0,
         recipe=recipe,
         recipe_text=text,
-        test_split=tested_on(recipe),
-        metrics=_topped_up(result or {}, evaluation),
+        test_split=test_split or tested_on(recipe),
+        metrics=_topped_up(told, evaluations.own),
         finished=True,
-        evaluation=evaluation,
-        evaluation_file="teacher-evaluation.json",
-        problems=problem,
+        evaluation=evaluations.own,
+        evaluation_file=path.name,
+        elsewhere=evaluations.elsewhere,
+        problems=[*problems, *evaluations.problems],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """What a folder holds of a model: on its own test split and on others."""
+
+    own: Evaluation | None
+    elsewhere: Mapping[Path, Evaluation]
+    problems: Sequence[str]
+
+
+def read_evaluations(path: Path, test_split: str | None) -> Evaluations:
+    """Read an evaluation file, and those beside it that are of other test splits.
+
+    Args:
+        path: the file for the own test split. Where it is of another one all the same, as kdscale
+            0.1 wrote it, its figures are kept apart.
+        test_split: fingerprint of the own one; None where that is not known.
+    """
+    own, problems = read_evaluation(path)
+    elsewhere = {}
+    for other in sorted(path.parent.glob(f"{path.stem}-on-*.json")):
+        found, more = read_evaluation(other)
+        problems += more
+        if found is not None:
+            elsewhere[other] = found
+    if own is not None and _is_other(own, test_split):
+        problems.append(
+            f"{path} is of other images than the run was tested on, so its figures stand apart; "
+            "evaluate the run again for those of its own"
+        )
+        elsewhere, own = {path: own, **elsewhere}, None
+    return Evaluations(own, elsewhere, problems)
+
+
+def _is_other(evaluation: Evaluation, test_split: str | None) -> bool:
+    fingerprint = evaluation.test_set.fingerprint
+    if evaluation.test_set.is_own is False:
+        return True
+    return None not in (fingerprint, test_split) and fingerprint != test_split
 
 
 def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -126,91 +190,45 @@ def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         RunError: it is missing or damaged.
     """
-    run = RunFolder(folder)
-    try:
-        return run.read_recipe_text(), run.read_recipe_table()
-    except RunError as error:
-        raise RunError(f"{error}: leave {folder} out") from None
+    path = RunFolder(folder).recipe_file
+    text, recipe = RunFolder(folder).read_recipe_tables()
+    for name in _SECTIONS:
+        if not isinstance(recipe.get(name, {}), dict):
+            raise RunError(f"{path} is damaged: {name} is {shown(recipe[name])}, wanted a table")
+    if "name" in recipe:
+        recipe["name"] = name_text(str(recipe["name"]))
+    return text, recipe
+
+
+_SECTIONS = ("data", "views", "cache", "teacher", "student", "loss", "ensemble", "sweep")
 
 
 def tested_on(recipe: Mapping[str, Any]) -> str:
     """The test split that a recipe names."""
-    data = recipe.get("data", {})
+    data = tables_of(recipe, "data")
     return f"{data.get('source', '?')}, split {data.get('test_split', 'test')}"
 
 
-def read_result(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """A folder's result, if it is there; else why it cannot be read, if it is there."""
-    run = RunFolder(folder)
-    if not run.result_file.exists():
-        return None, []
-    try:
-        return run.read_result(), []
-    except KdscaleError as error:
-        return None, [str(error)]
+def _kind_of(job: Job) -> Kind:
+    return "teacher" if job.model == "teacher" else _KIND_OF_TARGETS[job.targets]
 
 
-def _read_content(folder: Path) -> tuple[Content | None, list[str]]:
-    try:
-        return RunFolder(folder).read_content(), []
-    except KdscaleError as error:
-        return None, [str(error)]
-
-
-def read_json(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The object in a file, if it is there; else why it cannot be read, if it is there."""
-    try:
-        return read_object(path), []
-    except FileNotFoundError:
-        return None, []
-    except (KdscaleError, *DAMAGE) as error:
-        return None, [f"{path} cannot be read ({error})"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Log:
-    """What `metrics.jsonl` tells."""
-
-    curves: Mapping[str, list[tuple[float, float]]]
-    """Loss by epoch, and top-1 by epoch on the splits."""
-    reached: Mapping[str, Any]
-    """Metrics of a model that is still being trained."""
-    problems: Sequence[str] = ()
-    """Lines that are damaged, in words."""
-
-
-def _read_log(folder: Path) -> _Log:
-    """As much as can be read: the last line of a run that is going on may be torn."""
-    curves: dict[str, list[tuple[float, float]]] = {"loss": [], "test": [], "validation": []}
-    reached: dict[str, Any] = {}
-    path = RunFolder(folder).metrics_file
-    if not path.exists():
-        return _Log(curves, reached)
-    try:
-        records, damaged = read_sound_metrics(folder)
-        for record in records:
-            _note(record, curves, reached)
-    except (KdscaleError, *DAMAGE) as error:
-        return _Log(curves, reached, [f"{path} cannot be read ({error})"])
-    return _Log(curves, reached, [f"{one}: it is left out" for one in damaged])
-
-
-def _note(
-    record: Mapping[str, Any],
-    curves: Mapping[str, list[tuple[float, float]]],
-    reached: dict[str, Any],
-) -> None:
-    if record.get("loss") is not None:
-        curves["loss"].append((float(record["epoch"]), float(record["loss"])))
-        reached["steps"] = record["step"]
-        reached["train_seconds"] = record.get("train_seconds")
-    elif record.get("split") in curves and record.get("top1_accuracy") is not None:
-        point = (float(record["epoch"]), float(record["top1_accuracy"]))
-        curves[record["split"]].append(point)
-        if record["split"] == "test":
-            reached["top1_accuracy"] = point[1]
+def _read_result(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The result of a run; None of one that is not finished, or whose file cannot be read."""
+    found, problems = read_json(path)
+    if found is None:
+        return None, problems
+    result, more = sound_metrics(found, path)
+    if not result:
+        return None, [*more, f"{path} is damaged: it holds no result"]
+    return result, more
 
 
 def _topped_up(result: Mapping[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:
     """A result's own numbers first: they are those of its last weights."""
     return {**(evaluation.metrics if evaluation else {}), **result}
+
+
+def rows_of(result: Mapping[str, Any] | None) -> Sequence[dict[str, Any]]:
+    """The rows of a whole recipe's result."""
+    return dicts((result or {}).get("rows"))

@@ -9,8 +9,10 @@ from kdscale.report.compared import (
     ACCURACY,
     COST,
     classes_table,
+    classes_title,
     comparison,
     confused_pairs,
+    other_test_sets,
     trials_table,
 )
 from kdscale.report.cost import cost_of, cost_of_sweep
@@ -20,6 +22,7 @@ from kdscale.report.figures.cost import accuracy_by_latency, accuracy_by_paramet
 from kdscale.report.figures.curves import curves_of_sweep, training_curves
 from kdscale.report.figures.sweeps import by_parameter
 from kdscale.report.figures.time import times_of, times_of_sweep
+from kdscale.wording import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +119,32 @@ def _classes(study: Study, prefix: str) -> Section | None:
     main = study.examined
     if main is None:
         return None
-    pairs = confused_pairs(main)
+    pairs, table = confused_pairs(main), classes_table(main)
     return Section(
         name=f"{prefix}classes",
         title="Class by class",
         charts=[
             *by_class(study, prefix),
-            confusion(main, prefix),
-            *_known([calibration(study, prefix)]),
+            *_known([confusion(main, prefix), calibration(study, prefix)]),
         ],
         folded={
             f"Most frequent mistakes of {main.phrase}": pairs,
-            f"All {len(main.evaluations[0].class_names)} classes of {main.phrase}":
-                classes_table(main),
+            classes_title(main, table): table,
         },
-    )  # fmt: skip
+    )
+
+
+def _elsewhere(study: Study, prefix: str) -> Section | None:
+    table = other_test_sets(study)
+    if not table.rows:
+        return None
+    return Section(
+        name=f"{prefix}elsewhere",
+        title="On other images",
+        words="Evaluated on images that these runs were not tested on while they trained. No "
+        "other table or drawing holds these figures.",
+        tables=[table],
+    )
 
 
 def _sweeps(study: Study, prefix: str) -> Section | None:
@@ -145,7 +159,7 @@ def _sweeps(study: Study, prefix: str) -> Section | None:
         title="Trials",
         words="Best first, by top-1 on the validation split: the test split chooses nothing.",
         listed={
-            f"{len(sweep.trials)} trials of {sweep.folder}": trials_table(sweep)
+            f"{number_of(len(sweep.trials), 'trial')} of {sweep.folder}": trials_table(sweep)
             for sweep in study.sweeps
         },
         charts=charts,
@@ -171,4 +185,5 @@ _SECTIONS: tuple[Callable[[Study, str], Section | None], ...] = (
     _time,
     _training,
     _classes,
+    _elsewhere,
 )

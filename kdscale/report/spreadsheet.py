@@ -17,6 +17,8 @@ _METRICS = (
     "macro_recall",
     "calibration_error",
     "agreement",
+    "non_finite_samples",
+    "tied_samples",
     "best_validation_accuracy",
     "num_parameters",
     "weight_bytes",
@@ -36,8 +38,14 @@ def render_csv(studies: Sequence[Study]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula stands after a quotation mark."""
+    is_formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if is_formula else value
 
 
 def _rows(study: Study) -> list[dict[str, Any]]:
@@ -62,6 +70,7 @@ def _row(study: Study, run: Run, setting: str, parameters: Any) -> dict[str, Any
         "trial": run.trial or "",
         "finished": run.finished,
     }
+    row["test_split"] = run.test_split
     row |= {name: run.metrics.get(name, "") for name in _METRICS}
     for batch in (1, 64):
         latency = run.evaluation.latency.get(batch) if run.evaluation else None

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from kdscale.report.compare import Entry, Study, Sweep, gains, value_text
+from kdscale.report.compare import Study, Sweep, value_text
 from kdscale.report.cost import Cost, SweepCost, cost_of, cost_of_sweep
+from kdscale.report.entry import Entry, gains
 from kdscale.wording import duration_text, number_of, spread
 
 _MOST_TAUGHT = 2
@@ -54,8 +55,9 @@ def _taught(study: Study, entry: Entry) -> Iterator[str]:
     alone, online = study.peer(entry, "alone"), study.peer(entry, "online")
     who = f" ({entry.setting})" if entry.setting else ""
     reached = f"Taught from the cache, the student{who} reaches {_accuracy(entry)} top-1"
-    if alone is not None:
-        reached += f", {_gained(entry, alone)} the {_accuracy(alone)} that it reaches alone"
+    if alone is not None and (ahead := _ahead(entry, alone)) is not None:
+        reached += f", {_gained(*ahead)} the {_accuracy(alone)} that it reaches alone"
+        reached += _of_seeds(entry, alone)
     yield f"{reached}. {_against_online(entry, online)}".strip()
     cost = cost_of(study, entry)
     if cost is not None:
@@ -73,35 +75,49 @@ def _accuracy(entry: Entry) -> str:
     return f"{spread([100 * value for value in values], 2)} %" if values else "an unknown"
 
 
-def _gained(entry: Entry, other: Entry) -> str:
+def _gained(gain: float, width: float) -> str:
     """`1.2 points more than`, with its spread over seeds where there are several."""
-    gain, width = _ahead(entry, other)
+    if not width and not round(gain, 2):
+        return "as much as"
     if abs(gain) <= width:
         return f"which, {gain:+.2f} ± {width:.2f} points seed by seed, is not told apart from"
     shown = f"{abs(gain):.2f}" + (f" ± {width:.2f}" if width else "")
     return f"{shown} points {'more' if gain > 0 else 'less'} than"
 
 
-def _ahead(entry: Entry, other: Entry) -> tuple[float, float]:
-    """Points of top-1 and their standard deviation, seed by seed where seeds are shared."""
+def _ahead(entry: Entry, other: Entry) -> tuple[float, float] | None:
+    """Points of top-1 and their standard deviation, seed by seed where seeds are shared.
+
+    None where the top-1 of one is not known.
+    """
     ahead = gains(entry, other)
-    if not ahead:
-        means = (entry.mean("top1_accuracy") or 0, other.mean("top1_accuracy") or 0)
-        return 100 * (means[0] - means[1]), 0.0
-    return mean(ahead), stdev(ahead) if len(ahead) > 1 else 0.0
+    if ahead:
+        return mean(ahead), stdev(ahead) if len(ahead) > 1 else 0.0
+    ours, theirs = entry.mean("top1_accuracy"), other.mean("top1_accuracy")
+    return None if ours is None or theirs is None else (100 * (ours - theirs), 0.0)
+
+
+def _of_seeds(entry: Entry, other: Entry) -> str:
+    """Says so where the two do not have the same seeds."""
+    if entry.seeds == other.seeds:
+        return ""
+    shared = set(entry.seeds) & set(other.seeds)
+    return f" (of {number_of(len(shared), 'shared seed')})" if shared else " (of other seeds)"
 
 
 def _against_online(entry: Entry, online: Entry | None) -> str:
-    if online is None:
+    ahead = None if online is None else _ahead(entry, online)
+    if online is None or ahead is None:
         return ""
-    gain, width = _ahead(entry, online)
+    gain, width = ahead
     if not round(gain, 2) and not width:
         words = ", as much"
     elif width and abs(gain) <= width:
         words = f", the same within the spread of seeds ({-gain:+.2f} ± {width:.2f} points)"
     else:
         words = f", {abs(gain):.2f} points {'less' if gain > 0 else 'more'}"
-    return f"With the teacher at every step it reaches {_accuracy(online)}{words}."
+    seeds = _of_seeds(entry, online)
+    return f"With the teacher at every step it reaches {_accuracy(online)}{words}{seeds}."
 
 
 def _paid(cost: Cost) -> str:
@@ -187,10 +203,10 @@ def _accuracy_tiles(study: Study, main: Entry) -> Iterator[Tile]:
     if (top1 := main.mean("top1_accuracy")) is not None:
         yield Tile(f"{100 * top1:.2f} %", f"top-1 of {main.phrase}")
     alone = study.peer(main, "alone") if main.kind in ("cache", "online") else None
-    if alone is not None:
-        gain, _ = _ahead(main, alone)
+    if alone is not None and (ahead := _ahead(main, alone)) is not None:
         yield Tile(
-            f"{gain:+.2f}".replace("-", "\N{MINUS SIGN}"), "points of top-1 over the student alone"
+            f"{ahead[0]:+.2f}".replace("-", "\N{MINUS SIGN}"),
+            f"points of top-1 over the student alone{_of_seeds(main, alone)}",
         )
 
 

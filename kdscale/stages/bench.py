@@ -133,7 +133,7 @@ def _temporary_cache(path: Path, parts: Parts) -> Path:
     kept = components.kept_of(recipe, images, parts.teacher)
     asked = components.asked_manifest(recipe, images, parts.teacher.describe(), kept=kept)
     views = 2 if recipe.views.operations else 1
-    asked = replace(asked, num_views=views, features=())
+    asked = replace(asked, features=()).with_num_views(views)
     manifest = create_or_resume(path, asked, images.labels, once=kept.once)
     writer = ShardWriter(path, manifest)
     pipeline = components.cached_pipeline(recipe, images.num_samples)
@@ -288,7 +288,7 @@ def _measure_build(parts: Parts, folder: Path, seconds: float) -> dict[str, Any]
     per_image = (perf_counter() - began) / min(size, parts.images.num_samples)
     shard_samples = _shard_samples(recipe, parts.images, seconds, per_image)
     asked = components.asked_manifest(recipe, parts.images, teacher.describe(), kept=kept)
-    asked = replace(asked, num_views=1, shard_samples=shard_samples)
+    asked = replace(asked, shard_samples=shard_samples).with_num_views(1)
     batches = SizedBatches(asked_for(teacher, asked, kept), recipe.teacher.batch_size)
     path = folder / "build.zarr"
     manifest: Manifest = create_or_resume(path, asked, parts.images.labels, once=kept.once)

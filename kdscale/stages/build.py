@@ -77,7 +77,7 @@ def build(
     kept = kept_of(recipe, images, teacher, views)
     asked = asked_manifest(recipe, images, teacher.describe(), views, kept)
     if num_views is not None:
-        asked = replace(asked, num_views=num_views, views={**asked.views, "count": num_views})
+        asked = asked.with_num_views(num_views)
     if recipe.cache.encoding == "auto":
         mention_encoding(recipe, asked, teacher, few_views(recipe, images, teacher.device, views))
     path = cache or find_cache(cache_root, asked) or free_path(cache_root, recipe, asked)

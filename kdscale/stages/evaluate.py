@@ -17,13 +17,14 @@ from kdscale.data.loader import Images
 from kdscale.documents import DAMAGE
 from kdscale.engine import components
 from kdscale.engine.cost import BATCH_SIZES, device_name, forward_cost, weight_bytes
-from kdscale.engine.evaluation import Examined, examine
+from kdscale.engine.evaluation import Examined, examine, mention_unclear
 from kdscale.engine.predictions import Predictions, keep_predictions, predictions_of
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.engine.teacher import FrozenTeacher, freeze
+from kdscale.engine.test_set import evaluation_file, own_test_set
 from kdscale.engine.trained import Trained, Weights, trained_models
 from kdscale.errors import KdscaleError, ModelError, WeightsError
-from kdscale.metrics import details, summarize
+from kdscale.metrics import NO_PREDICTION, details, summarize
 from kdscale.models.registry import num_parameters
 from kdscale.run_folder import read_evaluation, write_evaluation
 
@@ -70,6 +71,9 @@ class Evaluation:
     def model(self, subject: Trained) -> dict[str, Any]:
         """Evaluate a model into its file.
 
+        On another test split than the one that the run was tested on, the file is another one: the
+        figures of the two must not be taken for each other.
+
         Returns:
             What the file holds, and the path that a user knows the model by.
 
@@ -90,7 +94,9 @@ class Evaluation:
             "clean": list(test.clean),
             "teacher_sha256": None if answers is None else answers.sha256,
         }
-        known = _known(subject.evaluation, identity) if self.reuse else None
+        own = own_test_set(subject.evaluation)
+        file = evaluation_file(subject.evaluation, own, test.fingerprint)
+        known = _known(file, identity) if self.reuse else None
         known = from_main_process(accelerator, known)
         if known is not None:
             return {"run": subject.name, **known}
@@ -98,20 +104,28 @@ class Evaluation:
         examined = _examine(model, test, accelerator)
         if subject.role == "teacher":
             keep_predictions(model, test, self.cache_root, examined.predictions, accelerator)
+        if file != subject.evaluation:
+            log.warning(
+                "%s was tested on other images (fingerprint %s) than these (%s): what is found "
+                "goes to %s", subject.name, str(own)[:12], test.fingerprint[:12], file,
+            )  # fmt: skip
+        summary = summarize(examined.counts)
+        mention_unclear(summary, test.num_samples)
         found = {
             **identity,
             **subject.describe(),
             **_described(test),
-            **summarize(examined.counts),
+            "own_test_set": None if own is None else own == test.fingerprint,
+            **summary,
             "agreement": None if answers is None else _agreement(examined, answers),
             "agreement_note": note,
             "num_parameters": parameters,
             "weight_bytes": weight_bytes(model.model),
             **_cost(model, test, self.seconds, accelerator),
-            **details(examined.counts),
+            **details(examined.counts, examined.labels, examined.predictions),
         }
         if accelerator.is_main_process:
-            write_evaluation(subject.evaluation, found)
+            write_evaluation(file, found)
         accelerator.wait_for_everyone()
         return {"run": subject.name, **found}
 
@@ -169,11 +183,14 @@ def _examine(model: FrozenTeacher, test: ImageSet, accelerator: Accelerator) -> 
 
 
 def _agreement(examined: Examined, answers: Predictions) -> float:
-    return float((examined.predictions == answers.classes).double().mean())
+    is_equal = examined.predictions == answers.classes
+    return float((is_equal & (examined.predictions != NO_PREDICTION)).double().mean())
 
 
 def _described(test: ImageSet) -> dict[str, Any]:
     return {
+        "test_source": test.name,
+        "test_split": test.split,
         "num_samples": test.num_samples,
         "num_classes": test.num_classes,
         "class_names": list(test.classes),
@@ -203,9 +220,13 @@ def _cost(
 
 
 def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a file says, if it is of this very model, these images and this teacher."""
+    """What a file says, if it is of this very model, these images and this teacher.
+
+    A file of kdscale 0.1 may count samples without a prediction as right: it is not used again.
+    """
     try:
         found = read_evaluation(file)
     except (KdscaleError, *DAMAGE):
         return None
-    return found if identity.items() <= found.items() else None
+    same = identity.items() <= found.items() and "non_finite_samples" in found
+    return found if same else None

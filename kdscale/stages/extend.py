@@ -9,6 +9,7 @@ from kdscale.config import Recipe
 from kdscale.engine.components import pipeline
 from kdscale.errors import ConfigError
 from kdscale.stages.build import build
+from kdscale.wording import number_of
 
 
 def extend(
@@ -50,16 +51,16 @@ def extend(
         "path": str(path),
         "id": after.id,
         "num_views": after.num_views,
-        "build_seconds": after.build["seconds"],
+        "build_seconds": after.build_seconds,
     }
 
 
 def _check_number(recipe: Recipe, path: Place, cache: Manifest, wanted: int) -> None:
     if wanted < cache.num_views:
         raise ConfigError(
-            f"{path} has {cache.num_views} views, --views {wanted} asks for fewer: views are only "
-            f"ever added, and nothing was changed. To train on the first {wanted}, set "
-            f"views.count = {wanted}"
+            f"{path} has {number_of(cache.num_views, 'view')}, --views {wanted} asks for fewer: "
+            f"views are only ever added, and nothing was changed. To train on the first {wanted}, "
+            f"set views.count = {wanted}"
         )
     if recipe.views.mode == "fixed":
         raise ConfigError(
@@ -69,8 +70,8 @@ def _check_number(recipe: Recipe, path: Place, cache: Manifest, wanted: int) -> 
     views = pipeline(recipe, num_samples=0)
     if recipe.views.count == "all" and wanted > views.count_all():
         raise ConfigError(
-            f"--views {wanted}, but the recipe's operations have {views.count_all()} views in all "
-            "(views.count = 'all'): ask for those"
+            f"--views {wanted}, but the recipe's operations have "
+            f"{number_of(views.count_all(), 'view')} in all (views.count = 'all'): ask for those"
         )
     if wanted > 1 and not any(one.num_draws for one in views.operations):
         raise ConfigError(

@@ -19,6 +19,7 @@ from kdscale.cache.manifest import MANIFEST_KEY, Manifest, describe, read_manife
 from kdscale.cache.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.errors import CacheMismatchError, CacheNotFoundError, ConfigError, StorageError
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +142,9 @@ def _check_same(
     found = read_manifest(there / (folder or ""))
     if found.id != ours.id or found.num_views > ours.num_views:
         raise CacheMismatchError(
-            f"{url} holds another cache ({found.id}, {found.num_views} views) than this "
-            f"({ours.id}, {ours.num_views} views): name another repository or path"
+            f"{url} holds another cache ({found.id}, {number_of(found.num_views, 'view')}) than "
+            f"this ({ours.id}, {number_of(ours.num_views, 'view')}): name another repository or "
+            "path"
         )
 
 
@@ -196,7 +198,7 @@ A [Zarr](https://zarr.dev) cache of kdscale, format version {manifest.format_ver
 | what | |
 | --- | --- |
 | teacher | `{teacher.get("model")}`{known}, weights `{teacher["weights_sha256"][:12]}…` |
-| data set | {dataset.get("source")}, split {dataset.get("split")}: {manifest.num_samples:,} images of {manifest.num_classes} classes; the images are not in here |
+| data set | {dataset.get("source")}, split {dataset.get("split")}: {number_of(manifest.num_samples, "image")} of {number_of(manifest.num_classes, "class", "classes")}; the images are not in here |
 | views | {manifest.num_views}, seed {manifest.views["seed"]} |
 | encoding | {manifest.encoding}, {manifest.bytes_per_target} bytes an answer |
 | size | {size / 1e6:.1f} MB |

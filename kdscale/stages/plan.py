@@ -45,6 +45,7 @@ from kdscale.engine.probes import (
     student_settings,
 )
 from kdscale.engine.processes import create_accelerator
+from kdscale.engine.requirements import mention_ineffective
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.teacher import Answers, FrozenTeacher
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
@@ -97,6 +98,7 @@ def plan(
             f"plan was started with {accelerator.num_processes} processes and times one: start it "
             f"alone, with --processes {accelerator.num_processes}"
         )
+    mention_ineffective(recipe, "student")
     with _telling_what_is_decoded(cache_root):
         labelled = recipe.loss.hard_weight > 0
         images = components.training_images(recipe, cache_root, labelled=labelled)

@@ -16,6 +16,7 @@ from kdscale.report.markdown import render_markdown
 from kdscale.report.page import render_page
 from kdscale.report.sections import Picture
 from kdscale.report.spreadsheet import render_csv
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def report(
             )
     for kind, path in files.items():
         if path is not None:
-            write_durably(path, texts[kind].encode())
+            write_durably(path, texts[kind].encode("utf-8", "backslashreplace"))
     return texts
 
 
@@ -120,7 +121,7 @@ def _drawn(place: Path, manifest: Manifest, cache_root: Path, data: str | None) 
     return Picture(
         encoded(wide, ".webp"),
         encoded(narrow, ".webp"),
-        f"{samples} images in {views} of {manifest.num_views} views each, with the classes that "
-        "the teacher names for them and how sure it is.",
+        f"{number_of(samples, 'image')} in {views} of {number_of(manifest.num_views, 'view')} "
+        "each, with the classes that the teacher names for them and how sure it is.",
         (wide.size, narrow.size),
     )

@@ -17,6 +17,7 @@ from kdscale.engine.alone import alone_in
 from kdscale.engine.builders.places import check_place
 from kdscale.engine.components import asked_manifest, check_recipe
 from kdscale.engine.processes import create_accelerator
+from kdscale.engine.requirements import mention_ineffective
 from kdscale.engine.runs import (
     Content,
     Job,
@@ -75,6 +76,8 @@ def run_recipe(
         KdscaleError: see `kdscale.errors`; the same command goes on from there.
     """
     check_place(cache)
+    seeds = list(dict.fromkeys(seeds))
+    mention_ineffective(recipe, *(["teacher"] if recipe.teacher.weights is None else []), "student")
     train_set, test_set = check_recipe(recipe, cache_root)
     Job("student", "teacher" if online else "cache", seeds[0]).section(recipe)
     with alone_in(folder, create_accelerator()):
@@ -199,7 +202,7 @@ def ready_teacher(
 
 _OF_GIVEN_TEACHER = (
     "model", "num_parameters", "num_samples", "top1_accuracy", "top5_accuracy", "macro_precision",
-    "macro_recall", "calibration_error",
+    "macro_recall", "calibration_error", "non_finite_samples", "tied_samples",
 )  # fmt: skip
 
 

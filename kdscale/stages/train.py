@@ -31,7 +31,7 @@ from kdscale.engine.following import (
 )
 from kdscale.engine.loop import Loop
 from kdscale.engine.processes import create_accelerator, main_process_first
-from kdscale.engine.requirements import check_loss, mention_loss
+from kdscale.engine.requirements import check_loss, mention_loss, mention_steps
 from kdscale.engine.results import reading_of, result_of, weights_metadata
 from kdscale.engine.resume import restore_best, restore_or_begin
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
@@ -131,6 +131,7 @@ def train(
             keep_content(run, _content(data, source, caches), main=accelerator.is_main_process)
             mention_loss(loss, training.settings.epochs, training.settings.accumulation)
             loop = _loop(training, data, source, begun)
+            mention_steps(training.settings, loop.loader.steps_per_epoch)
             metrics = restore_or_begin(run, loop)
             before_seconds = loop.state.train_seconds
             last = _run(training, data, loop, metrics, caches, wait=wait, watch=watch)

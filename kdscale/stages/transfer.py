@@ -10,6 +10,7 @@ from kdscale.cache.manifest import read_manifest
 from kdscale.cache.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.stages.hub import is_hub, pull_from_hub, push_to_hub
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def copy_cache(source: Place, destination: Place) -> dict[str, Any]:
         done = _copy(source, destination)
         found = read_manifest(destination)
     log.info(
-        "%s: complete, every object checked; %d shards copied, %d were there",
-        destination, done["copied"], done["kept"],
+        "%s: complete, every object checked; %s copied, %d were there",
+        destination, number_of(done["copied"], "shard"), done["kept"],
     )  # fmt: skip
     return {
         "source": str(source),

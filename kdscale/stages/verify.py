@@ -28,6 +28,7 @@ from kdscale.engine.identity import check_fits
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.teacher import SizedBatches
 from kdscale.targets import DenseTargets, Targets, decode, log_sums
+from kdscale.wording import number_of
 
 _SMALLEST = 1e-4  # of a row's largest value: float16 keeps smaller ones with fewer digits
 _NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -81,7 +82,7 @@ class SecondOpinion:
 
     def describe(self) -> str:
         """For people."""
-        counted = f"{self.num_pairs} views asked again (--seed {self.seed})"
+        counted = f"{number_of(self.num_pairs, 'view')} asked again (--seed {self.seed})"
         differing = f"largest difference {self.largest_difference:.1e}"
         if self.ok:
             return f"{counted}: ok, {differing}, tolerance {self.tolerance:.1e}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kdscale.wording import markdown_table
+from kdscale.wording import markdown_table, number_of
 
 _STEPS = {
     "plain": "bare PyTorch loop, labels",
@@ -24,7 +24,7 @@ _RATIOS = {
 
 
 _READING = (
-    "Targets: {held_bytes:,} bytes of memory, an epoch in {num_windows} window(s); waited "
+    "Targets: {held_bytes:,} bytes of memory, an epoch in {windows}; waited "
     "{waited_share:.2%} of the steps' time for them; {read_amplification:.2f} bytes read for each "
     "byte needed."
 )
@@ -47,5 +47,6 @@ def bench_table(found: Mapping[str, Any]) -> str:
         markdown_table(["ratio of times", "median", "smallest .. largest round"], ratios),
     ]
     if "reading" in found:
-        parts.append(_READING.format(**found["reading"]))
+        windows = number_of(found["reading"]["num_windows"], "window")
+        parts.append(_READING.format(**found["reading"], windows=windows))
     return "\n\n".join(parts)

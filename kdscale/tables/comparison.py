@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdscale.report.runs import TITLES, Kind
-from kdscale.wording import markdown_table, spread
+from kdscale.wording import markdown_table, number_of, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def results_table(rows: Sequence[Row]) -> str:
         "build s",
     ]
     table = markdown_table(header, [_row(row) for row in rows])
-    notes = dict.fromkeys(note for row in rows for note in _beginnings(row))
+    notes = dict.fromkeys(note for row in rows for note in (*_beginnings(row), *_unclear(row)))
     return "\n\n".join([table, *notes])
 
 
@@ -43,6 +43,14 @@ def _beginnings(row: Row) -> Iterator[str]:
                 yield f"{title}: trained from scratch, since {source} was not to be had."
             else:
                 yield f"{title}: began from {source} (SHA-256 of its tensors {begun['sha256']})."
+
+
+def _unclear(row: Row) -> Iterator[str]:
+    """Samples of which a row's models say nothing."""
+    most = max((result.get("non_finite_samples", 0) for result in row.results), default=0)
+    if most:
+        title, images = TITLES[row.label].capitalize(), number_of(most, "test image")
+        yield f"{title}: {images} with NaN or infinite logits, counted as wrong."
 
 
 def _row(row: Row) -> list[str]:

@@ -1,6 +1,6 @@
 """What `kdscale evaluate` found, for people: quality, then cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ _SHARES = {
     "agree %": "agreement",
 }
 
+_UNCLEAR = {
+    "non_finite_samples": "with NaN or infinite logits, counted as wrong",
+    "tied_samples": "whose largest logit belongs to several classes, the first of which counts",
+}
 _SIZES = ("1", "64")  # of batches
 _MEANINGS = """\
 prec., recall: means over classes; calib.: calibration error, 15 bins; agree: share of test images
@@ -23,12 +27,8 @@ images; ms: median (95th percentile) of such a pass, without loading and preproc
 
 
 def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
-    """Two tables, one row a model, and what their numbers mean."""
+    """Quality, one table a test split, then cost: one row a model; and what the numbers mean."""
     above, names = _names([one["run"] for one in found])
-    quality = [
-        [name, *[percent_text(one[key], "-") for key in _SHARES.values()]]
-        for name, one in zip(names, found, strict=True)
-    ]
     cost = [
         [name, f"{one['num_parameters']:,}", bytes_text(one["weight_bytes"]),
          _activations(one["peak_activation_bytes"]),
@@ -38,8 +38,9 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(
         [
             *([f"{above}:", ""] if above else []),
-            markdown_table(["run", *_SHARES], quality),
+            *_quality(names, found),
             *_notes(names, found),
+            *_unclear(names, found),
             "",
             markdown_table(
                 ["run", "parameters", "weights", "activations", "ms at 1 (p95)", "ms at 64 (p95)"],
@@ -50,6 +51,37 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
             *_where(names, found),
         ]
     )
+
+
+def _quality(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table for each test split: figures on different images are never in one."""
+    tables: dict[str, list[list[str]]] = {}
+    for name, one in zip(names, found, strict=True):
+        row = [name, *[percent_text(one[key], "-") for key in _SHARES.values()]]
+        tables.setdefault(_test_set(one), []).append(row)
+    for number, (test_set, rows) in enumerate(tables.items()):
+        yield from [""] if number else []
+        yield f"On {test_set}:"
+        yield ""
+        yield markdown_table(["run", *_SHARES], rows)
+
+
+def _test_set(one: Mapping[str, Any]) -> str:
+    """`64 images of SOURCE, split test (3f9a12bc34de)`, with the start of the fingerprint."""
+    images = number_of(one["num_samples"], "image")
+    place = f" of {one['test_source']}, split {one['test_split']}" if "test_source" in one else ""
+    other = ", not the run's own test split" if one.get("own_test_set") is False else ""
+    return f"{images}{place} ({one['test_fingerprint'][:12]}{other})"
+
+
+def _unclear(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Models that give no prediction, or several."""
+    return [
+        f"{name}: {number_of(one[key], 'image')} {words}"
+        for key, words in _UNCLEAR.items()
+        for name, one in zip(names, found, strict=True)
+        if one.get(key)
+    ]
 
 
 def _names(runs: Sequence[str]) -> tuple[str, list[str]]:

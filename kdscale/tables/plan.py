@@ -15,10 +15,11 @@ _STUDENTS = {
 def plan_table(found: Mapping[str, Any]) -> str:
     """What `kdscale cache plan` found."""
     views = number_of(found["num_views"], "view")
+    samples = number_of(found["num_samples"], "sample")
+    classes = number_of(found["num_classes"], "class", "classes")
     untrained = "" if found["teacher_is_trained"] else ", which is not trained yet"
     title = (
-        f"{found['recipe']}: {views} of {found['num_samples']:,} samples, "
-        f"{found['num_classes']} classes, teacher {found['teacher']}{untrained}"
+        f"{found['recipe']}: {views} of {samples}, {classes}, teacher {found['teacher']}{untrained}"
     )
     return "\n\n".join(
         [title, _encodings_table(found), _place_line(found), _times_table(found), _verdict(found)]
@@ -40,7 +41,7 @@ def _place_line(found: Mapping[str, Any]) -> str:
     if share == 1:
         return f"{path} fits and holds all of it: nothing is to be built."
     needed, free = bytes_text(found["needed_bytes"]), found["free_bytes"]
-    line = f"{path}: {found['files']:,} files; at most {needed} to write"
+    line = f"{path}: {number_of(found['files'], 'file')}; at most {needed} to write"
     if free is None:  # a remote store does not say
         line += "."
     else:

@@ -152,6 +152,22 @@ def diverging(num_classes, in_channels):
     return Diverging()
 
 
+def undefined_when_dark(num_classes, in_channels):
+    """Gives NaN in evaluation where an image's first row is dark, about a third of the time."""
+
+    class Undefined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = linear(num_classes, in_channels)
+
+        def forward(self, pixels):
+            logits = self.body(pixels)
+            is_dark = pixels[:, :, 0].flatten(1).mean(1) < (-1e9 if self.training else 0.3)
+            return logits.where(~is_dark[:, None], float("nan"))
+
+    return Undefined()
+
+
 class Convolutional(nn.Module):
     """A stem that gives maps, a body that works on them in place, and a linear head."""
 

@@ -11,7 +11,7 @@ CLASSES = ("ant", "bee", "cat", "dog", "elk")
 
 
 def asked(**changes):
-    """2 views of 10 samples in shards of 4, 4 and 2."""
+    """2 views of 10 samples in shards of 4, 4 and 2; what depends on the changes fits them."""
     manifest = Manifest(
         dataset={
             "fingerprint": "f" * 64,
@@ -42,7 +42,26 @@ def asked(**changes):
         fidelity={"kl_t1": 1e-06},
         versions={"kdscale": "0.0"},
     )
-    return replace(manifest, **changes)
+    manifest = replace(manifest, **changes)
+    if "dataset" not in changes:
+        names = [*CLASSES, *(f"class {number}" for number in range(5, manifest.num_classes))]
+        own = {"num_samples": manifest.num_samples, "classes": names[: manifest.num_classes]}
+        manifest = replace(manifest, dataset={**manifest.dataset, **own})
+    if "bytes_per_target" not in changes:
+        manifest = replace(manifest, bytes_per_target=bytes_per_target(manifest))
+    return manifest
+
+
+def bytes_per_target(manifest):
+    num_classes = manifest.num_classes
+    return {
+        "float32": 4 * num_classes,
+        "float16": 2 * num_classes,
+        "int8": num_classes + 8,
+        "int4": -(-num_classes // 2) + 8,
+        "topk": 3 * (manifest.top_k or 0) + 4 * len(manifest.temperatures),
+        "embedding": 2 * (manifest.embedding_size or 0),
+    }[manifest.encoding]
 
 
 def labels(manifest):

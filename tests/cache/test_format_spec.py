@@ -14,8 +14,8 @@ import synthetic
 import torch
 import zarr
 
+from kdscale.cache.checked_objects import read_once
 from kdscale.cache.layout import (
-    COMMITTED,
     arrays,
     fixed_keys,
     shard_name,
@@ -24,7 +24,8 @@ from kdscale.cache.layout import (
     with_plain_objects,
 )
 from kdscale.cache.manifest import FORMAT_VERSION, canonical, read_manifest
-from kdscale.cache.reader import CacheReader, read_once
+from kdscale.cache.reader import CacheReader
+from kdscale.cache.records import COMMITTED
 from kdscale.cache.verify import verify
 from kdscale.engine.encoding import encoding_of, stored_encoding
 from kdscale.models.taps import Tap, tapping
@@ -111,7 +112,7 @@ def test_table_of_arrays_is_the_codes(any_cache):
     manifest = read_manifest(any_cache)
     layouts = arrays(manifest)
     values = {"V": 2, "N": 10, "C": 5, "S": 3, "shard_samples": 4, "P": 3, "K": 2, "G": 3,
-              "D": 3, "R": len(shard_objects_of(any_cache)) + 1}  # fmt: skip
+              "D": 3, "R": len(shard_objects_of(any_cache)) + 4}  # fmt: skip
     values |= {str(number): number for number in range(9)}
     rows = list(array_rows(manifest))
     assert [row[0] for row in rows] == list(layouts)
@@ -157,7 +158,7 @@ def test_large_objects_are_as_the_page_says(tmp_path):
     keys = list(stored_manifest(tmp_path))
     others = {"top_k", "temperatures", "embedding_size", "features"}
     assert keys == [key for key in manifest_rows() if key not in others]
-    assert stored_manifest(tmp_path)["format_version"] == 2
+    assert stored_manifest(tmp_path)["format_version"] == 3
     assert stored_manifest(tmp_path)["id"] == synthetic.asked().id
     group = zarr.open_group(tmp_path, mode="r")
     for view in range(2):
@@ -179,7 +180,7 @@ def test_table_of_encodings_is_the_codes():
     assert list(rows) == list(synthetic.ENCODINGS)
     for name, (version, size) in rows.items():
         manifest = synthetic.encoded(name)
-        assert manifest.format_version == version
+        assert dataclasses.replace(manifest, bound_records=False).format_version == version
         names = {"C": 5, "K": 2, "G": 3, "D": 3, "id": 1, "ceil": math.ceil}
         assert eval(size, {}, names) == encoding_of(manifest).bytes_per_target  # noqa: S307
 
@@ -354,13 +355,52 @@ def test_commit_records_are_as_the_page_says(any_cache):
     rows = [row[0] for row in array_rows(manifest)]
     rows = rows[: rows.index("labels")]
     commits = zarr.open_group(any_cache, mode="r")["commits"]
+    common = binding_of(stored_manifest(any_cache), rows)
     for view, shard in synthetic.all_shards(manifest):
-        record = [int(value) - 2**32 for value in commits[view, shard]]
+        fields = [int(value) for value in commits[view, shard]]
         keys = list(shard_objects(manifest, view, shard))
         assert [key.split("/")[0] for key in keys] == rows
-        assert record == [*(zlib.crc32((any_cache / key).read_bytes()) for key in keys), 250]
+        crcs = [zlib.crc32((any_cache / key).read_bytes()) for key in keys]
+        assert [value - 2**32 for value in fields[:-1]] == [*crcs, 250, view, shard]
+        hashed = b"".join(value.to_bytes(8, "little") for value in fields[:-1])
+        seal = hashlib.sha256(hashlib.sha256(common).digest() + hashed).digest()[:8]
+        assert fields[-1] == int.from_bytes(seal, "little") | 2**32
     assert "in the order of the table of arrays, the CRC-32" in WORDS
-    assert "the last field holds the milliseconds" in WORDS
+    assert "then the milliseconds that the shard took to build, its view and its number" in WORDS
+
+
+def binding_of(stored, arrays_of_a_shard):
+    """As the page says: the canonical JSON that the seals of a cache's records have in common."""
+    identity = {
+        section: {
+            name: stored[section][name]
+            for row, marked, _ in table("field | identity")
+            for place, _, name in [row.partition(".")]
+            if place == section and marked != "no" and name in stored[section]
+        }
+        for section in ("dataset", "views", "teacher")
+    }
+    identity |= {k: stored[k] for k in ("encoding", "top_k", "temperatures") if k in stored}
+    common = {
+        "format": "kdscale cache",
+        "version": 3,
+        "identity": identity,
+        "arrays": arrays_of_a_shard,
+        "features": stored.get("features", []),
+        "shard_samples": stored["shard_samples"],
+        "chunk_samples": stored.get("chunk_samples"),
+    }
+    return json.dumps(common, sort_keys=True, separators=(",", ":")).encode()
+
+
+def test_records_of_earlier_versions_are_as_the_page_says(tmp_path):
+    """They hold the checksums and the milliseconds alone."""
+    manifest = dataclasses.replace(synthetic.asked(), bound_records=False)
+    synthetic.build(tmp_path, manifest)
+    stored = zarr.open_group(tmp_path, mode="r")["commits"][1, 2]
+    crcs = [zlib.crc32((tmp_path / key).read_bytes()) for key in shard_objects(manifest, 1, 2)]
+    assert [int(value) - 2**32 for value in stored] == [*crcs, 250]
+    assert "Versions 1 and 2 end at the milliseconds" in WORDS
 
 
 def test_shards_are_named_as_the_page_says():

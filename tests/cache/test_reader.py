@@ -11,9 +11,17 @@ import synthetic
 
 from kdscale.cache.folder import LocalFolder
 from kdscale.cache.manifest import write_manifest
+from kdscale.cache.patience import Patience
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.writer import create_or_resume
-from kdscale.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError
+from kdscale.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    CacheMismatchError,
+    CacheNotFoundError,
+    KdscaleError,
+    OutOfRangeError,
+)
 
 SHARD = "view-00001/shard-00002"
 OBJECTS = ["logits/c/1/2/0", "digests/c/1/2"]
@@ -127,7 +135,10 @@ def test_every_object_of_a_view_is_read_once(cache):
 def test_many_damaged_shards_make_a_short_message(tmp_path):
     synthetic.build(tmp_path, synthetic.asked(shard_samples=1, num_views=1, num_samples=15))
     shutil.rmtree(tmp_path / "digests/c/0")
-    with pytest.raises(CacheCorruptError, match="and 5 more missing"):
+    with pytest.raises(
+        CacheCorruptError,
+        match=r"and 5 more missing.*view-00000/shard-00000: digests/c/0/0 is not there",
+    ):
         CacheReader(tmp_path).read_view(0)
 
 
@@ -164,6 +175,7 @@ def refuse(event, args):  # what a read-only disk does, to root too
         raise OSError(30, "Read-only file system", str(args[0]))
 
 from kdscale.cache.manifest import describe, read_manifest
+from kdscale.cache.patience import Patience
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.search import list_caches
 from kdscale.cache.verify import verify
@@ -194,3 +206,31 @@ def test_read_only_folder_is_readable(cache):
     for folder in [cache, *(path for path in cache.rglob("*") if path.is_dir())]:
         folder.chmod(0o755)
     assert done.stdout.strip() == "read-only", done.stderr
+
+
+@pytest.mark.parametrize("view", [-1, 2, 10**12])
+def test_view_beyond_the_cache_is_told_with_the_range(cache, view):
+    reader = CacheReader(cache)
+    for read in (lambda: reader.read_view(view), lambda: reader.read_shard(view, 0)):
+        with pytest.raises(IndexError, match=rf"view {view}: .*\.zarr has views 0\.\.1") as caught:
+            read()
+        assert isinstance(caught.value, KdscaleError)
+        assert "repair" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shard", [-1, 3, 10**12])
+def test_shard_beyond_the_cache_is_told_with_the_range(cache, shard):
+    reader = CacheReader(cache)
+    with pytest.raises(IndexError, match=rf"shard {shard}: a view of .* has shards 0\.\.2"):
+        reader.read_shard(0, shard)
+
+
+def test_view_beyond_an_unfinished_cache_is_not_waited_for(cache):
+    write_manifest(cache, replace(CacheReader(cache).manifest, complete=False))
+    with pytest.raises(OutOfRangeError, match=r"view 2: .* has views 0\.\.1"):
+        CacheReader(cache, Patience()).read_view(2)
+
+
+def test_features_that_are_not_stored_are_named(cache):
+    with pytest.raises(CacheMismatchError, match=r"features of no module, not those of layer1"):
+        CacheReader(cache).read_view(0, ["layer1"])

@@ -52,6 +52,8 @@ def test_sound_cache_is_ok(cache):
         "num_shards": 6,
         "missing_shards": [],
         "corrupt_shards": [],
+        "reasons": {},
+        "unverifiable": None,
     }
     assert "ok, 6 shards" in verdict.describe(cache)
 

@@ -356,7 +356,7 @@ class Gives(nn.Module):
         (lambda x: (x, x), r"teacher gives a tuple, wanted logits of shape \[B, 10\]"),
         (lambda x: x, r"tensor of shape \[2, 3, 8, 8\], wanted logits"),
         (lambda x: torch.zeros(2, 10, dtype=torch.int64), r"a torch.int64 tensor"),
-        (lambda x: torch.zeros(1, 10), "teacher gives 1 rows of logits for 2 images"),
+        (lambda x: torch.zeros(1, 10), "teacher gives 1 row of logits for 2 images"),
     ],
 )
 def test_check_model_refuses_what_is_no_logits_of_the_data_set(output, message):

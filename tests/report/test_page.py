@@ -10,7 +10,7 @@ from pathlib import Path
 
 import html5lib
 import pytest
-from synthetic_runs import CIFAR, recipe, write_run, write_sweep, write_whole_recipe
+from synthetic_runs import CIFAR, evaluation, recipe, write_run, write_sweep, write_whole_recipe
 
 import kdscale.report
 from kdscale.report.compared import classes_table
@@ -109,6 +109,76 @@ def test_markdown_tables_hold_any_name(tmp_path):
     (row,) = [line for line in text.splitlines() if "onerror" in line and line.startswith("| ")][:1]
     assert len(re.findall(r"(?<!\\)\|", row)) == 5  # four cells
     assert "<img" not in text.replace("\\<img", "")
+
+
+HOSTILE = (
+    "x" * 10_000,
+    "a\0b\x1b[31m",
+    "two\nlines\u2028more",
+    "\ud800",
+    "]]></svg><script>",
+    "`",
+    "",
+)
+
+
+def test_names_of_any_length_and_letters_leave_the_page_whole(page, tmp_path):
+    names = [*HOSTILE, *"abc"]
+    table = recipe(name=HOSTILE[0] + EVIL, student__model=HOSTILE[4], data__source=HOSTILE[2])
+    runs = [
+        write_run(tmp_path / f"a `{kind}` <b>\n", kind, names=names, table=table)
+        for kind in ("cache", "alone")
+    ]
+    text = page(*runs)
+    html5lib.HTMLParser(strict=True).parse(text)
+    assert "<script" not in text
+    assert len(text) < 400_000
+    assert not re.search(r"[\0\x1b\ud800]", text)
+    markdown = render_markdown(gather(runs, tmp_path), "kdscale report `a`")
+    assert "x" * 200 not in markdown.partition("## Recipe of")[0]
+    assert markdown.endswith("Made by `` kdscale report `a` ``.\n")
+    render_csv(gather(runs, tmp_path)).encode()
+
+
+def test_text_that_a_spreadsheet_would_run_is_quoted(tmp_path):
+    run = write_run(tmp_path / "run", table=recipe(name="=1+1"), model="@SUM(A1)")
+    (row,) = csv.DictReader(io.StringIO(render_csv(gather([run], tmp_path))))
+    assert (row["recipe"], row["model"]) == ("'=1+1", "'@SUM(A1)")
+
+
+def many_classes(number):
+    """An evaluation of many classes, as `kdscale evaluate` writes it: without a matrix."""
+    found = evaluation(list("ab"), 0.9) | {"confusion": None, "num_classes": number}
+    row = {"precision": 0.5, "recall": 0.5, "samples": 2, "correct": 1, "predicted": 2}
+    found |= {"class_names": [f"class number {n}" for n in range(number)]}
+    found["per_class"] = [row | {"correct": int(label % 3 > 0)} for label in range(number)]
+    found["most_confused"] = [
+        {"label": 3, "predicted": label, "samples": 1} for label in range(100, 200)
+    ]
+    return found
+
+
+def test_page_of_21841_classes_is_small_and_says_what_it_shows(page, tmp_path):
+    run = write_run(tmp_path / "run", evaluated=False)
+    (run / "evaluation.json").write_text(json.dumps(many_classes(21_841)))
+    text = page(run)
+    assert len(text) < 1_000_000
+    assert "The 1,000 of 21,841 classes that" in text
+    assert "class number 3</" in text
+    assert "class number 101" in text, "the most frequent mistakes"
+    assert "Confusion matrix" not in text
+    assert len(render_markdown(gather([run], tmp_path), "")) < 200_000
+
+
+def test_matrix_of_many_classes_that_an_older_kdscale_wrote_is_counted(page, tmp_path):
+    names = [f"n{number}" for number in range(1_001)]
+    run = write_run(tmp_path / "run", names=names)
+    (study,) = gather([run], tmp_path)
+    (entry,) = study.entries
+    assert entry.confusion == []
+    assert sum(entry.classes.samples) == 2000
+    assert entry.mistakes[0][2] >= entry.mistakes[-1][2] > 0
+    page(run)
 
 
 # --------------------------------------------------------------------------- numbers

@@ -90,7 +90,7 @@ def test_student_trains_from_it_is_shown_it_and_info_reports_it(
     show_cache(path, out=tmp_path / "sheet.png", samples=4, cache_root=shared_root)
     info = json.loads(kdscale("cache", "info", path, "--json").stdout)
     assert info["encoding"] == name
-    assert info["format_version"] == 2
+    assert info["format_version"] == 3
     assert 0.9 < info["fidelity"]["gradient_cosine"] <= 1
     assert 0 <= info["fidelity"]["calibration_error_stored"] < 0.3
     if name == "embedding":

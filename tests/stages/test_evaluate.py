@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -115,6 +116,103 @@ def test_model_is_measured_in_the_precision_that_it_was_trained_in(kdscale, writ
     assert found["precision"] == "bfloat16"
     # input in both precisions, then two hidden maps of two bytes: less than float32's 4 * 80
     assert found["peak_activation_bytes"]["1"] == 4 * 64 + 2 * 64 + 2 * 8
+
+
+# ------------------------------------------------------------------ other images, other answers
+
+
+def test_evaluation_on_other_images_leaves_that_of_the_runs_own(
+    kdscale, trained, make_dataset, tmp_path
+):
+    kdscale("evaluate", "run", *FAST)
+    own = (tmp_path / "run" / "evaluation.json").read_text()
+    make_dataset(tmp_path / "other", 64, 32, seed=7)
+    done = kdscale("evaluate", "run", "--data", "other", "--json", *FAST)
+    (found,) = found_of(done)
+    assert (tmp_path / "run" / "evaluation.json").read_text() == own
+    (file,) = (tmp_path / "run").glob("evaluation-on-*.json")
+    assert str(file.relative_to(tmp_path)) in done.stderr
+    assert json.loads(file.read_text()) == {k: v for k, v in found.items() if k != "run"}
+    assert (json.loads(own)["own_test_set"], found["own_test_set"]) == (True, False)
+    assert found["test_fingerprint"].startswith(file.stem.removeprefix("evaluation-on-"))
+    assert (found["num_samples"], found["test_source"]) == (32, "other")
+
+
+def test_given_teacher_on_other_images_leaves_that_of_the_recipes_own(
+    kdscale, write_recipe, tiny_teacher, make_dataset, tmp_path
+):
+    recipe = write_recipe(
+        teacher={"weights": tiny_teacher, "train": None}, student={"train": {"epochs": 1}}
+    )
+    assert kdscale("run", recipe, "--run", "all").exit_code == 0
+    kept = {path: path.read_text() for path in (tmp_path / "all").rglob("*evaluation.json")}
+    make_dataset(tmp_path / "other", 64, 32, seed=7)
+    found = found_of(kdscale("evaluate", "all", "--data", "other", "--json", *FAST))
+    assert [one["own_test_set"] for one in found] == [False] * 3
+    assert {path: path.read_text() for path in kept} == kept
+    assert len(list((tmp_path / "all").rglob("*evaluation-on-*.json"))) == 3
+    assert all(one["agreement"] is not None for one in found[1:]), "on the same other images"
+
+
+def test_table_never_mixes_test_splits(kdscale, trained, write_recipe, make_dataset, tmp_path):
+    make_dataset(tmp_path / "other", 64, 32, seed=7)
+    recipe = write_recipe(name="second", data={"source": str(tmp_path / "other")})
+    kdscale("train", recipe, "--run", "second")
+    shown = kdscale("evaluate", "run", "second", *FAST).stdout
+    heads = [line for line in shown.splitlines() if line.startswith("On ")]
+    assert len(heads) == 2
+    assert "64 images" in heads[0]
+    assert "32 images" in heads[1]
+    tables = [line for line in shown.splitlines() if "top-1 %" in line]
+    assert len(tables) == 2
+
+
+def test_answers_that_are_not_finite_are_wrong_counted_and_told(kdscale, write_recipe, tmp_path):
+    recipe = write_recipe(student={"model": "tiny_models:undefined_when_dark", "options": {}})
+    done = kdscale("train", recipe, "--run", "run")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    bad = result["non_finite_samples"]
+    assert 0 < bad < 64
+    assert f"{bad} of 64 evaluated images: logits are NaN or infinite" in done.stderr
+    (found,) = found_of(kdscale("evaluate", "run", "--json", *FAST))
+    assert found["non_finite_samples"] == bad
+    assert sum(map(sum, found["confusion"])) == sum(found["calibration"]["samples"]) == 64 - bad
+    assert sum(one["samples"] for one in found["per_class"]) == 64
+    correct = sum(found["confusion"][label][label] for label in range(4))
+    assert found["top1_accuracy"] == result["top1_accuracy"] == correct / 64
+    assert found["top5_accuracy"] == (64 - bad) / 64
+    shown = kdscale("evaluate", "run", *FAST)
+    assert f"run: {bad} images with NaN or infinite logits, counted as wrong" in shown.stdout
+
+
+def test_evaluation_of_21841_classes_is_small(kdscale, write_recipe, write_split, tmp_path):
+    names = [f"class number {n}" for n in range(21_841)]
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8), np.uint8)
+    for split in ("train", "test"):
+        write_split(tmp_path / "data" / f"{split}.parquet", pixels, np.arange(12) * 1000, names)
+    train = {"epochs": 1, "global_batch_size": 4}
+    recipe = write_recipe(data={"source": "data"}, student={"train": train})
+    assert kdscale("train", recipe, "--run", "run").exit_code == 0
+    (found,) = found_of(kdscale("evaluate", "run", "--json", *FAST))
+    assert found["confusion"] is None
+    assert sum(one["samples"] for one in found["per_class"]) == 12
+    assert found["most_confused"]
+    for path in (tmp_path / "run").iterdir():
+        assert path.suffix == ".safetensors" or path.is_dir() or path.stat().st_size < 4e6, path
+    assert kdscale("report", "run", "--html", "page.html").exit_code == 0
+    assert (tmp_path / "page.html").stat().st_size < 1e6
+
+
+def test_two_models_without_an_answer_do_not_agree():
+    from kdscale.engine.evaluation import Examined
+    from kdscale.engine.predictions import Predictions
+    from kdscale.metrics import NO_PREDICTION, Counts
+    from kdscale.stages.evaluate import _agreement
+
+    classes = torch.tensor([NO_PREDICTION, 1, 2, NO_PREDICTION])
+    examined = Examined(Counts.none(3), classes, torch.zeros(4))
+    assert _agreement(examined, Predictions(classes, "0")) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdscale.cache import reader as cache_reader
+from kdscale.cache import checked_objects
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
@@ -121,13 +121,13 @@ def test_teacher_is_asked_once_for_logits_and_features(recipe, shared_root, tmp_
 
 def test_nothing_is_read_but_what_is_asked_for(cache, monkeypatch):
     read = Counter()
-    original = cache_reader._read
+    original = checked_objects._read
 
     def counted(store, key, sound):
         read[key.partition("/")[0]] += 1
         return original(store, key, sound)
 
-    monkeypatch.setattr(cache_reader, "_read", counted)
+    monkeypatch.setattr(checked_objects, "_read", counted)
     for features in ([], ["body.1"]):
         cached = CachedTargets.open(cache, features=features, num_views=1)
         cached.start_epoch(0)
@@ -153,7 +153,7 @@ def test_feature_that_a_cache_has_not_is_refused_by_name(cache):
 def test_info_names_features_and_their_shapes(cache, kdscale):
     info = json.loads(kdscale("cache", "info", cache, "--json").stdout)
     assert info["features"][1] == {"module": "body.1", "pool": 2, "shape": [6, 2, 2]}
-    assert (info["encoding"], info["embedding_size"], info["format_version"]) == ("embedding", 6, 2)
+    assert (info["encoding"], info["embedding_size"], info["format_version"]) == ("embedding", 6, 3)
     assert "body.1" in kdscale("cache", "info", cache).stdout
 
 

@@ -215,7 +215,7 @@ def test_cache_keeps_the_keys_of_its_images(tiny_cache, load_table, shared_root)
     images = training_images(load_table(), shared_root, labelled=True)
     assert np.array_equal(stored, keys.pixel_keys(images.pixels))
     assert read_manifest(tiny_cache).dataset["keys"] == "pixels"
-    assert read_manifest(tiny_cache).format_version == 2
+    assert read_manifest(tiny_cache).format_version == 3
     assert len(np.unique(stored)) == 128
 
 

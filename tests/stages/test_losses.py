@@ -55,7 +55,7 @@ def test_cached_step_equals_online_step_at_12_student_states(
     teacher = components.frozen_teacher(recipe, images, tiny_teacher, CPU)
     student = components.model_to_train(recipe, recipe.student, images, seed=0, what="student")
     parameters = list(student.model.parameters())
-    optimizer = components.optimizer(recipe.student.train, parameters)
+    optimizer = components.optimizer(recipe.student.train, student.model)
     with_cache = CachedTargets.open(tiny_cache)
     live = LiveTeacher(teacher, components.shared_views(recipe))
     cached, online = (
@@ -86,7 +86,7 @@ def test_student_learns_from_the_teacher_alone(
     )
     images = components.training_images(recipe, shared_root, labelled=True)
     student = components.model_to_train(recipe, recipe.student, images, seed=0, what="student")
-    optimizer = components.optimizer(recipe.student.train, student.model.parameters())
+    optimizer = components.optimizer(recipe.student.train, student.model)
     targets = CachedTargets.open(tiny_cache)
     loop = loop_of(recipe, images, targets, student, optimizer)
     loop.run(12 * loop.loader.steps_per_epoch)

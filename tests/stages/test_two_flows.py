@@ -96,7 +96,7 @@ def test_cached_step_equals_online_step_at_30_student_states(
     teacher = components.frozen_teacher(recipe, images, tiny_teacher, CPU)
     student = components.model_to_train(recipe, recipe.student, images, seed=0, what="student")
     parameters = list(student.model.parameters())
-    optimizer = components.optimizer(recipe.student.train, parameters)
+    optimizer = components.optimizer(recipe.student.train, student.model)
     targets = CachedTargets.open(path, shift_every=recipe.views.shift_every)
     cached = loop_of(recipe, images, targets, student, optimizer)
     online = loop_of(

@@ -58,7 +58,7 @@ class Builder:
             self._build_missing(ShardWriter(self.place, manifest))
             with suppress(CacheIncompleteError):  # views were added meanwhile: go on with them
                 finish(self.place, manifest, build, self.claims)
-        seconds = manifest.build["seconds"]
+        seconds = manifest.build_seconds
         log.info("cache %s is complete: %.1f s of building", self.place, seconds)
 
     def _build_missing(self, writer: ShardWriter) -> None:

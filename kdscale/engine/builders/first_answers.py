@@ -18,6 +18,7 @@ from kdscale.engine.processes import wait_for_device
 from kdscale.engine.teacher import SizedBatches
 from kdscale.fidelity import fidelity
 from kdscale.targets import Encoding, decode, encode
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +86,13 @@ def announce(path: Place, manifest: Manifest, first: FirstAnswers) -> None:
     left = answers * (1 - committed.mean())
     if first.top1_accuracy is not None:
         log.info(
-            "teacher's top-1 on the first %d training images: %.1f %%",
-            manifest.fidelity["num_samples"], 100 * first.top1_accuracy,
+            "teacher's top-1 on the first %s: %.1f %%",
+            number_of(manifest.fidelity["num_samples"], "training image"),
+            100 * first.top1_accuracy,
         )  # fmt: skip
     log.info(
-        "%s: %d views of %d samples, %d of %d shards done; about %.1f MB and %.0f s to go "
-        "for one process",
-        path, manifest.num_views, manifest.num_samples, committed.sum(), committed.size,
+        "%s: %s of %s, %d of %s done; about %.1f MB and %.0f s to go for one process",
+        path, number_of(manifest.num_views, "view"), number_of(manifest.num_samples, "sample"),
+        committed.sum(), number_of(committed.size, "shard"),
         left * manifest.bytes_per_sample / 1e6, left / first.images_per_second,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from kdscale.cache.manifest import Manifest
 from kdscale.engine.teacher import FrozenTeacher
 from kdscale.models.taps import Tap
 from kdscale.targets import Head
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def mention_large_shards(manifest: Manifest) -> None:
     size = manifest.shard_samples * manifest.bytes_per_sample
     if size > _LARGE_SHARD:
         log.warning(
-            "a shard of %d samples takes %.1f GB, and a builder holds up to four of them: set a "
-            "smaller cache.shard_samples, or `pool` for the features",
-            manifest.shard_samples, size / 1e9,
+            "a shard of %s takes %.1f GB, and a builder holds up to four of them: set a smaller "
+            "cache.shard_samples, or `pool` for the features",
+            number_of(manifest.shard_samples, "sample"), size / 1e9,
         )  # fmt: skip

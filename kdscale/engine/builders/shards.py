@@ -50,6 +50,8 @@ class Shards:
     ) -> None:
         self._writer, self._claims = writer, claims
         committed = writer.committed()
+        for name, reason in writer.refused.items() if process_index == 0 else ():
+            log.warning("%s is built anew: %s", name, reason)
         missing = [one for one in order if not committed[one]]
         turns = [(process_index + turn) % num_processes for turn in range(num_processes)]
         self.missing = [one for turn in turns for one in missing[turn::num_processes]]

@@ -13,6 +13,7 @@ from kdscale.data.pixels import check_fixes_size
 from kdscale.data.views.split import split_validation
 from kdscale.engine.components.views import clean_pipeline, pipeline, training_pipeline
 from kdscale.errors import ConfigError
+from kdscale.wording import number_of
 
 
 def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> ImageSet:
@@ -83,8 +84,9 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
     """
     if train.labelled and train.classes != test.classes:
         raise ConfigError(
-            f"split {train.split!r} has {train.num_classes} classes and split {test.split!r} "
-            f"{test.num_classes}, or they are named otherwise: choose data.classes, or other splits"
+            f"split {train.split!r} has {number_of(train.num_classes, 'class', 'classes')} and "
+            f"split {test.split!r} {test.num_classes}, or they are named otherwise: choose "
+            "data.classes, or other splits"
         )
 
 
@@ -98,9 +100,9 @@ def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Ten
     training, held_out = split_validation(number, share)
     if share and not (len(training) and len(held_out)):
         raise ConfigError(
-            f"data.validation is {share:g}, which holds out {len(held_out)} of {number} training "
-            f"images: wanted at least one to validate on and one to train on, so {1 / number:.2g} "
-            f"to {1 - 1 / number:.6g}, or 0 for no validation"
+            f"data.validation is {share:g}, which holds out {len(held_out)} of "
+            f"{number_of(number, 'training image')}: wanted at least one to validate on and one to "
+            f"train on, so {1 / number:.2g} to {1 - 1 / number:.6g}, or 0 for no validation"
         )
     return training, held_out
 

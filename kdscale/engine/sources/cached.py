@@ -1,5 +1,6 @@
 """A cache as a source of targets."""
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Self
@@ -21,8 +22,11 @@ from kdscale.engine.sources.held import Held
 from kdscale.engine.sources.reading import Reading
 from kdscale.engine.sources.resident import Resident
 from kdscale.engine.sources.windowed import Windowed
-from kdscale.errors import CacheMismatchError, ViewMismatchError
+from kdscale.errors import CacheMismatchError, OutOfRangeError, ViewMismatchError
 from kdscale.targets import Targets
+from kdscale.wording import number_of
+
+log = logging.getLogger(__name__)
 
 _CHECKED_SAMPLES = 256  # of each view, at its start
 _CHECKED_EVERY = 500  # batches, after that
@@ -121,13 +125,16 @@ class CachedTargets:
         reader = CacheReader(path, patience, num_views or 1)
         if num_views is not None and num_views > reader.manifest.num_views:
             raise CacheMismatchError(
-                f"{reader.location} has {reader.manifest.num_views} views, "
+                f"{reader.location} has {number_of(reader.manifest.num_views, 'view')}, "
                 f"{num_views} are asked for"
             )
         if pipeline is not None:
             views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}
             check_identity(reader.location, reader.manifest, replace(reader.manifest, views=views))
         _check_features(reader, features)
+        reader.check_records(num_views or reader.manifest.num_views)
+        if reader.manifest.unverifiable is not None:
+            log.warning("%s: %s", reader.location, reader.manifest.unverifiable)
         return cls(
             reader,
             torch.device(device),
@@ -157,6 +164,7 @@ class CachedTargets:
             pixels: the view's uint8 pixels [B, C, H, W], to be checked where that is due.
 
         Raises:
+            OutOfRangeError: the cache has no such view, or no such samples.
             ViewMismatchError: the pixels are not those that the teacher saw.
             CacheCorruptError: a chunk is missing or damaged.
             ConfigError: the samples are not of one window and the next.
@@ -204,10 +212,24 @@ class CachedTargets:
         self._memory.pieces.close()
 
     def _rows(self, view: View, index: Tensor) -> tuple[Held, Tensor]:
+        self._check_range(view, index)
         found = self._memory.rows(view, index)
         if self._checked != self._memory.shown:
             self._checked, self._num_checked = self._memory.shown, 0
         return found
+
+    def _check_range(self, view: View, index: Tensor) -> None:
+        """What lies on a device is not looked at, since each batch would wait for it."""
+        manifest, place = self.manifest, self.reader.location
+        for what, numbers, count in (
+            ("view", torch.as_tensor(view), manifest.num_views),
+            ("sample", index, manifest.num_samples),
+        ):
+            if numbers.numel() and numbers.device.type == "cpu":
+                first, last = (int(number) for number in numbers.aminmax())
+                if first < 0 or last >= count:
+                    outside = first if first < 0 else last
+                    raise OutOfRangeError(f"{what} {outside}: {place} has {what}s 0..{count - 1}")
 
     def _check(self, held: Held, rows: Tensor, view: View, index: Tensor, pixels: Tensor) -> None:
         assert self._memory.shows(view, index), "the epoch was started"
@@ -217,9 +239,9 @@ class CachedTargets:
             shown_first = view if isinstance(view, int) else int(view[first])
             raise ViewMismatchError(
                 f"{self.reader.location}: in view {shown_first}, {int(differing.sum())} of "
-                f"{len(index)} samples (first: {int(index[first])}) are not the pixels the "
-                "teacher saw: images, their order, the views' settings or the decoder have "
-                "changed. Restore them, or build a new cache"
+                f"{number_of(len(index), 'sample')} (first: {int(index[first])}) are not the "
+                "pixels the teacher saw: images, their order, the views' settings or the decoder "
+                "have changed. Restore them, or build a new cache"
             )
 
 

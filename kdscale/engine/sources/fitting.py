@@ -10,6 +10,7 @@ from kdscale.data.windows import Windows
 from kdscale.engine.sources.held import row_bytes
 from kdscale.engine.sources.reading import shown_bytes
 from kdscale.errors import ConfigError
+from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +72,16 @@ def fit_into(
     if room < 2 * unit * row:
         raise ConfigError(
             f"cache.targets_memory is {shown_bytes(memory_bytes)}, but two windows of "
-            f"{unit} samples, and what reading them takes, are "
+            f"{number_of(unit, 'sample')}, and what reading them takes, are "
             f"{shown_bytes(2 * unit * row + in_hand)}: set that at least, or a cache.encoding that "
             "takes less, or " + _smaller_windows(manifests, unit, shards)
         )
     windows = Windows(num_samples, unit, room // (2 * unit * row), seed)
     log.info(
-        "targets: what an epoch shows, %s, does not fit cache.targets_memory, so it is read in %d "
-        "windows of at most %d samples, each shuffled by itself",
-        shown_bytes(epoch), len(windows), windows.most_samples,
+        "targets: what an epoch shows, %s, does not fit cache.targets_memory, so it is read in %s "
+        "of at most %s, each shuffled by itself",
+        shown_bytes(epoch), number_of(len(windows), "window"),
+        number_of(windows.most_samples, "sample"),
     )  # fmt: skip
     return Fit(windows=windows)
 

@@ -68,4 +68,4 @@ def shown_bytes(number: int) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if number >= size:
             return f"{-(-number * 10 // size) / 10:g} {unit}"
-    return f"{number} bytes"
+    return "1 byte" if number == 1 else f"{number} bytes"

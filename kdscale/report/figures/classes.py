@@ -7,9 +7,11 @@ from kdscale.report.charts.chart import Chart, Table, chart
 from kdscale.report.charts.dots import Dot, Dots
 from kdscale.report.charts.lines import Line, Plane, Point
 from kdscale.report.charts.matrix import matrix_drawing
-from kdscale.report.compare import Entry, Study
+from kdscale.report.compare import Study
+from kdscale.report.entry import Entry
 from kdscale.report.figures.styles import PER_CENT, with_styles
 from kdscale.report.words import sentence
+from kdscale.wording import number_of
 
 _MOST_CLASSES = 20
 _FEWEST_SAMPLES = 20
@@ -22,7 +24,7 @@ def by_class(study: Study, prefix: str) -> list[Chart]:
     if main is None:
         return []
     recall = main.recall
-    tested = [label for label, row in enumerate(main.confusion) if sum(row)]
+    tested = [label for label, samples in enumerate(main.classes.samples) if samples]
     order = sorted(tested, key=lambda label: recall[label])[:_MOST_CLASSES]
     if not order:
         return []
@@ -60,8 +62,8 @@ def _by_class(
     return chart(
         name,
         f"{metric.capitalize()} by class",
-        f"{metric.capitalize()} of {len(order)} of {len(names)} classes; lowest of "
-        f"{main.phrase}: {names[lowest]}, {ours[lowest]:.1f} %.",
+        f"{metric.capitalize()} of {len(order)} of {number_of(len(names), 'class', 'classes')}; "
+        f"lowest of {main.phrase}: {names[lowest]}, {ours[lowest]:.1f} %.",
         Dots(rows, Axis(f"{metric}, %", scale_over(every, within=PER_CENT))),
         series=[(style, entry.label) for style, entry, _ in shown],
         note=_which(main, len(order)),
@@ -74,12 +76,12 @@ def _by_class(
 
 def _which(main: Entry, shown: int) -> str:
     """Which classes are shown, where it is not all of them."""
-    tested = sum(any(row) for row in main.confusion)
+    tested = sum(samples > 0 for samples in main.classes.samples)
     words = []
     if shown < tested:
         words.append(f"The {shown} of {tested} classes that {main.phrase} recalls least.")
-    if tested < len(main.confusion):
-        without = len(main.confusion) - tested
+    if tested < len(main.classes.samples):
+        without = len(main.classes.samples) - tested
         words.append(f"Classes without test samples are left out: {without:,}.")
     return " ".join(words)
 
@@ -88,12 +90,14 @@ def _of_classes(entry: Entry, metric: str) -> list[float]:
     return entry.recall if metric == "recall" else entry.precision
 
 
-def confusion(entry: Entry, prefix: str) -> Chart:
-    """The matrix, as a square of names and numbers or as a map."""
+def confusion(entry: Entry, prefix: str) -> Chart | None:
+    """The matrix, as a square of names and numbers or as a map; None with too many classes."""
     names, matrix = entry.evaluations[0].class_names, entry.confusion
-    mistakes = sum(map(sum, matrix)) - sum(row[label] for label, row in enumerate(matrix))
+    if not matrix:
+        return None
+    samples, correct = sum(entry.classes.samples), sum(entry.classes.correct)
     seeds = len(entry.evaluations)
-    of_seeds = f", {seeds} seeds together" if seeds > 1 else ""
+    of_seeds = f", {number_of(seeds, 'seed')} together" if seeds > 1 else ""
     num_classes = len(names)
     note = (
         "Per cent of the true class; rows add up to 100. No number: less than half a per cent, "
@@ -107,8 +111,8 @@ def confusion(entry: Entry, prefix: str) -> Chart:
     return chart(
         f"{prefix}confusion",
         "What is taken for what",
-        f"Confusion matrix of {entry.phrase}{of_seeds}: {mistakes:,} of "
-        f"{sum(map(sum, matrix)):,} answers are wrong.",
+        f"Confusion matrix of {entry.phrase}{of_seeds}: {samples - correct:,} of {samples:,} "
+        "answers are wrong.",
         matrix_drawing(names, matrix),
         note=f"{sentence(entry.phrase)}{of_seeds}. {note}",
         table=Table(

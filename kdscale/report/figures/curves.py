@@ -10,7 +10,9 @@ from kdscale.report.charts.lines import Line, Plane
 from kdscale.report.charts.svg import style_of
 from kdscale.report.compare import Study, Sweep
 from kdscale.report.figures.styles import PER_CENT, with_styles
-from kdscale.report.runs import Curve, Run
+from kdscale.report.runs import Run
+from kdscale.report.training_log import Curve
+from kdscale.wording import number_of
 
 
 def training_curves(study: Study, prefix: str) -> list[Chart]:
@@ -29,7 +31,9 @@ def curves_of_sweep(sweep: Sweep, prefix: str) -> list[Chart]:
     others = [curves[id(trial)] for trial in sweep.trials if len(curves[id(trial)]) > 1]
     if best is None or not others:
         return []
-    name = f"trial {best.run.trial}, the best; thin: the {len(sweep.trials) - 1} others"
+    name = (
+        f"trial {best.run.trial}, the best; thin: the {number_of(len(sweep.trials) - 1, 'other')}"
+    )
     line = Line(style_of("cache"), name, curves[id(best)], others)
     scale = scale_over(_values([line]), within=PER_CENT)
     axis = Axis("top-1 on the validation split, %", scale)

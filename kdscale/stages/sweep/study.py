@@ -22,6 +22,7 @@ from kdscale.config import Sweep
 from kdscale.errors import ConfigError, RunError
 from kdscale.stages.sweep.drawing import draw, labelled, pruner, sampler
 from kdscale.stages.sweep.places import BEGUN, DROPPED, PLACE, State, StudentPlace, in_places
+from kdscale.wording import number_of
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it says, the worker says
 
@@ -118,8 +119,9 @@ class Study:
         there = {place.name: place.parameters for place in self.places()}
         if len(there) > self.sweep.num_trials:
             raise RunError(
-                f"the sweep has {len(there)} trials, asked for are {self.sweep.num_trials}: they "
-                "stay, so ask for as many, or more, or name another --run"
+                f"the sweep has {number_of(len(there), 'trial')}, asked for are "
+                f"{self.sweep.num_trials}: they stay, so ask for as many, or more, or name another "
+                "--run"
             )
         left = None if points is None else [labelled(one) for one in points]
         for taken in there.values():

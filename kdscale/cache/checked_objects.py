@@ -1,0 +1,157 @@
+"""Reads the objects of a cache and compares each with what vouches for it.
+
+The manifest vouches for metadata and for what is stored once, a shard's commit record for the
+shard's objects.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from kdscale.cache.array_metadata import can_hold, describes
+from kdscale.cache.layout import (
+    ArrayLayout,
+    arrays,
+    checksum,
+    decode,
+    fixed_keys,
+    once_objects,
+    shard_objects,
+)
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.parallel import each
+from kdscale.cache.records import Record
+from kdscale.cache.store import Sound, Store, crc
+from kdscale.errors import CacheCorruptError, StorageError
+
+
+class Fault(NamedTuple):
+    """What is wrong with an object or a shard."""
+
+    state: str
+    """`missing` or `corrupt`."""
+    reason: str
+    """For people; empty where `missing` says it all."""
+
+
+class ShardContent(NamedTuple):
+    """A shard as it was found."""
+
+    state: str
+    """`ok`, `missing` or `corrupt`."""
+    reason: str
+    """Why it is not ok, for people; empty where `missing` says it all."""
+    objects: dict[str, bytes]
+    """Bytes of the objects by key, if `ok`."""
+
+
+def fixed_objects_of(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], dict[str, Fault]]:
+    """Metadata and what is stored once: bytes of the sound objects, and what is wrong with others.
+
+    Sound are objects that have the manifest's checksum and are what its layout makes of them.
+    """
+    keys, read = fixed_keys(manifest), partial(_fixed_object, store, manifest, arrays(manifest))
+    found = dict(zip(keys, each(store, read, keys), strict=True))
+    sound = {key: data for key, data in found.items() if isinstance(data, bytes)}
+    return sound, {key: fault for key, fault in found.items() if isinstance(fault, Fault)}
+
+
+def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
+    """What a cache stores once, such as `labels` or `keys`; of one that is finished or not.
+
+    Raises:
+        CacheCorruptError: they are missing or damaged.
+    """
+    keys = (f"{name}/zarr.json", once_objects(manifest)[name])
+    layouts = arrays(manifest)
+    found = {key: _fixed_object(store, manifest, layouts, key) for key in keys}
+    objects = {key: data for key, data in found.items() if isinstance(data, bytes)}
+    faults = {key: fault.reason for key, fault in found.items() if isinstance(fault, Fault)}
+    if faults:
+        raise corrupt(store.location, faults)
+    return np.asarray(decode(name, objects)[...])
+
+
+def read_shard_objects(
+    store: Store,
+    manifest: Manifest,
+    view: int,
+    shard: int,
+    record: Record,
+    names: Sequence[str] | None = None,
+) -> ShardContent:
+    """Compare a shard's objects with its record.
+
+    Args:
+        store: where the cache lies.
+        manifest: of the cache.
+        view: view number.
+        shard: shard number.
+        record: the shard's.
+        names: the arrays whose objects are read; None: all of them.
+    """
+    if record.state != "ok":
+        return ShardContent(record.state, record.reason, {})
+    objects: dict[str, bytes] = {}
+    layouts = arrays(manifest)
+    for key, expected in zip(shard_objects(manifest, view, shard), record.checksums, strict=True):
+        name = key.partition("/")[0]
+        if names is not None and name not in names:
+            continue
+        data, state = _read(store, key, partial(_has_crc, expected))
+        if state == "missing":
+            return ShardContent(state, f"{key} is not there", {})
+        if state == "corrupt":
+            return ShardContent(state, f"{key} is not the object of its commit record", {})
+        if not can_hold(layouts[name], data):
+            return ShardContent("corrupt", f"{key} is too small for its samples", {})
+        objects[key] = data
+    return ShardContent("ok", "", objects)
+
+
+def corrupt(location: str, faults: Mapping[str, str]) -> CacheCorruptError:
+    """The error that names what is missing or damaged, and why."""
+    names = list(faults)
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    reasons = [f"{name}: {reason}" for name, reason in faults.items() if reason]
+    because = f" ({'; '.join(reasons[:3])})" if reasons else ""
+    return CacheCorruptError(
+        f"{location}: {shown} missing or damaged{because}: see `kdscale cache verify {location}`, "
+        f"and rebuild just that with `kdscale cache repair {location} --recipe RECIPE`"
+    )
+
+
+def _fixed_object(
+    store: Store, manifest: Manifest, layouts: Mapping[str, ArrayLayout], key: str
+) -> bytes | Fault:
+    """An object's bytes, or what is wrong with it."""
+    data, state = _read(store, key, lambda data: checksum(data) == manifest.checksums.get(key))
+    if state != "ok":
+        reason = "" if state == "missing" else "it does not have the manifest's checksum"
+        return Fault(state, reason)
+    layout = layouts[key.partition("/")[0]]
+    if key.endswith("/zarr.json"):
+        if not describes(data, layout):
+            return Fault("corrupt", "it does not describe the array of the manifest")
+    elif not can_hold(layout, data):
+        return Fault("corrupt", f"its {len(data)} bytes cannot hold what the manifest states")
+    return data
+
+
+def _read(store: Store, key: str, sound: Sound) -> tuple[bytes, str]:
+    """The bytes of an object, and whether they are those that were written."""
+    try:
+        data = store.read(key, sound)
+        return data, "ok" if sound(data) else "corrupt"
+    except FileNotFoundError:
+        return b"", "missing"
+    except StorageError:  # the store, not the object: a network that is down damages nothing
+        raise
+    except OSError:
+        return b"", "corrupt"
+
+
+def _has_crc(expected: int, data: bytes) -> bool:
+    return crc(data) == expected

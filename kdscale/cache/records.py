@@ -1,0 +1,147 @@
+"""Commit records: which shards of a cache are finished, and that their objects are its own.
+
+A record holds the checksums of a shard's objects and, from format version 3 on, is bound to its
+cache, view and shard, so that one that was copied from elsewhere is refused. `cache/README.md` is
+the specification.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import google_crc32c
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from kdscale.cache.layout import record_fields, record_object, shard_arrays, shard_name
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.parallel import each
+from kdscale.cache.store import Store, crc
+from kdscale.documents import canonical
+from kdscale.errors import StorageError
+
+COMMITTED = 1 << 32
+"""Set in every field of a record, so that it differs from one that is not there, which reads 0."""
+_CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A shard's commit record as it was found."""
+
+    state: str
+    """`ok`; `missing`: there is none; `corrupt`: it does not commit this shard of this cache."""
+    reason: str = ""
+    """Why it is corrupt, for people."""
+    checksums: tuple[int, ...] = ()
+    """CRC-32 of the stored bytes of each of the shard's objects, if `ok`."""
+    milliseconds: int = 0
+    """That the shard took to build, if `ok`."""
+
+
+_MISSING = Record("missing")
+
+
+class CommitRecords:
+    """The commit records of one cache."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store = store
+        self._num_fields = record_fields(manifest)
+        self._num_objects = len(shard_arrays(manifest))
+        self._binding = _binding(manifest) if manifest.bound_records else None
+
+    def read(self, view: int, shards: Sequence[int]) -> list[Record]:
+        """The records of some shards of a view."""
+        return list(each(self._store, partial(self._read, view), shards))
+
+    def values(
+        self, view: int, shard: int, objects: Sequence[bytes], milliseconds: int
+    ) -> np.ndarray:
+        """The fields of a record, uint64 [fields].
+
+        Args:
+            view: view number.
+            shard: shard number.
+            objects: stored bytes of each of `shard_arrays`.
+            milliseconds: that the shard took to build.
+        """
+        stated = [*map(crc, objects), milliseconds]
+        if self._binding is not None:
+            stated += [view, shard]
+        fields = np.array(stated, dtype="<u8") + np.uint64(COMMITTED)
+        if self._binding is not None:
+            fields = np.append(fields, np.uint64(_seal(self._binding, fields)))
+        return fields
+
+    def _read(self, view: int, shard: int) -> Record:
+        try:
+            data = self._store.read(record_object(view, shard))
+        except FileNotFoundError:
+            return _MISSING
+        except StorageError:
+            raise
+        except OSError:
+            return Record("corrupt", "its commit record cannot be read")
+        fields = _decode(data, self._num_fields)
+        if fields is None:
+            return Record("corrupt", "its commit record is damaged")
+        if not fields.any():
+            return _MISSING
+        reason = self._mistake(fields, view, shard)
+        if reason:
+            return Record("corrupt", reason)
+        stated = [int(value) - COMMITTED for value in fields[: self._num_objects + 1]]
+        return Record("ok", "", tuple(stated[:-1]), stated[-1])
+
+    def _mistake(self, fields: np.ndarray, view: int, shard: int) -> str:
+        """Why a record does not commit this shard of this cache; empty if it does."""
+        if (fields < COMMITTED).any():
+            return "its commit record is damaged"
+        if self._binding is None:
+            return ""
+        if int(fields[-1]) != _seal(self._binding, fields[:-1]):
+            return "its commit record belongs to another cache, or to another layout of this one"
+        found = int(fields[-3]) - COMMITTED, int(fields[-2]) - COMMITTED
+        if found != (view, shard):
+            return f"its commit record is that of {shard_name(*found)}"
+        return ""
+
+
+def _binding(manifest: Manifest) -> bytes:
+    """SHA-256 of all that the records of a cache have in common."""
+    common = {
+        "format": "kdscale cache",
+        "version": manifest.format_version,
+        "identity": manifest.identity,
+        "arrays": list(shard_arrays(manifest)),
+        "features": list(manifest.features),
+        "shard_samples": manifest.shard_samples,
+        "chunk_samples": manifest.chunk_samples,
+    }
+    return hashlib.sha256(canonical(common)).digest()
+
+
+def _seal(binding: bytes, fields: np.ndarray) -> int:
+    """63 bits of the hash of a record's other fields and of what they are bound to; bit 32 set."""
+    digest = hashlib.sha256(binding + fields.astype("<u8").tobytes()).digest()
+    return int.from_bytes(digest[:8], "little") | COMMITTED
+
+
+def _decode(data: bytes, num_fields: int) -> np.ndarray | None:
+    """A record's fields, uint64 [fields]; None if the object is not as it was written.
+
+    Zarr takes ten times as long for a chunk this small, and there are thousands.
+    """
+    content, stated = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if google_crc32c.value(content).to_bytes(_CHECKSUM_BYTES, "little") != stated:
+        return None
+    fields = np.zeros(
+        num_fields, dtype="<u8"
+    )  # fewer that are stored leave zeros, which are refused
+    try:
+        Zstd().decode(content, fields)
+    except (RuntimeError, ValueError):
+        return None
+    return fields

@@ -1,0 +1,92 @@
+"""Settings of a training that never take effect, as sentences: found before hours go into it."""
+
+from collections.abc import Iterator
+
+from kdscale.config.models import Train
+from kdscale.config.recipe import Recipe
+from kdscale.wording import number_of
+
+_BELONG: dict[str, tuple[str, tuple[str, ...]]] = {
+    "milestones": ("schedule", ("steps",)),
+    "gamma": ("schedule", ("steps", "plateau")),
+    "patience": ("schedule", ("plateau",)),
+    "momentum": ("optimizer", ("sgd",)),
+    "nesterov": ("optimizer", ("sgd",)),
+}
+"""Fields that one value of another field reads."""
+
+
+def ineffective_settings(recipe: Recipe, *models: str) -> list[str]:
+    """Return a sentence for each setting that has no effect on a training, or an unusual one.
+
+    A recipe may be shortened for a trial (`--set student.train.epochs=1`), so these are warnings.
+
+    Args:
+        recipe: the recipe.
+        models: whose training is looked at: "teacher", "student", or both.
+    """
+    sections = {"teacher": recipe.teacher.train, "student": recipe.student.train}
+    return [
+        f"{model}.train.{sentence}"
+        for model in models
+        if (train := sections[model]) is not None
+        for sentence in (*_of_another(train), *_of_schedule(train), *_of_evaluations(train))
+    ]
+
+
+def _of_another(train: Train) -> Iterator[str]:
+    """Settings of another schedule or optimizer; a default cannot be told from what is not set."""
+    for name, (chooser, readers) in _BELONG.items():
+        chosen, value = getattr(train, chooser), getattr(train, name)
+        if chosen not in readers and value != Train.model_fields[name].get_default(
+            call_default_factory=True
+        ):
+            words = " or ".join(repr(one) for one in readers)
+            yield (
+                f"{name} = {_toml(value)} has no effect: it is read with {chooser} = {words}, and "
+                f"{chooser} is {chosen!r}"
+            )
+    if not train.decay_norm_and_bias and not train.weight_decay:
+        yield "decay_norm_and_bias = false has no effect: weight_decay is 0"
+
+
+def _of_schedule(train: Train) -> Iterator[str]:
+    late = [one for one in train.milestones if one >= train.epochs]
+    if train.schedule == "steps" and late:
+        yield (
+            f"milestones: {', '.join(map(str, late))} is never reached: training ends after "
+            f"{number_of(train.epochs, 'epoch')}"
+        )
+    if train.schedule == "steps" and not train.milestones:
+        yield "schedule = 'steps' has no effect: milestones names no epoch at which to decay"
+    if train.schedule in ("steps", "plateau") and train.gamma == 1:
+        yield f"gamma = 1.0: schedule {train.schedule!r} multiplies the learning rate by 1"
+    if train.schedule in ("cosine", "one_cycle") and train.warmup_epochs == train.epochs:
+        yield (
+            f"warmup_epochs = {train.warmup_epochs:g} takes all epochs: the learning rate of "
+            f"schedule {train.schedule!r} never falls"
+        )
+
+
+def _of_evaluations(train: Train) -> Iterator[str]:
+    epochs, number = number_of(train.epochs, "epoch"), -(-train.epochs // train.evaluate_every)
+    there_are = f"there {'is' if number == 1 else 'are'} {number_of(number, 'evaluation')}"
+    if train.evaluate_every > train.epochs:
+        yield (
+            f"evaluate_every = {train.evaluate_every} is more than all {epochs}: the last one "
+            "alone is evaluated"
+        )
+    # The first evaluation is the smallest loss so far, and after the last one nothing is trained.
+    if train.schedule == "plateau" and train.patience + 2 > number:
+        yield (
+            f"patience = {train.patience} is never exceeded: {there_are}, so the learning rate "
+            "never falls"
+        )
+    if train.stop_after is not None and train.stop_after + 2 > number:
+        yield f"stop_after = {train.stop_after} never ends training: {there_are}"
+    if train.restore_best and number == 1:
+        yield f"restore_best = true has no choice: {there_are}"
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,47 @@
+"""Which test split a run was tested on, and where an evaluation on another one is stored."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdscale.documents import DAMAGE, read_object
+from kdscale.errors import KdscaleError
+
+
+def own_test_set(evaluation: Path) -> str | None:
+    """Return the fingerprint of the test split that a model was tested on while it was trained.
+
+    Args:
+        evaluation: the model's evaluation file, in its run's folder or in that of a whole recipe
+            or sweep, whose runs were all tested on the same images.
+
+    Returns:
+        None where no run says so: of given weights that no student learned from yet.
+    """
+    for content in _contents(evaluation.parent):
+        try:
+            test = read_object(content).get("test")
+        except (KdscaleError, *DAMAGE):
+            continue
+        if isinstance(test, str):
+            return test
+    return None
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    yield folder / "content.json"
+    if not (folder / "run.json").is_file():
+        yield from sorted(folder.glob("*/content.json"))
+        yield from sorted(folder.glob("trials/*/content.json"))
+
+
+def evaluation_file(usual: Path, own: str | None, fingerprint: str) -> Path:
+    """Return the file for an evaluation on the test split with this fingerprint.
+
+    Args:
+        usual: the file for the run's own test split.
+        own: the fingerprint of that split; None if it is not known.
+        fingerprint: of the split that the model is evaluated on.
+    """
+    if own in (None, fingerprint):
+        return usual
+    return usual.with_name(f"{usual.stem}-on-{fingerprint[:12]}{usual.suffix}")
