@@ -8,6 +8,7 @@ nothing else tells a file written then from one written now, and the caller chec
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -134,9 +135,12 @@ def check_as(kind: type[T], table: Mapping[str, Any]) -> T:
     try:
         return TypeAdapter(kind).validate_json(canonical(table), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"])) or "it"
-        raise ValueError(f"{field[:80]!r}: {first['msg']}") from None
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))[:80]
+        if first["type"] == "missing":
+            raise ValueError(f"its key {field!r} is missing") from None
+        wanted = first["msg"].removeprefix("Input should be ")
+        raise ValueError(f"{field} is {reprlib.repr(first['input'])}, wanted {wanted}") from None
 
 
 def _is_checksum_of_rest(table: Mapping[str, Any], key: str) -> bool:

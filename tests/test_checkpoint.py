@@ -93,7 +93,7 @@ def test_other_number_of_processes_than_wrote_it_is_refused(tmp_path, wrote, goe
     for process in range(wrote):
         checkpoint.write_process_state(tmp_path, process)
     write(tmp_path, *trained())
-    message = f"was written by {wrote} processes, .* {goes_on} are to go on: start {wrote}"
+    message = f"was written by {wrote} process(es)?, .* {goes_on} are to go on: start {wrote}"
     with pytest.raises(RunError, match=message):
         checkpoint.restore(checkpoint.newest(tmp_path), *trained(), 0, goes_on)
 
