@@ -123,6 +123,6 @@ class Interrupted(KdscaleError):  # noqa: N818  (not a failure: the user asked f
 
 
 class Stopped(Interrupted):
-    """SIGTERM or SIGUSR1, after the state was saved: a scheduler takes its machine back."""
+    """SIGTERM, SIGUSR1 or SIGHUP, after the state was saved: the machine or terminal is gone."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here

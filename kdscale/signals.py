@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: what they end at once, and what is brought to an end first.
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP: what they end at once, and what is brought to an end first.
 
 What has no state of its own to save is ended where it is: what is finished is on disk. What has
 some asks for an `orderly_stop`, and looks at the request between two things that belong together.
@@ -18,14 +18,15 @@ from kdscale.errors import Interrupted, Stopped
 
 Handler = Callable[[int, FrameType | None], None]
 
-_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
+_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Of schedulers, and of a terminal or connection that is closed."""
 _AGAIN_SECONDS = 0.01
 
 log = logging.getLogger(__name__)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1 where nothing needs saving first."""
+    """SIGTERM, SIGUSR1 or SIGHUP where nothing needs saving first."""
 
     exit_code = Stopped.exit_code
 
@@ -65,20 +66,28 @@ def terminated() -> Terminated | None:
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 end the block as Ctrl-C does; for a whole process, which ends with it."""
-    for number in _SCHEDULERS:
+    """SIGTERM, SIGUSR1 and SIGHUP end the block as Ctrl-C does; for a process, which ends with it.
+
+    SIGHUP stays ignored where it was ignored, as by `nohup`.
+    """
+    handled = [number for number in _STOPPING if not _is_left_ignored(number)]
+    for number in handled:
         signal.signal(number, _ending)
     sys.unraisablehook = _ending.again
     try:
         yield
     finally:
-        for number in _SCHEDULERS:
+        for number in handled:
             signal.signal(number, signal.SIG_IGN)  # how it ended stands
+
+
+def _is_left_ignored(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether Ctrl-C, SIGTERM or SIGUSR1 asked for an orderly end."""
+    """Whether Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP asked for an orderly end."""
 
     received: int | None = None
     """The signal."""
@@ -90,7 +99,7 @@ class StopRequest:
 
 @contextmanager
 def orderly_stop() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request; a second Ctrl-C ends at once.
+    """Turn the first Ctrl-C or stopping signal into a request; a second Ctrl-C ends at once.
 
     Raises:
         KeyboardInterrupt: the block came to its end without following the request.
@@ -102,7 +111,7 @@ def orderly_stop() -> Iterator[StopRequest]:
         log.info("stopping as soon as what is under way is safe; Ctrl-C again ends at once")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    with _handled((signal.SIGINT, *_SCHEDULERS), receive):
+    with _handled((signal.SIGINT, *_STOPPING), receive):
         yield request
     if request.received == signal.SIGINT:
         raise KeyboardInterrupt
@@ -115,7 +124,8 @@ def _handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[No
     if threading.current_thread() is not threading.main_thread():  # the only one that may say so
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers}
+    wanted = [number for number in numbers if not _is_left_ignored(number)]
+    before = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield
     finally:

@@ -80,3 +80,10 @@ def duration_text(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{seconds / 86400:.1f} days"
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """The text, its middle left out where it has more than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit * 2 // 3]}… ({len(text):,} characters) …{text[-limit // 4 :]}"

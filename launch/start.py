@@ -13,6 +13,7 @@ say why, and exits as they did:
     130        Ctrl-C; 75 SIGTERM or SIGUSR1: states are saved, the same command goes on
 """
 
+import importlib.util
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from typing import Any
 STARTED: "list[subprocess.Popen[Any]]" = []
 SCRIPT: list[str] = []
 """What is launched, once the arguments are read."""
+_TORCH_HANDLES = "SIGTERM,SIGINT,SIGQUIT"
 LATER = (130, 75, 76, 0)  # Ctrl-C, a scheduler, another process lost, done: if nothing is worse
 
 
@@ -47,6 +49,8 @@ def main() -> int:
     # processes torch's launcher passes SIGTERM on itself; for one nobody does.
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal that is closed
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         from accelerate.commands.launch import launch_command, launch_command_parser
     except ModuleNotFoundError as error:
@@ -59,6 +63,11 @@ def main() -> int:
 
     arguments = launch_command_parser().parse_args()
     SCRIPT.append(arguments.training_script)
+    # Without SIGHUP, which torch's launcher would take over although nohup has it ignored.
+    arguments.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _TORCH_HANDLES
+    # A user's own datasets/ or random.py in the current folder is not to stand in for a library's.
+    if arguments.module and importlib.util.find_spec(arguments.training_script) is not None:
+        os.environ["PYTHONSAFEPATH"] = "1"
     try:
         launch_command(arguments)
     except (KeyboardInterrupt, SystemExit, Exception):  # --quiet exits, too

@@ -1,10 +1,14 @@
 """Signals end a process at once, or in order, whatever Python is doing just then."""
 
 import contextlib
+import fcntl
+import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -18,6 +22,7 @@ CODES = {
     signal.SIGINT: (Interrupted, 130),
     signal.SIGTERM: (Stopped, 75),
     signal.SIGUSR1: (Stopped, 75),
+    signal.SIGHUP: (Stopped, 75),
 }
 
 DYING = """
@@ -153,7 +158,50 @@ def test_end_before_a_command_has_begun_is_told_alike():
     assert done.stderr.splitlines()[-1].startswith("Error: stopped by SIGTERM; what is finished is")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+IGNORED = """
+import signal
+from kdscale.signals import ending_at_once, orderly_stop
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with ending_at_once():
+    signal.raise_signal(signal.SIGHUP)
+    with orderly_stop() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.received is None
+    signal.raise_signal(signal.SIGHUP)
+print(signal.getsignal(signal.SIGHUP).name)
+"""
+
+
+def test_hangup_stays_ignored_where_it_was_as_nohup_has_it():
+    done = subprocess.run(
+        [sys.executable, "-c", IGNORED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "SIG_IGN\n", "")
+
+
+def test_training_whose_terminal_is_closed_saves_its_state(write_recipe, tmp_path):
+    """Bars and messages cannot be written then, either."""
+    recipe = write_recipe(
+        student={"model": "tiny_models:slow_mlp", "options": {}, "train": {"epochs": 500}}
+    )
+    ours, theirs = pty.openpty()
+    training = subprocess.Popen(
+        [sys.executable, "-m", "kdscale", "train", recipe, "--run", "run"],
+        cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    ends = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoints").is_dir() and time.monotonic() < ends:
+        with contextlib.suppress(OSError):
+            os.read(ours, 1 << 16)
+    os.close(ours)  # the terminal hangs up
+    assert training.wait(60) in (75, 1)  # 1 where not even the reason can be written
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_command_without_a_state_of_its_own_ends_at_once(commands, write_recipe, tmp_path, number):
     """A build that has just begun."""
     recipe = write_recipe(teacher={"model": "tiny_models:slow", "options": {"seconds": 1.0}})

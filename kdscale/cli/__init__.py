@@ -1,7 +1,7 @@
 """The command line: click and nothing else. Heavy imports live inside commands.
 
-Exit codes: 0 done, 1 a stated failure, 2 wrong usage; 130 Ctrl-C, 75 SIGTERM or SIGUSR1, after
-which the state is saved; 76 another process of the launch has ended.
+Exit codes: 0 done, 1 a stated failure, 2 wrong usage; 130 Ctrl-C, 75 SIGTERM, SIGUSR1 or SIGHUP,
+after which the state is saved; 76 another process of the launch has ended.
 What a script reads goes to standard output, everything else to standard error.
 """
 

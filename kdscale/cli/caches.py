@@ -132,7 +132,7 @@ def cache_info(path: Place, as_json: bool) -> None:
     from kdscale.cache.manifest import describe, read_manifest
 
     found = describe(path, read_manifest(path))
-    print_found(found, outline(found), as_json=as_json)
+    print_found(found, outline(found), as_json=as_json, everywhere=True)
 
 
 @cache_group.command(name="list")
@@ -150,15 +150,17 @@ def cache_list(cache_root: Path, as_json: bool) -> None:
         else:
             click.echo(f"{path}: {manifest}", err=True)
     if as_json:
-        print_json(found)
+        print_json(found, everywhere=True)
     elif not found:
         click.echo(f"no caches in {cache_root}: build one with `kdscale cache build`", err=True)
     for cache in [] if as_json else found:
         state = "complete" if cache["complete"] else "unfinished"
-        print_text(f"{cache['path']}  {cache['id']}  {state}  "
-                   f"{number_of(cache['num_views'], 'view')} x "
-               f"{number_of(cache['num_samples'], 'sample')}, {cache['encoding']}, "
-               f"{cache['bytes'] / 1e6:.1f} MB, teacher {cache['teacher']['model']}")  # fmt: skip
+        line = (
+            f"{cache['path']}  {cache['id']}  {state}  {number_of(cache['num_views'], 'view')} x "
+            f"{number_of(cache['num_samples'], 'sample')}, {cache['encoding']}, "
+            f"{cache['bytes'] / 1e6:.1f} MB, teacher {cache['teacher']['model']}"
+        )
+        print_text(line, everywhere=True)
 
 
 @cache_group.command(name="verify")
@@ -212,7 +214,7 @@ def cache_verify(
         )  # fmt: skip
         told |= {"ok": opinion.ok, "teacher": opinion.to_json()}
         text, ok = f"{text}\n{opinion.describe()}", opinion.ok
-    print_found(told, text, as_json=as_json)
+    print_found(told, text, as_json=as_json, everywhere=num_pairs is None)
     if not ok:
         sys.exit(1)
 
@@ -335,4 +337,4 @@ def cache_show(
     shown = show_cache(
         path, out=out, samples=samples, views=views, data=data, cache_root=cache_root, seed=seed
     )
-    print_text(str(shown))
+    print_text(str(shown), everywhere=True)

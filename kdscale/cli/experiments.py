@@ -8,7 +8,9 @@ import click
 from kdscale.cli.options import (
     EXISTING,
     SEED,
+    STORED,
     Place,
+    UserPath,
     cache_option,
     cache_root_option,
     caches_option,
@@ -22,6 +24,7 @@ from kdscale.cli.options import (
     runs_folder,
     samples_option,
     seed_option,
+    trust_code_option,
     views_option,
     weights_option,
     with_further_caches,
@@ -31,7 +34,7 @@ from kdscale.wording import number_of
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), default=Path("runs/quickstart"),
+@click.option("--run", type=STORED, default=Path("runs/quickstart"),
               show_default=True, help="Where the results lie.")  # fmt: skip
 @cache_root_option
 def quickstart(run: Path, cache_root: Path) -> None:
@@ -51,13 +54,13 @@ def recipes(name: str | None, reference: bool) -> None:
     if reference:
         from kdscale.tables.reference import recipe_reference
 
-        print_text(recipe_reference().rstrip())
+        print_text(recipe_reference().rstrip(), everywhere=True)
         return
     if name is not None:
-        print_text(recipe_text(name).rstrip())
+        print_text(recipe_text(name).rstrip(), everywhere=True)
         return
     for known in recipe_names():
-        print_text(f"{known:24} {load_recipe(known).description}")
+        print_text(f"{known:24} {load_recipe(known).description}", everywhere=True)
 
 
 @click.command()
@@ -190,15 +193,16 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True,
-                type=click.Path(path_type=Path))  # fmt: skip
+                type=STORED)  # fmt: skip
 @weights_option
-@click.option("--teacher", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+@click.option("--teacher", type=UserPath(exists=True, dir_okay=False), metavar="FILE",
               help="The teacher's weights, to agree with.  [default: those that the recipe names, "
               "or that were trained for it]")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
               help="To spend on timing each batch size; five passes at least.")  # fmt: skip
 @click.option("--data", type=EXISTING, help="A local copy of the data set.")
 @cache_root_option
+@trust_code_option
 @json_option
 def evaluate(
     runs: tuple[Path, ...],
@@ -207,6 +211,7 @@ def evaluate(
     seconds: float,
     data: str | None,
     cache_root: Path,
+    trust_code: bool,
     as_json: bool,
 ) -> None:
     """Evaluate finished runs on the test split, and measure what their models cost.
@@ -214,25 +219,29 @@ def evaluate(
     RUN is a run's folder, or that of a whole recipe: then its teacher and every run in it. What is
     found is kept as evaluation.json in each run's folder.
     """
+    from kdscale.engine.trained import Trust
     from kdscale.stages.evaluate import Evaluation
     from kdscale.tables.evaluation import evaluation_tables
 
-    evaluation = Evaluation(cache_root, teacher=teacher, seconds=seconds)
+    evaluation = Evaluation(
+        cache_root, teacher=teacher, seconds=seconds, trust=Trust(code=trust_code)
+    )
     found = evaluation.folders(runs, data=data, weights=weights)
     print_found({"runs": found}, evaluation_tables(found), as_json=as_json)
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=STORED)
 @click.option("--format", "format_name", required=True,
               type=click.Choice(["safetensors", "onnx", "pt2"]),
               help="For kdscale, for ONNX runtimes, or for PyTorch alone.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--out", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="The file.  [default: RUN/student.FORMAT, RUN/student-best.FORMAT]")  # fmt: skip
 @weights_option
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
 @click.option("--data", type=EXISTING, help="A local copy of the data set.")
 @cache_root_option
+@trust_code_option
 @json_option
 def export(
     run: Path,
@@ -242,6 +251,7 @@ def export(
     overwrite: bool,
     data: str | None,
     cache_root: Path,
+    trust_code: bool,
     as_json: bool,
 ) -> None:
     """Export a finished run's model: uint8 pixels in, logits out, preprocessing inside.
@@ -253,7 +263,7 @@ def export(
 
     done = start(
         run, format_name, cache_root=cache_root, out=out, weights=weights, data=data,
-        overwrite=overwrite,
+        overwrite=overwrite, trust_code=trust_code,
     )  # fmt: skip
     text = (
         f"{done['file']}: {done['bytes']:,} bytes; on "
@@ -264,11 +274,11 @@ def export(
     print_found(done, text, as_json=as_json)
 
 
-_REPORT_FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+_REPORT_FILE = UserPath(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=STORED)
 @click.option("--html", type=_REPORT_FILE, metavar="FILE", help="One self-contained page.")
 @click.option("--markdown", type=_REPORT_FILE, metavar="FILE", help="Words and tables.")
 @click.option("--csv", type=_REPORT_FILE, metavar="FILE", help="A line a run.")
@@ -300,9 +310,9 @@ def report(
     places = {kind: None if kind in printed else path for kind, path in files.items()}
     texts = make(runs, files=places, cache_root=cache_root, data=data)
     for kind in printed:
-        print_text(texts[kind].rstrip("\n"))
+        print_text(texts[kind].rstrip("\n"), everywhere=True)
     if not printed:
-        print_text("\n".join(f"report: {path}" for path in files.values()))
+        print_text("\n".join(f"report: {path}" for path in files.values()), everywhere=True)
 
 
 @click.command()
@@ -354,4 +364,4 @@ def views_command(
     shown = show_views(
         loaded, out=out, samples=samples, views=views, cache_root=cache_root, seed=seed
     )
-    print_text(str(shown))
+    print_text(str(shown), everywhere=True)

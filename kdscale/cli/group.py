@@ -10,9 +10,14 @@ import click
 
 from kdscale.errors import Interrupted, KdscaleError, MainProcessError, PeerLostError
 from kdscale.signals import Terminated, terminated
+from kdscale.wording import shortened
 
 _OF_DISKS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_PATH = "correct the paths of the command and of the recipe"
 _DISK = "free space, or choose other folders with --run and --cache-root"
+_LONGEST_LINE, _MOST_LINES = 4000, 100
+"""Of a message: a value that it repeats may come from a file of any size."""
 _KEPT = "what is finished is kept: run the same command again (train: with --resume-if-begun)"
 _PEER_LOST = "another process of this launch has ended: see what it said; finished work is kept"
 _PEER_LOST_SIGNS = (
@@ -59,6 +64,8 @@ class Group(click.Group):
             self._fail(ctx, said, error.exit_code)
         if isinstance(error, OSError) and error.errno in _OF_DISKS:
             self._fail(ctx, f"{error.strerror}: {error.filename or 'a file'}: {_DISK}", 1)
+        if isinstance(error, OSError) and error.errno in _OF_PATHS:
+            self._fail(ctx, f"{error.strerror}: {error.filename or 'a path'}: {_PATH}", 1)
         lost = isinstance(error, RuntimeError) and any(sign in said for sign in _PEER_LOST_SIGNS)
         if lost and "RANK" in os.environ:
             self._fail(ctx, _PEER_LOST, PeerLostError.exit_code)
@@ -80,7 +87,10 @@ class Group(click.Group):
     @staticmethod
     def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
         where = "" if is_main_process() else f" in process {os.environ['RANK']}"
-        click.echo(f"Error{where}: {message}", err=True)
+        lines = [shortened(line, _LONGEST_LINE) for line in message.splitlines()]
+        if len(lines) > _MOST_LINES:
+            lines[_MOST_LINES:] = [f"... and {len(lines) - _MOST_LINES} lines more"]
+        click.echo(f"Error{where}: " + "\n".join(lines), err=True)
         ctx.exit(exit_code)
 
 
@@ -91,8 +101,11 @@ class _Messages(logging.StreamHandler[Any]):
         bars = sys.modules.get("tqdm")
         if bars is None or not sys.stderr.isatty():  # a log file has no bar, and gets none
             super().emit(record)
-        else:
+            return
+        try:
             bars.tqdm.write(self.format(record), file=sys.stderr)
+        except OSError:  # the terminal is closed: work goes on, or is being saved
+            self.handleError(record)
 
 
 def start_logging() -> None:

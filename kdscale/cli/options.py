@@ -1,6 +1,7 @@
 """Options and arguments that commands share."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,35 @@ import click
 Place: TypeAlias = str | Path
 """A folder or a URL."""
 Command = TypeVar("Command", bound=Callable[..., Any])
-EXISTING = click.Path(exists=True)
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on all usual file systems."""
+
+
+def home_expanded(text: str) -> str:
+    """A path with the home folder for `~`, which shells leave alone in `--run=~/x`."""
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+class UserPath(click.Path):
+    """A path as it is typed: `~` is the home folder, and names are of a length that files have."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Expand and check what was typed."""
+        if isinstance(value, str):
+            value = home_expanded(value)
+            _check_names(self, value, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _check_names(kind: click.ParamType[Any], path: str, param: Any, ctx: Any) -> None:
+    if max(len(os.fsencode(part)) for part in path.split("/")) > _LONGEST_NAME:
+        kind.fail(f"{path[:40]!r}... has a name of more than {_LONGEST_NAME} bytes, which no file "
+                  "can have: shorten it", param, ctx)  # fmt: skip
+
+
+EXISTING = UserPath(exists=True)
+STORED = UserPath(path_type=Path)
+"""A folder or a file, there or to be made."""
 
 
 class _Place(click.ParamType[Any]):
@@ -27,10 +56,11 @@ class _Place(click.ParamType[Any]):
         if re.match(r"[a-z0-9]+:/[^/]", value):
             self.fail(f"{value!r} is neither a folder nor a URL: those have two slashes, as in "
                       "s3://BUCKET/NAME.zarr", param, ctx)  # fmt: skip
-        return place_of(value)
+        _check_names(self, home_expanded(value), param, ctx)
+        return place_of(home_expanded(value))
 
 
-class _Folder(click.Path):
+class _Folder(UserPath):
     """A folder of this machine, where a URL will not do."""
 
     def __init__(self, instead: str) -> None:
@@ -82,11 +112,9 @@ caches_option = click.option(
     help="The cache's folder, NAME.zarr, or its URL; found by content when not named. Named again: "
     "a further cache, of another teacher (ensemble.caches).",
 )  # fmt: skip
-run_option = click.option(
-    "--run", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]"
-)
+run_option = click.option("--run", type=STORED, help="The run's folder.  [default: runs/NAME]")
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+    "--out", type=UserPath(path_type=Path, dir_okay=False), required=True,
     help="The picture to write: .png, .jpg or .webp.",
 )  # fmt: skip
 samples_option = click.option(
@@ -103,6 +131,11 @@ seed_option = click.option("--seed", type=SEED, default=0,
 weights_option = click.option(
     "--weights", type=click.Choice(["last", "best"]), default="last", show_default=True,
     help="Of the last step, or the best on the validation split (data.validation).",
+)  # fmt: skip
+trust_code_option = click.option(
+    "--trust-code", is_flag=True,
+    help="Also create models whose code the folder names (module:function): it can do anything "
+    "that you can. For folders of your own, or of somebody you trust.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

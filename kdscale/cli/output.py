@@ -8,23 +8,28 @@ import click
 from kdscale.cli.group import is_main_process
 
 
-def print_text(text: str) -> None:
-    """Lines for people."""
-    if is_main_process():
+def print_text(text: str, *, everywhere: bool = False) -> None:
+    """Lines for people.
+
+    Args:
+        text: the lines.
+        everywhere: whatever RANK says: of a command that reads, and shares no work with others.
+    """
+    if everywhere or is_main_process():
         click.echo(text)
 
 
-def print_json(value: object) -> None:
+def print_json(value: object, *, everywhere: bool = False) -> None:
     """One JSON object for scripts."""
-    print_text(json.dumps(value, indent=2))
+    print_text(json.dumps(value, indent=2), everywhere=everywhere)
 
 
-def print_found(found: object, text: str, *, as_json: bool) -> None:
+def print_found(found: object, text: str, *, as_json: bool, everywhere: bool = False) -> None:
     """What a command found out: one JSON object with --json, else for people."""
     if as_json:
-        print_json(found)
+        print_json(found, everywhere=everywhere)
     else:
-        print_text(text)
+        print_text(text, everywhere=everywhere)
 
 
 def outline(value: Any, indent: str = "") -> str:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import click
 
+import kdscale
 from kdscale.cli.options import (
+    STORED,
     Place,
     cache_option,
     cache_root_option,
     copies_options,
+    home_expanded,
     json_option,
     local_copies,
     recipe_options,
@@ -57,14 +60,25 @@ class _RecipeOrCommand(click.Group):
         self.format_commands(ctx, formatter)
 
 
+_SQLITE = "sqlite:///"
+
+
+def _with_home(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    """A database's URL, in which `~` is the home folder where it is a file."""
+    if url is None or not url.startswith(f"{_SQLITE}~"):
+        return url
+    return _SQLITE + home_expanded(url.removeprefix(_SQLITE))
+
+
 storage_option = click.option(
     "--storage",
     metavar="URL",
+    callback=_with_home,
     envvar=STORAGE,
     help="Database of the trials, where workers are on several machines: "
     "postgresql+psycopg://USER@HOST/DATABASE.  [default: FOLDER/sweep.db]",
 )
-folder_argument = click.argument("folder", type=click.Path(path_type=Path))
+folder_argument = click.argument("folder", type=STORED)
 
 
 @click.group(name="sweep", cls=_RecipeOrCommand)
@@ -78,7 +92,7 @@ def sweep_group() -> None:
 
 @sweep_group.command(name=_START, cls=_Start, hidden=True)
 @recipe_options
-@click.option("--run", type=click.Path(path_type=Path), metavar="FOLDER",
+@click.option("--run", type=STORED, metavar="FOLDER",
               help="The sweep's folder.  [default: runs/NAME-sweep]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N",
               help="Students trained at once on this machine.")  # fmt: skip
@@ -142,11 +156,20 @@ def sweep_start(
 
 
 def _worker_command(recipe: str, overrides: tuple[str, ...], given: dict[str, object]) -> list[str]:
-    """What starts one worker more: this very command, for one."""
+    """What starts one worker more: this very command, for one.
+
+    A script of Python's (-c) would find modules in the current folder first, and a user's own
+    `random.py` or `datasets/` there would stand in for the library: -P leaves the folder out.
+    """
     options = [(name, str(value)) for name, value in given.items() if value is not None]
     options += [("--set", one) for one in overrides]
-    command = [sys.executable, "-m", "kdscale", "sweep", recipe]
+    command = [sys.executable, "-P", "-c", _WORKER, "sweep", recipe]
     return [*command, *(word for option in options for word in option)]
+
+
+_ROOT = str(Path(kdscale.__file__).resolve().parents[1])
+_WORKER = f"import sys; sys.path.append({_ROOT!r}); from kdscale.__main__ import start; start()"
+"""Works where kdscale is installed, and where it was found in the folder it was started from."""
 
 
 def _check_optuna() -> None:
@@ -174,7 +197,7 @@ def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
     from kdscale.tables.sweep import sweep_table
 
     found = status(folder, storage)
-    print_found(found, sweep_table(found), as_json=as_json)
+    print_found(found, sweep_table(found), as_json=as_json, everywhere=True)
 
 
 @sweep_group.command(name="best")
@@ -188,4 +211,4 @@ def sweep_best(folder: Path, storage: str | None, as_json: bool) -> None:
     from kdscale.tables.sweep import best_text
 
     found = best(folder, storage)
-    print_found(found, best_text(found), as_json=as_json)
+    print_found(found, best_text(found), as_json=as_json, everywhere=True)

@@ -1,10 +1,20 @@
 """The tables of a recipe that say which models, and how they are trained."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from kdscale.config.section import Fraction, MemoryFormat, Positive, Precision, Section, Weight
+from kdscale.config.section import (
+    Fraction,
+    MemoryFormat,
+    Operations,
+    Plain,
+    Positive,
+    Precision,
+    Section,
+    UserPath,
+    Weight,
+)
 from kdscale.wording import number_of
 
 _TORCHVISION = "torchvision/"
@@ -31,7 +41,7 @@ class Train(Section):
     """How a model is trained."""
 
     epochs: Positive = Field(description="passes over the training split")
-    pretrained: str | None = Field(
+    pretrained: UserPath | None = Field(
         None,
         description="weights to begin from, all but a head for other classes: a file, or "
         "torchvision:NAME, such as torchvision:IMAGENET1K_V1, found or downloaded; random when not "
@@ -142,9 +152,9 @@ class Train(Section):
 class Model(Section):
     """A model, its weights and how to get them."""
 
-    model: str = Field(description="registry name, see below")
-    options: dict[str, Any] = Field({}, description="arguments of the model's factory")
-    weights: str | None = Field(
+    model: str = Field(max_length=5000, description="registry name, see below")
+    options: Plain = Field({}, description="arguments of the model's factory")
+    weights: UserPath | None = Field(
         None, description="safetensors (or weights-only checkpoint) to load"
     )
     rename: dict[str, str] = Field({}, description="prefixes of the weights' keys: theirs = ours")
@@ -165,7 +175,7 @@ class Model(Section):
 class TeacherTrain(Train):
     """How a teacher is trained, which nothing binds to the views that it will be asked about."""
 
-    operations: list[str | dict[str, Any]] | None = Field(
+    operations: Operations | None = Field(
         None,
         description="teacher only: its augmentation, a new view each epoch; [views] when not set",
     )

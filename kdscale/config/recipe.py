@@ -1,5 +1,7 @@
 """A recipe: read, overridden, checked, written."""
 
+import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -14,14 +16,18 @@ from kdscale.config.models import Model, Teacher
 from kdscale.config.section import Section, unknown
 from kdscale.config.sections import Cache, Data, Ensemble, Views
 from kdscale.config.sweep import Sweep
-from kdscale.errors import ConfigError
+from kdscale.errors import ConfigError, UnsafePathError
+from kdscale.regular_files import read_regular
+from kdscale.wording import shortened
 
 
 class Recipe(Section):
     """A named experiment."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names caches and run folders"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,  # with what is added, a file's name still
+        description="names caches and run folders",
     )
     description: str = Field("", description="one line for `kdscale recipes`")
     data: Data
@@ -92,16 +98,42 @@ def recipe_text(name_or_path: str) -> str:
     Raises:
         ConfigError: there is no such recipe; the nearest name is suggested.
     """
-    path = Path(name_or_path)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
-            raise ConfigError(
-                f"no recipe file {name_or_path!r}: check the path, or see `kdscale recipes`"
-            )
-        return path.read_text(encoding="utf-8")
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".toml" or os.path.lexists(path):
+        return _file_text(path)
     if name_or_path in recipe_names():
         return (files("kdscale") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     raise ConfigError(unknown(f"no recipe {name_or_path!r}", name_or_path, recipe_names()))
+
+
+def _file_text(path: Path) -> str:
+    """The text of a recipe's file, with or without a byte order mark.
+
+    Raises:
+        ConfigError: there is none, it cannot be read, or it is no UTF-8.
+    """
+    try:
+        return read_regular(path, limit=_LARGEST_FILE).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no recipe file {str(path)!r}: check the path, or see `kdscale recipes`"
+        ) from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path} is a folder, wanted a recipe: name the file in it, such as "
+            f"{path / 'recipe.toml'}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}), wanted a TOML file: save "
+            "it as UTF-8"
+        ) from None
+    except (OSError, UnsafePathError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"recipe {shortened(str(path))} cannot be read: {reason}") from None
+
+
+_LARGEST_FILE = 4 << 20
 
 
 def load_recipe(
@@ -129,15 +161,56 @@ def read_table(
         ConfigError: unknown recipe, no TOML, or an override that is none.
     """
     try:
-        table = tomllib.loads(recipe_text(name_or_path))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = _parse_toml(recipe_text(name_or_path))
+    except _TomlError as error:
         raise ConfigError(f"{name_or_path} is not valid TOML: {error}") from None
     table.setdefault("name", Path(name_or_path).stem)
     for override in overrides:
         _apply(table, override)
     if data is not None:
         set_field(table, "data.source", data)
+    _check_depth(table, name_or_path)
     return table
+
+
+def _check_depth(table: dict[str, Any], origin: str) -> None:
+    """Refuse what is nested so deeply that walking through it fails somewhere later."""
+    level: list[Any] = [table]
+    for _ in range(_DEEPEST):
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+        if not level:
+            return
+    raise ConfigError(
+        f"{shortened(origin)}: tables or lists are nested more than {_DEEPEST} deep, where no "
+        "recipe has more than 10: remove what is nested"
+    )
+
+
+_DEEPEST = 50
+
+
+_ENDLESS_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++\s*+\.\s*+){200}""")
+
+
+class _TomlError(ValueError):
+    """A text is not TOML, in one line."""
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document as a table.
+
+    Raises:
+        _TomlError: it is none, or one that Python cannot hold.
+    """
+    if _ENDLESS_KEY.search(text):  # for which tomllib would take minutes
+        raise _TomlError("a key has more than 200 parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise _TomlError("its lists or tables are nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, and an integer of more than 4,300 digits
+        raise _TomlError(shortened(str(error))) from None
 
 
 def parse_recipe(table: Mapping[str, object], origin: str) -> Recipe:
@@ -188,15 +261,15 @@ def set_field(table: dict[str, Any], key: str, value: Any) -> None:
 def _apply(table: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set {override!r}: write section.field=value")
+        raise ConfigError(f"--set {shortened(override)!r}: write section.field=value")
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = _parse_toml(f"value = {text.strip()}")["value"]
+    except _TomlError:
         value = text.strip()
     try:
         set_field(table, key.strip(), value)
     except ConfigError as error:
-        raise ConfigError(f"--set {override!r}: {error}") from None
+        raise ConfigError(f"--set {shortened(override)!r}: {error}") from None
 
 
 def _problems(error: ValidationError, origin: str) -> Iterator[str]:
@@ -211,7 +284,8 @@ def _problems(error: ValidationError, origin: str) -> Iterator[str]:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             got = "" if isinstance(problem["input"], Mapping) else f" is {problem['input']!r}"
-            yield f"{origin}: {field or 'recipe'}{got}: {message[0].lower()}{message[1:]}"
+            said = f"{shortened(field or 'recipe')}{shortened(got)}"
+            yield f"{origin}: {said}: {message[0].lower()}{shortened(message[1:], 1000)}"
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:

@@ -1,13 +1,17 @@
 """What all tables of a recipe share: frozen, strict, without unknown keys."""
 
+import math
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(ge=1)]
+from kdscale.wording import shortened
+
+Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -42,6 +46,45 @@ def parse_bytes(text: int | str) -> int:
     return number
 
 
+def _user_path(text: str) -> str:
+    """Expand `~`, and refuse what no file system takes."""
+    if "\0" in text:
+        raise ValueError("a path holds no zero byte: remove it")
+    try:
+        sizes = [len(part.encode()) for part in text.split("/")]
+    except UnicodeEncodeError:
+        raise ValueError("a recipe is UTF-8, and this name is not: rename it") from None
+    if max(sizes) > _LONGEST_NAME:
+        raise ValueError(f"a name in a path has at most {_LONGEST_NAME} bytes: shorten it")
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+def _plain(value: Any) -> Any:
+    """Refuse what JSON, in which weights files and manifests describe a model, does not hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("infinity and NaN are not equal in every file: wanted a finite number")
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"a {type(value).__name__} cannot be written to every file: wanted text, a number, true or "
+        "false, or a list or table of these"
+    )
+
+
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on all usual file systems."""
+UserPath = Annotated[str, AfterValidator(_user_path)]
+"""A path or address in a recipe."""
+Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
+"""A table of values that a file can describe."""
+Operations = Annotated[list[str | dict[str, Any]], AfterValidator(_plain)]
+"""Operations of views: names, or tables of a name and arguments."""
+
+
 class Section(BaseModel):
     """A table of a recipe."""
 
@@ -50,6 +93,6 @@ class Section(BaseModel):
 
 def unknown(message: str, name: str, known: Sequence[str]) -> str:
     """A message about a name that is not known, with the nearest one that is."""
-    nearest = get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = get_close_matches(name[:_LONGEST_NAME], known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known) or 'none'}"
-    return f"{message}: {hint}"
+    return f"{shortened(message)}: {hint}"

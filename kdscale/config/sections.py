@@ -1,22 +1,27 @@
 """The tables of a recipe that say which images, views and caches."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from kdscale.config.section import (
     Fraction,
+    Operations,
     Positive,
     Section,
+    UserPath,
     parse_bytes,
 )
 from kdscale.wording import number_of
+
+_MOST_VIEWS = 1 << 20
+"""As many as an enumerated pipeline may have."""
 
 
 class Data(Section):
     """Where images come from."""
 
-    source: str = Field(
+    source: UserPath = Field(
         description="hub name, local parquet, arrow or image folder, or embedded:NAME"
     )
     train_split: str = Field("train", description="split to train and build on")
@@ -29,7 +34,7 @@ class Data(Section):
     validation: Fraction = Field(
         0.0, description="share of the training split held out to choose the best weights; 0 = none"
     )
-    clean: list[str | dict[str, Any]] = Field(
+    clean: Operations = Field(
         [],
         description="resize, center_crop and others without draws: the image to evaluate on, and "
         "to show where no views are named; needed where sizes differ",
@@ -39,7 +44,7 @@ class Data(Section):
 class Views(Section):
     """The augmented versions of each training image."""
 
-    operations: list[str | dict[str, Any]] = Field(
+    operations: Operations = Field(
         [], description="operations of `docs/views.md`, or `v2.NAME` of torchvision, in order"
     )
     count: Positive | Literal["all"] = Field(
@@ -69,9 +74,9 @@ class Views(Section):
     @field_validator("count", mode="before")
     @classmethod
     def _number_or_all(cls, count: object) -> object:
-        if count == "all" or (type(count) is int and count >= 1):
+        if count == "all" or (type(count) is int and 1 <= count <= _MOST_VIEWS):
             return count
-        raise ValueError('wanted a whole number, 1 or more, or "all"')
+        raise ValueError(f'wanted a whole number, 1 to {_MOST_VIEWS:,}, or "all"')
 
     @model_validator(mode="after")
     def _one_clean_view_in_fixed_mode(self) -> "Views":
@@ -178,7 +183,7 @@ class Cache(Section):
 class Ensemble(Section):
     """Further caches that teach the student beside the recipe's own."""
 
-    caches: list[str] = Field(
+    caches: list[UserPath] = Field(
         [], description="further caches of the same images and views, by another teacher each: "
         "folders (also below the cache root) or URLs"
     )  # fmt: skip

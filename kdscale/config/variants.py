@@ -8,8 +8,9 @@ from typing import Any
 
 from kdscale.config.loss import Loss
 from kdscale.config.recipe import Recipe, parse_recipe, set_field
-from kdscale.config.sweep import SEED, VIEWS, Range, Sweep
+from kdscale.config.sweep import SEED, VIEWS, Dimension, Range, Sweep
 from kdscale.errors import ConfigError
+from kdscale.wording import shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,20 @@ class Variants:
             _leave_the_rest(table.setdefault("loss", {}), origin)
         return parse_recipe(table, origin)
 
+    def check_among(self, values: Mapping[str, Any]) -> None:
+        """Stop unless a sweep may try these values, which come out of a database.
+
+        Raises:
+            ConfigError: a field or its value is not in the recipe's `sweep.space`.
+        """
+        dimensions = self.sweep.dimensions
+        for field, value in values.items():
+            if field not in dimensions or not _is_among(value, dimensions[field]):
+                raise ConfigError(
+                    f"{self.origin}: a trial has {shortened(field)} = {shortened(repr(value))}, "
+                    "which is not in sweep.space: its database was changed, or is of another sweep"
+                )
+
     def widest(self) -> Recipe:
         """The recipe whose cache serves all trials: that with the most views."""
         table, views = deepcopy(dict(self.table)), self.sweep.largest_views()
@@ -87,6 +102,16 @@ class Variants:
             {field: values[number % len(values)] for field, values in choices.items()}
             for number in range(most)
         ]
+
+
+def _is_among(value: object, dimension: Dimension) -> bool:
+    """Whether a value is one of a field's."""
+    if not isinstance(dimension, Range):
+        return value in dimension
+    slack = 1e-6 * max(abs(dimension.low), abs(dimension.high))  # of rounding on the way
+    return (
+        isinstance(value, int | float) and dimension.low - slack <= value <= dimension.high + slack
+    )
 
 
 def _leave_the_rest(loss: dict[str, Any], origin: str) -> None:

@@ -14,6 +14,41 @@ from kdscale.errors import LaunchError
 _OURS = ("launch", "start.py")  # the last parts of its path
 
 
+_OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables by which torch's processes find each other."""
+_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+
+
+def check_environment() -> None:
+    """Stop where the environment holds half a launch: torch would fail, or wait for nobody.
+
+    Raises:
+        LaunchError: RANK or LOCAL_RANK is set without the rest, or a value is no such number.
+    """
+    given = {name: os.environ[name] for name in _OF_A_LAUNCH if name in os.environ}
+    named = [name for name in ("RANK", "LOCAL_RANK") if given.get(name, "-1") != "-1"]
+    for name in _NUMBERS:
+        if not given.get(name, "0").removeprefix("-").isdecimal():
+            raise LaunchError(f"{name} is {given[name][:80]!r} in the environment, {_WANTED}")
+    if not named:
+        return
+    if missing := [name for name in _OF_A_LAUNCH if name not in given]:
+        raise LaunchError(
+            f"{' and '.join(named)} is set in the environment, but not {', '.join(missing)}: "
+            f"{_WANTED}"
+        )
+    if not 0 <= int(given["RANK"]) < int(given["WORLD_SIZE"]):
+        raise LaunchError(
+            f"RANK is {given['RANK']} of {given['WORLD_SIZE']} processes (WORLD_SIZE), {_WANTED}"
+        )
+
+
+_WANTED = (
+    "wanted what a launcher sets for each process. For one process: unset RANK LOCAL_RANK "
+    "WORLD_SIZE; for several see launch/README.md"
+)
+
+
 def check_launch(seen: int) -> None:
     """Stop where processes would work side by side without knowing of each other.
 

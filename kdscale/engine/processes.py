@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import Tensor
 
-from kdscale.engine.launches import check_launch
+from kdscale.engine.launches import check_environment, check_launch
 from kdscale.errors import KdscaleError, MainProcessError
 from kdscale.signals import StopRequest
 
@@ -30,8 +30,10 @@ def create_accelerator(*, all_learn: bool = True) -> Accelerator:
             none takes time.
 
     Raises:
-        LaunchError: several processes were started or asked for, but each believes to be alone.
+        LaunchError: several processes were started or asked for, but each believes to be alone; or
+            the environment holds half a launch.
     """
+    check_environment()
     # float32 means float32: TF32 would move logits by 1e-3 and depend on the device.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

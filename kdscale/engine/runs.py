@@ -9,6 +9,7 @@ from kdscale import checkpoint, config
 from kdscale.cache.manifest import Manifest
 from kdscale.errors import RunError
 from kdscale.run_folder import Content, Job, RunFolder, Targets
+from kdscale.wording import shortened
 
 __all__ = ["Content", "Job", "Targets"]
 
@@ -209,7 +210,10 @@ def refuse_changed(
         RunError: every differing field is named with both values.
     """
     if changed:
-        lines = [f"  {key}: it has {a!r}, now {b!r}" for key, a, b in changed]
+        lines = [
+            f"  {shortened(key)}: it has {shortened(repr(a))}, now {shortened(repr(b))}"
+            for key, a, b in changed
+        ]
         raise RunError(
             f"{folder} {why}:\n" + "\n".join(lines) + f"\nUse the same ones, or {advice}."
         )

@@ -19,7 +19,7 @@ def own_test_set(evaluation: Path) -> str | None:
     """
     for content in _contents(evaluation.parent):
         try:
-            test = read_object(content).get("test")
+            test = read_object(content, root=content.parent).get("test")
         except (KdscaleError, *DAMAGE):
             continue
         if isinstance(test, str):

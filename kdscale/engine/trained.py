@@ -1,6 +1,7 @@
 """The trained models that a folder holds: a run's, those of a whole recipe, those of a sweep."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,26 @@ from kdscale.regular_files import path_inside
 from kdscale.run_folder import RunFolder, Weights
 from kdscale.wording import in_counting_order
 
-__all__ = ["Trained", "Weights", "given_teacher", "trained_model_of", "trained_models"]
+__all__ = ["Trained", "Trust", "Weights", "given_teacher", "trained_model_of", "trained_models"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Which models that a folder's recipe names may run code of their own.
+
+    A folder may come from a stranger, and `module:factory` in its recipe is code that they choose.
+    """
+
+    code: bool = False
+    """All of them: the user gave --trust-code."""
+    recipe: config.Recipe | None = None
+    """Those that the recipe of this command names too, with the same options."""
+
+    def covers(self, section: config.Model) -> bool:
+        """Whether the user answers for a section's model."""
+        own = () if self.recipe is None else (self.recipe.teacher, self.recipe.student)
+        named = [(one.model, one.options) for one in own]
+        return self.code or (section.model, section.options) in named
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +49,10 @@ class Trained:
     memory_format: str
     evaluation: Path
     """The file for what an evaluation finds."""
+    origin: Path
+    """The recipe file that names the model."""
+    trust: Trust
+    """Which of the models that it names may run code of their own."""
     weights: Weights = "last"
     targets: str = "none"
     seed: int | None = None
@@ -36,6 +60,10 @@ class Trained:
     """SHA-256 of the teacher's weights, or several with + between them."""
     teacher: str | None = None
     """Where the weights of the recipe's teacher are; None where they are not found."""
+
+    def named_by(self, section: config.Model) -> Path | None:
+        """The file that names a section's model; None where the user answers for the name."""
+        return None if self.trust.covers(section) else self.origin
 
     def describe(self) -> dict[str, Any]:
         """What an evaluation says of it."""
@@ -47,36 +75,50 @@ class Trained:
         }
 
 
-def trained_models(folder: Path, *, data: str | None, weights: Weights) -> list[Trained]:
+def trained_models(
+    folder: Path, *, data: str | None, weights: Weights, trust: Trust
+) -> list[Trained]:
     """The model of a run, or all that is finished in the folder of a whole recipe or of a sweep.
 
     Args:
         folder: the run's, the recipe's or the sweep's.
         data: a local copy of the data set, where it is not where the recipe says.
         weights: which ones of each.
+        trust: which models may run code of their own.
 
     Raises:
         RunError: there is no finished run, or one kept no such weights.
         ConfigError: a recipe cannot be read.
     """
+    model_of = partial(trained_model_of, data=data, weights=weights, trust=trust)
     if (folder / "trials").is_dir():
         runs = _finished(folder / "trials", "*")
         if not runs:
             raise RunError(f"{folder} holds no finished trial: go on with the sweep first")
-        trials = [trained_model_of(one, data=data, weights=weights) for one in runs]
-        return [*_teachers_at_hand(folder, data, weights), *trials]
+        trials = [model_of(one) for one in runs]
+        return [*_teachers_at_hand(folder, data, weights, trust), *trials]
     if "rows" not in RunFolder(folder).read_result():
-        return [trained_model_of(folder, data=data, weights=weights)]
-    students = [
-        trained_model_of(one, data=data, weights=weights) for one in _finished(folder, "*-seed*")
-    ]
-    return [*_teachers(folder, data, weights), *students]
+        return [model_of(folder)]
+    students = [model_of(one) for one in _finished(folder, "*-seed*")]
+    return [*_teachers(folder, data, weights, trust), *students]
 
 
 def trained_model_of(
-    run: Path, *, data: str | None = None, weights: Weights = "last", evaluation: Path | None = None
+    run: Path,
+    *,
+    trust: Trust,
+    data: str | None = None,
+    weights: Weights = "last",
+    evaluation: Path | None = None,
 ) -> Trained:
-    """The model of a finished run; `evaluation` is for another place than the run's folder.
+    """The model of a finished run.
+
+    Args:
+        run: the run's folder.
+        trust: which models may run code of their own.
+        data: a local copy of the data set, where it is not where the recipe says.
+        weights: which ones.
+        evaluation: the file for what an evaluation finds; in the run's folder when None.
 
     Raises:
         RunError: there is no finished run, or it kept no such weights.
@@ -108,6 +150,8 @@ def trained_model_of(
         precision="float32" if section.train is None else section.train.precision,
         memory_format="contiguous" if section.train is None else section.train.memory_format,
         evaluation=evaluation or folder.evaluation_file(weights),
+        origin=folder.recipe_file,
+        trust=trust,
         weights=weights,
         targets=result["targets"],
         seed=result["seed"],
@@ -116,7 +160,7 @@ def trained_model_of(
     )
 
 
-def given_teacher(folder: Path, recipe: config.Recipe) -> Trained:
+def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> Trained:
     """The teacher whose weights a recipe names, as it is asked; evaluated into its folder."""
     teacher, evaluation = recipe.teacher, RunFolder(folder).given_teacher_file
     return Trained(
@@ -127,28 +171,32 @@ def given_teacher(folder: Path, recipe: config.Recipe) -> Trained:
         precision=teacher.precision,
         memory_format=teacher.memory_format,
         evaluation=evaluation,
+        origin=RunFolder(folder).recipe_file,
+        trust=trust,
     )
 
 
-def _teachers(folder: Path, data: str | None, weights: Weights) -> list[Trained]:
+def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) -> list[Trained]:
     """The teacher of a whole recipe: given, trained there, or trained by another run of it."""
     recipe = RunFolder(folder).read_recipe(data)
     if recipe.teacher.weights is not None:
-        return [given_teacher(folder, recipe)]
+        return [given_teacher(folder, recipe, trust)]
     own = RunFolder(folder).read_recipe()
     run = find_teacher(own, [folder, Path("runs") / own.name])
     if run is None:
         return []
     name = RunFolder(run).evaluation_file(weights).name
     elsewhere = None if run.parent == folder else folder / f"teacher-{name}"
-    return [trained_model_of(run, data=data, weights=weights, evaluation=elsewhere)]
+    return [trained_model_of(run, trust=trust, data=data, weights=weights, evaluation=elsewhere)]
 
 
-def _teachers_at_hand(folder: Path, data: str | None, weights: Weights) -> list[Trained]:
+def _teachers_at_hand(
+    folder: Path, data: str | None, weights: Weights, trust: Trust
+) -> list[Trained]:
     """The teacher of a sweep; its students can be evaluated without it."""
     if not RunFolder(folder).recipe_file.is_file():
         return []
-    found = _teachers(folder, data, weights)
+    found = _teachers(folder, data, weights, trust)
     return [one for one in found if Path(str(one.section.weights)).is_file()]
 
 

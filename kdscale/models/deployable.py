@@ -1,19 +1,21 @@
 """A trained model as it is deployed: the pixels of images in, logits out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from kdscale.errors import WeightsError
+from kdscale.errors import ModelError, WeightsError
 from kdscale.models.preprocess import Preprocess, resize
 from kdscale.models.registry import create_model
+from kdscale.models.untrusted import create_named_by_file, without_initial_weights
 from kdscale.models.weights import load_weights, read_metadata
-
-_INITIAL_WEIGHTS = {"torchvision/": "weights", "timm/": "pretrained"}
-"""Options that would fetch weights, to be replaced at once."""
+from kdscale.wording import shortened
 
 
 class Deployable(nn.Module):
@@ -50,37 +52,79 @@ class Deployable(nn.Module):
         return logits.float()
 
 
-def load_student(path: str | Path) -> Deployable:
+def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
     """A trained model from its weights file, ready to be called with uint8 pixels [B, C, H, W].
+
+    The file names its model, and may come from a stranger: by default only kdscale's own models and
+    the architectures of torchvision, timm and transformers are created, without code, files or
+    downloads of the file's choice.
 
     Args:
         path: what `kdscale export --format safetensors` wrote, or a run's `weights.safetensors`.
+        trust_code: create whatever model the file names, also `module:factory`, whose code runs.
 
     Returns:
         The model on the CPU, in evaluation mode; `class_names` and `preprocess` are attributes.
 
     Raises:
         WeightsError: the file is missing or damaged, or does not say what model it is of.
-        ModelError: that model cannot be created here.
+        ModelError: that model cannot be created here, or only with `trust_code`.
     """
     path = Path(path)
-    stated = read_metadata(path)
-    if missing := sorted({"model", "num_classes", "preprocess"} - stated.keys()):
+    stated = _stated(path)
+    create = create_model if trust_code else partial(create_named_by_file, origin=path)
+    model = create(
+        stated.model,
+        num_classes=stated.num_classes,
+        in_channels=stated.preprocess.channels,
+        options=without_initial_weights(stated.model, stated.options),
+    )
+    if any(is_lazy(one) for one in model.parameters()):
+        raise ModelError(
+            f"{path}: the model {stated.model} takes shapes from its first images (lazy layers), "
+            "which a weights file does not say: name the sizes in its code, or export pt2"
+        )
+    load_weights(path, model, what="student")
+    return Deployable(model, stated.preprocess, stated.class_names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What a weights file says of its model."""
+
+    model: str
+    num_classes: int
+    preprocess: Preprocess
+    options: dict[str, Any]
+    class_names: tuple[str, ...]
+
+
+def _stated(path: Path) -> _Stated:
+    """Read a weights file's metadata, each field of its type.
+
+    Raises:
+        WeightsError: a field is missing or of another type.
+    """
+    found = read_metadata(path)
+    if missing := sorted({"model", "num_classes", "preprocess"} - found.keys()):
         raise WeightsError(
             f"{path} does not say its {', '.join(missing)}, wanted a file that kdscale wrote: "
             "weights.safetensors of a run, or what `kdscale export --format safetensors` gives"
         )
-    preprocess = Preprocess.parse(stated["preprocess"])
-    model = create_model(
-        stated["model"],
-        num_classes=stated["num_classes"],
-        in_channels=preprocess.channels,
-        options=_without_initial_weights(stated["model"], stated.get("options", {})),
-    )
-    load_weights(path, model, what="student")
-    return Deployable(model, preprocess, stated.get("class_names", ()))
-
-
-def _without_initial_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = {key for prefix, key in _INITIAL_WEIGHTS.items() if name.startswith(prefix)}
-    return {key: value for key, value in options.items() if key not in left_out}
+    names, options = found.get("class_names") or [], found.get("options") or {}
+    # A model has a weight for each class at least, and a weight is a byte at least.
+    most, count = path.stat().st_size, found["num_classes"]
+    right = {
+        "model": isinstance(found["model"], str),
+        "num_classes": type(count) is int and 0 < count <= most,
+        "preprocess": isinstance(found["preprocess"], dict),
+        "options": isinstance(options, dict),
+        "class_names": isinstance(names, list) and all(isinstance(one, str) for one in names),
+    }
+    if wrong := [key for key, is_right in right.items() if not is_right]:
+        raise WeightsError(
+            f"{path} says {wrong[0]} = {shortened(repr(found[wrong[0]]))}, which kdscale did not "
+            "write: take the file that it exported"
+        )
+    preprocess = Preprocess.parse(found["preprocess"])
+    return _Stated(found["model"], count, preprocess, options, tuple(names))

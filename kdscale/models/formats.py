@@ -44,7 +44,7 @@ def _write_safetensors(program: Deployable, example: Tensor, about: About, path:
 
 
 def _read_safetensors(path: Path) -> Answer:
-    return load_student(path)
+    return load_student(path, trust_code=True)  # of a model that has just been created
 
 
 def _write_onnx(program: Deployable, example: Tensor, about: About, path: Path) -> None:
@@ -117,7 +117,7 @@ FORMATS: dict[str, Format] = {
         _write_safetensors,
         _read_safetensors,
         "from kdscale import load_student\n"
-        "student = load_student({file})\n"
+        "student = load_student({file}{trust})\n"
         "logits = student(pixels)  # torch.uint8",
     ),
     "onnx": Format(

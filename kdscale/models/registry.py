@@ -1,14 +1,15 @@
 """From a model's name to the model, and whether it fits the data."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdscale.errors import ModelError
+from kdscale.errors import KdscaleError, ModelError
 from kdscale.models import cifar_resnet, factory, reference, sources
-from kdscale.wording import number_of
+from kdscale.wording import number_of, shortened
 
 REFERENCE: dict[str, Callable[..., nn.Module]] = {
     "cifar10-deepnn": reference.cifar10_deepnn,
@@ -61,7 +62,20 @@ def create_model(
         ModelError: the name or an option is unknown, a library is missing, or the model cannot
             have so many classes or channels.
     """
-    options = options or {}
+    try:
+        return _create(name, num_classes, in_channels, options or {})
+    except (KdscaleError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # a factory, or a library, may raise anything
+        raise ModelError(
+            f"model {name} cannot be created: {factory.described(error)}: correct its options, or "
+            "its code where it is yours"
+        ) from error
+
+
+def _create(
+    name: str, num_classes: int, in_channels: int, options: Mapping[str, object]
+) -> nn.Module:
     if name in REFERENCE:
         fixed = {"num_classes": num_classes, "in_channels": in_channels}
         model: nn.Module = factory.build(name, REFERENCE[name], fixed, options)
@@ -71,10 +85,27 @@ def create_model(
             return create(name, num_classes, in_channels, options)
     if ":" in name:
         return factory.factory_model(name, num_classes, in_channels, options)
-    near = factory.did_you_mean(name, known_models())
     raise ModelError(
-        f"there is no model {name!r}{near}; wanted {FORMS}, or one of {', '.join(known_models())}"
+        f"there is no model {shortened(name)!r}{_near(name)}; wanted {FORMS}, or one of "
+        f"{', '.join(known_models())}"
     )
+
+
+def _near(name: str) -> str:
+    """Return ` (did you mean ...?)` with the same name of a library's model, else near ones."""
+    library, _, short = name.replace(".", "/", 1).rpartition("/")
+    wanted = _letters(short)
+    for prefix, list_names in sources.LISTS.items():
+        if library in ("", prefix.rstrip("/")):
+            same = [one for one in list_names() if wanted and _letters(one) == wanted]
+            if same:
+                return f" (did you mean {prefix}{same[0]}?)"
+    return factory.did_you_mean(name, known_models())
+
+
+def _letters(name: str) -> str:
+    """Return a name without case and signs: ResNet-18 and resnet_18 are resnet18."""
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def check_model(
@@ -146,6 +177,10 @@ def num_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+_OF_TORCH = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+"""What layers raise about an input that they do not take."""
+
+
 def _evaluated(model: nn.Module, shape: tuple[int, ...], what: str) -> Any:
     """Return the output for zeros, in evaluation mode, leaving the model and generators alone."""
     training = [(module, module.training) for module in model.modules()]
@@ -156,12 +191,13 @@ def _evaluated(model: nn.Module, shape: tuple[int, ...], what: str) -> Any:
         # Not inference_mode: what a module keeps of this forward must stay usable in training.
         with torch.random.fork_rng(devices=cuda_devices), torch.no_grad():
             return model(torch.zeros(shape, device=device))
-    except torch.OutOfMemoryError:
+    except (KdscaleError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except Exception as error:  # the model may be anybody's
+        reason = str(error) if isinstance(error, _OF_TORCH) else factory.described(error)
         raise ModelError(
             f"{what} does not take images of {shape[1]} channels and {shape[2]} x {shape[3]} "
-            f"pixels ({error}): set its input's size, mean and std, or take another model"
+            f"pixels ({reason}): set its input's size, mean and std, or take another model"
         ) from error
     finally:
         for module, was_training in training:

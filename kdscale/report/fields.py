@@ -122,7 +122,7 @@ def _fits(value: object, kind: str) -> bool:
 def read_json(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Read the object in a file, if the file is there; else say why it cannot be read."""
     try:
-        return read_object(path), []
+        return read_object(path, root=path.parent), []
     except FileNotFoundError:
         return None, []
     except UnicodeDecodeError:

@@ -36,16 +36,32 @@ def render_csv(studies: Sequence[Study]) -> str:
     rows = [row for study in studies for row in _rows(study)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_cell(name) for name in names])
+    writer.writerows([_cell(row.get(name, "")) for name in names] for row in rows)
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula stands after a quotation mark."""
-    is_formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{value}" if is_formula else value
+_FORMULA = ("=", "+", "-", "@")
+"""How a cell begins that a spreadsheet calculates."""
+_ONE_LINE = str.maketrans("\t\r\n", "   ")
+
+
+def _cell(value: object) -> object:
+    """A value as a spreadsheet shows it: text that it would run as a formula begins with '."""
+    if not isinstance(value, str):
+        return value
+    text = value.translate(_ONE_LINE)
+    is_formula = text.lstrip().startswith(_FORMULA) and not _is_number(text)
+    return f"'{text}" if is_formula else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _rows(study: Study) -> list[dict[str, Any]]:

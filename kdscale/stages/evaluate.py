@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from kdscale import config
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.documents import DAMAGE
@@ -22,7 +21,7 @@ from kdscale.engine.predictions import Predictions, keep_predictions, prediction
 from kdscale.engine.processes import create_accelerator, from_main_process, main_process_first
 from kdscale.engine.teacher import FrozenTeacher, freeze
 from kdscale.engine.test_set import evaluation_file, own_test_set
-from kdscale.engine.trained import Trained, Weights, trained_models
+from kdscale.engine.trained import Trained, Trust, Weights, trained_models
 from kdscale.errors import KdscaleError, ModelError, WeightsError
 from kdscale.metrics import NO_PREDICTION, details, summarize
 from kdscale.models.registry import num_parameters
@@ -46,6 +45,8 @@ class Evaluation:
     """The teacher's weights, where they are not where they are looked for."""
     seconds: float = THOROUGH_SECONDS
     """To time the passes of one batch size."""
+    trust: Trust = field(default_factory=Trust)
+    """Which models that the folders name may run code of their own."""
     reuse: bool = False
     """Take what was found before, where model, images and teacher are still the same."""
     _asked: dict[str, Predictions] = field(default_factory=dict)
@@ -65,7 +66,10 @@ class Evaluation:
             RunError: before anything is evaluated, of any of them.
             KdscaleError: as of `model`.
         """
-        found = [trained_models(folder, data=data, weights=weights) for folder in folders]
+        found = [
+            trained_models(folder, data=data, weights=weights, trust=self.trust)
+            for folder in folders
+        ]
         return [self.model(one) for models in found for one in models]
 
     def model(self, subject: Trained) -> dict[str, Any]:
@@ -141,7 +145,7 @@ class Evaluation:
         if weights is None or not Path(weights).is_file():
             return None, f"no teacher at {weights or 'hand'}: name its weights with --teacher"
         try:
-            answers = self._ask(subject.recipe, weights, test, accelerator)
+            answers = self._ask(subject, weights, test, accelerator)
         except (ModelError, WeightsError) as error:
             if self.teacher is not None:
                 raise
@@ -151,21 +155,27 @@ class Evaluation:
         return answers, None
 
     def _ask(
-        self, recipe: config.Recipe, weights: str, test: ImageSet, accelerator: Accelerator
+        self, subject: Trained, weights: str, test: ImageSet, accelerator: Accelerator
     ) -> Predictions:
+        recipe = subject.recipe
         key = json.dumps([weights, recipe.teacher.model_dump(), test.fingerprint, test.clean])
         if key not in self._asked:
             rename = recipe.teacher.rename if recipe.teacher.weights is not None else {}
             section = recipe.teacher.model_copy(update={"weights": weights, "rename": rename})
             named = recipe.model_copy(update={"teacher": section})
-            teacher = components.frozen_teacher(named, test, None, accelerator.device)
+            teacher = components.frozen_teacher(
+                named, test, None, accelerator.device, named_by=subject.named_by(section)
+            )
             self._asked[key] = predictions_of(teacher, test, self.cache_root, accelerator)
         return self._asked[key]
 
 
 def _load(subject: Trained, test: ImageSet, device: torch.device) -> tuple[FrozenTeacher, int]:
     """The model, ready to be asked, and the number of its trainable parameters."""
-    trained = components.model_of(subject.recipe, subject.section, test, what=subject.role)
+    trained = components.model_of(
+        subject.recipe, subject.section, test, what=subject.role,
+        named_by=subject.named_by(subject.section),
+    )  # fmt: skip
     parameters = num_parameters(trained.model)
     model = freeze(
         trained.model,

@@ -16,10 +16,11 @@ from kdscale.durable import create_folder, rename_durably, storage_error
 from kdscale.engine import components
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.teacher import freeze
-from kdscale.engine.trained import Trained, Weights, trained_model_of
+from kdscale.engine.trained import Trained, Trust, Weights, trained_model_of
 from kdscale.errors import ExportError
 from kdscale.models.deployable import Deployable
 from kdscale.models.formats import FORMATS, Answer, said_in_one_line
+from kdscale.models.untrusted import is_code
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def export(
     weights: Weights = "last",
     data: str | None = None,
     overwrite: bool = False,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Export a finished run's model, in float32, once it answers as the run's weights do.
 
@@ -48,6 +50,7 @@ def export(
         weights: which ones.
         data: a local copy of the data set, where it is not where the recipe says.
         overwrite: replace the file if it is there.
+        trust_code: create whatever model the run's recipe names, also `module:factory`.
 
     Returns:
         The file, its bytes, and how its answers to test images differ.
@@ -58,11 +61,14 @@ def export(
         KdscaleError: data or weights cannot be used.
     """
     create_accelerator()  # float32 means float32
-    trained = trained_model_of(run, data=data, weights=weights)
+    trained = trained_model_of(run, trust=Trust(code=trust_code), data=data, weights=weights)
     path = out or run / _file_name(trained, format_name)
     _check_place(path, format_name, overwrite=overwrite)
     test = components.test_images(trained.recipe, cache_root)
-    classifier = components.model_of(trained.recipe, trained.section, test, what=trained.role)
+    classifier = components.model_of(
+        trained.recipe, trained.section, test, what=trained.role,
+        named_by=trained.named_by(trained.section),
+    )  # fmt: skip
     pixels = Images(test, _CPU).take(torch.arange(min(_IMAGES, test.num_samples)))[0]
     model = freeze(
         classifier.model, classifier.preprocess, precision="float32",
@@ -79,7 +85,10 @@ def export(
         "format": format_name,
         "bytes": path.stat().st_size,
         **check,
-        "example": FORMATS[format_name].example.format(file=_quoted(path)),
+        "example": FORMATS[format_name].example.format(
+            file=_quoted(path),
+            trust=", trust_code=True" if is_code(trained.section.model) else "",
+        ),
         **about,
     }
 

@@ -34,7 +34,7 @@ from kdscale.engine.runs import (
     teacher_folder,
 )
 from kdscale.engine.sources.ensemble import check_different, further_caches
-from kdscale.engine.trained import given_teacher
+from kdscale.engine.trained import Trust, given_teacher
 from kdscale.errors import Interrupted, RunError
 from kdscale.regular_files import read_regular
 from kdscale.report.runs import Kind
@@ -105,7 +105,7 @@ def run_recipe(
                 _write_table(folder, rows)  # as they come
         result = _finish(folder, recipe, path, seeds[0], rows)
         with stopped_with_advice(folder):
-            quick_evaluation(cache_root).folders([folder])
+            quick_evaluation(recipe, cache_root).folders([folder])
         if create_accelerator().is_main_process:
             write_page(folder, recipe.data.source, cache_root)
         return result
@@ -179,7 +179,9 @@ def _teacher(
     """The teacher's result, and its weights where the recipe names none."""
     if recipe.teacher.weights is not None:
         log.info("teacher: weights of %s", recipe.teacher.weights)
-        found = quick_evaluation(cache_root).model(given_teacher(folder, recipe))
+        found = quick_evaluation(recipe, cache_root).model(
+            given_teacher(folder, recipe, Trust(recipe=recipe))
+        )
         return {key: found[key] for key in _OF_GIVEN_TEACHER}, None
     return ready_teacher(recipe, folder, splits, cache_root)
 
@@ -206,9 +208,9 @@ _OF_GIVEN_TEACHER = (
 )  # fmt: skip
 
 
-def quick_evaluation(cache_root: Path) -> Evaluation:
+def quick_evaluation(recipe: config.Recipe, cache_root: Path) -> Evaluation:
     """How models are evaluated at the end of a command; what is known of them is kept."""
-    return Evaluation(cache_root, seconds=QUICK_SECONDS, reuse=True)
+    return Evaluation(cache_root, seconds=QUICK_SECONDS, reuse=True, trust=Trust(recipe=recipe))
 
 
 def _train_or_reuse(

@@ -212,7 +212,7 @@ def catches(pid, number):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for handlers")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_before_anything_was_started_ends_the_launch(tmp_path, number):
     (tmp_path / "x.py").write_text("open('started', 'w').close()")
     launcher = subprocess.Popen(
@@ -230,7 +230,7 @@ def test_signal_before_anything_was_started_ends_the_launch(tmp_path, number):
     assert not (tmp_path / "started").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_reaches_the_one_process_of_a_launch(tmp_path, number):
     """Torch's launcher passes signals on to several processes; Accelerate's to one does not."""
     (tmp_path / "waits.py").write_text(
@@ -253,6 +253,83 @@ def test_signal_reaches_the_one_process_of_a_launch(tmp_path, number):
     _, said = launcher.communicate(timeout=50)  # less than the process would sleep
     assert launcher.returncode == 75
     assert "Traceback" not in said
+
+
+def test_hangup_that_was_ignored_stays_so_under_torchs_launcher(tmp_path):
+    """As `nohup launch/cpu.sh` has it."""
+    (tmp_path / "waits.py").write_text(
+        "import os, signal, time\n"
+        "open(os.environ['RANK'], 'w').write(signal.getsignal(signal.SIGHUP).name)\n"
+        "while not os.path.exists('enough'): time.sleep(0.05)\n"
+    )
+    launcher = subprocess.Popen(
+        [ROOT / "launch" / "cpu.sh", "2", "wait"], cwd=tmp_path,
+        env=environment(KDSCALE_MODULE="waits", PYTHONPATH=str(tmp_path)),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    ends = time.monotonic() + TIMEOUT_SECONDS
+    while not all((tmp_path / name).exists() for name in "01"):
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    (tmp_path / "enough").touch()
+    _, said = launcher.communicate(timeout=TIMEOUT_SECONDS)
+    assert launcher.returncode == 0, said
+    assert (tmp_path / "0").read_text() == "SIG_IGN"
+
+
+def test_torchrun_leaves_options_behind_two_dashes_to_the_command():
+    """Without them it takes --run for one of its own (--run-path), and refuses it."""
+    from torch.distributed.run import get_args_parser
+
+    words = ["--nproc_per_node", "2", "-m", "kdscale", "--", "recipes", "mnist"]
+    known = get_args_parser().parse_args([*words[:5], "train", "r.toml", "--run", "x"])
+    assert known.training_script == "kdscale"
+    rest = known.training_script_args
+    assert [word for word in rest if word != "--"] == ["train", "r.toml", "--run", "x"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kdscale", *words[4:]], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("#")  # so do they where Python leaves the dashes in
+
+
+HALVES = [
+    ({"LOCAL_RANK": "0"}, "LOCAL_RANK is set in the environment, but not RANK"),
+    ({"RANK": "1"}, "RANK is set in the environment, but not LOCAL_RANK"),
+    ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one'"),
+    ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many'"),
+    (
+        {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+        "RANK is 2 of 2 processes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "said"), HALVES)
+def test_half_a_launch_is_told_in_one_line(
+    kdscale, write_recipe, tmp_path, monkeypatch, variables, said
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = kdscale("train", write_recipe(), "--model", "teacher", "--run", tmp_path / "run")
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1", "7", "x"])
+def test_commands_that_read_print_whatever_the_rank(kdscale, tiny_cache, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    root = tiny_cache.parent
+    for words in (("cache", "info", tiny_cache), ("cache", "list", "--cache-root", root),
+                  ("cache", "verify", tiny_cache), ("recipes",), ("recipes", "mnist")):  # fmt: skip
+        done = kdscale(*words)
+        assert (done.exit_code, done.stdout != "") == (0, True), (words, done.stderr)
 
 
 def test_wrong_arguments_of_a_launch_are_told_by_accelerate(tmp_path):

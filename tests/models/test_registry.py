@@ -321,7 +321,7 @@ def test_factory_can_be_a_class():
         ("my_models:sized", {"width": "wide"}, "refused its arguments .*width='wide'"),
         ("my_models:number", {}, "returned int, wanted a torch nn.Module"),
         ("no_such_module:plain", {}, "'no_such_module' cannot be imported .*importable here"),
-        (":plain", {}, "'' cannot be imported"),
+        (":plain", {}, "':plain' is not of the form module.path:factory"),
     ],
 )
 def test_factory_that_cannot_be_used_is_reported(name, options, message):

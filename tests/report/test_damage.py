@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 import re
 
@@ -50,6 +51,20 @@ def test_damaged_file_costs_its_run_alone_and_is_named(tmp_path, file, text):
     if (file, text) not in {("recipe.toml", ""), ("metrics.jsonl", "")}:
         assert any(str(bad / file) in note for note in notes(bad, whole, root=tmp_path))
     assert str(whole) in render(bad, whole, root=tmp_path)
+
+
+@pytest.mark.parametrize("file", ["content.json", "result.json", "evaluation.json", "recipe.toml"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link"])
+def test_what_is_no_regular_file_is_not_read(tmp_path, file, kind):
+    whole, bad = write_run(tmp_path / "whole"), write_run(tmp_path / "bad", seed=1)
+    secret = tmp_path / "secret"
+    (bad / file).rename(secret)
+    if kind == "pipe":
+        os.mkfifo(bad / file)
+    else:
+        (bad / file).symlink_to("/dev/zero" if kind == "device" else secret)
+    assert any(str(bad / file) in note for note in notes(bad, whole, root=tmp_path))
+    render(bad, whole, root=tmp_path)
 
 
 @pytest.mark.parametrize("file", ["run.json", "recipe.toml"])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from itertools import combinations
 from operator import mul
 from pathlib import Path
@@ -200,6 +201,31 @@ def test_csv_has_a_column_for_each_parameter_of_a_sweep(folders, tmp_path):
     rows = list(csv.DictReader(io.StringIO(render_csv(gather(folders[1:2], tmp_path)))))
     assert {row["loss.temperature"] for row in rows} == {"1.0", "2.0", "4.0", "8.0"}
     assert [row["finished"] for row in rows].count("False") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ('=HYPERLINK("http://x")', '\'=HYPERLINK("http://x")'),
+        ("+1+1", "'+1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("-cmd", "'-cmd"),
+        ("\t=1", "' =1"),
+        ("\r\n=1", "'  =1"),
+        ("-1.5", "-1.5"),
+        ("+3e-4", "+3e-4"),
+        (-1.5, "-1.5"),
+        ("resnet=1", "resnet=1"),
+    ],
+)
+def test_cell_is_no_formula_and_a_negative_number_stays_one(folders, tmp_path, value, cell):
+    (study,) = gather(folders[1:2], tmp_path)
+    (sweep,) = study.sweeps
+    trial = replace(sweep.trials[0], parameters={"student.model": value, f"{value}": 1})
+    changed = replace(study, sweeps=[replace(sweep, trials=[trial])])
+    rows = list(csv.DictReader(io.StringIO(render_csv([changed]), newline="")))
+    assert rows[-1]["student.model"] == cell
+    assert cell in rows[-1]
 
 
 # --------------------------------------------------------------------------- colours

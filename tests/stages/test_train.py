@@ -211,7 +211,8 @@ def test_training_for_a_scheduler_begins_goes_on_and_leaves_a_finished_run(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)],
 )
 def test_stopped_training_saves_its_state_and_says_how_to_go_on(
     commands, slow_recipe, tmp_path, number, code

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.models.checkpoints import read_metadata
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import check_model, create_model, lay_out_channels_last
+from kdscale.models.untrusted import create_named_by_file
 from kdscale.models.weights import load_weights
 
 
@@ -36,8 +38,18 @@ def model_of(
     *,
     what: str,
     memory_format: config.MemoryFormat = "contiguous",
+    named_by: Path | None = None,
 ) -> Classifier:
     """The model that a section names, with its weights; drawn from torch's generator without.
+
+    Args:
+        recipe: the recipe.
+        section: its teacher or student.
+        images: a split of the data set.
+        what: the model's part, for messages.
+        memory_format: how its weights lie in memory.
+        named_by: the file that names the model, where that is all there is to trust; None where
+            the user names it.
 
     Raises:
         ModelError: it cannot be created or does not fit the data.
@@ -48,14 +60,15 @@ def model_of(
     stated = {} if weights is None else read_metadata(weights)
     preprocess = _preprocess(recipe, section, stated.get("preprocess"), what)
     _check_classes(stated.get("class_names"), images, what)
-    model = create_model(
+    create = create_model
+    if named_by is not None:
+        create = partial(create_named_by_file, origin=named_by)
+    model = create(
         section.model,
         num_classes=images.num_classes,
         in_channels=preprocess.channels,
         options=section.options,
     )
-    if weights is not None:
-        load_weights(weights, model, rename=section.rename, what=what)
     sizes = {preprocess.size or shown for shown in _sizes(recipe, images, what)}
     for size in sizes:
         check_model(
@@ -65,6 +78,8 @@ def model_of(
             size=size,
             what=what,
         )
+    if weights is not None:  # after a forward, which gives lazy layers their shapes
+        load_weights(weights, model, rename=section.rename, what=what)
     if memory_format == "channels_last":
         shown = next(iter(sizes))
         lay_out_channels_last(model, channels=preprocess.channels, size=shown, what=what)
@@ -96,9 +111,16 @@ def model_to_train(
 
 
 def frozen_teacher(
-    recipe: config.Recipe, images: ImageSet, weights: str | None, device: torch.device
+    recipe: config.Recipe,
+    images: ImageSet,
+    weights: str | None,
+    device: torch.device,
+    *,
+    named_by: Path | None = None,
 ) -> FrozenTeacher:
     """The recipe's teacher with the weights it names, or those found at `weights`.
+
+    `named_by` is as of `model_of`.
 
     Raises:
         WeightsError: it has none.
@@ -112,7 +134,7 @@ def frozen_teacher(
                 "teacher.weights"
             )
         section = section.model_copy(update={"weights": weights, "rename": {}})
-    return frozen_model(recipe, section, images, device)
+    return frozen_model(recipe, section, images, device, named_by=named_by)
 
 
 def frozen_teacher_or_random(
@@ -125,10 +147,18 @@ def frozen_teacher_or_random(
 
 
 def frozen_model(
-    recipe: config.Recipe, section: config.Teacher, images: ImageSet, device: torch.device
+    recipe: config.Recipe,
+    section: config.Teacher,
+    images: ImageSet,
+    device: torch.device,
+    *,
+    named_by: Path | None = None,
 ) -> FrozenTeacher:
     """A section's model with its weights, as a teacher that only answers."""
-    teacher = model_of(recipe, section, images, what="teacher", memory_format=section.memory_format)
+    teacher = model_of(
+        recipe, section, images, what="teacher", memory_format=section.memory_format,
+        named_by=named_by,
+    )  # fmt: skip
     return freeze(
         teacher.model,
         teacher.preprocess,

@@ -23,7 +23,7 @@ from kdscale.durable import write_durably
 from kdscale.engine.components import check_recipe
 from kdscale.engine.processes import is_out_of_memory
 from kdscale.engine.runs import Content, Job, check_same_run, is_begun, is_finished
-from kdscale.engine.trained import trained_model_of
+from kdscale.engine.trained import Trust, trained_model_of
 from kdscale.errors import (
     ClaimLostError,
     ConfigError,
@@ -225,6 +225,7 @@ class Worker:
         """Train a trial's student, or read what was trained before its worker was killed."""
         place, run = trial.place.name, self.folder.run(trial.place.name)
         with in_turn(self.claims, place, f"{place}: its worker may live: waiting"), _noted(trial):
+            self.folder.variants.check_among(trial.values)
             recipe = self.folder.variants.trial(trial.values)
             job = Job("student", "cache", int(trial.values.get(SEED, 0)))
             log.info("trial %s: %s", place, in_words(trial.values))
@@ -232,17 +233,17 @@ class Worker:
                 check_same_run(run, recipe, job)
             else:
                 self._train(trial, recipe, job, run)
-            self._evaluate(run)
+            self._evaluate(run, recipe)
         value = accuracy_of(run, best=self._counts_best(recipe))
         log.info("trial %s: validation top-1 %.2f %%", place, 100 * value)
         return value
 
-    def _evaluate(self, run: Path) -> None:
+    def _evaluate(self, run: Path, recipe: config.Recipe) -> None:
         """Beside other workers, so that its times are rough: `kdscale evaluate` measures alone."""
         how = Evaluation(
             self.cache_root, teacher=self.teacher_weights, seconds=QUICK_SECONDS, reuse=True
         )
-        how.model(trained_model_of(run))
+        how.model(trained_model_of(run, trust=Trust(recipe=recipe)))
 
     def _counts_best(self, recipe: config.Recipe) -> bool:
         """Whether a student is judged by its best evaluation: where the result are its weights."""

@@ -38,6 +38,7 @@ from kdscale.data.views.operations.per_sample import PREFIX, from_torchvision
 from kdscale.data.views.operations.policies import RandAugment, TrivialAugmentWide
 from kdscale.data.views.operations.resizing import CenterCrop, RandomResizedCrop, Resize
 from kdscale.errors import ConfigError
+from kdscale.wording import shortened
 
 OPERATIONS: dict[str, type[Operation]] = {
     "random_crop": RandomCrop,
@@ -83,7 +84,9 @@ def parse_operation(entry: object, field: str = "views.operations") -> Operation
     """
     table = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
-        raise ConfigError(f"{field}: {entry!r} has no name: write {{ name = ..., ... }}")
+        raise ConfigError(
+            f"{field}: {shortened(repr(entry))} has no name: write {{ name = ..., ... }}"
+        )
     arguments = {key: value for key, value in table.items() if key != "name"}
     if name.startswith(PREFIX):
         return from_torchvision(name, arguments)
@@ -108,7 +111,9 @@ def _checked(name: str, key: str, value: object, wanted: Any) -> object:
     try:
         return TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError, ValueError):
-        raise ConfigError(f"{name}: {key} is {value!r}, wanted {_type_name(wanted)}") from None
+        raise ConfigError(
+            f"{name}: {key} is {shortened(repr(value))}, wanted {_type_name(wanted)}"
+        ) from None
 
 
 def _type_name(wanted: Any) -> str:
@@ -124,7 +129,7 @@ def _type_name(wanted: Any) -> str:
 
 
 def _unknown(message: str, name: str, known: Mapping[str, object]) -> str:
-    nearest = get_close_matches(name, known, n=1)
+    nearest = get_close_matches(name[:200], known, n=1)
     all_known = f"known: {', '.join(sorted(known))}" if known else "it takes none"
     hint = f"did you mean {nearest[0]!r}?" if nearest else all_known
-    return f"{message}: {hint}"
+    return f"{shortened(message)}: {hint}"

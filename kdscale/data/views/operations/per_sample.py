@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kdscale.data.views.operations.base import Native
 from kdscale.errors import ConfigError
+from kdscale.wording import shortened
 
 PREFIX = "v2."
 """Names of torchvision's transforms begin so: `v2.RandomPerspective`."""
@@ -147,17 +148,23 @@ def _create(name: str, arguments: Mapping[str, Any]) -> Any:
     if short in _BATCH_TRANSFORMS:
         raise ConfigError(f"{name} mixes whole batches: use {_BATCH_TRANSFORMS[short]!r}")
     known = [key for key, kind in vars(v2).items() if _is_transform(kind, v2.Transform)]
+    known.remove("Lambda")  # of a function, which no recipe holds
     if short not in known:
-        nearest = get_close_matches(short, known, n=1)
+        nearest = get_close_matches(short[:200], known, n=1)
         hint = (
             f"did you mean '{PREFIX}{nearest[0]}'?" if nearest else "see torchvision.transforms.v2"
         )
-        raise ConfigError(f"views.operations: torchvision has no transform {name!r}: {hint}")
+        raise ConfigError(
+            f"views.operations: torchvision has no transform {shortened(name)!r}: {hint}"
+        )
     try:
         values = {key: _value(key, value) for key, value in arguments.items()}
         return getattr(v2, short)(**values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name}: {error}") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever somebody else's code raises of such arguments
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{name}: {shortened(reason)}") from None
 
 
 def _is_transform(kind: object, base: type) -> bool:
@@ -179,7 +186,8 @@ def _value(key: str, value: Any) -> Any:
         if value.startswith(PREFIX):
             return _create(value, {})
         if key == "dtype":
-            return getattr(torch, value, value)
+            kind = getattr(torch, value, None)
+            return kind if isinstance(kind, torch.dtype) else value
         return _enumeration(key)(value)
     if isinstance(value, Mapping) and isinstance(name := value.get("name"), str):
         return _create(name, {k: v for k, v in value.items() if k != "name"})

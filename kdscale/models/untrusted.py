@@ -1,0 +1,103 @@
+"""Models that a file names, which may come from a stranger: architectures of known libraries only.
+
+The metadata of a weights file and the recipe of a run folder are content. Creating what they name
+must run no code of theirs, open no file that they point to, and use no network. Initial weights are
+not needed either: the caller loads the file's own weights next.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdscale.errors import ModelError
+from kdscale.models.registry import SOURCES, create_model
+from kdscale.models.sources import transformers_architecture
+from kdscale.wording import shortened
+
+_INITIAL_WEIGHTS = {"torchvision/": "weights", "timm/": "pretrained"}
+"""Options that would load weights which the file's own replace at once: left out."""
+_OPENS = frozenset(
+    ("cache_dir", "checkpoint_path", "file", "pretrained_cfg", "pretrained_cfg_overlay", "url",
+     "weights", "weights_backbone")
+)  # fmt: skip
+"""Options of torchvision and timm that open a file or an address."""
+_WORD = re.compile(r"[\w.+-]{0,64}")
+
+
+def create_named_by_file(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    options: Mapping[str, object] | None = None,
+    origin: Path,
+) -> nn.Module:
+    """Create the architecture that a file names, with random weights: no code, file or network.
+
+    Args:
+        name: a reference model, `torchvision/NAME`, `timm/NAME` or `transformers/PLACE`.
+        num_classes: C, the classes of the data set.
+        in_channels: channels of the preprocessed pixels.
+        options: as the file has them.
+        origin: the file.
+
+    Raises:
+        ModelError: the name or an option could run code, open a file or an address; or as of
+            `create_model`.
+    """
+    if is_code(name):
+        raise ModelError(
+            f"{origin} names the model {shortened(name)!r}, and creating it would run code that "
+            f"the file chooses: where you trust whoever wrote it, {_TRUST}"
+        )
+    given = without_initial_weights(name, options or {})
+    _check_name(name, origin)
+    for key, value in given.items():
+        if key in _OPENS or key.startswith("_") or not _is_plain(value):
+            raise _refused(f"option {shortened(key)!r} = {shortened(repr(value))}", name, origin)
+    if name.startswith("transformers/"):
+        return transformers_architecture(name, num_classes, in_channels, given)
+    return create_model(name, num_classes=num_classes, in_channels=in_channels, options=given)
+
+
+def is_code(name: str) -> bool:
+    """Whether a name is `module:function`, none of a library's."""
+    return ":" in name and not name.startswith(tuple(SOURCES))
+
+
+def without_initial_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's options without the one that would load weights, for who loads others next."""
+    left_out = next(
+        (key for library, key in _INITIAL_WEIGHTS.items() if name.startswith(library)), None
+    )
+    return {key: value for key, value in options.items() if key != left_out}
+
+
+_TRUST = "add --trust-code (in Python: trust_code=True)"
+
+
+def _check_name(name: str, origin: Path) -> None:
+    """Refuse timm's `hf-hub:` and `local-dir:`, which download or open what says what is made."""
+    if name.startswith("timm/") and not _WORD.fullmatch(name.removeprefix("timm/")):
+        raise _refused("a place to load a model from", name, origin)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether an option is a number, true or false, a word, or a list or table of these."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(one) for one in value)
+    if isinstance(value, Mapping):
+        return all(_is_plain(key) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, str):
+        return _WORD.fullmatch(value) is not None
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _refused(what: str, name: str, origin: Path) -> ModelError:
+    return ModelError(
+        f"{origin} names the model {shortened(name)!r} with {what}, which may open a file or an "
+        f"address, and a file may not choose those: where you trust whoever wrote it, {_TRUST}"
+    )
