@@ -51,11 +51,12 @@ def test_loop_state_is_read_back_exactly(tmp_path):
     assert checkpoint.read_loop_state(checkpoint.newest(tmp_path)) == STATE
 
 
-def test_newest_replaces_those_before_it(tmp_path):
+def test_the_last_two_are_kept(tmp_path):
     model, optimizer = trained()
     for step in (9, 10, 100):
         write(tmp_path, model, optimizer, step)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000100"]
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-00000010", "step-00000100"]
     assert checkpoint.newest(tmp_path).name == "step-00000100"
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from kdscale.errors import RunError, StorageError
-from kdscale.runlog import MetricsLog, read_metrics, read_result, write_result
+from kdscale.run_folder import RunFolder
+from kdscale.runlog import MetricsLog, read_metrics
 
 
 def test_log_holds_one_object_a_line_in_order(tmp_path):
@@ -62,8 +63,8 @@ def test_log_that_cannot_be_written_says_so(tmp_path):
 
 def test_result_is_read_back(tmp_path):
     result = {"top1_accuracy": 0.5, "role": "student", "targets": "none", "seed": 3}
-    write_result(tmp_path, result)
-    assert read_result(tmp_path) == result
+    RunFolder(tmp_path).write_result(result)
+    assert RunFolder(tmp_path).read_result() == result
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 3
 
 
@@ -71,12 +72,12 @@ def test_result_is_read_back(tmp_path):
 def test_what_is_no_result_is_told(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(RunError, match=r"result\.json is damaged"):
-        read_result(tmp_path)
+        RunFolder(tmp_path).read_result()
 
 
 def test_missing_result_tells_an_unfinished_run_from_none(tmp_path):
     with pytest.raises(RunError, match="no run at"):
-        read_result(tmp_path)
+        RunFolder(tmp_path).read_result()
     (tmp_path / "recipe.toml").write_text("")
     with pytest.raises(RunError, match="holds an unfinished run"):
-        read_result(tmp_path)
+        RunFolder(tmp_path).read_result()

@@ -16,6 +16,7 @@ from kdscale.config.recipe import (
     read_table,
     recipe_names,
     recipe_text,
+    set_field,
 )
 from kdscale.config.section import (
     Fraction,
@@ -68,4 +69,5 @@ __all__ = [
     "read_table",
     "recipe_names",
     "recipe_text",
+    "set_field",
 ]

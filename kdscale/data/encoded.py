@@ -1,6 +1,6 @@
 """Images of several sizes: they stay encoded, and each is decoded when it is shown."""
 
-import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,7 +8,11 @@ import numpy as np
 
 from kdscale.data.decode import Headers, decode_one
 from kdscale.data.encoded_split import EncodedSplit
-from kdscale.durable import write_durably
+from kdscale.documents import DAMAGE, parse_as, read_object, write_object
+from kdscale.errors import KdscaleError
+from kdscale.regular_files import path_inside
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +37,19 @@ class EncodedImages:
 
 
 def read_note(path: Path) -> Headers | None:
-    """The headers that `write_note` wrote; None where there is no sound note."""
+    """Return the headers that `write_note` wrote; None where there is no sound note."""
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        heights, widths = (tuple(map(int, span)) for span in note["sizes"])
-        return Headers(int(note["channels"]), bool(note["one_size"]), (heights, widths))  # type: ignore[arg-type]  # two of two
-    except (OSError, ValueError, KeyError, TypeError):
+        headers = parse_as(Headers, read_object(path, root=path.parent))
+        if headers.channels not in (1, 3) or not all(0 < a <= b for a, b in headers.sizes):
+            raise ValueError("its numbers are out of range")
+    except FileNotFoundError:
         return None
+    except (KdscaleError, *DAMAGE) as error:
+        log.warning("%s is damaged (%s): reading the headers of the images again", path, error)
+        return None
+    return headers
 
 
 def write_note(path: Path, headers: Headers) -> None:
     """Note what the headers say: reading those of a million images takes a minute."""
-    write_durably(path, json.dumps(asdict(headers), indent=2).encode())
+    write_object(path_inside(path.parent, path.name), asdict(headers))

@@ -19,26 +19,31 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import NonNegativeInt
 from tqdm import tqdm
 
 from kdscale.data.decode import Headers, SizesDifferError, decode, read_headers
 from kdscale.data.deep_images import may_be_deep
 from kdscale.data.encoded import EncodedImages, read_note, write_note
 from kdscale.data.encoded_split import ROWS_PER_READ, EncodedSplit
-from kdscale.data.keys import encoded_keys, pixel_keys, read_keys, write_keys
+from kdscale.data.keys import RowCheck, encoded_keys, pixel_keys, read_keys, write_keys
+from kdscale.data.npy_files import map_array, npy_header, read_array
+from kdscale.documents import DAMAGE, parse_as, read_object, write_object
 from kdscale.durable import flush_folder
-from kdscale.errors import DataError, StorageError, UnsafePathError
+from kdscale.errors import DataError, KdscaleError, StorageError, UnsafePathError
 from kdscale.regular_files import check_no_links, open_inside, open_regular, path_inside
 
 FORMAT = "kdscale-images"
 VERSION = 1  # of these files and of the rules in decode.py
 VERIFIED_BYTES = 512 * 2**20
-"""Pixels up to this size are hashed at every opening (about 0.3 s at 1.7 GB/s)."""
+"""Bytes of pixels that are hashed at every opening (about 0.3 s at 1.7 GB/s); of more, each sample
+when it is first taken."""
+_DESCRIPTION = "images.json"
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +57,25 @@ class StoredImages:
     fingerprint: str
     keys: np.ndarray | None = None
     """uint64 [N]; None where they are not stored."""
+    row_check: RowCheck | None = None
+    """Checks samples as they are taken; None where all are known to be sound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Description:
+    """Content of `images.json`."""
+
+    format: str
+    version: int
+    source: str
+    split: str
+    shape: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt]
+    """N, C, H, W of the pixels."""
+    classes: tuple[str, ...]
+    pixels_sha256: str
+    labels_sha256: str
+    keys_sha256: str | None = None
+    fingerprint: str
 
 
 class _DamagedError(Exception):
@@ -263,8 +287,7 @@ def _write(encoded: EncodedSplit, headers: Headers, folder: Path) -> None:
         for pixels in decode(encoded, headers):
             if file.tell() == 0:
                 shape = (num_samples, *pixels.shape[1:])
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
+                file.write(npy_header("|u1", shape))
             content = pixels.tobytes()
             file.write(content)
             digest.update(content)
@@ -277,67 +300,62 @@ def _write(encoded: EncodedSplit, headers: Headers, folder: Path) -> None:
             np.save(file, rows)
             _flush(file)
     pixels_sha256, labels_sha256 = digest.hexdigest(), _sha256(encoded.labels)
-    description = {
-        "format": FORMAT,
-        "version": VERSION,
-        "source": encoded.name,
-        "split": encoded.split,
-        "shape": shape,
-        "classes": encoded.classes,
-        "pixels_sha256": pixels_sha256,
-        "labels_sha256": labels_sha256,
-        "keys_sha256": _sha256(keys),
-        "fingerprint": content_fingerprint(shape, pixels_sha256, labels_sha256, encoded.classes),
-    }
-    with (folder / "images.json").open("w", encoding="utf-8") as file:
-        json.dump(description, file, indent=2, ensure_ascii=False)
-        _flush(file)
+    description = _Description(
+        format=FORMAT,
+        version=VERSION,
+        source=encoded.name,
+        split=encoded.split,
+        shape=shape,  # type: ignore[arg-type]  # four numbers
+        classes=encoded.classes,
+        pixels_sha256=pixels_sha256,
+        labels_sha256=labels_sha256,
+        keys_sha256=_sha256(keys),
+        fingerprint=content_fingerprint(shape, pixels_sha256, labels_sha256, encoded.classes),
+    )
+    write_object(folder / _DESCRIPTION, asdict(description))
     flush_folder(folder)
 
 
 def _open(folder: Path) -> StoredImages:
+    """Open a folder of decoded images, after checking what it holds.
+
+    Raises:
+        _DamagedError: it is not what was written.
+    """
     try:
-        described = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
-        trailing = (folder / "pixels.npy").stat().st_size - pixels.offset - pixels.nbytes
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-        shape = tuple(described["shape"])
-        expected = content_fingerprint(
-            shape,
-            described["pixels_sha256"],
-            described["labels_sha256"],
-            tuple(described["classes"]),
-        )
-        if (described["format"], described["version"]) != (FORMAT, VERSION):
-            raise _DamagedError("images.json is of another format")
-        if described["fingerprint"] != expected:
-            raise _DamagedError("images.json does not fit its own fingerprint")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        described = parse_as(_Description, read_object(folder / _DESCRIPTION, root=folder.parent))
+        _check_description(described)
+        labels = read_array(folder, "labels.npy", "<i8", described.shape[:1])
+        pixels = map_array(folder, "pixels.npy", "|u1", described.shape)
+    except (KdscaleError, *DAMAGE) as error:
         raise _DamagedError(" ".join(str(error).split()) or type(error).__name__) from error
-    if (
-        trailing
-        or pixels.shape != shape
-        or pixels.dtype != np.uint8
-        or not pixels.flags.c_contiguous
-    ):
-        raise _DamagedError("pixels.npy has another shape than images.json says")
-    if labels.shape != shape[:1] or labels.dtype != np.int64:
-        raise _DamagedError("labels.npy has another shape than images.json says")
-    if _sha256(labels) != described["labels_sha256"]:
+    if _sha256(labels) != described.labels_sha256:
         raise _DamagedError("labels.npy has changed")
-    if pixels.nbytes <= VERIFIED_BYTES and _sha256(pixels) != described["pixels_sha256"]:
+    keys = _keys(folder, described)
+    by_row = pixels.nbytes > VERIFIED_BYTES and keys is not None
+    if not by_row and _sha256(pixels) != described.pixels_sha256:
         raise _DamagedError("pixels.npy has changed")
-    labels.flags.writeable = False
-    return StoredImages(pixels, labels, expected, _keys(folder, described.get("keys_sha256")))
+    check = RowCheck(keys, folder) if by_row and keys is not None else None
+    return StoredImages(pixels, labels, described.fingerprint, keys, check)
 
 
-def _keys(folder: Path, expected: str | None) -> np.ndarray | None:
-    """The stored keys; None of a folder that an older kdscale wrote, or where they have changed."""
+def _check_description(described: "_Description") -> None:
+    if (described.format, described.version) != (FORMAT, VERSION):
+        raise ValueError("images.json is of another format")
+    expected = content_fingerprint(
+        described.shape, described.pixels_sha256, described.labels_sha256, described.classes
+    )
+    if described.fingerprint != expected:
+        raise ValueError("images.json does not fit its own fingerprint")
+
+
+def _keys(folder: Path, described: "_Description") -> np.ndarray | None:
+    """Return the stored keys; None where there are none, or where they have changed."""
     try:
-        keys = np.load(folder / "keys.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        keys = read_array(folder, "keys.npy", "<u8", described.shape[:1])
+    except (OSError, ValueError, KdscaleError):
         return None
-    return keys if _sha256(keys) == expected else None
+    return keys if _sha256(keys) == described.keys_sha256 else None
 
 
 def _publish(partial: Path, folder: Path) -> None:
@@ -354,7 +372,10 @@ def _remove(folder: Path) -> None:
     """Rename first: no one ever opens half a folder."""
     doomed = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    if doomed.is_dir() and not doomed.is_symlink():
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        doomed.unlink()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from kdscale.data.encoded import EncodedImages
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.image_store import open_or_decode
+from kdscale.data.keys import RowCheck
 from kdscale.data.source import open_source
 from kdscale.wording import number_of
 
@@ -42,6 +43,9 @@ class ImageSet:
     keys: np.ndarray | None = None
     """uint64 [N], where they are stored with the pixels; `kdscale.data.keys.image_keys` gives them
     of any set."""
+    row_check: RowCheck | None = None
+    """Of decoded images that were not hashed when they were opened: checks the samples that are
+    taken; None where all are known to be sound."""
 
     @property
     def one_size(self) -> bool:
@@ -119,6 +123,7 @@ def load_images(
         split=encoded.split,
         keys=stored.keys,
         passed_over=encoded.passed_over,
+        row_check=stored.row_check,
     )
 
 

@@ -68,7 +68,7 @@ class Images:
         if isinstance(images.pixels, EncodedImages):
             self._pixels = Decoded(images.pixels, device)
         else:
-            self._pixels = Stored(images.pixels, device)
+            self._pixels = Stored(images.pixels, device, images.row_check)
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Clean pixels and labels of the samples `index` (int64 [B]), on the device."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdscale.data.encoded import EncodedImages
+from kdscale.data.keys import RowCheck
 from kdscale.data.views.operations.per_sample import PerSample
 from kdscale.data.views.pipeline import Pipeline, Prepare, View
 from kdscale.errors import ConfigError
@@ -46,11 +47,22 @@ class Pixels(Protocol):
 
 
 class Stored:
-    """Decoded images of one size, uint8 [N, C, H, W]."""
+    """Decoded images of one size, uint8 [N, C, H, W].
 
-    def __init__(self, pixels: np.ndarray, device: torch.device) -> None:
+    Args:
+        pixels: a memory map, or an array.
+        device: that the images are wanted on.
+        check: called with the samples that are taken; None where all were checked.
+    """
+
+    def __init__(
+        self, pixels: np.ndarray, device: torch.device, check: RowCheck | None = None
+    ) -> None:
         resident = device.type != "cpu" and pixels.nbytes <= _RESIDENT_BYTES
-        self._device = device
+        if resident and check is not None:
+            check.check_all(pixels)
+            check = None
+        self._device, self._check = device, check
         self._pixels = as_tensor(pixels).to(device if resident else "cpu")
 
     def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
@@ -63,6 +75,8 @@ class Stored:
 
     def _prepare(self, view: View, index: Tensor) -> tuple[Tensor, int]:
         pixels = self._pixels.index_select(0, index.to(self._pixels.device))
+        if self._check is not None and self._check.pending:
+            self._check(index.cpu().numpy(), pixels.numpy())
         return pixels.to(self._device), 0
 
 

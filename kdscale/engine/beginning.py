@@ -1,6 +1,5 @@
 """Where a training begins: from pretrained weights, or from scratch, and saying which."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdscale import config
-from kdscale.durable import write_durably
+from kdscale.documents import DAMAGE, parse_as, read_object, write_object
 from kdscale.engine.runs import is_begun
-from kdscale.errors import DownloadError
+from kdscale.errors import DownloadError, RunError
 from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
 from kdscale.models.weights import state_sha256
+from kdscale.regular_files import path_inside
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +78,36 @@ def find_beginning(run: Path, section: config.Model, what: str, *, main: bool) -
     if settings is None or settings.pretrained is None or section.weights is not None:
         return None
     if is_begun(run) or not main:
-        noted = Beginning(**json.loads(note.read_text()))
+        noted = _read_note(note)
         if is_begun(run) or noted.sha256 is None:
             return noted
     found = _read(settings.pretrained, section.model, what, required=settings.pretrained_required)
     if main:
-        write_durably(note, json.dumps(found.to_json()).encode())
+        write_object(path_inside(run, _NOTE), found.to_json())
     return found
+
+
+def _read_note(path: Path) -> Beginning:
+    """Return what a training began from, without its tensors.
+
+    Raises:
+        RunError: the note is missing or damaged.
+    """
+    try:
+        noted = parse_as(_Note, read_object(path, root=path.parent))
+    except DAMAGE as error:
+        raise RunError(
+            f"{path} is damaged or missing ({error}): which weights the run began from is not "
+            "known; start again in a new --run"
+        ) from None
+    return Beginning(noted.source, noted.sha256, noted.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    source: str
+    sha256: str | None
+    reason: str | None
 
 
 def _read(source: str, model: str, what: str, *, required: bool) -> Beginning:

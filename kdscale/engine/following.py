@@ -13,15 +13,17 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from kdscale import checkpoint, config
+from kdscale import config
 from kdscale.data.loader import Images
 from kdscale.engine.evaluation import evaluate
-from kdscale.engine.loop import Loop, LoopState, due
+from kdscale.engine.loop import Loop, due
 from kdscale.engine.plateaus import Patience
 from kdscale.engine.processes import agreed_stop, mean_over_processes
+from kdscale.engine.resume import save_checkpoint
 from kdscale.engine.taught import student_of
 from kdscale.errors import DivergedError, PrunedError
-from kdscale.models.weights import load_weights, save_weights
+from kdscale.models.weights import save_weights
+from kdscale.run_folder import RunFolder
 from kdscale.runlog import MetricsLog
 from kdscale.signals import StopRequest
 
@@ -217,52 +219,12 @@ class Following:
         if loop.accelerator.is_main_process:
             model = student_of(loop.accelerator.unwrap_model(loop.model))
             metadata = {**self.metadata, "step": loop.state.step}
-            save_weights(self.run / "best.safetensors", model, metadata=metadata)
+            save_weights(RunFolder(self.run).weights_file("best"), model, metadata=metadata)
 
     def _record(self, loop: Loop, **values: Any) -> None:
         self.still_ours()
         where = {"step": loop.state.step, "epoch": round(loop.epoch, 4)}
         self.metrics.append({**where, **values})
-
-
-def save_checkpoint(run: Path, loop: Loop, metrics: MetricsLog) -> None:
-    """Write the loop's whole state; there whole or not at all."""
-    folder, accelerator = run / "checkpoints", loop.accelerator
-    loop.state.metrics_bytes = metrics.size
-    metrics.flush_to_disk()
-    checkpoint.write_process_state(folder, accelerator.process_index)
-    if accelerator.is_main_process:
-        model = accelerator.unwrap_model(loop.model)
-        checkpoint.write_shared_state(folder, model, loop.optimizer, loop.state.to_json())
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        checkpoint.publish(folder, loop.state.step)
-    accelerator.wait_for_everyone()
-
-
-def restore_best(run: Path, loop: Loop) -> None:
-    """Give the model the weights that the validation split chose."""
-    loop.accelerator.wait_for_everyone()  # until they are written
-    model = student_of(loop.accelerator.unwrap_model(loop.model))
-    load_weights(run / "best.safetensors", model, what="run")
-    log.info("the result is the weights of step %d, best on validation", loop.state.chosen_step)
-
-
-def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
-    """Put the newest checkpoint's state into the loop, or write the first one."""
-    newest = checkpoint.newest(run / "checkpoints")
-    accelerator = loop.accelerator
-    if newest is not None:
-        model = accelerator.unwrap_model(loop.model)
-        who = accelerator.process_index, accelerator.num_processes
-        checkpoint.restore(newest, model, loop.optimizer, *who)
-        loop.state = LoopState(**checkpoint.read_loop_state(newest))
-        log.info("going on from step %d of %s", loop.state.step, run)
-    size, writes = loop.state.metrics_bytes, accelerator.is_main_process
-    metrics = MetricsLog(run / "metrics.jsonl", size=size, writes=writes)
-    if newest is None:
-        save_checkpoint(run, loop, metrics)
-    return metrics
 
 
 def progress_bar(loop: Loop, last: int, accelerator: Accelerator) -> "tqdm[Any]":

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from kdscale.data.loader import Batch, Loader
@@ -16,39 +17,40 @@ from kdscale.engine.sources.source import TargetSource
 from kdscale.losses.objective import Objective
 from kdscale.models.preprocess import Preprocess
 from kdscale.optim import Schedule
+from kdscale.run_folder import Share
 
 
 @dataclass(slots=True)
 class LoopState:
     """All state of the loop that a checkpoint saves, beside weights, optimizer and random state."""
 
-    step: int = 0
+    step: NonNegativeInt = 0
     """Optimizer steps done."""
-    train_seconds: float = 0.0
+    train_seconds: NonNegativeFloat = 0.0
     """Time in steps; start-up, evaluation and checkpoints are left out."""
-    best_top1_accuracy: float = 0.0
+    best_top1_accuracy: Share = 0.0
     """Largest over evaluations on the test split; reported only."""
     best_validation_accuracy: float = -1.0
     """Largest over evaluations on the validation split; chooses the best weights."""
     chosen_step: int = -1
     """The step of those weights."""
-    chosen_top1_accuracy: float = 0.0
+    chosen_top1_accuracy: Share = 0.0
     """Theirs on the test split."""
     smallest_validation_loss: float | None = None
     """Over evaluations, but for falls too small to count."""
-    waited_for_plateau: int = 0
+    waited_for_plateau: NonNegativeInt = 0
     """Evaluations since it or the learning rate fell."""
-    waited_for_end: int = 0
+    waited_for_end: NonNegativeInt = 0
     """Evaluations since it fell."""
-    plateaus: int = 0
+    plateaus: NonNegativeInt = 0
     """How often the learning rate fell for it."""
     ended_early: bool = False
     """Whether training ended for it."""
-    wait_seconds: float = 0.0
+    wait_seconds: NonNegativeFloat = 0.0
     """Spent waiting for views that were not built yet; no part of `train_seconds`."""
     evaluation_due: bool = False
     """Whether the model of this step is still to be evaluated."""
-    metrics_bytes: int = 0
+    metrics_bytes: NonNegativeInt = 0
     """Size of the metrics log."""
 
     def to_json(self) -> dict[str, Any]:

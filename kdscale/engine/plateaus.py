@@ -1,6 +1,7 @@
 """What a loss that no longer falls decides: a lower learning rate, an early end."""
 
 import logging
+import math
 from dataclasses import dataclass
 
 from kdscale.engine.loop import LoopState
@@ -29,7 +30,8 @@ class Patience:
     def note(self, state: LoopState, validation_loss: float) -> None:
         """Count an evaluation, in `state`."""
         smallest = state.smallest_validation_loss
-        if smallest is None or validation_loss < smallest - SMALLEST_FALL:
+        falls = smallest is None or validation_loss < smallest - SMALLEST_FALL
+        if falls and math.isfinite(validation_loss):
             state.smallest_validation_loss = validation_loss
             state.waited_for_plateau = state.waited_for_end = 0
             return

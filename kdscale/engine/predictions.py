@@ -1,7 +1,8 @@
 """What a teacher answers first to each clean image of a split: asked once, however many students.
 
-`ROOT/predictions/KEY.npy`, int32 [N]. KEY hashes all that decides the answers: images, teacher,
-preprocessing, precision and memory format.
+`ROOT/predictions/KEY.npy`, int32 [N], with the SHA-256 of that behind it (32 bytes, which NumPy
+does not read). KEY hashes all that decides the answers: images, teacher, preprocessing, precision
+and memory format.
 """
 
 import hashlib
@@ -22,12 +23,14 @@ from kdscale.durable import remove_abandoned, write_durably
 from kdscale.engine.evaluation import examine
 from kdscale.engine.processes import from_main_process
 from kdscale.engine.teacher import FrozenTeacher
-from kdscale.regular_files import path_inside
+from kdscale.errors import KdscaleError
+from kdscale.regular_files import read_inside
 from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
 
 _VERSION = 2  # of what KEY says; 1: samples with NaN logits had class 0
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,8 @@ def keep_predictions(
     if accelerator.is_main_process:
         buffer = io.BytesIO()
         np.save(buffer, answers.numpy().astype("<i4"))
-        path = _path(teacher, images, root)
-        write_durably(path, buffer.getvalue(), root=root)
+        path, data = _path(teacher, images, root), buffer.getvalue()
+        write_durably(path, data + hashlib.sha256(data).digest(), root=root)
         remove_abandoned(path.parent, path)
 
 
@@ -86,10 +89,20 @@ def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
 
 
 def _read(path: Path, num_samples: int) -> Tensor | None:
-    """What is kept; None where that is nothing, or damaged."""
-    path_inside(path.parent.parent, Path(path.parent.name, path.name))
+    """Return the stored classes; None where there are none, or where they are damaged."""
     try:
-        kept = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        whole = read_inside(path.parent.parent, path.relative_to(path.parent.parent))
+    except FileNotFoundError:
         return None
-    return torch.from_numpy(kept.astype(np.int64)) if kept.shape == (num_samples,) else None
+    except (OSError, KdscaleError) as error:
+        log.warning("the teacher's predictions %s cannot be read (%s)", path, error)
+        return None
+    data, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
+    if hashlib.sha256(data).digest() != digest:
+        log.warning(
+            "the teacher's predictions %s are damaged, or of an earlier kdscale, which stored no "
+            "checksum", path,
+        )  # fmt: skip
+        return None
+    stored = np.load(io.BytesIO(data), allow_pickle=False)
+    return torch.from_numpy(stored.astype(np.int64)) if stored.shape == (num_samples,) else None

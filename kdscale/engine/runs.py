@@ -1,73 +1,19 @@
 """A run's folder: begun once, resumed only as what it is, never overwritten."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kdscale import checkpoint, config
 from kdscale.cache.manifest import Manifest
-from kdscale.durable import write_durably
-from kdscale.errors import ConfigError, RunError
-from kdscale.runlog import read_result
+from kdscale.errors import RunError
+from kdscale.run_folder import Content, Job, RunFolder, Targets
 from kdscale.wording import shortened
 
-Targets = Literal["none", "cache", "teacher"]
+__all__ = ["Content", "Job", "Targets"]
 
 _ANOTHER_RUN = "name another --run"
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What is trained, apart from how: kept in `run.json`."""
-
-    model: Literal["teacher", "student"]
-    targets: Targets
-    seed: int
-
-    def section(self, recipe: config.Recipe) -> tuple[config.Model, config.Train]:
-        """The recipe's section of this model, and how it is trained.
-
-        Raises:
-            ConfigError: the recipe does not say how.
-        """
-        section: config.Model = recipe.teacher if self.model == "teacher" else recipe.student
-        if section.train is None:
-            raise ConfigError(
-                f"recipe {recipe.name!r} has no [{self.model}.train] section: add one, with epochs"
-            )
-        if self.targets == "teacher" and recipe.views.mode == "fixed":
-            raise ConfigError(
-                "views.mode = 'fixed' takes the answers to the clean images from a cache: train "
-                "with --targets cache, without --online"
-            )
-        if self.targets == "teacher" and recipe.ensemble.caches:
-            raise ConfigError(
-                "ensemble.caches names teachers that answer from caches: train with --targets "
-                "cache, without --online, or leave the section out"
-            )
-        return section, section.train
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a run has learned from, beyond what its recipe says: kept in `content.json`."""
-
-    dataset: str
-    """Fingerprint of the training split."""
-    test: str
-    """Fingerprint of the test split."""
-    teacher: str | None
-    """SHA-256 of the teacher's weights; several with + between them; None without one."""
-    cache: str | None
-    """Identity of the cache; several with + between them; None without one."""
-    windows: str | None = None
-    """The windows that the order of samples follows; None where all fits in memory.
-
-    A cache laid out anew has the same identity, but other shards and so other windows: half an
-    epoch in the old order and half in the new one would show samples twice.
-    """
 
 
 def of_caches(splits: Content, caches: Sequence[Manifest]) -> Content:
@@ -82,11 +28,12 @@ def keep_content(run: Path, content: Content, *, main: bool) -> None:
     Raises:
         RunError: naming what has changed, with both values.
     """
-    path = run / "content.json"
-    if path.is_file():
-        _refuse_other(run, json.loads(path.read_text()), content)
+    folder = RunFolder(run)
+    before = folder.read_content()
+    if before is not None:
+        _refuse_other(run, before, content)
     elif main:
-        write_durably(path, json.dumps(asdict(content)).encode())
+        folder.write_content(content)
 
 
 def check_content(run: Path, content: Content) -> None:
@@ -95,13 +42,13 @@ def check_content(run: Path, content: Content) -> None:
     Raises:
         RunError: naming what has changed, with both values.
     """
-    path = run / "content.json"
-    if path.is_file():
-        _refuse_other(run, json.loads(path.read_text()) | {"windows": content.windows}, content)
+    before = RunFolder(run).read_content()
+    if before is not None:
+        _refuse_other(run, replace(before, windows=content.windows), content)
 
 
-def _refuse_other(run: Path, before: Mapping[str, Any], content: Content) -> None:
-    changed = config.differences(before, asdict(content))
+def _refuse_other(run: Path, before: Content, content: Content) -> None:
+    changed = config.differences(asdict(before), asdict(content))
     refuse_changed(run, changed, "learned from something else")
 
 
@@ -118,12 +65,14 @@ def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: 
     Raises:
         RunError: finished, unfinished, empty, or begun with other settings.
     """
-    if is_finished(run):
+    folder = RunFolder(run)
+    folder.check_files()
+    if folder.is_finished:
         raise RunError(
-            f"{run} holds a finished run (top-1 {read_result(run)['top1_accuracy']:.4f}), which is "
-            "not overwritten: name another --run"
+            f"{run} holds a finished run (top-1 {folder.read_result()['top1_accuracy']:.4f}), "
+            "which is not overwritten: name another --run"
         )
-    if (run / "recipe.toml").is_file() and not (run / "run.json").is_file():
+    if folder.recipe_file.is_file() and not folder.is_run:
         raise RunError(f"{run} holds the runs of a whole recipe: name another --run")
     refuse_foreign_files(run, "run.json")
     if resume:
@@ -134,10 +83,10 @@ def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: 
     if is_begun(run):
         raise RunError(f"{run} holds an unfinished run: add --resume, or name another --run")
     if main:
-        (run / "content.json").unlink(missing_ok=True)  # of a start that got no further
-        checkpoint.drop_unpublished(run / "checkpoints")
-        write_durably(run / "run.json", json.dumps(asdict(job)).encode())
-        write_durably(run / "recipe.toml", config.dump_recipe(recipe).encode())
+        folder.forget_content()  # of a start that got no further
+        checkpoint.drop_unpublished(folder.checkpoints)
+        folder.write_job(job)
+        folder.write_recipe(recipe)
 
 
 def refuse_foreign_files(folder: Path, ours: str) -> None:
@@ -162,7 +111,7 @@ def refuse_foreign_files(folder: Path, ours: str) -> None:
 
 def is_finished(run: Path) -> bool:
     """Whether the folder holds a result."""
-    return (run / "result.json").is_file()
+    return RunFolder(run).is_finished
 
 
 def finished_as(run: Path, recipe: config.Recipe, job: Job) -> dict[str, Any] | None:
@@ -174,12 +123,12 @@ def finished_as(run: Path, recipe: config.Recipe, job: Job) -> dict[str, Any] | 
     if not is_finished(run):
         return None
     check_same_run(run, recipe, job)
-    return read_result(run)
+    return RunFolder(run).read_result()
 
 
 def is_begun(run: Path) -> bool:
     """Whether the folder holds a checkpoint to go on from."""
-    return checkpoint.newest(run / "checkpoints") is not None
+    return checkpoint.newest(RunFolder(run).checkpoints) is not None
 
 
 def check_same_run(run: Path, recipe: config.Recipe, job: Job) -> None:
@@ -188,8 +137,9 @@ def check_same_run(run: Path, recipe: config.Recipe, job: Job) -> None:
     Raises:
         RunError: every differing field is named with both values.
     """
-    begun_as = json.loads((run / "run.json").read_text())
-    changed = [*_changed(run, recipe, job.model), *config.differences(begun_as, asdict(job))]
+    begun_as = RunFolder(run).read_job()
+    other_job = config.differences(asdict(begun_as), asdict(job))
+    changed = [*_changed(run, recipe, job.model), *other_job]
     refuse_changed(run, changed)
 
 
@@ -228,7 +178,7 @@ def find_teacher(recipe: config.Recipe, folders: Iterable[Path]) -> Path | None:
 
 
 def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
-    before = config.load_recipe(str(folder / "recipe.toml"))
+    before = RunFolder(folder).read_recipe()
     if model == "teacher":
         return config.differences(_teacher_settings(before), _teacher_settings(recipe))
     return config.differences(before.model_dump(), recipe.model_dump())

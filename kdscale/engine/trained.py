@@ -1,6 +1,5 @@
 """The trained models that a folder holds: a run's, those of a whole recipe, those of a sweep."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any, Literal
 from kdscale import config
 from kdscale.engine.runs import find_teacher, is_finished
 from kdscale.errors import RunError
-from kdscale.runlog import read_result
+from kdscale.regular_files import path_inside
+from kdscale.run_folder import RunFolder, Weights
 from kdscale.wording import in_counting_order
 
-Weights = Literal["last", "best"]
-"""Of the last step, or the best on the validation split."""
-_FILES = {"last": "weights.safetensors", "best": "best.safetensors"}
+__all__ = ["Trained", "Trust", "Weights", "given_teacher", "trained_model_of", "trained_models"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ def trained_models(
             raise RunError(f"{folder} holds no finished trial: go on with the sweep first")
         trials = [model_of(one) for one in runs]
         return [*_teachers_at_hand(folder, data, weights, trust), *trials]
-    if "rows" not in read_result(folder):
+    if "rows" not in RunFolder(folder).read_result():
         return [model_of(folder)]
     students = [model_of(one) for one in _finished(folder, "*-seed*")]
     return [*_teachers(folder, data, weights, trust), *students]
@@ -131,17 +129,18 @@ def trained_model_of(
             f"{run} holds a sweep: name one of the runs in it, for instance "
             f"{run / 'trials' / '00000'}"
         )
-    result = read_result(run)
+    folder = RunFolder(run)
+    result = folder.read_result()
     if "rows" in result:
         raise RunError(
             f"{run} holds a whole recipe: name one of the runs in it, for instance "
             f"{run / 'cache-seed0'}"
         )
-    kept = run / _FILES[weights]
+    kept = path_inside(run, folder.weights_file(weights).name)
     if not kept.is_file():
         raise RunError(_without_weights(run, weights))
-    own = config.load_recipe(str(run / "recipe.toml"))
-    recipe = own if data is None else config.load_recipe(str(run / "recipe.toml"), data=data)
+    own, content = folder.read_recipe(), folder.read_content()
+    recipe = own if data is None else folder.read_recipe(data)
     section: config.Model = recipe.teacher if result["role"] == "teacher" else recipe.student
     return Trained(
         name=str(run),
@@ -150,61 +149,44 @@ def trained_model_of(
         role=result["role"],
         precision="float32" if section.train is None else section.train.precision,
         memory_format="contiguous" if section.train is None else section.train.memory_format,
-        evaluation=evaluation or run / _EVALUATIONS[weights],
-        origin=run / "recipe.toml",
+        evaluation=evaluation or folder.evaluation_file(weights),
+        origin=folder.recipe_file,
         trust=trust,
         weights=weights,
         targets=result["targets"],
         seed=result["seed"],
-        taught_by=_taught_by(run / "content.json"),
+        taught_by=None if content is None else content.teacher,
         teacher=_teacher_of(run, own),
     )
 
 
-_EVALUATIONS = {"last": "evaluation.json", "best": "evaluation-best.json"}
-
-
-def _taught_by(content: Path) -> str | None:
-    """The teachers that a run learned from, as it kept them."""
-    try:
-        kept = json.loads(content.read_text()) if content.is_file() else {}
-    except ValueError as error:
-        raise RunError(
-            f"{content} is damaged ({error}): remove it; who taught the run is then not known"
-        ) from None
-    taught_by: str | None = kept.get("teacher")
-    return taught_by
-
-
 def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> Trained:
     """The teacher whose weights a recipe names, as it is asked; evaluated into its folder."""
-    teacher = recipe.teacher
+    teacher, evaluation = recipe.teacher, RunFolder(folder).given_teacher_file
     return Trained(
-        name=str(folder / _TEACHER_EVALUATION),
+        name=str(evaluation),
         recipe=recipe,
         section=teacher,
         role="teacher",
         precision=teacher.precision,
         memory_format=teacher.memory_format,
-        evaluation=folder / _TEACHER_EVALUATION,
-        origin=folder / "recipe.toml",
+        evaluation=evaluation,
+        origin=RunFolder(folder).recipe_file,
         trust=trust,
     )
 
 
-_TEACHER_EVALUATION = "teacher-evaluation.json"
-
-
 def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) -> list[Trained]:
     """The teacher of a whole recipe: given, trained there, or trained by another run of it."""
-    recipe = config.load_recipe(str(folder / "recipe.toml"), data=data)
+    recipe = RunFolder(folder).read_recipe(data)
     if recipe.teacher.is_trained:
         return [given_teacher(folder, recipe, trust)]
-    own = config.load_recipe(str(folder / "recipe.toml"))
+    own = RunFolder(folder).read_recipe()
     run = find_teacher(own, [folder, Path("runs") / own.name])
     if run is None:
         return []
-    elsewhere = None if run.parent == folder else folder / f"teacher-{_EVALUATIONS[weights]}"
+    name = RunFolder(run).evaluation_file(weights).name
+    elsewhere = None if run.parent == folder else folder / f"teacher-{name}"
     return [trained_model_of(run, trust=trust, data=data, weights=weights, evaluation=elsewhere)]
 
 
@@ -212,7 +194,7 @@ def _teachers_at_hand(
     folder: Path, data: str | None, weights: Weights, trust: Trust
 ) -> list[Trained]:
     """The teacher of a sweep; its students can be evaluated without it."""
-    if not (folder / "recipe.toml").is_file():
+    if not RunFolder(folder).recipe_file.is_file():
         return []
     found = _teachers(folder, data, weights, trust)
     # Without a file: the weights are those that its library loads.
@@ -228,7 +210,7 @@ def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:
     run = run.absolute()  # "." would be its own parent
     above = [run.parent, run.parent.parent]  # a recipe's folder; a sweep's
     found = find_teacher(recipe, [*above, Path("runs") / recipe.name])
-    return None if found is None else str(found / _FILES["last"])
+    return None if found is None else str(RunFolder(found).weights_file())
 
 
 def _finished(folder: Path, pattern: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Tensors out of a weights file: safetensors, or a torch checkpoint that runs no code."""
 
 import json
+import logging
 import re
 import shlex
 import warnings
@@ -14,9 +15,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kdscale import module_versions
+from kdscale.documents import DAMAGE
 from kdscale.errors import WeightsError
+from kdscale.models import checksums
 from kdscale.regular_files import check_regular
 
+log = logging.getLogger(__name__)
+
+_OURS = {"model", "num_classes", "preprocess"}
+"""Keys of the metadata of every weights file that kdscale writes."""
+_DAMAGE_OF_SAFETENSORS = (SafetensorError, RuntimeError, *DAMAGE)
 _NESTS = ("state_dict", "model_state_dict", "model")
 # What a truncated or foreign file raises; any other refusal means that the file wants a function.
 _DAMAGE = re.compile(r"invalid load key|Unsupported operand|Ran out of input|stack underflow")
@@ -49,9 +58,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            return _decoded(file.metadata())
-    except (SafetensorError, OSError, ValueError) as error:
+            checksums.check_metadata(file.metadata() or {})
+            stated = _decoded(file.metadata())
+    except _DAMAGE_OF_SAFETENSORS as error:
         raise _damaged(path, error) from error
+    stated.pop(module_versions.KEY, None)
+    return stated
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -106,9 +118,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
-            metadata = _decoded(file.metadata())
-    except (SafetensorError, OSError, ValueError) as error:
+            stated = file.metadata() or {}
+            checked = checksums.check_tensors(stated, tensors)
+            metadata = _decoded(stated)
+    except _DAMAGE_OF_SAFETENSORS as error:
         raise _damaged(path, error) from error
+    if not checked and metadata.keys() >= _OURS:
+        log.info("%s is of an earlier kdscale, without checksums: it cannot be checked", path)
     return tensors, metadata
 
 
@@ -158,13 +174,14 @@ def _state_dict_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _decoded(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    return {key: _from_json(value) for key, value in (metadata or {}).items()}
+    said = (metadata or {}).items()
+    return {key: _from_json(value) for key, value in said if key not in checksums.KEYS}
 
 
 def _from_json(value: str) -> Any:
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 

@@ -9,8 +9,9 @@ from kdscale.errors import WeightsError
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.library_names import in_library_names
 from kdscale.models.torchvision_weights import torchvision_trained
-from kdscale.models.weights import check_finite, fill, head_classes, state_of
+from kdscale.models.weights import check_finite, head_classes, state_of
 from kdscale.models.wrappers import COUNTER, check_kinds, of_model, some_of
+from kdscale.module_versions import load_state
 
 TORCHVISION = "torchvision:"
 
@@ -67,7 +68,7 @@ def adopt(
     taken = {name: theirs[name] for name in own if name in theirs and name not in new}
     check_kinds(taken, own, source, what)
     check_finite(taken, source, what)
-    fill(model, taken)
+    load_state(model, taken, partial=True)
     return new
 
 

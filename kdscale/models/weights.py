@@ -1,8 +1,6 @@
 """Weights files: written whole or not at all, read only if they fit."""
 
-import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,12 @@ from torch import Tensor, nn
 from kdscale.durable import write_durably
 from kdscale.errors import WeightsError
 from kdscale.models.checkpoints import read_metadata, read_tensors
+from kdscale.models.checksums import state_sha256, with_checksums
 from kdscale.models.library_names import in_library_names
 from kdscale.models.wrappers import COUNTER, check_kinds, of_model, some_of
+from kdscale.module_versions import KEY, load_state, versions_of
 
-__all__ = ["load_weights", "read_metadata", "save_weights", "tensors_sha256"]
+__all__ = ["load_weights", "read_metadata", "save_weights", "state_sha256", "tensors_sha256"]
 
 
 def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, object]) -> None:
@@ -28,7 +28,8 @@ def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, o
     Args:
         path: the file to write or replace; its folder is created.
         model: on any device, in any memory format.
-        metadata: stored in the header, each value as JSON; `read_metadata` gives it back.
+        metadata: stored in the header, each value as JSON, beside the versions of the model's
+            modules and checksums of header and tensors; `read_metadata` gives it back.
 
     Raises:
         StorageError: the disk is full, read-only or not permitted.
@@ -39,8 +40,10 @@ def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, o
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state_of(model).items()
     }
-    header = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
-    write_durably(path, safetensors.torch.save(tensors, metadata=header))
+    said = {**metadata, KEY: versions_of(model)}
+    header = {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
+    signed = with_checksums(header, tensors)
+    write_durably(path, safetensors.torch.save(tensors, metadata=signed))
 
 
 def load_weights(
@@ -75,19 +78,15 @@ def load_weights(
     _check_shapes(tensors, own, path, what)
     check_kinds(tensors, own, path, what)
     check_finite(tensors, path, what)
-    fill(model, tensors)
+    load_state(model, tensors, _versions(metadata.pop(KEY, None)))
     return metadata
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors that have been checked into a model; what is not among them stays as it is.
-
-    Some modules ask for the version of their names in a state dict (MNASNet), which files lack:
-    names that have been found equal to the model's are of its version.
-    """
-    state = OrderedDict(tensors)
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(state, strict=False)
+def _versions(stated: object) -> dict[str, int] | None:
+    """Return the versions of modules that a file states; None where it states none."""
+    if not isinstance(stated, dict):
+        return None
+    return {name: value for name, value in stated.items() if isinstance(value, int)}
 
 
 def tensors_sha256(model: nn.Module) -> str:
@@ -96,17 +95,6 @@ def tensors_sha256(model: nn.Module) -> str:
     The same for any file format, device and memory format; another for any changed bit.
     """
     return state_sha256(state_of(model))
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """The same of tensors by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        digest.update(json.dumps([name, dtype, list(tensor.shape)]).encode() + b"\n")
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -1,26 +1,22 @@
 """What a run's folder tells: recipe, result, evaluation and curves, as far as they are there."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdscale.documents import DAMAGE
-from kdscale.errors import KdscaleError, RunError
-from kdscale.regular_files import read_document
+from kdscale.errors import RunError
 from kdscale.report.evaluation import Evaluation, read_evaluation
 from kdscale.report.fields import (
     dicts,
-    is_whole,
     name_text,
     read_json,
     shown,
-    shown_error,
     sound_metrics,
     tables_of,
 )
 from kdscale.report.training_log import Curve, read_log
+from kdscale.run_folder import Job, RunFolder
 
 Kind = Literal["teacher", "alone", "online", "cache"]
 KINDS: tuple[Kind, ...] = ("teacher", "alone", "online", "cache")
@@ -88,7 +84,7 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
     Raises:
         RunError: its `run.json` or `recipe.toml` cannot be read.
     """
-    kind, seed = _job(folder / "run.json")
+    job = RunFolder(folder).read_job()
     recipe_text, recipe = read_recipe(folder)
     result, problems = _read_result(folder / "result.json")
     content, more = read_json(folder / "content.json")
@@ -97,8 +93,8 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
     log = read_log(folder, is_finished=result is not None)
     return Run(
         folder=folder,
-        kind=kind,
-        seed=seed,
+        kind=_kind_of(job),
+        seed=job.seed,
         recipe=recipe,
         recipe_text=recipe_text,
         test_split=known.get("test") or tested_on(recipe),
@@ -194,12 +190,8 @@ def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         RunError: it is missing or damaged.
     """
-    path = folder / "recipe.toml"
-    try:
-        text = read_document(path, root=folder).decode("utf-8")
-        recipe = tomllib.loads(text)
-    except (KdscaleError, *DAMAGE) as error:
-        raise RunError(f"{path} cannot be read ({shown_error(error)})") from None
+    path = RunFolder(folder).recipe_file
+    text, recipe = RunFolder(folder).read_recipe_tables()
     for name in _SECTIONS:
         if not isinstance(recipe.get(name, {}), dict):
             raise RunError(f"{path} is damaged: {name} is {shown(recipe[name])}, wanted a table")
@@ -217,24 +209,8 @@ def tested_on(recipe: Mapping[str, Any]) -> str:
     return f"{data.get('source', '?')}, split {data.get('test_split', 'test')}"
 
 
-def _job(path: Path) -> tuple[Kind, int]:
-    """What was trained, and its seed; a run whose seed is not known cannot stand beside others.
-
-    Raises:
-        RunError: the file does not say.
-    """
-    job, problems = read_json(path)
-    if job is None:
-        raise RunError(problems[0] if problems else f"{path} is missing")
-    targets, seed = job.get("targets"), job.get("seed")
-    if not is_whole(seed, 0, 1 << 63):
-        raise RunError(f"{path} is damaged: seed is {shown(seed)}, wanted a whole number")
-    if job.get("model") == "teacher":
-        return "teacher", seed
-    if not isinstance(targets, str) or targets not in _KIND_OF_TARGETS:
-        wanted = ", ".join(_KIND_OF_TARGETS)
-        raise RunError(f"{path} is damaged: targets is {shown(targets)}, wanted one of {wanted}")
-    return _KIND_OF_TARGETS[targets], seed
+def _kind_of(job: Job) -> Kind:
+    return "teacher" if job.model == "teacher" else _KIND_OF_TARGETS[job.targets]
 
 
 def _read_result(path: Path) -> tuple[dict[str, Any] | None, list[str]]:

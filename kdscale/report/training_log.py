@@ -8,7 +8,8 @@ from typing import Any
 from kdscale.documents import DAMAGE
 from kdscale.errors import KdscaleError
 from kdscale.report.fields import is_number, shown, shown_error
-from kdscale.runlog import read_metrics
+from kdscale.run_folder import RunFolder
+from kdscale.runlog import TORN, read_sound_metrics
 
 Curve = Sequence[tuple[float, float]]
 """(epochs, value), in order."""
@@ -29,16 +30,19 @@ def read_log(folder: Path, *, is_finished: bool) -> TrainingLog:
     """As much as can be read: the last line of a run that is going on may be torn."""
     curves: dict[str, list[tuple[float, float]]] = {"loss": [], "test": [], "validation": []}
     reached: dict[str, Any] = {}
-    problems: list[str] = []
-    path, number = folder / "metrics.jsonl", 0
+    path = RunFolder(folder).metrics_file
+    if not path.exists():
+        missing = [f"{path} is missing: there are no curves"] if is_finished else []
+        return TrainingLog(curves, reached, missing)
+    number = 0
     try:
-        for number, record in enumerate(read_metrics(folder), 1):  # noqa: B007
+        records, problems = read_sound_metrics(folder)
+        for number, record in enumerate(records, 1):  # noqa: B007
             _note(record, curves, reached)
-    except FileNotFoundError:
-        problems = [f"{path} is missing: there are no curves"] if is_finished else []
     except (KdscaleError, *DAMAGE) as error:
-        if is_finished:
-            problems = [f"{path} cannot be read after line {number} ({shown_error(error)})"]
+        problems = [f"{path} cannot be read after line {number} ({shown_error(error)})"]
+    if not is_finished:  # its last line may be half written
+        problems = [one for one in problems if not one.endswith(TORN)]
     return TrainingLog(curves, reached, problems)
 
 

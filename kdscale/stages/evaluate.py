@@ -13,8 +13,7 @@ from accelerate import Accelerator
 
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
-from kdscale.documents import DAMAGE, read_object
-from kdscale.durable import write_durably
+from kdscale.documents import DAMAGE
 from kdscale.engine import components
 from kdscale.engine.cost import BATCH_SIZES, device_name, forward_cost, weight_bytes
 from kdscale.engine.evaluation import Examined, examine, mention_unclear
@@ -26,6 +25,7 @@ from kdscale.engine.trained import Trained, Trust, Weights, trained_models
 from kdscale.errors import KdscaleError, ModelError, WeightsError
 from kdscale.metrics import NO_PREDICTION, details, summarize
 from kdscale.models.registry import num_parameters
+from kdscale.run_folder import read_evaluation, write_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Evaluation:
             **details(examined.counts, examined.labels, examined.predictions),
         }
         if accelerator.is_main_process:
-            write_durably(file, _readable(found).encode())
+            write_evaluation(file, found)
         accelerator.wait_for_everyone()
         return {"run": subject.name, **found}
 
@@ -239,14 +239,8 @@ def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     A file of kdscale 0.1 may count samples without a prediction as right: it is not used again.
     """
     try:
-        found = read_object(file, root=file.parent)
+        found = read_evaluation(file)
     except (KdscaleError, *DAMAGE):
         return None
     same = identity.items() <= found.items() and "non_finite_samples" in found
     return found if same else None
-
-
-def _readable(found: Mapping[str, Any]) -> str:
-    """JSON with one field a line: a confusion matrix would else fill thousands."""
-    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -61,6 +61,10 @@ def _texts(
     data: str | None,
 ) -> dict[Format, str]:
     studies = gather(folders, cache_root)
+    for problem in dict.fromkeys(
+        one for study in studies for run in study.runs for one in run.problems
+    ):
+        log.warning("%s", problem)  # a table has no place for it
     command = _command(folders, files)
     texts: dict[Format, str] = {}
     for kind in files:

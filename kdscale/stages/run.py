@@ -1,7 +1,6 @@
 """The whole recipe: teacher -> cache -> student without and with distillation -> table."""
 
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -37,8 +36,9 @@ from kdscale.engine.runs import (
 from kdscale.engine.sources.ensemble import check_different, further_caches
 from kdscale.engine.trained import Trust, given_teacher
 from kdscale.errors import Interrupted, RunError
+from kdscale.regular_files import read_regular
 from kdscale.report.runs import Kind
-from kdscale.runlog import read_result, write_result
+from kdscale.run_folder import RunFolder
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.stages.report import write_page
@@ -149,7 +149,7 @@ def trained_teacher(recipe: config.Recipe, folder: Path, *, required: bool = Tru
     if not required and not is_same_teacher(run, recipe):
         return None
     check_same_teacher(run, recipe, _ANOTHER_TEACHER)
-    return str(run / "weights.safetensors")
+    return str(RunFolder(run).weights_file())
 
 
 _ANOTHER_TEACHER = (
@@ -160,16 +160,17 @@ _ANOTHER_TEACHER = (
 
 def _open_folder(folder: Path, recipe: config.Recipe) -> None:
     """A folder is one recipe's once a student has begun; a single run's is not taken over."""
-    if (folder / "run.json").is_file():
+    if RunFolder(folder).is_run:
         raise RunError(f"{folder} holds a single run of `kdscale train`: name another --run")
     if (folder / "sweep.json").is_file():
         raise RunError(f"{folder} holds a sweep: name another --run")
-    refuse_foreign_files(folder, "recipe.toml")
+    refuse_foreign_files(folder, RunFolder(folder).recipe_file.name)
+    RunFolder(folder).check_files()
     students = [run for kind in _FOLDERS.values() for run in folder.glob(f"{kind}-seed*")]
     if any(is_begun(run) or is_finished(run) for run in students):
         check_same_recipe(folder, recipe)
     elif create_accelerator().is_main_process:
-        write_durably(folder / "recipe.toml", config.dump_recipe(recipe).encode())
+        RunFolder(folder).write_recipe(recipe)
 
 
 def _teacher(
@@ -198,7 +199,7 @@ def ready_teacher(
         run = usual
     job = Job("teacher", "none", 0)
     result = _train_or_reuse(recipe, job, run, splits, cache_root=cache_root)
-    return result, str(run / "weights.safetensors")
+    return result, str(RunFolder(run).weights_file())
 
 
 _OF_GIVEN_TEACHER = (
@@ -222,7 +223,7 @@ def _train_or_reuse(
             check_same_run(run, recipe, job)
         check_content(run, content)
         log.info("%s is finished: reused", run)
-        return read_result(run)
+        return RunFolder(run).read_result()
     log.info("training %s (%s), seed %d", job.model, _WORDS[job.targets], job.seed)
     with stopped_with_advice(run.parent):
         return train(recipe, job, run=run, resume=is_begun(run), **places)
@@ -251,12 +252,13 @@ def _finish(
     folder: Path, recipe: config.Recipe, cache: Place, first_seed: int, rows: Sequence[Row]
 ) -> dict[str, Any]:
     """The folder reads like a run of its own: that of the first student taught by the cache."""
-    distilled = folder / f"{_FOLDERS['cache']}-seed{first_seed}"
+    distilled = RunFolder(folder / f"{_FOLDERS['cache']}-seed{first_seed}")
     tables = [asdict(row) for row in rows]
     result = {
-        **read_result(distilled), "recipe": recipe.name, "cache_path": str(cache), "rows": tables
+        **distilled.read_result(), "recipe": recipe.name, "cache_path": str(cache), "rows": tables
     }  # fmt: skip
     if create_accelerator().is_main_process:
-        shutil.copyfile(distilled / "metrics.jsonl", folder / "metrics.jsonl")
-        write_result(folder, result)
+        whole = RunFolder(folder)
+        write_durably(whole.metrics_file, read_regular(distilled.metrics_file))
+        whole.write_result(result)
     return result

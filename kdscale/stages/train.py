@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from kdscale import config
 from kdscale.cache.copies import Copies
@@ -28,8 +28,6 @@ from kdscale.engine.following import (
     Following,
     Watch,
     progress_bar,
-    restore_best,
-    restore_or_begin,
 )
 from kdscale.engine.loop import Loop
 from kdscale.engine.preflight import inspect_teacher
@@ -40,16 +38,19 @@ from kdscale.engine.processes import (
 )
 from kdscale.engine.requirements import check_loss, mention_loss, mention_steps
 from kdscale.engine.results import reading_of, result_of, weights_metadata
+from kdscale.engine.resume import restore_best, restore_or_begin
 from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.taught import student_of, taught
 from kdscale.engine.teacher import SizedBatches
 from kdscale.engine.trial import mention_unused, unused_parameters
+from kdscale.engine.unsaved_state import check_state_is_saved
 from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
-from kdscale.runlog import MetricsLog, write_result
+from kdscale.run_folder import RunFolder
+from kdscale.runlog import MetricsLog
 from kdscale.signals import orderly_stop
 
 
@@ -276,16 +277,20 @@ def _student(
 ) -> nn.Module:
     """The model as it is trained: begun, over all processes, with what its losses need."""
     student, loss, accelerator = classifier.model, training.loss, training.accelerator
+
+    def inputs() -> Tensor:
+        return classifier.preprocess(loader.batch(0).pixels[:2]).cpu()
+
+    check_state_is_saved(student, inputs, training.job.model)
     if begun is not None:
         begun.put_into(student, training.section, training.job.model)
     if training.settings.sync_batch_norm and accelerator.num_processes > 1:
         student = with_whole_batches(student, accelerator.device)
     if not loss.features:
         return student
-    pixels = loader.batch(0).pixels[:2]
-    shown, shapes = classifier.preprocess(pixels).cpu(), teaching.feature_shapes(source, pixels)
+    shapes = teaching.feature_shapes(source, loader.batch(0).pixels[:2])
     seed, with_logits = training.job.seed, loss.with_logits
-    return taught(student, loss.features, shown, shapes, seed, with_logits=with_logits)
+    return taught(student, loss.features, inputs(), shapes, seed, with_logits=with_logits)
 
 
 def _run(
@@ -332,6 +337,7 @@ def _write(training: _Training, data: _Data, loop: Loop, result: dict[str, Any])
     if accelerator.is_main_process:
         model = student_of(accelerator.unwrap_model(loop.model))
         metadata = weights_metadata(training.section, data.images, loop) | {"metrics": result}
-        save_weights(training.run / "weights.safetensors", model, metadata=metadata)
-        write_result(training.run, result)
+        folder = RunFolder(training.run)
+        save_weights(folder.weights_file(), model, metadata=metadata)
+        folder.write_result(result)
     accelerator.wait_for_everyone()

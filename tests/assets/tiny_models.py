@@ -258,3 +258,48 @@ def constant_class(num_classes, in_channels):
             return self.body(pixels) + bias
 
     return ConstantClass()
+
+
+class Counting(nn.Module):
+    """Learns the mean of its inputs in a tensor that a state dict may leave out."""
+
+    def __init__(self, num_classes, in_channels, kind="buffer"):
+        super().__init__()
+        self.body, self.kind = linear(num_classes, in_channels), kind
+        if kind == "attribute":
+            self.mean = torch.zeros(())
+        else:
+            self.register_buffer("mean", torch.zeros(()), persistent=kind == "saved")
+        self.register_buffer("cache", torch.zeros(()), persistent=False)
+
+    def forward(self, pixels):
+        self.cache = torch.ones(()) * pixels.shape[-1]  # the same in each pass
+        if self.training and self.kind != "constant":
+            self.mean = 0.9 * self.mean + 0.1 * pixels.detach().mean()
+        return self.body(pixels - self.mean)
+
+
+def counting(num_classes, in_channels, kind="buffer"):
+    return Counting(num_classes, in_channels, kind)
+
+
+class Versioned(nn.Module):
+    """Loads no state dict that does not say its version, as torchvision's mnasnet does not."""
+
+    _version = 2
+
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.body = linear(num_classes, in_channels)
+
+    def forward(self, pixels):
+        return self.body(pixels)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def versioned(num_classes, in_channels):
+    return Versioned(num_classes, in_channels)

@@ -14,7 +14,8 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from kdscale.runlog import read_metrics, read_result
+from kdscale.run_folder import RunFolder
+from kdscale.runlog import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("train_seconds", "build_seconds", "reading")
@@ -126,6 +127,6 @@ def test_two_processes_stopped_and_killed_end_as_those_left_alone(launch, tmp_pa
         for one in ("run", "whole")
     ]
     assert logs[0] == logs[1]
-    results = [read_result(tmp_path / one) for one in ("run", "whole")]
+    results = [RunFolder(tmp_path / one).read_result() for one in ("run", "whole")]
     assert results[0]["num_processes"] == results[1]["num_processes"] == 2
     assert results[0]["top1_accuracy"] == results[1]["top1_accuracy"]

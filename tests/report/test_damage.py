@@ -127,7 +127,7 @@ def test_run_of_an_unknown_seed_is_left_out(tmp_path, seed):
     run, bad = write_run(tmp_path / "run"), write_run(tmp_path / "bad")
     write_json(bad / "run.json", {"model": "student", "targets": "cache", "seed": seed})
     assert len(gather([run, bad], tmp_path)[0].runs) == 1
-    assert any("wanted a whole number" in note for note in notes(run, bad, root=tmp_path))
+    assert any("run.json is damaged (seed is " in note for note in notes(run, bad, root=tmp_path))
 
 
 def changed(value, draw):

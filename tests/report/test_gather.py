@@ -213,7 +213,9 @@ def test_teacher_that_came_with_weights_is_told_of_by_the_folder(study, tmp_path
     whole = write_whole_recipe(tmp_path / "whole")
     shutil.rmtree(whole / "teacher")
     row = {"label": "teacher", "results": [{"top1_accuracy": 0.95, "num_parameters": 9}]}
-    write_json(whole / "result.json", {"rows": [row], "cache_path": "nowhere.zarr"})
+    first = json.loads((whole / "cache-seed0" / "result.json").read_text())
+    result = {**first, "rows": [row], "cache_path": "nowhere.zarr"}
+    write_json(whole / "result.json", result)
     write_json(whole / "teacher-evaluation.json", evaluation(list("abcdefghij"), 0.95))
     (teacher,) = study(whole).of_kind("teacher")
     assert teacher.values("top1_accuracy") == [0.95]

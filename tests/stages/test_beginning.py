@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from kdscale.errors import Stopped
 from kdscale.models.registry import create_model
 from kdscale.models.weights import state_sha256
-from kdscale.runlog import read_result
+from kdscale.run_folder import RunFolder
 
 NAME = "torchvision/shufflenet_v2_x0_5"  # of 0.4 million parameters but for its head
 FILE = "shufflenetv2_x0.5-f707e7126e.pth"
@@ -72,7 +72,7 @@ def test_teacher_begins_from_pretrained_weights_with_a_new_head(
     assert f"teacher: begins from {source}, with a new 'fc'" in done.stderr
     assert_began_from(tmp_path / "run", trained)
     expected = {"source": str(source), "sha256": state_sha256(trained), "reason": None}
-    assert read_result(tmp_path / "run")["pretrained"] == expected
+    assert RunFolder(tmp_path / "run").read_result()["pretrained"] == expected
     (torch_home / FILE).unlink()
     (tmp_path / "imagenet.safetensors").unlink()
     assert (
@@ -102,7 +102,7 @@ def test_whole_recipe_trains_from_scratch_where_allowed_and_says_so(
     said = f"Teacher: trained from scratch, since {TORCHVISION} was not to be had."
     assert said in done.stdout
     assert said in (tmp_path / "run" / "report.md").read_text()
-    begun = read_result(tmp_path / "run" / "teacher")["pretrained"]
+    begun = RunFolder(tmp_path / "run" / "teacher").read_result()["pretrained"]
     assert begun["sha256"] is None
     assert "cannot be downloaded" in begun["reason"]
 
@@ -163,7 +163,7 @@ def test_recipe_that_names_weights_can_be_told_to_begin_without_them(kdscale, fi
     command = ("train", fine_tuned(TORCHVISION), "--model", "teacher", "--run", "run")
     done = kdscale(*command, "--set", "teacher.train.pretrained=none")
     assert done.exit_code == 0, done.stderr
-    assert "pretrained" not in read_result(tmp_path / "run")
+    assert "pretrained" not in RunFolder(tmp_path / "run").read_result()
     done = kdscale(*command, "--set", "teacher.train.pretrained=")
     assert done.exit_code == 2
     assert "wanted a weights file, torchvision:NAME" in done.stderr

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdscale.engine.processes import create_accelerator
+from kdscale.run_folder import RunFolder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FAST = ("--seconds", 0)
@@ -78,9 +80,10 @@ def test_evaluation_is_kept_in_the_runs_folder(kdscale, trained, tmp_path):
     (found,) = found_of(kdscale("evaluate", "run", "--json", *FAST))
     text = (tmp_path / "run" / "evaluation.json").read_text()
     kept = json.loads(text)
+    assert len(kept.pop("checksum")) == 64
     assert kept == {key: value for key, value in found.items() if key != "run"}
     assert kept.keys() >= CONTRACT
-    assert len(text.splitlines()) == len(kept) + 2, "one field a line"
+    assert len(text.splitlines()) == len(kept) + 3, "one field a line"
     confusion = torch.tensor(kept["confusion"])
     assert confusion.sum() == 64
     assert confusion.diagonal().sum() / 64 == kept["top1_accuracy"]
@@ -385,9 +388,9 @@ def test_another_teacher_than_the_one_that_taught_is_not_compared_with(
 
 
 def test_students_of_several_teachers_have_no_one_to_agree_with(kdscale, distilled, tmp_path):
-    content = tmp_path / "cached" / "content.json"
-    told = json.loads(content.read_text())
-    content.write_text(json.dumps({**told, "teacher": told["teacher"] + "+" + "0" * 64}))
+    folder = RunFolder(tmp_path / "cached")
+    content = folder.read_content()
+    folder.write_content(replace(content, teacher=f"{content.teacher}+{'0' * 64}"))
     shown = kdscale("evaluate", "cached", *FAST).stdout
     assert "agree - of cached: it has several teachers" in shown
 

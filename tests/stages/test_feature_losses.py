@@ -11,7 +11,8 @@ from kdscale.engine.taught import Taught, taught
 from kdscale.errors import ConfigError, Interrupted
 from kdscale.losses.objective import FeatureTerm
 from kdscale.models.weights import save_weights
-from kdscale.runlog import read_metrics, read_result
+from kdscale.run_folder import RunFolder
+from kdscale.runlog import read_metrics
 from kdscale.stages.build import build
 from kdscale.stages.train import train
 
@@ -100,7 +101,10 @@ def test_adapters_are_saved_in_checkpoints_and_nowhere_else(trained):
     hint, plain = trained("hint", KINDS["hint"]), trained("plain", [], feature_weight=0.0)
     weights = [load_file(run / "weights.safetensors") for run in (hint, plain)]
     assert weights[0].keys() == weights[1].keys()
-    assert read_result(hint)["num_parameters"] == read_result(plain)["num_parameters"]
+    assert (
+        RunFolder(hint).read_result()["num_parameters"]
+        == RunFolder(plain).read_result()["num_parameters"]
+    )
     newest = checkpoint.newest(hint / "checkpoints")
     saved = {name for path in newest.glob("*.safetensors") for name in load_file(path)}
     assert any("adapters.0.map.weight" in name for name in saved)

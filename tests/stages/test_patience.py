@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from kdscale.errors import Stopped
-from kdscale.runlog import read_metrics, read_result
+from kdscale.run_folder import RunFolder
+from kdscale.runlog import read_metrics
 
 TIMES = ("train_seconds", "reading")
 
@@ -41,7 +42,7 @@ def finished(kdscale, hasty, tmp_path):
 
 def test_training_ends_where_the_validation_loss_stops_falling_and_says_so(finished):
     run, done = finished
-    losses, result = on_validation(run, "cross_entropy"), read_result(run)
+    losses, result = on_validation(run, "cross_entropy"), RunFolder(run).read_result()
     epochs = result["epochs"]
     assert result["ended_early"]
     assert epochs == len(losses) < 30
@@ -61,7 +62,7 @@ def test_learning_rate_halves_after_each_plateau_and_never_else(finished):
 
 def test_result_is_that_of_the_weights_that_were_best_on_validation(kdscale, finished):
     run, _ = finished
-    result, accuracy = read_result(run), on_validation(run, "top1_accuracy")
+    result, accuracy = RunFolder(run).read_result(), on_validation(run, "top1_accuracy")
     assert result["best_validation_accuracy"] == max(accuracy)
     assert result["chosen_step"] == 3 * (1 + accuracy.index(max(accuracy)))
     tested = [one for one in metrics(run) if one.get("split") == "test"]
@@ -80,7 +81,10 @@ def test_without_restore_best_the_result_is_the_last_and_the_chosen_one_is_named
     kdscale, hasty, finished, tmp_path
 ):
     kdscale("train", hasty, "--run", "last", "--set", "student.train.restore_best=false")
-    result, restored = read_result(tmp_path / "last"), read_result(finished[0])
+    result, restored = (
+        RunFolder(tmp_path / "last").read_result(),
+        RunFolder(finished[0]).read_result(),
+    )
     assert result["top1_accuracy"] == restored["last_top1_accuracy"]
     assert result["chosen_top1_accuracy"] == restored["top1_accuracy"]
     assert "last_top1_accuracy" not in result
@@ -91,7 +95,7 @@ def test_stopped_before_it_would_have_ended_a_training_goes_on_exactly(
     kdscale, hasty, finished, stopped_after_step, tmp_path, back
 ):
     run, parts = finished[0], tmp_path / "parts"
-    step = read_result(run)["steps"] - back
+    step = RunFolder(run).read_result()["steps"] - back
     with stopped_after_step(step):
         assert kdscale("train", hasty, "--run", "parts").exit_code == Stopped.exit_code
     assert kdscale("train", hasty, "--run", "parts", "--resume").exit_code == 0
@@ -100,7 +104,7 @@ def test_stopped_before_it_would_have_ended_a_training_goes_on_exactly(
     assert all(
         torch.equal(whole[n], t) for n, t in load_file(parts / "weights.safetensors").items()
     )
-    results = [read_result(one) for one in (parts, run)]
+    results = [RunFolder(one).read_result() for one in (parts, run)]
     assert results[0] | {"train_seconds": 0} == results[1] | {"train_seconds": 0}
 
 
@@ -108,11 +112,11 @@ def test_killed_between_its_early_end_and_its_result_a_training_takes_no_further
     kdscale, hasty, finished
 ):
     run, _ = finished
-    before, weights = read_result(run), load_file(run / "weights.safetensors")
+    before, weights = RunFolder(run).read_result(), load_file(run / "weights.safetensors")
     for name in ("result.json", "weights.safetensors"):
         (run / name).unlink()
     assert kdscale("train", hasty, "--run", "run", "--resume").exit_code == 0
-    assert read_result(run) == before
+    assert RunFolder(run).read_result() == before
     after = load_file(run / "weights.safetensors")
     assert all(torch.equal(weights[name], after[name]) for name in weights | after)
 

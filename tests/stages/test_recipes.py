@@ -11,7 +11,8 @@ import torch
 from kdscale.config import load_recipe, recipe_names, recipe_text
 from kdscale.models.registry import create_model, num_parameters
 from kdscale.models.weights import save_weights
-from kdscale.runlog import read_metrics, read_result
+from kdscale.run_folder import RunFolder
+from kdscale.runlog import read_metrics
 
 PAIRS = {
     "cifar10-features": (11_181_642, 2_193_226),
@@ -156,7 +157,7 @@ def test_recipe_runs_whole(kdscale, tiny, offline, tmp_path, name):
         found = losses(tmp_path / "run" / kind)
         assert len(found) == 2
         assert all(math.isfinite(loss) for loss in found)
-    assert read_result(tmp_path / "run")["num_parameters"] == PAIRS[system_of(name)][1]
+    assert RunFolder(tmp_path / "run").read_result()["num_parameters"] == PAIRS[system_of(name)][1]
     pretrained = load_recipe(name).teacher.train.pretrained
     assert ("trained from scratch" in done.stdout) == (pretrained is not None)
 

@@ -18,7 +18,7 @@ from kdscale.models.weights import read_metadata
 from kdscale.runlog import read_metrics
 from kdscale.stages.train import train
 
-TIMES = ("train_seconds", "build_seconds", "reading")
+TIMES = ("train_seconds", "build_seconds", "reading", "checksum")
 
 
 def without_times(record):

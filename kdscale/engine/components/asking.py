@@ -38,6 +38,7 @@ from kdscale.engine.sources.ensemble import further_caches
 from kdscale.engine.taught import taught
 from kdscale.engine.teacher import FrozenTeacher
 from kdscale.engine.trial import unused_parameters
+from kdscale.engine.unsaved_state import check_state_is_saved
 from kdscale.models.taps import find_module, named
 from kdscale.targets import Encoding
 
@@ -74,6 +75,9 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     student = _check_trains(recipe, recipe.student, train, test, what="student")
     if recipe.teacher.train is not None and not recipe.teacher.is_trained:
         _check_trains(recipe, recipe.teacher, train, test, what="teacher")
+    check_state_is_saved(
+        student.model, lambda: student.preprocess(two_views(first, pipelines[0])), "student"
+    )
     for term in loss.features:
         find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.is_trained:

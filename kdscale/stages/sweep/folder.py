@@ -11,12 +11,13 @@ from typing import Any
 
 from kdscale.cache.claims import Claims
 from kdscale.cache.store import Place
-from kdscale.config import Variants, differences, dump_recipe
+from kdscale.config import Variants, differences
 from kdscale.documents import DAMAGE, read_object, write_object
 from kdscale.durable import write_durably
 from kdscale.engine.runs import refuse_changed, refuse_foreign_files
 from kdscale.errors import KdscaleError, RunError
 from kdscale.regular_files import path_inside, read_inside
+from kdscale.run_folder import RunFolder
 from kdscale.stages.sweep.database import (
     OWN_FILE,
     Database,
@@ -108,7 +109,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims)
             }
             write_object(folder / _FILE, told)
         if not (folder / "recipe.toml").is_file():  # for people, and `kdscale report`
-            write_durably(folder / "recipe.toml", dump_recipe(variants.recipe).encode())
+            RunFolder(folder).write_recipe(variants.recipe)
     begun = read_folder(folder, storage)
     refuse_changed(folder, _changed(begun.variants, variants))
     return SweepFolder(folder, begun.variants, begun.study, begun.database)

@@ -11,7 +11,7 @@ from kdscale.cache.claims import INTERVAL_SECONDS, living_builder
 from kdscale.durable import write_durably
 from kdscale.engine.runs import find_teacher, is_finished
 from kdscale.errors import RunError
-from kdscale.runlog import read_result
+from kdscale.run_folder import RunFolder, Weights
 from kdscale.stages.sweep.drawing import unlabelled
 from kdscale.stages.sweep.folder import SweepFolder, read_folder
 from kdscale.stages.sweep.places import StudentPlace
@@ -76,7 +76,7 @@ def _row(begun: SweepFolder, place: StudentPlace) -> dict[str, Any]:
         "error": place.error,
     }
     if is_finished(run):
-        result = read_result(run)
+        result = RunFolder(run).read_result()
         kept = ("top1_accuracy", "train_seconds", "num_parameters")
         row |= {key: result[key] for key in kept if key in result}
     return row
@@ -98,7 +98,7 @@ def _build(begun: SweepFolder, finished: list[dict[str, Any]]) -> dict[str, Any]
     """The cache that served all, and what it took."""
     for row in finished:
         if is_finished(run := Path(row["run"])):  # else somebody has removed it
-            result = read_result(run)
+            result = RunFolder(run).read_result()
             return {key: result[key] for key in ("cache", "build_seconds") if key in result}
     return {}
 
@@ -128,7 +128,7 @@ def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
     return {
         **{key: found[key] for key in kept},
         **row,
-        "weights": str(Path(row["run"]) / _WEIGHTS[found["metric"]]),
+        "weights": str(RunFolder(Path(row["run"])).weights_file(_WEIGHTS[found["metric"]])),
         "options": options,
         "command": _again(begun, row),
     }
@@ -137,7 +137,13 @@ def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
 def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
     """What trains a trial anew, from the same cache, by the teacher that the sweep had trained."""
     recipe = begun.variants.recipe
-    command = ["kdscale", "train", str(Path(row["run"]) / "recipe.toml"), "--targets", "cache"]
+    command = [
+        "kdscale",
+        "train",
+        str(RunFolder(Path(row["run"])).recipe_file),
+        "--targets",
+        "cache",
+    ]
     if begun.cache is not None:
         command += ["--cache", begun.cache]
     if "seed" in row["parameters"]:
@@ -145,14 +151,11 @@ def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
     if not recipe.teacher.is_trained:
         teacher = find_teacher(recipe, [begun.path, Path("runs") / recipe.name])
         if teacher is not None:
-            command += ["--set", f"teacher.weights={teacher / 'weights.safetensors'}"]
+            command += ["--set", f"teacher.weights={RunFolder(teacher).weights_file()}"]
     return [*command, "--run", f"runs/{recipe.name}-best"]
 
 
-_WEIGHTS = {
-    "validation_accuracy": "weights.safetensors",
-    "best_validation_accuracy": "best.safetensors",
-}
+_WEIGHTS: dict[str, Weights] = {"validation_accuracy": "last", "best_validation_accuracy": "best"}
 
 
 def _options(parameters: Mapping[str, Any]) -> list[str]:
