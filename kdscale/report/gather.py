@@ -10,7 +10,7 @@ from kdscale import config
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.search import list_caches
 from kdscale.cache.store import is_remote, place_of
-from kdscale.errors import CacheError, RunError
+from kdscale.errors import CacheError, RunError, UnsafePathError
 from kdscale.report.compare import EARLY, Study, Sweep, Trial, entries_of, parameters_of
 from kdscale.report.entry import Entry
 from kdscale.report.fields import dicts, is_number, read_json, shown, tables_of
@@ -115,7 +115,7 @@ def _readable(
     for folder in sorted(folders):
         try:
             found.append(read(folder))
-        except RunError as error:
+        except (RunError, UnsafePathError) as error:
             problems.append(f"{error}: {folder} is left out")
     return found, problems
 

@@ -1,7 +1,5 @@
 """The promise: a student trained from the cache is the student trained beside its teacher."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -17,6 +15,7 @@ from kdscale.engine.processes import create_accelerator
 from kdscale.engine.runs import Job
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher
+from kdscale.run_folder import RunFolder
 from kdscale.runlog import read_metrics
 from kdscale.stages.build import build
 from kdscale.stages.train import train
@@ -278,8 +277,8 @@ def test_run_makes_teacher_cache_students_and_table(kdscale, write_recipe, tmp_p
     folders = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
     students = [f"{kind}-seed{seed}" for kind in ("alone", "cache", "online") for seed in (0, 1)]
     assert folders == sorted([*students, "teacher"])
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    first = json.loads((tmp_path / "out" / "cache-seed0" / "result.json").read_text())
+    result = RunFolder(tmp_path / "out").read_result()
+    first = RunFolder(tmp_path / "out" / "cache-seed0").read_result()
     assert {key: result[key] for key in first} == first
     assert {"top1_accuracy", "best_top1_accuracy", "train_seconds", "num_parameters", "targets",
             "seed"} <= first.keys()  # fmt: skip
