@@ -254,7 +254,8 @@ class Pipeline:
         choices = self._choices()
         state = torch.tensor(signed(chain(_ALL, self.seed)), device=index.device)
         total = prod(choices.values())
-        outcome = (integers(absorb(state, index), total) + view) % total
+        # The view is reduced first: near 2**63 the sum would overflow.
+        outcome = (integers(absorb(state, index), total) + view % total) % total
         words = {}
         for draw, count in reversed(choices.items()):
             # The word that every draw of `count` values, integer or bernoulli, reads as its value.
