@@ -23,15 +23,20 @@ def versions_of(model: nn.Module) -> dict[str, int]:
 
 
 def load_state(
-    model: nn.Module, tensors: Mapping[str, Tensor], versions: Mapping[str, int] | None
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    versions: Mapping[str, int] | None,
+    *,
+    strict: bool = True,
 ) -> None:
-    """Load all tensors into a model, as of modules of these versions.
+    """Load tensors into a model, as of modules of these versions.
 
     Args:
         model: filled in place.
         tensors: by name.
         versions: what `versions_of` gave; None for those of the model as it is, where a file does
             not say.
+        strict: refuse other names than the model's; False leaves what is not among them.
     """
     if versions is None:
         versions = versions_of(model)
@@ -40,4 +45,4 @@ def load_state(
     state._metadata = OrderedDict(  # type: ignore[attr-defined]
         (name, {"version": versions.get(name, USUAL)}) for name in names
     )
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=strict)

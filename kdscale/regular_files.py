@@ -7,8 +7,11 @@ access: they protect against what a folder contains, not against a process that 
 while kdscale runs.
 """
 
+import errno
 import os
 import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kdscale.errors import UnsafePathError
@@ -33,16 +36,28 @@ def path_inside(root: Path, relative: str | Path) -> Path:
             f"{str(relative)[:200]!r} is not a path below {root}: wanted a relative path without "
             "'..'; the folder does not come from kdscale, or was changed"
         )
-    path = root
+    return Path(text_path_inside(str(root), parts))
+
+
+def text_path_inside(root: str, parts: Iterable[str]) -> str:
+    """Return what `path_inside` returns, as text: for thousands of files.
+
+    Args:
+        root: the folder that a user named.
+        parts: of the path below it, each a name: not empty, `.` or `..`.
+    """
+    path, exists = root, True
     for part in parts:
-        path = path / part
-        try:
-            mode = path.lstat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            break
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise refused(path, mode)
-    return root.joinpath(*parts)
+        path = f"{path}/{part}"
+        if exists:
+            try:
+                mode = os.lstat(path).st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                exists = False
+                continue
+            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                raise refused(Path(path), mode)
+    return path
 
 
 def read_inside(root: Path, relative: str | Path, *, limit: int | None = None) -> bytes:
@@ -57,7 +72,7 @@ def read_inside(root: Path, relative: str | Path, *, limit: int | None = None) -
         UnsafePathError: see `path_inside`; or the file is larger than `limit`.
         OSError: it cannot be read.
     """
-    return _read(path_inside(root, relative), limit, os.O_NOFOLLOW)
+    return read_file(path_inside(root, relative), limit=limit, flags=os.O_NOFOLLOW)
 
 
 def read_regular(path: Path, *, limit: int | None = None) -> bytes:
@@ -71,7 +86,7 @@ def read_regular(path: Path, *, limit: int | None = None) -> bytes:
         UnsafePathError: it is a pipe, a socket or a device, or larger than `limit`.
         OSError: it cannot be read.
     """
-    return _read(path, limit, 0)
+    return read_file(path, limit=limit)
 
 
 def read_document(path: Path, *, root: Path | None = None) -> bytes:
@@ -86,12 +101,70 @@ def read_document(path: Path, *, root: Path | None = None) -> bytes:
     return read_inside(root, path.relative_to(root), limit=_LARGEST_DOCUMENT)
 
 
+def check_no_links(folder: Path) -> None:
+    """Raise UnsafePathError if a folder of few files contains a link or a special file.
+
+    For folders of which many files are written: the folder itself may be a link.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            with suppress(FileNotFoundError):  # it was removed just now
+                _check_type(path, path.lstat().st_mode)
+
+
+def open_inside(root: Path, relative: str | Path, flags: int) -> int:
+    """Open a regular file below a folder, without waiting, and return its descriptor.
+
+    Args:
+        root: the folder that a user named.
+        relative: the file's path below it.
+        flags: of `os.open`, such as `os.O_RDWR | os.O_CREAT`.
+
+    Raises:
+        UnsafePathError: see `path_inside`.
+        OSError: it cannot be opened.
+    """
+    return open_regular(path_inside(root, relative), flags | os.O_NOFOLLOW)
+
+
+def open_regular(path: Path | str, flags: int) -> int:
+    """Open a file as `os.open` does, without waiting, and return its descriptor.
+
+    Raises:
+        UnsafePathError: it is a pipe, a socket or a device; or a link, with `os.O_NOFOLLOW`.
+        OSError: it cannot be opened.
+    """
+    return _open(path, flags)[0]
+
+
+def _open(path: Path | str, flags: int) -> tuple[int, int]:
+    """Open a file as `open_regular` does; its descriptor and its size in bytes."""
+    try:
+        # O_NONBLOCK: opening a pipe without a writer would otherwise block.
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe or socket nobody reads
+            _check_type(Path(path), os.lstat(path).st_mode)
+        raise
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        return descriptor, status.st_size
+    os.close(descriptor)
+    _check_type(Path(path), status.st_mode)
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
 def check_regular(path: Path) -> None:
     """Raise UnsafePathError if a file that a user named exists and is not a regular file."""
     try:
         mode = path.stat().st_mode
     except OSError:
         return
+    _check_type(path, mode)
+
+
+def _check_type(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise refused(path, mode)
 
@@ -113,18 +186,21 @@ def refused(path: Path, mode: int) -> UnsafePathError:
     )
 
 
-def _read(path: Path, limit: int | None, flags: int) -> bytes:
-    # O_NONBLOCK: opening a pipe without a writer would otherwise block.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise refused(path, status.st_mode)
-        if limit is not None and status.st_size > limit:
+def read_file(path: Path | str, *, limit: int | None = None, flags: int = 0) -> bytes:
+    """Read what `open_regular` opens; arguments as of `read_regular`."""
+    descriptor, size = _open(path, os.O_RDONLY | flags)
+    try:
+        if limit is not None and size > limit:
             raise UnsafePathError(
-                f"{path} has {status.st_size} bytes, wanted at most {limit}: it was not written by "
+                f"{path} has {size} bytes, wanted at most {limit}: it was not written by "
                 "kdscale, or was changed"
             )
-        return file.read()
+        data = os.read(descriptor, size + 1)
+        if len(data) == size:
+            return data
+        parts = [data]  # one of gigabytes, or that changes just now
+        while part := os.read(descriptor, size + 1):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)

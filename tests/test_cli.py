@@ -436,7 +436,8 @@ def test_nothing_that_fails_touches_a_cache(kdscale, write_recipe, cache_copy):
 def test_batch_norm_of_a_single_sample_is_told_as_what_it_is(
     kdscale, write_recipe, make_dataset, tmp_path
 ):
-    data = make_dataset(tmp_path / "data", num_train=1)
-    student = {"model": "tiny_models:batch_norm_of_vectors", "options": {}}
+    data = make_dataset(tmp_path / "data", num_train=4)
+    train = {"global_batch_size": 1}
+    student = {"model": "tiny_models:batch_norm_of_vectors", "options": {}, "train": train}
     done = kdscale("train", write_recipe(student=student), "--data", data, "--run", "run")
     assert_refused(done, 1, "batch-norm cannot train on a single sample", "global_batch_size")

@@ -136,6 +136,9 @@ def test_unknown_key_suggests_the_nearest_one(recipe_table, changes, expected):
         ({"student": {"train": {"optimizer": "adamm"}}}, "student.train.optimizer", "'adamm'"),
         ({"data": {"validation": 1.0}}, "data.validation", "1.0"),
         ({"teacher": {"input": {"mean": [0.1], "std": [0.0]}}}, "teacher.input.std.0", "0.0"),
+        ({"data": {"grey_range": [255, 0]}}, "data.grey_range", "[255, 0]"),
+        ({"data": {"grey_range": [0]}}, "data.grey_range", "[0]"),
+        ({"data": {"grey_range": ["a", 1]}}, "data.grey_range.0", "'a'"),
         ({"teacher": {"precision": "auto"}}, "teacher.precision", "'auto'"),
         ({"name": "a/b"}, "name", "'a/b'"),
     ],
@@ -143,6 +146,19 @@ def test_unknown_key_suggests_the_nearest_one(recipe_table, changes, expected):
 def test_wrong_value_is_named_with_its_field(recipe_table, changes, field, value):
     problem = problem_of(recipe_table(**changes))
     assert problem.startswith(f"tiny.toml: {field} is {value}")
+
+
+@pytest.mark.parametrize(("mean", "std"), [(33.3, 78.6), (0.5, 58.0), (-103.9, 1.0)])
+def test_mean_and_deviation_on_0_to_255_are_refused(recipe_table, mean, std):
+    problem = problem_of(recipe_table(teacher={"input": {"mean": [mean], "std": [std]}}))
+    assert "scaled to 0..1" in problem
+    assert "divide both by 255" in problem
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.0, 1 / 255), (0.5, 0.5), (1.0, 1.0)])
+def test_mean_and_deviation_on_0_to_1_are_taken(load_table, mean, std):
+    recipe = load_table(teacher={"input": {"mean": [mean], "std": [std]}})
+    assert recipe.teacher.input.mean == [mean]
 
 
 @pytest.mark.parametrize(

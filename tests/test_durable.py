@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.durable import is_abandoned, write_durably
-from kdscale.errors import StorageError
+from kdscale.durable import is_abandoned, write_durably, write_output
+from kdscale.errors import StorageError, UnsafePathError
 
 
 def test_file_is_written_and_replaced(tmp_path):
@@ -110,21 +110,46 @@ def test_other_names_are_not_abandoned(name):
     assert not is_abandoned(Path(name))
 
 
-def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+def test_pipe_that_a_user_names_is_written_to_and_not_replaced(tmp_path):
     pipe, heard = tmp_path / "pipe", []
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: heard.append(pipe.read_bytes()))
     reader.start()
-    write_durably(pipe, b"words")
+    write_output(pipe, b"words")
     reader.join(10)
     assert heard == [b"words"]
     assert pipe.is_fifo()
 
 
-def test_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+def test_link_that_a_user_names_stays_and_what_it_leads_to_is_replaced(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"old")
     link.symlink_to(target)
-    write_durably(link, b"new")
+    write_output(link, b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
+def test_link_or_pipe_in_a_folder_of_kdscale_is_refused_and_nothing_is_written(tmp_path, kind):
+    folder, target = tmp_path / "folder", tmp_path / "target"
+    folder.mkdir()
+    if kind == "pipe":
+        os.mkfifo(folder / "a.bin")
+    else:
+        (folder / "a.bin").symlink_to(target)
+    if kind == "link":
+        target.write_bytes(b"old")
+    with pytest.raises(UnsafePathError, match=r"a\.bin is a (symbolic link|pipe)"):
+        write_durably(folder / "a.bin", b"new")
+    assert [path.name for path in folder.iterdir()] == ["a.bin"]
+    assert not target.exists() or target.read_bytes() == b"old"
+
+
+def test_link_in_the_place_of_a_folder_below_the_root_is_refused(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/inner").symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafePathError, match="inner is a symbolic link"):
+        write_durably(tmp_path / "root/inner/new/a.bin", b"x", root=tmp_path / "root")
+    assert list((tmp_path / "outside").iterdir()) == []

@@ -7,20 +7,19 @@ specifies the objects. A claim only saves work twice done: the worst that two ho
 do is to write the same shard.
 """
 
-import json
 import logging
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
-from typing import Any, Self
+from typing import Self
 
+from kdscale.cache.process_identity import BUILDERS_HERE, ProcessIdentity, parse_identity
 from kdscale.cache.store import Location, Store, open_store
-from kdscale.errors import ClaimLostError, StorageError
+from kdscale.errors import ClaimLostError, StorageError, UnsafePathError
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +31,15 @@ INTERVAL_SECONDS = 5.0
 PATIENCE_SECONDS = 90.0
 """A builder whose counter stands still for so long is dead. Network disks show another machine's
 writes up to a minute late."""
+_UNREADABLE_SECONDS = 1.0
+"""After so long, a claim that names nobody is nobody's. Only earlier versions created one empty,
+and filled it at once."""
+_LOOKS = 3
+"""How often, within its patience, a living builder looks for what dead ones left."""
 _POLL_SECONDS = 0.1
-_KEY = re.compile(FOLDER + r"/([^/]+)\.(\d+|builder)")
+_KEY = re.compile(FOLDER + r"/([^/\\]+)\.([0-9]+|builder)")
+_TEMPORARY = re.compile(FOLDER + r"/\.[^/]+\.tmp")
+_DIGITS = 20  # of a counter; its builder's identity follows, on a line of its own
 
 
 class Claims:
@@ -53,13 +59,14 @@ class Claims:
         self.builder = os.urandom(8).hex()
         self._interval = INTERVAL_SECONDS if interval_seconds is None else interval_seconds
         self._patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
-        self._content = json.dumps({"builder": self.builder, **_this_process()}).encode()
+        self._content = ProcessIdentity.of_this(self.builder).to_bytes()
         self._held: dict[str, int] = {}
         self._counts: dict[str, tuple[bytes, float]] = {}
         self._seen: dict[str, bytes] = {}
         self._lock, self._closed = Lock(), Event()
         self._thread: Thread | None = None
-        _HERE.add(self.builder)
+        self._took_over = False
+        BUILDERS_HERE.add(self.builder)
 
     def __enter__(self) -> Self:
         return self
@@ -74,19 +81,24 @@ class Claims:
             StorageError: the disk is full, read-only or not permitted.
         """
         with self._lock:
-            self._start()
-            last = max(self._generations(name), default=-1)
-            before = self._read(name, last)
-            if last >= 0 and not self._is_dead(name, before):
-                return False
-            if not self._store.create(_key(name, last + 1), self._content):
-                return False
-            if not self._is_rightful(name, last + 1, before):
-                self._remove(_key(name, last + 1))
-                return False
-            self._held[name] = last + 1
+            self._start(name)
+            return self._claim(name)
+
+    def _claim(self, name: str) -> bool:
+        last = max(self._generations(name), default=-1)
+        before = self._read(name, last)
+        if last >= 0 and not self._is_dead(name, before):
+            return False
+        if not self._store.create(_key(name, last + 1), self._content):
+            return False
+        if not self._is_rightful(name, last + 1, before):
+            self._remove(_key(name, last + 1))
+            return False
+        self._held[name] = last + 1
         if last >= 0:
-            log.info("%s: taken over from one that stopped%s", name, _of(before))
+            self._took_over = True
+            dead = parse_identity(before)
+            log.info("%s: taken over from one that stopped%s", name, f" ({dead})" if dead else "")
         return True
 
     def holder(self, name: str) -> str | None:
@@ -95,16 +107,17 @@ class Claims:
         A process of this machine is known at once, even where it stands still. Another machine's
         counter has to be seen moving, from one call of this to a later one.
         """
-        claim = _parse(self._read(name, max(self._generations(name), default=-1)))
-        if claim.get("machine") and claim["machine"] == _machine():
-            return None if _has_ended(claim) else _who(claim)
-        builder = str(claim.get("builder"))
+        claim = parse_identity(self._read(name, max(self._generations(name), default=-1)))
+        if claim is None:
+            return None
+        if claim.is_here:
+            return None if claim.has_ended else str(claim)
         try:
-            count = self._store.read(_key(builder, "builder"))
+            count = self._store.read(_key(claim.builder, "builder"))
         except OSError:
             return None
-        moves = self._seen.setdefault(builder, count) != count
-        return _who(claim) if moves else None
+        moves = self._seen.setdefault(claim.builder, count) != count
+        return str(claim) if moves else None
 
     def check(self, name: str) -> None:
         """Stop where a claim has been taken over: this builder stood still for too long.
@@ -119,7 +132,11 @@ class Claims:
 
     def release(self, name: str) -> None:
         """Give up a claim; one that was lost is left to who has it."""
-        with self._lock, suppress(ClaimLostError, OSError):
+        with self._lock:
+            self._release(name)
+
+    def _release(self, name: str) -> None:
+        with suppress(ClaimLostError, OSError, UnsafePathError):
             generation = self._held.get(name, -1)
             try:
                 self.check(name)
@@ -150,22 +167,30 @@ class Claims:
         with self._lock:
             ours = {self._counter, *(_key(name, held) for name, held in self._held.items())}
             for key, _ in list(self._store.keys(FOLDER)):
-                if key not in ours:
+                if is_claim(key) and key not in ours:
                     with suppress(OSError):
                         self._remove(key)
+
+    def tidy(self) -> None:
+        """Remove temporary files that killed writers left anywhere in the store.
+
+        For a folder of few files, by who holds a claim in it.
+        """
+        self._store.tidy(self._counter)
 
     def close(self) -> None:
         """Release everything and stop counting; the last builder removes the folder."""
         self._closed.set()
-        if self._thread is None:
-            return
-        self._thread.join()
-        for name in list(self._held):
-            self.release(name)
-        _HERE.discard(self.builder)
-        with suppress(OSError):
-            self._remove(self._counter)
-            self._store.prune(FOLDER)
+        if self._thread is not None:
+            self._thread.join()
+            for name in list(self._held):
+                self.release(name)
+            if self._took_over:  # their claims went with ours, their counters are left
+                self._look_for_dead()
+            with suppress(OSError, UnsafePathError):
+                self._remove(self._counter)
+                self._store.prune(FOLDER)
+        BUILDERS_HERE.discard(self.builder)
 
     # ---------------------------------------------------------------- objects
 
@@ -199,39 +224,84 @@ class Claims:
 
     # ---------------------------------------------------------------- the living and the dead
 
-    def _start(self) -> None:
-        """Begin to count."""
-        if self._thread is None:
-            self._count(0)
-            self._thread = Thread(target=self._keep_counting, name="heartbeat", daemon=True)
-            self._thread.start()
+    def _start(self, wanted: str) -> None:
+        """Begin to count, and clear what dead builders left, but for the claim that is wanted."""
+        if self._thread is not None:
+            return
+        self._store.create(self._counter, self._count_text(0))
+        thread = Thread(target=self._keep_counting, name="heartbeat", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            self._remove(self._counter)
+            raise
+        self._thread = thread
+        self._clear_dead(wanted)
 
     def _keep_counting(self) -> None:
-        number = 0
+        number, looked = 0, time.monotonic()
         while not self._closed.wait(self._interval):
             number += 1
-            with suppress(StorageError):  # others then take this builder for dead: `check` tells it
-                self._count(number)
+            with suppress(StorageError, UnsafePathError):  # others take this builder for dead then
+                self._store.overwrite(self._counter, self._count_text(number))
+            if time.monotonic() - looked > self._patience / _LOOKS:
+                looked = time.monotonic()
+                self._look_for_dead()
 
-    def _count(self, number: int) -> None:
-        self._store.overwrite(self._counter, b"%020d" % number)
+    def _count_text(self, number: int) -> bytes:
+        return b"%0*d\n" % (_DIGITS, number) + self._content
+
+    def _look_for_dead(self) -> None:
+        """Clear what builders left that died meanwhile, unless the claims are in use just now."""
+        if self._lock.acquire(blocking=False):
+            try:
+                with suppress(OSError, UnsafePathError):
+                    self._clear_dead("")
+            finally:
+                self._lock.release()
+
+    def _clear_dead(self, wanted: str) -> None:
+        """Remove claims, counters and temporary files of builders that are known to be dead.
+
+        A claim is taken over before it is removed, as any claim, since others may do the same.
+        """
+        found = _listed(self._store)
+        for name, content in found.claims.items():
+            mine = name == wanted or name in self._held
+            if not mine and self._is_dead(name, content) and self._claim(name):
+                self._release(name)
+        busy = {self.builder, *_listed(self._store).builders} if found.counts else set()
+        for builder, count in found.counts.items():
+            if builder not in busy and self._has_stopped(builder, count):
+                with suppress(OSError):
+                    self._remove(_key(builder, "builder"))
+        self._store.tidy(self._counter, FOLDER)
 
     def _is_dead(self, name: str, content: bytes) -> bool:
         """Whether a claim's builder has ended, or stood still for long enough."""
-        claim = _parse(content)
-        builder = str(claim.get("builder", f"{name}, unreadable"))
-        if _has_ended(claim):
-            return True
+        claim = parse_identity(content)
+        if claim is None:
+            return self._stands_still(f"{name}, unreadable", content, _UNREADABLE_SECONDS)
         try:
-            count = self._store.read(_key(builder, "builder"))
+            count = self._store.read(_key(claim.builder, "builder"))
         except OSError:
             count = b""
+        return claim.has_ended or self._stands_still(claim.builder, count, self._patience)
+
+    def _has_stopped(self, builder: str, count: bytes) -> bool:
+        """Whether the builder of a counter has ended, or stood still for long enough."""
+        identity = _counted(count)
+        ended = identity is not None and identity.has_ended
+        return ended or self._stands_still(builder, count, self._patience)
+
+    def _stands_still(self, what: str, state: bytes, seconds: float) -> bool:
+        """Whether something has been in the same state for so long, as far as this one looked."""
         now = time.monotonic()
-        seen, since = self._counts.get(builder, (None, now))
-        if seen != count:
-            self._counts[builder] = (count, now)
+        seen, since = self._counts.get(what, (None, now))
+        if seen != state:
+            self._counts[what] = (state, now)
             return False
-        return now - since > self._patience
+        return now - since > min(seconds, self._patience)
 
 
 def living_builder(cache: Location, *, patience_seconds: float | None = None) -> str | None:
@@ -244,12 +314,16 @@ def living_builder(cache: Location, *, patience_seconds: float | None = None) ->
     patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
     seen, began = dict[str, bytes](), time.monotonic()
     while True:
-        claims, counts = _claims_and_counts(store)
-        for claim in claims.values():
-            if claim.get("machine") == _machine() and not _has_ended(claim):
-                return _who(claim)
+        found = _listed(store)
+        counted = {one: _counted(count) for one, count in found.counts.items()}
+        known = found.builders | {one: who for one, who in counted.items() if who is not None}
+        for who in known.values():
+            if who.is_here and not who.has_ended:
+                return str(who)
         counts = {
-            one: count for one, count in counts.items() if not _has_ended(claims.get(one, {}))
+            one: count
+            for one, count in found.counts.items()
+            if one not in known or not known[one].has_ended
         }
         if any(seen.setdefault(one, count) != count for one, count in counts.items()):
             return "a builder on another machine, or one between two shards"
@@ -260,22 +334,41 @@ def living_builder(cache: Location, *, patience_seconds: float | None = None) ->
         time.sleep(_POLL_SECONDS)
 
 
-def _claims_and_counts(store: Store) -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
-    """A claim of each builder that has one, and the counters of all."""
-    claims, counts = dict[str, dict[str, Any]](), dict[str, bytes]()
+@dataclass(slots=True)
+class _Listed:
+    """What lies in a folder of claims."""
+
+    claims: dict[str, bytes] = field(default_factory=dict)
+    """Content of the newest claim on each part."""
+    builders: dict[str, ProcessIdentity] = field(default_factory=dict)
+    """Who has created a claim that is there, by builder."""
+    counts: dict[str, bytes] = field(default_factory=dict)
+    """Content of each counter, by builder."""
+
+
+def _listed(store: Store) -> _Listed:
+    """Read all claims and counters."""
+    found, generations = _Listed(), dict[str, int]()
     for key, _ in list(store.keys(FOLDER)):
-        name = _KEY.fullmatch(key)
-        with suppress(OSError):  # it was removed just now
-            if name is not None and name[2] == "builder":
-                counts[name[1]] = store.read(key)
-            elif name is not None:
-                claim = _parse(store.read(key))
-                claims[str(claim.get("builder"))] = claim
-    return claims, counts
+        parts = _KEY.fullmatch(key)
+        if parts is None:
+            continue
+        name, kind = parts.groups()
+        with suppress(FileNotFoundError):  # it was removed just now
+            content = store.read(key)
+            if kind == "builder":
+                found.counts[name] = content
+                continue
+            if int(kind) >= generations.get(name, -1):
+                generations[name], found.claims[name] = int(kind), content
+            if (claim := parse_identity(content)) is not None:
+                found.builders[claim.builder] = claim
+    return found
 
 
-_HERE: set[str] = set()
-"""Builders of this process: another one of its number is of a process that ended."""
+def _counted(count: bytes) -> ProcessIdentity | None:
+    """Return whose counter it is; None of one that an earlier version wrote."""
+    return parse_identity(count[_DIGITS + 1 :])
 
 
 def _key(name: str, kind: int | str) -> str:
@@ -283,68 +376,5 @@ def _key(name: str, kind: int | str) -> str:
 
 
 def is_claim(key: str) -> bool:
-    """Whether a key is a claim's or a counter's."""
-    return _KEY.fullmatch(key) is not None
-
-
-def _parse(content: bytes) -> dict[str, Any]:
-    try:
-        claim = json.loads(content)
-    except ValueError:
-        return {}
-    return claim if isinstance(claim, dict) else {}
-
-
-def _who(claim: dict[str, Any]) -> str:
-    return f"process {claim.get('pid')} on {claim.get('host')}"
-
-
-def _of(content: bytes) -> str:
-    claim = _parse(content)
-    return f" ({_who(claim)})" if {"pid", "host"} <= set(claim) else ""
-
-
-def _this_process() -> dict[str, Any]:
-    machine, started = _machine(), _started(os.getpid())
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "machine": machine,
-        "started": started,
-    }
-
-
-def _machine() -> str:
-    """This boot of this machine, and whose processes can be seen; empty where unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str | None:
-    """When a process was started, in ticks since boot: numbers are used again.
-
-    Empty where there is no such process, or one that only waits to be buried; None where the system
-    does not tell.
-    """
-    if not Path("/proc/self/stat").exists():
-        return None
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    except OSError:
-        return None
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _has_ended(claim: dict[str, Any]) -> bool:
-    """Whether a claim's builder ran on this machine and does no longer: then nobody need wait."""
-    if not claim.get("machine") or claim["machine"] != _machine():
-        return False
-    if claim.get("pid") == os.getpid():
-        return claim.get("builder") not in _HERE
-    started = _started(int(claim.get("pid", 0)))
-    return started is not None and started != claim.get("started")
+    """Whether a key is a claim's or a counter's, or that of what is to become one."""
+    return _KEY.fullmatch(key) is not None or _TEMPORARY.fullmatch(key) is not None

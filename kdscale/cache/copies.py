@@ -5,13 +5,16 @@ import hashlib
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from kdscale.cache.object_keys import check_key
 from kdscale.cache.store import Location, Sound, Store, is_remote, open_store
+from kdscale.regular_files import open_inside, path_inside, read_file
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class ReadThrough:
         """All bytes of an object; `sound` says whether a copy will do."""
         if sound is None or not self._usable:
             return self._remote.read(key)
-        copy = self._folder / key
+        copy = path_inside(self._root, f"{self._folder.name}/{check_key(key, self.location)}")
         found = _sound_copy(copy, sound)
         if found is not None:
             return found
@@ -110,16 +113,16 @@ class ReadThrough:
         """In the remote one."""
         self._remote.prune(folder)
 
-    def tidy(self, written: str) -> None:
+    def tidy(self, written: str, folder: str = "") -> None:
         """In the remote one."""
-        self._remote.tidy(written)
+        self._remote.tidy(written, folder)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """Be the only one, thread or process, that holds a lock; it ends with its process."""
         try:
-            (self._root / _LOCKS).mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._root / _LOCKS / name, os.O_RDWR | os.O_CREAT, 0o666)
+            path_inside(self._root, _LOCKS).mkdir(parents=True, exist_ok=True)
+            descriptor = open_inside(self._root, f"{_LOCKS}/{name}", os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise _NoCopies(error.strerror) from error
         try:
@@ -142,7 +145,8 @@ class ReadThrough:
             with self._locked(_ROOM):
                 self._make_room(len(data))
                 try:
-                    temporary.write_bytes(data)
+                    with temporary.open("xb") as file:
+                        file.write(data)
                     temporary.replace(copy)
                 except BaseException:
                     temporary.unlink(missing_ok=True)
@@ -170,11 +174,11 @@ class _NoCopies(Exception):  # noqa: N818  (nothing fails: what is read comes fr
 def _sound_copy(copy: Path, sound: Sound) -> bytes | None:
     """The bytes of a copy that will do; marks it as used."""
     try:
-        data = copy.read_bytes()
+        data = read_file(copy, flags=os.O_NOFOLLOW)
         if not sound(data):
             return None
         with suppress(OSError):  # a folder that may only be read
-            os.utime(copy)
+            os.utime(copy, follow_symlinks=False)
     except OSError:
         return None
     return data
@@ -186,11 +190,12 @@ def _files(root: Path) -> Iterator[tuple[str, int, int]]:
     What else lies in the folder is not ours to count, nor to remove.
     """
     for folder in root.iterdir():
-        if not _OF_A_CACHE.fullmatch(folder.name):
+        if not _OF_A_CACHE.fullmatch(folder.name) or folder.is_symlink():
             continue
         for place, _, names in os.walk(folder):
             for name in names:
                 with suppress(FileNotFoundError):
                     path = os.path.join(place, name)  # noqa: PTH118  (thousands)
-                    about = os.stat(path)  # noqa: PTH116
-                    yield path, about.st_mtime_ns, about.st_size
+                    about = os.lstat(path)
+                    if stat.S_ISREG(about.st_mode):
+                        yield path, about.st_mtime_ns, about.st_size

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from kdscale.errors import ConfigError, StorageError
+from kdscale.cache.object_keys import check_key
+from kdscale.errors import ConfigError, KdscaleError, StorageError
 
 
 class FsspecStore:
@@ -101,7 +102,7 @@ class FsspecStore:
             raise NotADirectoryError(self._url)
         above = len(self._root.rstrip("/")) + 1
         for path, about in found.items():
-            yield path[above:], int(about.get("size") or 0)
+            yield check_key(path[above:], self._url), int(about.get("size") or 0)
 
     def size(self, key: str) -> int | None:
         """Bytes of an object."""
@@ -132,11 +133,11 @@ class FsspecStore:
                 with suppress(Exception):
                     self._files.rmdir(place)
 
-    def tidy(self, written: str) -> None:
+    def tidy(self, written: str, folder: str = "") -> None:
         """Temporary files stay: whose they are cannot be seen from here."""
 
     def _path(self, key: str) -> str:
-        return f"{self._root.rstrip('/')}/{key}"
+        return f"{self._root.rstrip('/')}/{check_key(key, self._url)}"
 
     def _put(self, key: str, path: str, data: bytes) -> None:
         try:
@@ -161,6 +162,8 @@ class FsspecStore:
             self._fail("write", key, error)
 
     def _fail(self, verb: str, key: str, error: Exception) -> NoReturn:
+        if isinstance(error, KdscaleError):
+            raise error
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:300]
         raise StorageError(
             f"cannot {verb} {self._url}/{key} ({reason}): check the URL, the network and the "

@@ -299,6 +299,11 @@ def shard_name(view: int, shard: int) -> str:
     return f"view-{view:05d}/shard-{shard:05d}"
 
 
+def claim_name(view: int, shard: int) -> str:
+    """Return the name of the claim on a shard."""
+    return shard_name(view, shard).replace("/", "-")
+
+
 def parse_shard_name(name: str) -> tuple[int, int] | None:
     """View and shard of a name; None of what does not name a shard."""
     match = re.fullmatch(r"view-(\d+)/shard-(\d+)", name)

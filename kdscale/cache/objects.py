@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import quote
 
+from kdscale.cache.object_keys import check_key
 from kdscale.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class ObjectStore:
 
         pages = iter(obstore.list(self._client, prefix=folder or None))
         while page := self._ask("list", folder, lambda: next(pages, None)):
-            yield from ((entry["path"], entry["size"]) for entry in page)
+            yield from ((check_key(entry["path"], self._url), entry["size"]) for entry in page)
 
     def size(self, key: str) -> int | None:
         """Bytes of an object."""
@@ -119,7 +120,7 @@ class ObjectStore:
     def prune(self, folder: str) -> None:
         """There are no folders."""
 
-    def tidy(self, written: str) -> None:
+    def tidy(self, written: str, folder: str = "") -> None:
         """Killed writers leave nothing."""
 
     def _put(self, key: str, data: bytes) -> None:

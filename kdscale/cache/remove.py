@@ -1,13 +1,25 @@
 """Removes a cache, so that what is left of it, whenever that stops, is never taken for one."""
 
 import json
-from pathlib import PurePosixPath
+import re
+from contextlib import suppress
 
-from kdscale.cache.claims import MANIFEST, Claims, is_claim, living_builder
+from kdscale.cache.claims import FOLDER, MANIFEST, Claims, is_claim, living_builder
+from kdscale.cache.folder import LocalFolder
 from kdscale.cache.manifest import MANIFEST_KEY
 from kdscale.cache.store import Location, Store, open_store
-from kdscale.errors import CacheError, CacheNotFoundError
+from kdscale.cache.writer import is_free
+from kdscale.errors import CacheError, CacheNotFoundError, UnsafePathError
 
+_ARRAYS = (
+    r"(?:labels|keys|head_weight|head_bias|commits|digests"
+    r"|ids|logits|tails|embedding|codes|scale|offset|features\.[^/]+)"
+)
+"""Names of the arrays that a cache of any encoding may have."""
+_OBJECT = re.compile(rf"zarr\.json|{_ARRAYS}/(?:zarr\.json|c(?:/[0-9]+)+)")
+_TEMPORARY = re.compile(
+    rf"\.zarr\.json\.[^/]+\.tmp|{_ARRAYS}/(?:\.zarr\.json|c(?:/[0-9]+)*/\.[0-9]+)\.[^/]+\.tmp"
+)
 _RECORDS = "commits/zarr.json"
 """Goes last: by it, what is left of a cache is known as that."""
 
@@ -18,15 +30,21 @@ def check_removable(cache: Location) -> None:
     Raises:
         CacheNotFoundError: nothing is there.
         CacheError: something else is there, or somebody builds it.
+        UnsafePathError: the place itself is a symbolic link.
     """
     store = open_store(cache)
+    if isinstance(store, LocalFolder) and store.path.is_symlink():
+        raise UnsafePathError(
+            f"{store.location} is a symbolic link, so nothing was removed: remove the link itself, "
+            f"or name the cache that it leads to, {store.path.resolve()}"
+        )
     try:
         empty = next(iter(store.keys("")), None) is None
     except NotADirectoryError:
         empty = False
     if empty:
         raise CacheNotFoundError(f"nothing to remove at {store.location}: see `kdscale cache list`")
-    if not (_has_manifest(store) or _is_left_over(store)):
+    if not (_has_manifest(store) or _is_left_over(store) or is_free(store)):
         raise CacheError(
             f"{store.location} is not a cache (its zarr.json is not kdscale's, or not there), so "
             "nothing was removed: name a cache, see `kdscale cache list`"
@@ -43,7 +61,7 @@ def remove_cache(cache: Location) -> list[str]:
     """Remove the cache at a place, manifest first.
 
     Returns:
-        Keys of what lies there and is none of the cache's, which stays.
+        Keys of what lies there and is none of the cache's, which stays; links are among them.
 
     Raises:
         CacheNotFoundError: nothing is there.
@@ -57,9 +75,11 @@ def remove_cache(cache: Location) -> list[str]:
         ours = [key for key in keys if _is_ours(key)]
         store.remove(MANIFEST_KEY)
         for key in sorted(ours, key=_turn):
+            with suppress(UnsafePathError):  # a link, or a pipe: named as what is left
+                store.remove(key, durable=False)
+    for key, _ in list(store.keys(FOLDER)):
+        if is_claim(key):
             store.remove(key, durable=False)
-    for key, _ in list(store.keys("claims")):
-        store.remove(key, durable=False)
     store.prune("")
     return [key for key, _ in store.keys("")]
 
@@ -82,11 +102,8 @@ def _is_left_over(store: Store) -> bool:
 
 
 def _is_ours(key: str) -> bool:
-    """Whether an object is the manifest, an array's, or a temporary file."""
-    place = PurePosixPath(key)
-    if key == MANIFEST_KEY or (place.name.startswith(".") and place.suffix == ".tmp"):
-        return True
-    return place.name == "zarr.json" or "c" in place.parts[1:-1]
+    """Whether an object is the manifest, an array's, or what was to become one."""
+    return _OBJECT.fullmatch(key) is not None or _TEMPORARY.fullmatch(key) is not None
 
 
 def _turn(key: str) -> tuple[bool, bool]:

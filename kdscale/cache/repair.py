@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from kdscale.cache.checked_objects import read_shard_objects
+from kdscale.cache.claims import Claims
 from kdscale.cache.layout import (
     RECORDS_METADATA,
     checksum,
+    claim_name,
     fixed_objects,
     record_object,
     shard_arrays,
@@ -18,7 +21,7 @@ from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.store import Location, Store, open_store
 from kdscale.cache.verify import Verdict, judge
-from kdscale.cache.writer import changing_manifest, holds, lay_out
+from kdscale.cache.writer import ShardWriter, changing_manifest, holds, lay_out
 from kdscale.documents import DAMAGE, canonical
 from kdscale.errors import CacheCorruptError, StorageError
 
@@ -58,7 +61,7 @@ def take_out(
             _make_way(store, RECORDS_METADATA)
             store.write(RECORDS_METADATA, objects[RECORDS_METADATA])
             found = _together(found, judge(store, manifest))  # its shards can be judged now
-        _remove_records(store, manifest, found.bad_shards)
+        _remove_records(store, manifest, found.bad_shards, held)
         for key in objects:
             _make_way(store, key)
         lay_out(store, replace(manifest, complete=False), labels, held, once)
@@ -78,12 +81,24 @@ def _together(one: Verdict, other: Verdict) -> Verdict:
     )
 
 
-def _remove_records(store: Store, manifest: Manifest, shards: Iterable[tuple[int, int]]) -> None:
+def _remove_records(
+    store: Store, manifest: Manifest, shards: Iterable[tuple[int, int]], claims: Claims
+) -> None:
+    """Remove the records of bad shards, each under its claim: a builder may be at work.
+
+    A shard that a builder has committed since it was judged is judged again, and stays.
+    """
+    writer = ShardWriter(store, manifest)
     for view, shard in shards:
         record = record_object(view, shard)
         for key in (record, *shard_objects(manifest, view, shard)):
             _make_way(store, key)
-        store.remove(record)
+        if store.size(record) is None:
+            continue
+        with claims.exclusive(claim_name(view, shard)):
+            stored = writer.record(view, shard)
+            if read_shard_objects(store, manifest, view, shard, stored).state != "ok":
+                store.remove(record)
 
 
 def _make_way(store: Store, key: str) -> None:

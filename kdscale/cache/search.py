@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.errors import CacheError
+from kdscale.errors import CacheError, KdscaleError, UnsafePathError
 
 
-def list_caches(root: Path) -> Iterator[tuple[Path, Manifest | CacheError]]:
+def list_caches(root: Path) -> Iterator[tuple[Path, Manifest | KdscaleError]]:
     """Every cache folder `NAME.zarr` in `root`, with its manifest or why it cannot be read."""
     for path in sorted(root.glob("*.zarr")):
         try:
             yield path, read_manifest(path)
-        except CacheError as error:
+        except (CacheError, UnsafePathError) as error:
             yield path, error
 
 

@@ -93,8 +93,13 @@ class Store(Protocol):
         """Remove a folder with no object in it, where the store has folders."""
         ...
 
-    def tidy(self, written: str) -> None:
-        """Remove what killed writers left; `written` is the key of an object written just now."""
+    def tidy(self, written: str, folder: str = "") -> None:
+        """Remove temporary files that killed writers left below a folder; all, when it is empty.
+
+        Args:
+            written: key of an object written just now, by which other ones are told to be old.
+            folder: the folder.
+        """
         ...
 
 
@@ -123,7 +128,7 @@ def open_store(location: Location) -> Store:
     url = _URL.fullmatch(location)
     if url is None:
         return LocalFolder(Path(location))
-    if url[1].lower() == "file":
+    if url[1].lower() in ("file", "local"):
         return LocalFolder(Path(url2pathname(url[2])))
     if url[1].lower() in _OBJECT_STORES:
         from kdscale.cache.objects import open_objects  # `cache info` of a folder needs none of it
@@ -153,6 +158,18 @@ def place_of(text: str) -> Place:
 def name_of(place: Place) -> str:
     """The last part of a place."""
     return str(place).rpartition("/")[2]
+
+
+def folder_name_of(place: Place) -> str:
+    """Return the name of the folder that a copy of a place gets.
+
+    Raises:
+        ConfigError: it is not a name that a folder may have.
+    """
+    name = name_of(place)
+    if name in ("", ".", "..") or "\\" in name or "\0" in name:
+        raise ConfigError(f"{place} ends in {name!r}, which names no folder: name a PATH as well")
+    return name
 
 
 def crc(data: bytes) -> int:

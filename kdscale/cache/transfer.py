@@ -10,6 +10,7 @@ import numpy as np
 from kdscale.cache.checked_objects import fixed_objects_of, read_once, read_shard_objects
 from kdscale.cache.claims import MANIFEST, Claims
 from kdscale.cache.layout import (
+    claim_name,
     once_objects,
     shard_arrays,
     shard_name,
@@ -115,7 +116,7 @@ def _bring(
     """Copy one shard of the destination, unless it is there and right."""
     if _is_sound(store, writer, view, shard):
         return "kept"
-    name = shard_name(view, shard).replace("/", "-")
+    name = claim_name(view, shard)
     with claims.exclusive(name):
         values, seconds = _rows(reader, view, *writer.manifest.shard_range(shard))
         writer.write(view, shard, values, seconds, partial(claims.check, name))

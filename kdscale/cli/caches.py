@@ -271,9 +271,9 @@ def cache_pull(url: Place, path: Place | None, cache_root: Path, as_json: bool) 
 
     To CACHE_ROOT/NAME.zarr, where no PATH is named. Stopped, the same command goes on.
     """
-    from kdscale.cache.store import name_of
+    from kdscale.cache.store import folder_name_of
 
-    _copy(url, path or cache_root / name_of(url), as_json)
+    _copy(url, path or cache_root / folder_name_of(url), as_json)
 
 
 def _copy(source: Place, destination: Place, as_json: bool) -> None:

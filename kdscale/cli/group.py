@@ -12,7 +12,14 @@ from kdscale.errors import Interrupted, KdscaleError, MainProcessError, PeerLost
 from kdscale.signals import Terminated, terminated
 from kdscale.wording import shortened
 
-_OF_DISKS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
+_OF_DISKS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_GONE = (errno.ENOENT, errno.ESTALE)
+_GONE_ADVICE = "it was moved or removed, or its disk is gone: put it back, or name another folder"
+_NO_THREADS = "can't start new thread"
+_FEWER = (
+    "the system starts no more threads or processes: end other programs, raise the limit (ulimit "
+    "-u), or use fewer workers"
+)
 _OF_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _PATH = "correct the paths of the command and of the recipe"
 _DISK = "free space, or choose other folders with --run and --cache-root"
@@ -64,6 +71,10 @@ class Group(click.Group):
             self._fail(ctx, said, error.exit_code)
         if isinstance(error, OSError) and error.errno in _OF_DISKS:
             self._fail(ctx, f"{error.strerror}: {error.filename or 'a file'}: {_DISK}", 1)
+        if isinstance(error, OSError) and error.errno in _GONE and error.filename:
+            self._fail(ctx, f"{error.strerror}: {_path(error)}: {_GONE_ADVICE}", 1)
+        if isinstance(error, BlockingIOError) or _NO_THREADS in said:
+            self._fail(ctx, _FEWER, 1)
         if isinstance(error, OSError) and error.errno in _OF_PATHS:
             self._fail(ctx, f"{error.strerror}: {error.filename or 'a path'}: {_PATH}", 1)
         lost = isinstance(error, RuntimeError) and any(sign in said for sign in _PEER_LOST_SIGNS)
@@ -94,10 +105,25 @@ class Group(click.Group):
         ctx.exit(exit_code)
 
 
+def _path(error: OSError) -> str:
+    return os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+
+
 class _Messages(logging.StreamHandler[Any]):
-    """Messages on standard error that do not tear a progress bar."""
+    """Messages on standard error that do not tear a progress bar.
+
+    Those logged with `extra={"once": True}` appear once a command, however often they are logged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._once: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "once", False):
+            if record.getMessage() in self._once:
+                return
+            self._once.add(record.getMessage())
         bars = sys.modules.get("tqdm")
         if bars is None or not sys.stderr.isatty():  # a log file has no bar, and gets none
             super().emit(record)

@@ -18,6 +18,8 @@ from kdscale.config.section import (
 from kdscale.wording import number_of
 
 _TORCHVISION = "torchvision/"
+_LARGEST_STD = 2
+"""Numbers within 0..1 deviate by 0.5 at most; 1 leaves pixels unscaled, 2 is still no mistake."""
 
 
 class Input(Section):
@@ -26,6 +28,16 @@ class Input(Section):
     mean: list[float] = Field(description="per channel, of pixels scaled to 0..1")
     std: list[Annotated[float, Field(gt=0)]] = Field(description="per channel, likewise")
     size: Positive | None = Field(None, description="pixels a side; the image's own when not set")
+
+    @model_validator(mode="after")
+    def _of_pixels_scaled_to_1(self) -> "Input":
+        if max(map(abs, self.mean), default=0) > 1 or max(self.std, default=0) > _LARGEST_STD:
+            given = f"mean is {self.mean}, std {self.std}"
+            raise ValueError(
+                f"{given}: wanted those of pixels scaled to 0..1, so a mean of 0 to 1. If they "
+                "are of 0..255, divide both by 255"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_of_each_per_channel(self) -> "Input":
@@ -161,6 +173,14 @@ class Model(Section):
     input: Input | None = Field(None, description="taken from the weights when not set")
     train: Train | None = None
 
+    @property
+    def loads_weights(self) -> bool:
+        """Whether creating the model gives it trained weights of its library."""
+        asked = self.options.get("weights") is not None or bool(self.options.get("pretrained"))
+        return self.model.startswith("transformers/") or (
+            self.model.startswith(("torchvision/", "timm/")) and asked
+        )
+
     @model_validator(mode="after")
     def _pretrained_are_those_of_its_library(self) -> "Model":
         source = self.train.pretrained if self.train else None
@@ -185,7 +205,17 @@ class Teacher(Model):
     """The model that is asked once."""
 
     train: TeacherTrain | None = None
+    classes: list[str] | None = Field(
+        None,
+        description="names of its classes in the order of its logits, to be compared with the data "
+        "set's; taken from the weights when not set, where they say it",
+    )
 
     precision: Precision = Field("float32", description="of the forward pass; part of the identity")
     memory_format: MemoryFormat = Field("channels_last", description="part of the identity")
     batch_size: Positive = Field(512, description="images a forward pass while building")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the recipe names a trained teacher: weights, or a library's model as it comes."""
+        return self.weights is not None or (self.train is None and self.loads_weights)

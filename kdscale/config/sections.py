@@ -24,12 +24,21 @@ class Data(Section):
     source: UserPath = Field(
         description="hub name, local parquet, arrow or image folder, or embedded:NAME"
     )
+    config: str | None = Field(
+        None,
+        description="configuration of a data set that has several, as its README.md names them",
+    )
     train_split: str = Field("train", description="split to train and build on")
     test_split: str = Field("test", description="split that accuracy is reported on")
     image: str | None = Field(None, description="column of images; found when not set")
     label: str | None = Field(None, description="column of labels; found when not set")
     classes: list[str | int] | None = Field(
         None, min_length=2, description="subset of classes, in label order"
+    )
+    grey_range: list[float] | None = Field(
+        None,
+        description="levels of black and white in grey images of more than 8 bits, such as "
+        "[0, 4095]; when not set they have to use 0..65535, and keep their upper 8 bits",
     )
     validation: Fraction = Field(
         0.0, description="share of the training split held out to choose the best weights; 0 = none"
@@ -39,6 +48,13 @@ class Data(Section):
         description="resize, center_crop and others without draws: the image to evaluate on, and "
         "to show where no views are named; needed where sizes differ",
     )
+
+    @field_validator("grey_range")
+    @classmethod
+    def _black_below_white(cls, levels: list[float] | None) -> list[float] | None:
+        if levels is not None and (len(levels) != 2 or not levels[0] < levels[1]):
+            raise ValueError("wanted the levels of black and white, such as [0, 4095]")
+        return levels
 
 
 class Views(Section):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kdscale.data.class_names import canonical, check_distinguishable
 from kdscale.errors import DataError
 from kdscale.wording import number_of
 
@@ -88,7 +89,8 @@ def read_labels(splits: Mapping[str, Any], split: str, column: str | None, place
     feature = splits[split].features[column]
     values = _read_column(splits[split], column)
     if _is(feature, "ClassLabel"):
-        return _marked_labels(_as_int64(values), tuple(feature.names), column, place)
+        check_distinguishable([feature.names], place)
+        return _marked_labels(_as_int64(values, column, place), tuple(feature.names), column, place)
     everywhere = [
         _read_column(dataset, column)
         for dataset in splits.values()
@@ -96,13 +98,15 @@ def read_labels(splits: Mapping[str, Any], split: str, column: str | None, place
         and getattr(dataset.features[column], "dtype", None) == feature.dtype
     ]
     if _kind(feature) == "string":
-        names = sorted({name for one in everywhere for name in one.unique().to_pylist()} - {None})
+        by_split = [sorted(set(one.unique().to_pylist()) - {None}) for one in everywhere]
+        check_distinguishable(by_split, place)
+        names = sorted({name for one in by_split for name in one})
         position = {name: label for label, name in enumerate(names)}
         numbers = [position.get(name, -1) for name in values.to_pylist()]
         return Labels(np.array(numbers, dtype=np.int64), tuple(names))
     if _kind(feature) == "integer":
-        known = np.unique(np.concatenate([_as_int64(one) for one in everywhere]))
-        return _integer_labels(_as_int64(values), known[known != -1])
+        known = np.unique(np.concatenate([_as_int64(one, column, place) for one in everywhere]))
+        return _integer_labels(_as_int64(values, column, place), known[known != -1])
     raise DataError(
         f"column '{column}' of {place} is {_type_name(feature)}, not labels: wanted integers, "
         "strings or a ClassLabel. Set data.label"
@@ -162,14 +166,14 @@ def _integer_labels(values: np.ndarray, known: np.ndarray) -> Labels:
 
 def _find_class(name: str | int, labels: Labels, place: str) -> int:
     if isinstance(name, int) and not labels.integers:
-        if 0 <= name < len(labels.names):
-            return name
-        raise DataError(
-            f"{place} has no class {name}: its labels are 0..{len(labels.names) - 1}. "
-            "Correct data.classes"
-        )
+        return _numbered_class(name, labels, place)
     if str(name) in labels.names:
         return labels.names.index(str(name))
+    same = [
+        label for label, one in enumerate(labels.names) if canonical(one) == canonical(str(name))
+    ]
+    if len(same) == 1:  # in another Unicode form
+        return same[0]
     near = get_close_matches(str(name), labels.names, n=1, cutoff=0)
     hint = f"Nearest: '{near[0]}'. " if near else ""
     raise DataError(
@@ -178,12 +182,43 @@ def _find_class(name: str | int, labels: Labels, place: str) -> int:
     )
 
 
+def _numbered_class(number: int, labels: Labels, place: str) -> int:
+    """The label that a number stands for, where it cannot be a name as well."""
+    names = labels.names
+    if str(number) in names and names.index(str(number)) != number:
+        other = f"label {number} is {names[number]!r}" if 0 <= number < len(names) else "a label"
+        raise DataError(
+            f"data.classes names {number}, but classes of {place} have numbers for names, and "
+            f'{other}: write the name as text, "{number}"'
+        )
+    if str(number) not in names and all(name.lstrip("-").isdigit() for name in names):
+        raise DataError(
+            f"{place} has no class named {number}: it has {_shortened(names)}. Correct "
+            f'data.classes, with names as text, such as "{names[0]}"'
+        )
+    if 0 <= number < len(names):
+        return number
+    raise DataError(
+        f"{place} has no class {number}: its labels are 0..{len(names) - 1}. Correct data.classes"
+    )
+
+
 def _read_column(dataset: Any, column: str) -> Any:
     return dataset.select_columns([column]).with_format("arrow")[:].column(0)
 
 
-def _as_int64(values: Any) -> np.ndarray:
-    numbers: np.ndarray = values.cast("int64").fill_null(-1).to_numpy()
+def _as_int64(values: Any, column: str, place: str) -> np.ndarray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        numbers: np.ndarray = values.cast("int64").fill_null(-1).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"column '{column}' of {place} holds numbers up to {pc.max(values).as_py()}, too large "
+            "for labels: wanted 0..n-1 without gaps. Renumber them, or set data.label to another "
+            "column"
+        ) from error
     return numbers
 
 
@@ -203,7 +238,7 @@ def _holds_images(feature: Any) -> bool:
         return True
     if isinstance(feature, Mapping):
         return "bytes" in feature and set(feature) <= {"bytes", "path"}
-    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+    return getattr(feature, "dtype", None) in ("binary", "large_binary", "binary_view")
 
 
 def _kind(feature: Any) -> str:
@@ -211,7 +246,7 @@ def _kind(feature: Any) -> str:
     dtype = str(getattr(feature, "dtype", "")) if _is(feature, "Value") else ""
     if dtype.removeprefix("u").startswith("int") or dtype == "bool":
         return "integer"
-    return "string" if dtype in ("string", "large_string") else "other"
+    return "string" if dtype in ("string", "large_string", "string_view") else "other"
 
 
 def _holds_labels(feature: Any) -> bool:

@@ -1,33 +1,61 @@
 """Encoded images to uint8 arrays: the one place where formats, modes and orientation are settled.
 
-* A set in which every image is grey keeps one channel: modes 1, L, I (16 bits a pixel, cut to the
-  upper 8), and palettes of which only greys are used. Any other set becomes RGB, grey images in it
-  repeated in all three channels.
+* A set in which every image is grey keeps one channel: modes 1, L, I and F (more than 8 bits a
+  pixel: `data.grey_range` becomes 0..255, see `deep_images.py`), and palettes without transparency
+  of which only greys are used. Any other set becomes RGB, grey images repeated in three channels.
+* Colours of 16 bits a channel keep their upper 8.
 * What is transparent (RGBA, LA, palettes and PNGs with a transparent colour) is laid on white.
 * CMYK, YCbCr, HSV and LAB are converted as Pillow does, without colour profiles.
-* The EXIF orientation is applied. Of several frames, the first counts.
+* The EXIF orientation is applied; EXIF that cannot be read counts as none. Of several frames, the
+  first counts.
 """
 
 import io
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from kdscale.data.source import EncodedSplit
+from kdscale.data.deep_images import (
+    DEEP_MODES,
+    GREY_MODES,
+    Levels,
+    check_levels,
+    check_not_inverted,
+    is_deep,
+    levels_of,
+    to_8_bits,
+)
+from kdscale.data.encoded_split import EncodedSplit
+from kdscale.data.listing import is_lfs_pointer
 from kdscale.errors import DataError
+
+# Pillow refuses images of more than 179 million pixels; half of that is a camera's, not an attack.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What Pillow says of odd EXIF tags: only the orientation counts here.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 # No format whose reader starts another program (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-GREY_MODES = frozenset(("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N"))
-DEEP_MODES = GREY_MODES - {"1", "L"}
+BYTES_PER_STACK = 64 << 20
+"""Decoded bytes that `decode` yields at once; one image may be larger."""
 IMAGES_PER_TASK = 64
 _ORIENTATION = 0x0112  # the EXIF tag
-_ON_THEIR_SIDE = (5, 6, 7, 8)  # its values that exchange height and width
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +70,39 @@ class Headers:
     """Smallest and largest height, smallest and largest width, in pixels."""
 
 
+@dataclass(slots=True)
+class _Found:
+    """What one or more headers say."""
+
+    sizes: list[tuple[int, int]]
+    """Height and width of each image."""
+    grey: bool
+    """Whether all are grey."""
+    levels: Levels | None
+    """Of those with more than 8 bits a channel; None where there are none."""
+
+
 def read_headers(encoded: EncodedSplit) -> Headers:
-    """Channels and sizes, from all headers; pixels are decoded of palettes alone.
+    """Channels and sizes, from all headers; pixels are decoded of palettes and deep images alone.
 
     Raises:
-        DataError: not an image that can be read; its row is named.
+        DataError: not an image that can be read; its row is named. Or images of more than 8 bits
+            whose levels are not those of `data.grey_range`.
     """
-    grey = True
+    grey, levels = True, None
     heights, widths = [], []
     with _threads() as pool:
         start = 0
         for images in encoded.read():
             # Grey matters until the first colour, which most sets show in their first images.
             look = partial(_header_task, encoded, grey=grey)
-            for sizes, all_grey in pool.map(look, *zip(*_tasks(start, images), strict=True)):
-                grey = grey and all_grey
-                heights += [height for height, _ in sizes]
-                widths += [width for _, width in sizes]
+            for found in pool.map(look, *zip(*_tasks(start, images), strict=True)):
+                grey = grey and found.grey
+                levels = found.levels.joined(levels) if found.levels else levels
+                heights += [height for height, _ in found.sizes]
+                widths += [width for _, width in found.sizes]
             start += len(images)
+    check_levels(levels, encoded.grey_range, f"split '{encoded.split}' of {encoded.name}")
     spans = ((min(heights), max(heights)), (min(widths), max(widths)))
     return Headers(1 if grey else 3, all(low == high for low, high in spans), spans)
 
@@ -68,25 +111,27 @@ class SizesDifferError(Exception):
     """Images of a set that seemed to be of one size are not, once they are decoded."""
 
 
-def decode(encoded: EncodedSplit, channels: int) -> Iterator[np.ndarray]:
+def decode(encoded: EncodedSplit, headers: Headers) -> Iterator[np.ndarray]:
     """Pixels uint8 [B, C, H, W] in order, some samples at a time, of a set of one size.
 
     Raises:
         DataError: an image cannot be decoded; its row is named.
         SizesDifferError: an image has another size than the first one.
     """
-    start, size = 0, None
+    bytes_each = headers.channels * headers.sizes[0][0] * headers.sizes[1][0]
+    at_once = max(1, BYTES_PER_STACK // max(1, bytes_each))
+    size: tuple[int, ...] | None = None  # not the header's: EXIF behind the pixels may turn them
     with _threads() as pool:
+        start = 0
         for images in encoded.read():
-            tasks = _tasks(start, images)
-            decoded = pool.map(
-                lambda task: _decode_task(encoded, task[0], task[1], channels), tasks
-            )
-            pixels = [image for task in decoded for image in task]
-            size = size or pixels[0].shape
-            if any(image.shape != size for image in pixels):
-                raise SizesDifferError
-            yield np.stack(pixels)
+            for first in range(0, len(images), at_once):
+                tasks = _tasks(start + first, images[first : first + at_once])
+                decoded = pool.map(partial(_decode_task, encoded, channels=headers.channels), tasks)
+                pixels = [image for task in decoded for image in task]
+                size = size or pixels[0].shape
+                if any(image.shape != size for image in pixels):
+                    raise SizesDifferError
+                yield np.stack(pixels)
             start += len(images)
 
 
@@ -96,72 +141,110 @@ def decode_one(encoded: EncodedSplit, sample: int, channels: int) -> np.ndarray:
     Raises:
         DataError: it cannot be decoded; its row is named.
     """
-    return _decode_task(encoded, sample, [encoded.read_one(sample)], channels)[0]
+    return _decode_task(encoded, (sample, [encoded.read_one(sample)]), channels)[0]
 
 
-def decode_image(encoded: bytes, channels: int) -> np.ndarray:
+def decode_image(
+    encoded: bytes, channels: int, grey_range: tuple[float, float] | None = None
+) -> np.ndarray:
     """One image as uint8 [C, H, W]."""
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
-        ImageOps.exif_transpose(opened, in_place=True)
-        pixels = np.asarray(_to_grey_or_rgb(opened))
+    with _opened(encoded) as opened:
+        pixels = np.asarray(_to_grey_or_rgb(_upright(opened), grey_range))
     if pixels.ndim == 3:
         pixels = pixels[:, :, :channels].transpose(2, 0, 1)
     return np.broadcast_to(pixels, (channels, *pixels.shape[-2:]))
 
 
-def _header_task(
-    encoded: EncodedSplit, start: int, images: list[bytes], *, grey: bool
-) -> tuple[list[tuple[int, int]], bool]:
-    """Heights and widths, and whether all images are grey if that is asked."""
-    sizes = []
+def _opened(encoded: bytes) -> Image.Image:
+    """An image whose pixels are not decoded yet, with the transparency that its file states.
+
+    Raises:
+        ValueError: Pillow would decode it to other levels than its file holds.
+    """
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    check_not_inverted(image)
+    if image.format == "PNG" and "transparency" in image.info:
+        bits = encoded[24]
+        if bits == 16 and image.mode == "RGB":
+            raise ValueError(
+                "it has a transparent colour of 16 bits a channel: convert it to 8 bits"
+            )
+        if bits in (2, 4) and image.mode == "L" and image.info["transparency"] < 2**bits:
+            # Pillow scales the pixels to 8 bits, but not the level that is transparent.
+            image.info["transparency"] *= 255 // (2**bits - 1)
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says; no tag is written, as odd ones forbid it."""
+    image.load()
+    method = _TURNED.get(_orientation(image.getexif))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
+    try:
+        return int(read_exif().get(_ORIENTATION, 1))
+    except Exception:  # whatever damaged EXIF leads Pillow to
+        return 1
+
+
+def _header_task(encoded: EncodedSplit, start: int, images: list[bytes], *, grey: bool) -> _Found:
+    """What the headers of some images say; whether all are grey only if that is asked."""
+    found = _Found([], grey, None)
     for offset, one in enumerate(images):
         try:
-            sizes.append(_upright_size(one))
-            grey = grey and _is_grey(one)
+            with _opened(one) as image:
+                found.sizes.append(_upright_size(image))
+                deep = is_deep(image, one)
+                found.grey = found.grey and _is_grey(image)
+                levels = levels_of(image) if deep else None
+            found.levels = levels.joined(found.levels) if levels else found.levels
         except Exception as error:
-            raise _unreadable(encoded, start + offset, error) from error
-    return sizes, grey
+            raise _unreadable(encoded, start + offset, error, one) from error
+    return found
 
 
-def _upright_size(encoded: bytes) -> tuple[int, int]:
+def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width after the EXIF orientation."""
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        width, height = image.size
-        # Not PNG's own getexif, which decodes the pixels in case an orientation stands after them;
-        # the rare set where that matters is noticed when it is decoded.
-        turned = Image.Image.getexif(image).get(_ORIENTATION) in _ON_THEIR_SIDE
+    width, height = image.size
+    if image.format == "TIFF":  # whose reader has exchanged them already
+        return height, width
+    # Not PNG's own getexif, which decodes the pixels in case an orientation stands after them;
+    # the rare set where that matters is noticed when it is decoded.
+    turned = _orientation(partial(Image.Image.getexif, image)) in _ON_THEIR_SIDE
     return (width, height) if turned else (height, width)
 
 
 def _decode_task(
-    encoded: EncodedSplit, start: int, images: list[bytes], channels: int
+    encoded: EncodedSplit, task: tuple[int, list[bytes]], channels: int
 ) -> list[np.ndarray]:
+    start, images = task
     decoded = []
     for offset, one in enumerate(images):
         try:
-            decoded.append(decode_image(one, channels))
+            decoded.append(decode_image(one, channels, encoded.grey_range))
         except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-            raise _unreadable(encoded, start + offset, error) from error
+            raise _unreadable(encoded, start + offset, error, one) from error
     return decoded
 
 
-def _is_grey(encoded: bytes) -> bool:
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        if image.mode != "P":
-            return image.mode in GREY_MODES
-        if image.has_transparency_data:
-            return False
-        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode != "P":
+        return image.mode in GREY_MODES or image.mode == "F"
+    if image.has_transparency_data:
+        return False
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)
     return bool((red == green).all() and (red == blue).all())
 
 
-def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+def _to_grey_or_rgb(image: Image.Image, grey_range: tuple[float, float] | None) -> Image.Image:
     if image.mode in DEEP_MODES:
-        return _upper_8_bits(image)
-    if image.mode == "F":
-        raise ValueError("pixels are floating point numbers, not 8 or 16 bit integers")
+        return _deep_grey(image, grey_range)
     if image.has_transparency_data:
         grey = image.mode in GREY_MODES
+        if image.mode == "La":  # which Pillow converts to LA alone
+            image = image.convert("LA")
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("L" if grey else "RGB")
@@ -170,21 +253,25 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upper_8_bits(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion clips at 255 instead."""
+def _deep_grey(image: Image.Image, grey_range: tuple[float, float] | None) -> Image.Image:
+    """Pillow's own conversion clips at 255, and knows no transparent level."""
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("pixels are 32 bit integers beyond 0..65535")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    levels = to_8_bits(values, grey_range)
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        levels[values == transparent] = 255
+    return Image.fromarray(levels)
 
 
-def _unreadable(encoded: EncodedSplit, sample: int, error: Exception) -> DataError:
+def _unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: bytes) -> DataError:
     reason = " ".join(str(error).split())
-    if isinstance(error, UnidentifiedImageError):
+    remedy = "Repair or remove it"
+    if is_lfs_pointer(image):
+        reason, remedy = "it is a Git LFS pointer, not the image", "Run 'git lfs pull'"
+    elif isinstance(error, UnidentifiedImageError):
         reason = f"not one of {', '.join(FORMATS)}"
     return DataError(
-        f"{encoded.place(sample)} cannot be decoded: {reason or type(error).__name__}. "
-        "Repair or remove it"
+        f"{encoded.place(sample)} cannot be decoded: {reason or type(error).__name__}. {remedy}"
     )
 
 

@@ -17,8 +17,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,15 @@ from pydantic import NonNegativeInt
 from tqdm import tqdm
 
 from kdscale.data.decode import Headers, SizesDifferError, decode, read_headers
+from kdscale.data.deep_images import may_be_deep
 from kdscale.data.encoded import EncodedImages, read_note, write_note
+from kdscale.data.encoded_split import ROWS_PER_READ, EncodedSplit
 from kdscale.data.keys import RowCheck, encoded_keys, pixel_keys, read_keys, write_keys
 from kdscale.data.npy_files import map_array, npy_header, read_array
-from kdscale.data.source import EncodedSplit
 from kdscale.documents import DAMAGE, parse_as, read_object, write_object
 from kdscale.durable import flush_folder
-from kdscale.errors import KdscaleError, StorageError
+from kdscale.errors import DataError, KdscaleError, StorageError, UnsafePathError
+from kdscale.regular_files import check_no_links, open_inside, open_regular, path_inside
 
 FORMAT = "kdscale-images"
 VERSION = 1  # of these files and of the rules in decode.py
@@ -86,18 +88,21 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
     What has several sizes is not decoded, and comes back as it is.
     """
     key = source_key(encoded)
-    folder = root / key
+    folder = path_inside(root, key.folder)
+    check_no_links(folder)
     if folder.exists():
         try:
             return _open(folder)
         except _DamagedError as error:
             logger.warning("decoded images in %s are damaged (%s): decoding again", folder, error)
     if (noted := read_note(_note(folder))) is not None:
-        return _left_encoded(encoded, noted, folder)
+        return _left_encoded(encoded, noted, key, root)
+    missing = [one for one in (root, *root.parents) if not one.exists()]
     try:
-        return _decode_into(encoded, folder)
-    except OSError as error:
-        if isinstance(error, StorageError):
+        return _decode_into(encoded, key, root)
+    except BaseException as error:
+        _remove_empty(root, folder, missing)
+        if isinstance(error, StorageError) or not isinstance(error, OSError):
             raise
         raise StorageError(
             f"cannot write the decoded images of {encoded.name} to {root}: "
@@ -106,20 +111,77 @@ def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
         ) from error
 
 
-def source_key(encoded: EncodedSplit) -> str:
-    """sha256 of what decides the decoded content; columns and subset are implied by it."""
-    images = hashlib.sha256()
-    for batch in encoded.read():
-        images.update(np.array([len(one) for one in batch], dtype="<i8").tobytes())
-        images.update(b"".join(batch))
-    parts = {
+def _remove_empty(root: Path, folder: Path, missing: Sequence[Path]) -> None:
+    """Remove the folders that this command created, if it has decoded nothing into them."""
+    if missing:
+        with suppress(OSError):
+            if [path.name for path in root.iterdir()] == [f".{folder.name}.lock"]:
+                (root / f".{folder.name}.lock").unlink()
+            for one in missing:
+                one.rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceKey:
+    """What decides the decoded content of a split; columns and subset are implied by it."""
+
+    source: str
+    """sha256, and the fingerprint of images that are not stored."""
+    folder: str
+    """Name of the folder; another one for sets that may have more than 8 bits a channel, whose
+    levels older versions did not check."""
+
+
+def source_key(encoded: EncodedSplit) -> SourceKey:
+    """The key of a split; reads all of its encoded images."""
+    images_sha256, deep = _digest_images(encoded)
+    parts: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
-        "images": images.hexdigest(),
+        "images": images_sha256,
         "labels": _sha256(encoded.labels),
         "classes": encoded.classes,
     }
-    return _sha256_of_json(parts)
+    if not deep:
+        key = _sha256_of_json(parts)
+        return SourceKey(key, key)
+    if encoded.grey_range is not None:
+        parts["grey_range"] = encoded.grey_range
+    key = _sha256_of_json(parts)
+    return SourceKey(key, _sha256_of_json({"source": key, "levels": "checked"}))
+
+
+def _digest_images(encoded: EncodedSplit) -> tuple[str, bool]:
+    """sha256 of the encoded images, those of each `ROWS_PER_READ` rows behind their sizes.
+
+    Returns:
+        The hash, and whether an image may have more than 8 bits a channel.
+    """
+    images, sizes = hashlib.sha256(), None
+    sample, deep = 0, False
+    for batch in encoded.read():
+        found = np.array([len(one) for one in batch], dtype="<i8")
+        if sample % ROWS_PER_READ == 0:
+            rows = min(ROWS_PER_READ, len(encoded.labels) - sample)
+            if sizes is None and len(batch) < rows:  # too large to be read at once
+                sizes = encoded.sizes().astype("<i8")
+            images.update((found if sizes is None else sizes[sample : sample + rows]).tobytes())
+        if sizes is not None:
+            _check_unchanged(encoded, sample, found, sizes)
+        images.update(b"".join(batch))
+        deep = deep or may_be_deep(batch)
+        sample += len(batch)
+    return images.hexdigest(), deep
+
+
+def _check_unchanged(
+    encoded: EncodedSplit, start: int, found: np.ndarray, sizes: np.ndarray
+) -> None:
+    for offset in np.flatnonzero(found != sizes[start : start + len(found)])[:1]:
+        raise DataError(
+            f"{encoded.place(start + offset)} has {found[offset]} bytes, and had "
+            f"{sizes[start + offset]} just now: run the command again once nothing changes the data"
+        )
 
 
 def content_fingerprint(
@@ -136,17 +198,20 @@ def content_fingerprint(
     )
 
 
-def _left_encoded(encoded: EncodedSplit, headers: Headers, folder: Path) -> StoredImages:
+def _left_encoded(
+    encoded: EncodedSplit, headers: Headers, key: SourceKey, root: Path
+) -> StoredImages:
     encoded.labels.flags.writeable = False
-    images, keys = EncodedImages(encoded, headers), read_keys(_note(folder), len(encoded.labels))
-    return StoredImages(images, encoded.labels, folder.name, keys)
+    keys = read_keys(_note(root / key.folder), len(encoded.labels))
+    return StoredImages(EncodedImages(encoded, headers), encoded.labels, key.source, keys)
 
 
 def _note(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
-def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
+def _decode_into(encoded: EncodedSplit, key: SourceKey, root: Path) -> StoredImages:
+    folder = root / key.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _only_one_process(folder) as alone:
         if folder.exists():
@@ -157,13 +222,13 @@ def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
         headers = read_note(_note(folder)) or read_headers(encoded)
         if headers.one_size:
             try:
-                _write_whole(encoded, headers.channels, folder, alone=alone)
+                _write_whole(encoded, headers, folder, alone=alone)
             except SizesDifferError:
                 headers = replace(headers, one_size=False)
         if not headers.one_size:
             write_keys(_note(folder), encoded_keys(encoded))
             write_note(_note(folder), headers)
-            return _left_encoded(encoded, headers, folder)
+            return _left_encoded(encoded, headers, key, root)
     try:
         return _open(folder)
     except _DamagedError as error:
@@ -173,23 +238,45 @@ def _decode_into(encoded: EncodedSplit, folder: Path) -> StoredImages:
         ) from error
 
 
-def _write_whole(encoded: EncodedSplit, channels: int, folder: Path, *, alone: bool) -> None:
+def _write_whole(encoded: EncodedSplit, headers: Headers, folder: Path, *, alone: bool) -> None:
     """Write a folder elsewhere, then give it its name; what killed writers left is removed."""
     if alone:
-        for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove_leftovers(folder)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     try:
         partial.mkdir()
-        _write(encoded, channels, partial)
+        _write(encoded, headers, partial)
         _publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
+def _remove_leftovers(ours: Path) -> None:
+    """Remove what killed writers left of these images, and of others that nobody decodes now."""
+    for leftover in ours.parent.glob(".*.partial"):
+        lock = ours.parent / f".{leftover.name.split('.')[1]}.lock"
+        if lock.name == f".{ours.name}.lock" or _is_free(lock):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether nobody holds a lock; False where that cannot be told."""
+    try:
+        descriptor = open_regular(lock, os.O_RDWR | os.O_NOFOLLOW)
+    except (OSError, UnsafePathError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _write(encoded: EncodedSplit, headers: Headers, folder: Path) -> None:
     num_samples = len(encoded.labels)
-    shape: tuple[int, ...] = (num_samples, channels, 0, 0)
+    shape: tuple[int, ...] = (num_samples, headers.channels, 0, 0)
     digest, keys = hashlib.sha256(), np.zeros(num_samples, dtype="<u8")
     done = 0
     # Written, not memory-mapped: on a full disk a map ends the process without a message.
@@ -197,7 +284,7 @@ def _write(encoded: EncodedSplit, channels: int, folder: Path) -> None:
         (folder / "pixels.npy").open("wb") as file,
         tqdm(total=num_samples, desc=f"decode {encoded.split}", unit="img", disable=None) as bar,
     ):
-        for pixels in decode(encoded, channels):
+        for pixels in decode(encoded, headers):
             if file.tell() == 0:
                 shape = (num_samples, *pixels.shape[1:])
                 file.write(npy_header("|u1", shape))
@@ -294,7 +381,9 @@ def _remove(folder: Path) -> None:
 @contextmanager
 def _only_one_process(folder: Path) -> Iterator[bool]:
     """Hold the lock of a folder; False where the file system has none, which is safe but slower."""
-    with (folder.parent / f".{folder.name}.lock").open("a") as file:
+    lock = f".{folder.name}.lock"
+    descriptor = open_inside(folder.parent, lock, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with os.fdopen(descriptor, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

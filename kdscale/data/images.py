@@ -1,5 +1,6 @@
 """Images of one split: of one size, decoded once for all processes and runs; or still encoded."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,13 @@ from typing import Any
 import numpy as np
 
 from kdscale.data.encoded import EncodedImages
+from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.image_store import open_or_decode
 from kdscale.data.keys import RowCheck
 from kdscale.data.source import open_source
+from kdscale.wording import number_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class ImageSet:
     """The split as the source calls it."""
     clean: tuple[str | Mapping[str, Any], ...] = ()
     """Operations without draws, as a recipe names them, of images that are not to be augmented."""
+    passed_over: tuple[str, ...] = ()
+    """Phrases about the files of the source that were not read."""
     keys: np.ndarray | None = None
     """uint64 [N], where they are stored with the pixels; `kdscale.data.keys.image_keys` gives them
     of any set."""
@@ -70,6 +77,8 @@ def load_images(
     label_column: str | None = None,
     classes: Sequence[str | int] | None = None,
     require_labels: bool = True,
+    config: str | None = None,
+    grey_range: tuple[float, float] | None = None,
 ) -> ImageSet:
     """Find the split, decode it or reuse the decoded copy under `root/images`.
 
@@ -85,6 +94,9 @@ def load_images(
         classes: keep the rows of these classes only (names, or labels as integers), renumbered in
             this order. Where there are no labels at all, merely the names of the classes.
         require_labels: refuse a split without labels.
+        config: configuration of a data set that has several.
+        grey_range: levels of black and white in grey images of more than 8 bits; None: 0 and 65535,
+            if the images use that range.
 
     Raises:
         DataError: the source, a column, a label or an image cannot be used.
@@ -97,7 +109,10 @@ def load_images(
         label_column=label_column,
         classes=classes,
         require_labels=require_labels,
+        config=config,
+        grey_range=grey_range,
     )
+    logger.info("%s", describe_split(encoded), extra={"once": True})
     stored = open_or_decode(encoded, root / "images")
     return ImageSet(
         pixels=stored.pixels,
@@ -108,4 +123,24 @@ def load_images(
         split=encoded.split,
         keys=stored.keys,
         row_check=stored.row_check,
+        passed_over=encoded.passed_over,
     )
+
+
+def describe_split(encoded: EncodedSplit) -> str:
+    """One line: how many images of which classes a split has, and which files were passed over."""
+    number = number_of(len(encoded.labels), "image")
+    if not encoded.classes:
+        of_classes = "without labels"
+    else:
+        names = ", ".join(encoded.classes[:5]) + (", ..." if len(encoded.classes) > 5 else "")
+        noun = "class" if len(encoded.classes) == 1 else "classes"
+        of_classes = f"of {len(encoded.classes):,} {noun} ({names})"
+        present = len(np.unique(encoded.labels[encoded.labels >= 0]))
+        if present == 0:
+            of_classes = f"without labels, {of_classes}"
+        elif present < len(encoded.classes):
+            of_classes += f", {len(encoded.classes) - present:,} of them without an image"
+    passed = "; ".join(encoded.passed_over)
+    said = f"; passed over: {passed}" if passed else ""
+    return f"data: {number} {of_classes}, split {encoded.split!r} of {encoded.name}{said}"

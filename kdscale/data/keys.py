@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdscale.data.encoded import EncodedImages
-from kdscale.data.source import EncodedSplit
+from kdscale.data.encoded_split import EncodedSplit
 from kdscale.durable import write_durably
 from kdscale.errors import DataError, KdscaleError
 from kdscale.regular_files import read_inside

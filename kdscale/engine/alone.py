@@ -1,17 +1,21 @@
 """One command at a time in a run's folder: two would write over each other's checkpoints."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from kdscale.cache import claims as claiming
 from kdscale.cache.claims import Claims
+from kdscale.durable import files_below
 from kdscale.engine.processes import main_process_first
 from kdscale.errors import ClaimLostError, RunError
+from kdscale.regular_files import check_no_links
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +31,17 @@ def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[Callable[[], No
     as long as a builder's claim. So a process that stood still for that long may have lost it:
     the block is given what raises RunError if so, to be called before it writes.
 
+    A folder that this command created, and in which nothing was begun, is removed at its end.
+
     Raises:
         RunError: another command is at work there, or it is a file.
         StorageError: the disk is full, read-only or not permitted.
+        UnsafePathError: it contains a link or a special file.
     """
     if folder.is_file():
         raise RunError(f"{folder} is a file: name another --run")
-    new = accelerator.is_main_process and not folder.exists()
+    check_no_links(folder)
+    new = _missing(folder) if accelerator.is_main_process else []
 
     def still_ours() -> None:
         if accelerator.is_main_process:
@@ -44,11 +52,35 @@ def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[Callable[[], No
             with main_process_first(accelerator):
                 if accelerator.is_main_process:
                     _claim(claims, folder)
+                    claims.tidy()
             yield still_ours
     finally:
         if new:
-            with suppress(OSError):  # something came of it
-                folder.rmdir()
+            _remove_unless_begun(folder)
+            for one in new:  # and those above it
+                with suppress(OSError):  # something came of it
+                    one.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return which of a folder and those above it are not there, the innermost first."""
+    above = takewhile(lambda one: not one.exists(), (folder, *folder.parents))
+    return list(above)
+
+
+_OF_A_START = frozenset({"run.json", "recipe.toml", "content.json", "pretrained.json"})
+"""Files that are written before anything is trained, and written again by the next start."""
+
+
+def _remove_unless_begun(folder: Path) -> None:
+    """Remove what a start wrote that came no further, where nothing else is in the folder."""
+    with suppress(OSError):
+        found = {path.relative_to(folder).as_posix() for path in files_below(folder)}
+        if found <= _OF_A_START:
+            for name in found:
+                (folder / name).unlink()
+            for place, _, _ in os.walk(folder, topdown=False):
+                Path(place).rmdir()
 
 
 def _claim(claims: Claims, folder: Path) -> None:

@@ -12,9 +12,8 @@ from kdscale import config
 from kdscale.documents import DAMAGE, parse_as, read_object, write_object
 from kdscale.engine.runs import is_begun
 from kdscale.errors import DownloadError, RunError
-from kdscale.models.pretrained import adopt, read_pretrained
+from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
 from kdscale.models.weights import state_sha256
-from kdscale.regular_files import path_inside
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +49,12 @@ class Beginning:
         new = adopt(model, self.tensors, source=source, rename=rename, what=what)
         heads = " and ".join(sorted({repr(name.rpartition(".")[0]) for name in new}))
         log.info("%s: begins from %s%s", what, source, f", with a new {heads}" if heads else "")
+        if source.startswith(TORCHVISION) and getattr(model, "transform_input", None) is False:
+            log.warning(
+                "%s: %s were trained with transform_input = true: set %s.options = "
+                "{ transform_input = true }, or it begins from wrongly normalised images",
+                what, source, what,
+            )  # fmt: skip
 
 
 def find_beginning(run: Path, section: config.Model, what: str, *, main: bool) -> Beginning | None:
@@ -77,7 +82,7 @@ def find_beginning(run: Path, section: config.Model, what: str, *, main: bool) -
             return noted
     found = _read(settings.pretrained, section.model, what, required=settings.pretrained_required)
     if main:
-        write_object(path_inside(run, _NOTE), found.to_json())
+        write_object(note, found.to_json())
     return found
 
 

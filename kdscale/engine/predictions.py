@@ -19,11 +19,10 @@ from torch import Tensor
 
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
-from kdscale.durable import write_durably
+from kdscale.durable import remove_abandoned, write_durably
 from kdscale.engine.evaluation import examine
 from kdscale.engine.processes import from_main_process
 from kdscale.engine.teacher import FrozenTeacher
-from kdscale.errors import KdscaleError
 from kdscale.regular_files import read_inside
 from kdscale.wording import number_of
 
@@ -73,7 +72,9 @@ def keep_predictions(
         buffer = io.BytesIO()
         np.save(buffer, answers.numpy().astype("<i4"))
         data = buffer.getvalue()
-        write_durably(_path(teacher, images, root), data + hashlib.sha256(data).digest())
+        path = _path(teacher, images, root)
+        write_durably(path, data + hashlib.sha256(data).digest(), root=root)
+        remove_abandoned(path.parent, path)
 
 
 def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
@@ -88,12 +89,16 @@ def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
 
 
 def _read(path: Path, num_samples: int) -> Tensor | None:
-    """Return the stored classes; None where there are none, or where they are damaged."""
+    """Return the stored classes; None where there are none, or where they are damaged.
+
+    Raises:
+        UnsafePathError: the file is a link or a special file.
+    """
     try:
         whole = read_inside(path.parent.parent, path.relative_to(path.parent.parent))
     except FileNotFoundError:
         return None
-    except (OSError, KdscaleError) as error:
+    except OSError as error:
         log.warning("the teacher's predictions %s cannot be read (%s)", path, error)
         return None
     data, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]

@@ -20,14 +20,10 @@ _KEPT_BYTES, _OLD_LIMIT = 1 << 30, 1 << 25
 T = TypeVar("T")
 
 
-def create_accelerator(*, all_learn: bool = True) -> Accelerator:
+def create_accelerator() -> Accelerator:
     """Accelerate for this process, once it is sure that the launch is what it seems.
 
     Precision is the recipe's, part by part, so Accelerate's own setting is off.
-
-    Args:
-        all_learn: whether each parameter has a gradient in every step; to find those that have
-            none takes time.
 
     Raises:
         LaunchError: several processes were started or asked for, but each believes to be alone; or
@@ -37,12 +33,19 @@ def create_accelerator(*, all_learn: bool = True) -> Accelerator:
     # float32 means float32: TF32 would move logits by 1e-3 and depend on the device.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    shared = DistributedDataParallelKwargs(find_unused_parameters=not all_learn)
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[shared])
+    accelerator = Accelerator(mixed_precision="no")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_launch(accelerator.num_processes)
     return accelerator
+
+
+def expect_unused_parameters(accelerator: Accelerator) -> None:
+    """Let processes find, in each step, parameters without a gradient; before `prepare`.
+
+    Without it they wait for such gradients; with it each step takes longer.
+    """
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
 def keep_freed_memory() -> None:

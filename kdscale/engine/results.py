@@ -11,6 +11,7 @@ from kdscale.engine.runs import Job
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.taught import student_of
 from kdscale.models.registry import num_parameters
+from kdscale.models.torchvision_weights import implied_options
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def weights_metadata(section: config.Model, images: ImageSet, loop: Loop) -> dic
     """Weights say what they are: model, preprocessing, classes."""
     return {
         "model": section.model,
-        "options": dict(section.options),
+        "options": {**implied_options(section.model, section.options), **section.options},
         "num_classes": images.num_classes,
         "class_names": list(images.classes),
         "preprocess": loop.preprocess.describe(),

@@ -135,7 +135,7 @@ def _asked(
 
     A student needs no teacher: where its weights are not at hand, the cache's word is taken for it.
     """
-    if recipe.teacher.weights is None and weights is None:
+    if not recipe.teacher.is_trained and weights is None:
         teacher: Mapping[str, Any] = found.teacher
         log.info("no teacher weights at hand: taking the teacher recorded in %s", cache)
     else:

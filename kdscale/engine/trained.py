@@ -179,7 +179,7 @@ def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> Trained:
 def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) -> list[Trained]:
     """The teacher of a whole recipe: given, trained there, or trained by another run of it."""
     recipe = RunFolder(folder).read_recipe(data)
-    if recipe.teacher.weights is not None:
+    if recipe.teacher.is_trained:
         return [given_teacher(folder, recipe, trust)]
     own = RunFolder(folder).read_recipe()
     run = find_teacher(own, [folder, Path("runs") / own.name])
@@ -197,7 +197,10 @@ def _teachers_at_hand(
     if not RunFolder(folder).recipe_file.is_file():
         return []
     found = _teachers(folder, data, weights, trust)
-    return [one for one in found if Path(str(one.section.weights)).is_file()]
+    # Without a file: the weights are those that its library loads.
+    return [
+        one for one in found if one.section.weights is None or Path(one.section.weights).is_file()
+    ]
 
 
 def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:

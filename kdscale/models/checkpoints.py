@@ -4,6 +4,8 @@ import json
 import logging
 import re
 import shlex
+import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251  (the exception's name; nothing is unpickled)
@@ -21,30 +23,30 @@ from kdscale.regular_files import check_regular
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin")
 _OURS = {"model", "num_classes", "preprocess"}
 """Keys of the metadata of every weights file that kdscale writes."""
 _DAMAGE_OF_SAFETENSORS = (SafetensorError, RuntimeError, *DAMAGE)
 _NESTS = ("state_dict", "model_state_dict", "model")
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 # What a truncated or foreign file raises; any other refusal means that the file wants a function.
 _DAMAGE = re.compile(r"invalid load key|Unsupported operand|Ran out of input|stack underflow")
+_FIRST_BYTES = 512
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a file's tensors (on the CPU) and its decoded metadata.
+    """Read a file's tensors, on the CPU and under the names of the file, and its metadata.
+
+    The content decides how it is read, not the suffix: `.pth.tar` and `.ckpt` are checkpoints, too.
 
     Raises:
         WeightsError: the file is missing, of an unknown kind, damaged, or would run code.
     """
-    _check_exists(path)
-    if path.suffix.lower() == ".safetensors":
+    if _is_safetensors(path):
         return _read_safetensors(path)
     return _state_dict_of(_load_checkpoint(path), path), {}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Return what `save_weights` was given as metadata; {} for a torch checkpoint.
+    """Read what `save_weights` was given as metadata; {} for a torch checkpoint.
 
     Reads the header alone. Values that are not JSON stay strings.
 
@@ -52,8 +54,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         WeightsError: the file is missing, of an unknown kind or damaged.
     """
     path = Path(path)
-    _check_exists(path)
-    if path.suffix.lower() != ".safetensors":
+    if not _is_safetensors(path):
         return {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -65,15 +66,52 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return stated
 
 
-def _check_exists(path: Path) -> None:
-    check_regular(path)
+def _is_safetensors(path: Path) -> bool:
+    """Whether a weights file is safetensors; False for a torch checkpoint.
+
+    Raises:
+        WeightsError: it is neither, and what it is instead.
+    """
     if not path.is_file():
+        check_regular(path)
         raise WeightsError(f"there is no weights file {path}: correct the path, or train it first")
-    if path.suffix.lower() not in (".safetensors", *CHECKPOINT_SUFFIXES):
-        raise WeightsError(
-            f"{path} is a {path.suffix or 'nameless'} file, wanted .safetensors, or a torch "
-            f"checkpoint ({', '.join(CHECKPOINT_SUFFIXES)})"
+    with path.open("rb") as file:
+        first = file.read(_FIRST_BYTES)
+    if instead := _no_weights(first):
+        raise WeightsError(f"{path} {instead}")
+    header_bytes = int.from_bytes(first[:8], "little")  # may begin as a pickle does
+    if first[8:9] == b"{" and header_bytes < path.stat().st_size:
+        return True
+    if first.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle: torch.save's two
+        return False
+    if path.suffix.lower() == ".safetensors":
+        return True
+    raise WeightsError(
+        f"{path} ({path.stat().st_size} bytes) is damaged or not a weights file: wanted "
+        "safetensors, or a checkpoint of torch.save: name another file, or download it again"
+    )
+
+
+def _no_weights(first: bytes) -> str | None:
+    """What often lies in the place of weights, and what to do; None where nothing is recognised."""
+    start = first.lstrip().lower()
+    if not first:
+        return "is empty (0 bytes), wanted weights: download it again, or train it again"
+    if first.startswith(b"version https://git-lfs.github.com/spec/"):
+        return (
+            "is a Git LFS pointer, a few lines of text in the place of the weights: run "
+            "`git lfs pull` in its repository, or download the file itself"
         )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return (
+            "is a web page (HTML or XML), not weights: the download ended at a log-in or an error "
+            "page; download it again"
+        )
+    if first.startswith(b"\x1f\x8b") or first[257:262] == b"ustar":
+        return "is a compressed or tar archive: unpack it, and name the weights file within it"
+    if first.startswith(b"\x89HDF"):
+        return "is an HDF5 file (Keras): convert it to safetensors under the model's names"
+    return None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,19 +125,24 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _damaged(path, error) from error
     if not checked and metadata.keys() >= _OURS:
         log.info("%s is of an earlier kdscale, without checksums: it cannot be checked", path)
-    return _without_wrappers(tensors), metadata
+    return tensors, metadata
 
 
 def _load_checkpoint(path: Path) -> Any:
     try:
         # The one place that opens checkpoints, and only in the mode that runs no code.
-        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        # As a file: of a path torch goes by the suffix.
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TorchScript, which is refused below
+            return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
     except UnpicklingError as error:
         if _DAMAGE.search(str(error)):
             raise _damaged(path, error) from error
         raise _would_run_code(path, str(error)) from error
     except RuntimeError as error:
-        if "weights_only=True" in str(error):  # TorchScript, and torch's oldest format
+        if "TorchScript" in str(error):
+            raise _torchscript(path) from error
+        if "weights_only=True" in str(error):  # torch's oldest format
             raise _would_run_code(path, str(error)) from error
         raise _damaged(path, error) from error
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -124,13 +167,9 @@ def _state_dict_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds {', '.join(foreign[:3])} ({len(foreign)} entries) beside tensors, "
             f"wanted names to tensors, or such a mapping under one of {', '.join(_NESTS)}"
         )
-    return _without_wrappers({str(key): value for key, value in checkpoint.items()})
-
-
-def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _WRAPPER_PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = OrderedDict((str(key), value) for key, value in checkpoint.items())
+    if versions := getattr(checkpoint, "_metadata", None):  # of modules, which some ask for
+        tensors._metadata = versions  # type: ignore[attr-defined]
     return tensors
 
 
@@ -163,13 +202,26 @@ def _would_run_code(path: Path, reason: str) -> WeightsError:
     )
 
 
-def _conversion(path: Path) -> str:
-    """Return a shell command that converts a checkpoint which the user trusts."""
+def _torchscript(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} is a TorchScript archive, a program with its weights, wanted the weights alone: "
+        "opening it would run code; where you trust it, save its tensors as safetensors and name "
+        f"the model that it was made from: {_conversion(path, _OF_TORCHSCRIPT)}"
+    )
+
+
+_OF_CHECKPOINT = (
+    "c = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
+    "c = c.get('state_dict', c.get('model', c)) if isinstance(c, dict) else c; "
+    "c = c.state_dict() if hasattr(c, 'state_dict') else c; "
+)
+_OF_TORCHSCRIPT = "c = torch.jit.load(sys.argv[1], map_location='cpu').state_dict(); "
+
+
+def _conversion(path: Path, read: str = _OF_CHECKPOINT) -> str:
+    """Return a shell command that converts a file which the user trusts."""
     script = (
-        "import sys, torch, safetensors.torch as st; "
-        "c = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
-        "c = c.get('state_dict', c.get('model', c)) if isinstance(c, dict) else c; "
-        "c = c.state_dict() if hasattr(c, 'state_dict') else c; "
+        f"import sys, torch, safetensors.torch as st; {read}"
         "st.save_file({k: v.clone().contiguous() for k, v in c.items()}, sys.argv[2])"
     )
     target = path.with_suffix(".safetensors")

@@ -1,30 +1,19 @@
 """Weights that a training begins from: all of a file but a head for other classes."""
 
-import logging
-import re
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from kdscale.errors import DownloadError, ModelError, WeightsError
+from kdscale.errors import WeightsError
 from kdscale.models.checkpoints import read_tensors
-from kdscale.models.weights import (
-    COUNTER,
-    check_finite,
-    head_classes,
-    renamed,
-    some_of,
-    state_of,
-)
-
-log = logging.getLogger(__name__)
+from kdscale.models.library_names import in_library_names
+from kdscale.models.torchvision_weights import torchvision_trained
+from kdscale.models.weights import check_finite, head_classes, state_of
+from kdscale.models.wrappers import COUNTER, check_kinds, of_model, some_of
+from kdscale.module_versions import load_state
 
 TORCHVISION = "torchvision:"
-_HASH = re.compile(r"-([0-9a-f]{8,})\.")  # the start of a file's SHA-256, in torchvision's names
 
 
 def read_pretrained(source: str, model: str) -> dict[str, Tensor]:
@@ -40,49 +29,10 @@ def read_pretrained(source: str, model: str) -> dict[str, Tensor]:
         ModelError: torchvision has no such weights.
         WeightsError: the file is missing, damaged or would run code.
     """
-    path = Path(source)
     if source.startswith(TORCHVISION):
-        path = torchvision_file(
-            model.removeprefix("torchvision/"), source.removeprefix(TORCHVISION)
-        )
-    return read_tensors(path)[0]
-
-
-def torchvision_file(model: str, weights: str) -> Path:
-    """Where torchvision's weights of a model lie on this machine, downloaded if need be.
-
-    Raises:
-        DownloadError: they cannot be.
-        ModelError: there are no such weights.
-    """
-    from torchvision import models
-
-    choices = models.get_model_weights(model).__members__
-    if weights not in choices:
-        raise ModelError(
-            f"torchvision/{model} has no weights {weights!r}, wanted one of {', '.join(choices)}"
-        )
-    url: str = choices[weights].url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlsplit(url).path).name
-    if not path.is_file():
-        _download(url, path)
-    return path
-
-
-def _download(url: str, path: Path) -> None:
-    """Fetch a file, whole or not at all."""
-    expected = _HASH.search(path.name)
-    log.info("downloading %s to %s", url, path.parent)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            url, str(path), hash_prefix=expected and expected[1], progress=False
-        )
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another hash
-        raise DownloadError(
-            f"{url} cannot be downloaded ({error}): put the file into {path.parent}, from a "
-            "machine with a network"
-        ) from error
+        short, weights = model.removeprefix("torchvision/"), source.removeprefix(TORCHVISION)
+        return dict(torchvision_trained(short, weights, {}).state_dict())
+    return read_tensors(Path(source))[0]
 
 
 def adopt(
@@ -109,14 +59,16 @@ def adopt(
         The names of the tensors that stay as they are.
 
     Raises:
-        WeightsError: names or shapes differ elsewhere, or a value is not finite.
+        WeightsError: names, shapes or kinds of number differ elsewhere, or a value is not finite.
     """
-    theirs, own = renamed(tensors, rename or {}, source), state_of(model)
+    own = state_of(model)
+    theirs = of_model(in_library_names(model, tensors), own, rename or {}, source)
     new = [*_missing(theirs, own), *(k for k in own if _differs(theirs, own, k))]
     _check_fits(theirs, own, new, source, what)
     taken = {name: theirs[name] for name in own if name in theirs and name not in new}
+    check_kinds(taken, own, source, what)
     check_finite(taken, source, what)
-    model.load_state_dict(taken, strict=False)
+    load_state(model, taken, None, strict=False)
     return new
 
 

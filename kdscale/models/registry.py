@@ -130,6 +130,7 @@ def check_model(
     Raises:
         ModelError: the model does not take such images, or does not give logits [B, num_classes].
     """
+    _check_python(model, what)
     height, width = (size, size) if isinstance(size, int) else size
     shape = (2, channels, height, width)
     output = _evaluated(model, shape, what)
@@ -170,6 +171,17 @@ def lay_out_channels_last(
             f"{what} does not take memory_format 'channels_last' ({error.__cause__}): set its "
             "memory_format to 'contiguous', or have it call reshape or flatten, not view"
         ) from error
+
+
+def _check_python(model: nn.Module, what: str) -> None:
+    """Raise ModelError for a TorchScript program: it has no modes and no parameters to freeze."""
+    frozen = any(not hasattr(module, "training") for module in model.modules())
+    if isinstance(model, torch.jit.ScriptModule) or frozen:
+        raise ModelError(
+            f"{what} is or contains a TorchScript program ({type(model).__name__}), wanted a model "
+            "of Python modules: let the factory return the model that it was scripted or traced "
+            "from, and take its weights from torch.jit.load(FILE).state_dict()"
+        )
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -11,7 +11,8 @@ from torch import nn
 
 from kdscale.errors import ModelError
 from kdscale.models.factory import build, did_you_mean
-from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
+from kdscale.models.pretrained import TORCHVISION, adopt
+from kdscale.models.torchvision_weights import implied_options, num_outputs, torchvision_trained
 from kdscale.wording import number_of
 
 INSTALL_MODELS = 'pip install "kdscale[models]"'
@@ -22,8 +23,9 @@ def torchvision_model(
 ) -> nn.Module:
     """Build `torchvision/NAME`, with random weights unless the option `weights` names some.
 
-    With `weights` (such as "DEFAULT" or "IMAGENET1K_V1") everything but a head of another class
-    count is taken from them; the file is downloaded or found in torch's cache.
+    With `weights` (such as "DEFAULT" or "IMAGENET1K_V1") torchvision's own builder makes the model;
+    for another number of classes, one with a new head takes all other weights from it. The file is
+    downloaded or found in torch's cache.
     """
     from torchvision import models
 
@@ -36,13 +38,17 @@ def torchvision_model(
             f"model {name} takes 3 channels, {in_channels} are wanted: give mean and std three "
             "values (grey images are then repeated), or take timm/NAME or a reference model"
         )
-    builder_options = {key: value for key, value in options.items() if key != "weights"}
-    fixed = {"weights": None, "num_classes": num_classes}
-    model: nn.Module = build(name, models.get_model_builder(short), fixed, builder_options)
+    builder, weights = models.get_model_builder(short), options.get("weights")
+    others = {key: value for key, value in options.items() if key != "weights"}
+    if weights is not None and num_outputs(short, weights) == num_classes:
+        model = torchvision_trained(short, weights, others)
+    else:
+        fixed = {"weights": None, "num_classes": num_classes}
+        model = build(name, builder, fixed, {**implied_options(name, options), **others})
+        if weights is not None:
+            trained = torchvision_trained(short, weights, others)
+            adopt(model, trained.state_dict(), source=f"{TORCHVISION}{weights}", what=name)
     model.register_forward_hook(_logits_of)  # Inception's auxiliary heads answer in training mode
-    if options.get("weights") is not None:
-        source = f"{TORCHVISION}{options['weights']}"
-        adopt(model, read_pretrained(source, name), source=source, what=name)
     return model
 
 

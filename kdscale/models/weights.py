@@ -13,12 +13,11 @@ from kdscale.durable import write_durably
 from kdscale.errors import WeightsError
 from kdscale.models.checkpoints import read_metadata, read_tensors
 from kdscale.models.checksums import state_sha256, with_checksums
+from kdscale.models.library_names import in_library_names
+from kdscale.models.wrappers import COUNTER, check_kinds, of_model, some_of
 from kdscale.module_versions import KEY, load_state, versions_of
 
 __all__ = ["load_weights", "read_metadata", "save_weights", "state_sha256", "tensors_sha256"]
-
-_NAMED = 3  # names shown of a longer list
-COUNTER = "num_batches_tracked"  # batch-norm's, absent from files older than torch 0.4.1
 
 
 def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, object]) -> None:
@@ -57,8 +56,8 @@ def load_weights(
     """Load a file into a model, all of it or nothing.
 
     Args:
-        path: `.safetensors`, or a torch checkpoint (`.pt`, `.pth`, `.bin`), of which the usual
-            nests (`state_dict`, `model`, `model_state_dict`, a `module.` prefix) are undone.
+        path: safetensors, or a torch checkpoint, of which the usual nests (`state_dict`, `model`,
+            `model_state_dict`) and prefixes (see `of_model`) are undone.
         model: filled in place, on its own device and in its own dtype; unchanged on any error.
         rename: prefixes in the file -> prefixes in the model; the longest that fits is taken.
         what: the model's part, for messages: "teacher" or "student".
@@ -67,16 +66,17 @@ def load_weights(
         The file's metadata, decoded; values that are not JSON stay strings.
 
     Raises:
-        WeightsError: the file is missing, damaged or would run code; names or shapes differ from
-            the model's; or a value is not finite.
+        WeightsError: the file is missing, damaged or would run code; names, shapes or kinds of
+            number differ from the model's; or a value is not finite.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    tensors = renamed(tensors, rename or {}, path)
     own = state_of(model)
+    tensors = of_model(in_library_names(model, tensors), own, rename or {}, path)
     tensors |= {k: v for k, v in own.items() if k.endswith(COUNTER) and k not in tensors}
     _check_names(tensors, own, path, what)
     _check_shapes(tensors, own, path, what)
+    check_kinds(tensors, own, path, what)
     check_finite(tensors, path, what)
     load_state(model, tensors, _versions(metadata.pop(KEY, None)))
     return metadata
@@ -111,28 +111,6 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
             "weights files cannot hold a module's extra state"
         )
     return dict(state)
-
-
-def renamed(
-    tensors: Mapping[str, Tensor], rename: Mapping[str, str], path: Path | str
-) -> dict[str, Tensor]:
-    """Tensors under the names that `load_weights` gives them.
-
-    Raises:
-        WeightsError: two get the same one.
-    """
-    prefixes = sorted(rename, key=len, reverse=True)
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        prefix = next((p for p in prefixes if name.startswith(p)), "")
-        new = rename[prefix] + name.removeprefix(prefix) if prefix in rename else name
-        if new in found:
-            raise WeightsError(
-                f"two tensors of {path} are called {new!r} after renaming {dict(rename)}: "
-                "make the prefixes unambiguous"
-            )
-        found[new] = tensor
-    return found
 
 
 def _check_names(
@@ -189,11 +167,3 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path | str, what: str) -> 
             f"{what} weights {path} hold NaN or infinity in {some_of(bad)}, wanted finite numbers: "
             "the training that made them diverged; take an earlier checkpoint"
         )
-
-
-def some_of(names: list[str]) -> str:
-    """Return the first few names and the count of the rest."""
-    if not names:
-        return "nothing"
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

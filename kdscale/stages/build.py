@@ -18,7 +18,13 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.builders.builder import Builder
 from kdscale.engine.builders.first_answers import announce, ask_first
 from kdscale.engine.builders.kept import asked_for, mention_large_shards
-from kdscale.engine.builders.places import check_place, check_space, free_path, mention_ending
+from kdscale.engine.builders.places import (
+    check_place,
+    check_space,
+    clear_abandoned,
+    free_path,
+    mention_ending,
+)
 from kdscale.engine.components import (
     asked_manifest,
     cached_pipeline,
@@ -70,6 +76,8 @@ def build(
     check_place(cache)
     mention_ending(cache)
     accelerator = create_accelerator()
+    if accelerator.is_main_process:
+        clear_abandoned(cache_root)
     with main_process_first(accelerator):
         images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, teacher_weights, accelerator.device)
@@ -96,7 +104,8 @@ def build(
     # Without its features: those of the first images may be gigabytes.
     without = asked_for(teacher, replace(asked, features=()), kept)
     batches = SizedBatches(without, recipe.teacher.batch_size)
-    first = ask_first(batches, resident, images, views, encoding_of(asked, kept.head))
+    encoding, whole = encoding_of(asked, kept.head), asked_for(teacher, asked, kept)
+    first = ask_first(batches, resident, images, views, encoding, whole)
     with Claims(path) as claims:
         with main_process_first(accelerator):
             if accelerator.is_main_process:

@@ -142,7 +142,8 @@ class Evaluation:
         if subject.recipe.ensemble.caches or "+" in (subject.taught_by or ""):
             return None, "it has several teachers"
         weights = self.teacher or subject.teacher
-        if weights is None or not Path(weights).is_file():
+        of_library = weights is None and subject.recipe.teacher.is_trained
+        if not of_library and (weights is None or not Path(weights).is_file()):
             return None, f"no teacher at {weights or 'hand'}: name its weights with --teacher"
         try:
             answers = self._ask(subject, weights, test, accelerator)
@@ -151,11 +152,14 @@ class Evaluation:
                 raise
             return None, str(error)  # the student can be evaluated all the same
         if subject.taught_by not in (None, answers.sha256):
-            return None, f"{weights} is not the teacher that taught it"
+            return (
+                None,
+                f"{weights or subject.recipe.teacher.model} is not the teacher that taught it",
+            )
         return answers, None
 
     def _ask(
-        self, subject: Trained, weights: str, test: ImageSet, accelerator: Accelerator
+        self, subject: Trained, weights: str | None, test: ImageSet, accelerator: Accelerator
     ) -> Predictions:
         recipe = subject.recipe
         key = json.dumps([weights, recipe.teacher.model_dump(), test.fingerprint, test.clean])

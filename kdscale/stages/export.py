@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from kdscale import __version__
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
-from kdscale.durable import create_folder, rename_durably, storage_error
+from kdscale.durable import rename_durably, storage_error, temporary_folder
 from kdscale.engine import components
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.teacher import freeze
@@ -140,9 +139,8 @@ def _write_checked(
     """Write the file beside its place, ask it, and give it its name if it answers well."""
     kind = FORMATS[format_name]
     try:
-        create_folder(path.parent)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".kdscale-export-") as place:
-            written = Path(place) / path.name
+        with temporary_folder(path.parent, "export") as place:
+            written = place / path.name
             with said_in_one_line(format_name):
                 kind.write(program, _two(pixels), about, written)
                 check = compare(kind.read(written), pixels, expected)

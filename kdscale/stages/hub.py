@@ -9,16 +9,19 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, describe, read_manifest
+from kdscale.cache.object_keys import check_key
 from kdscale.cache.store import Place
 from kdscale.cache.transfer import transfer
+from kdscale.durable import temporary_folder
 from kdscale.errors import CacheMismatchError, CacheNotFoundError, ConfigError, StorageError
+from kdscale.regular_files import path_inside
 from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
@@ -45,15 +48,15 @@ def push_to_hub(source: Place, url: str, api: HfApi | None = None) -> dict[str, 
     """
     repository, folder = parse(url)
     api = api or HfApi()
-    with TemporaryDirectory(prefix="kdscale-hub-") as temporary, _messages(url):
-        staged = Path(temporary) / "cache.zarr"
+    with temporary_folder(Path(gettempdir()), "hub") as temporary, _messages(url):
+        staged = temporary / "cache.zarr"
         done = transfer(source, staged, large=True)
         manifest = read_manifest(staged)
-        _check_same(api, repository, folder, url, manifest, Path(temporary) / "there")
+        _check_same(api, repository, folder, url, manifest, temporary / "there")
         api.create_repo(repository, repo_type=_KIND, private=True, exist_ok=True)
         if not api.file_exists(repository, _CARD, repo_type=_KIND):
             text = card(manifest, describe(staged, manifest)["bytes"], repository, folder)
-            where = staged if folder is None else Path(temporary)
+            where = staged if folder is None else temporary
             (where / _CARD).write_text(text)
             if folder is not None:
                 api.upload_file(
@@ -78,26 +81,41 @@ def pull_from_hub(url: str, destination: Place, api: HfApi | None = None) -> dic
     """
     repository, folder = parse(url)
     api = api or HfApi()
-    with TemporaryDirectory(prefix="kdscale-hub-") as temporary, _messages(url):
+    with temporary_folder(Path(gettempdir()), "hub") as temporary, _messages(url):
         api.snapshot_download(
             repository, repo_type=_KIND, local_dir=temporary,
+            revision=_checked_revision(api, repository, url),
             allow_patterns=None if folder is None else f"{folder}/*",
         )  # fmt: skip
-        place = Path(temporary) / (folder or "")
+        place = path_inside(temporary, folder) if folder else temporary
         if not (place / MANIFEST_KEY).is_file():
             raise CacheNotFoundError(f"no cache at {url}: the repository has no zarr.json there")
         return transfer(place, destination)
 
 
-def parse(url: str) -> tuple[str, str | None]:
-    """Repository and the path in it.
+def _checked_revision(api: HfApi, repository: str, url: str) -> str | None:
+    """Return the newest commit, once no name of its files could lead out of a folder.
 
     Raises:
-        ConfigError: the URL names no data set repository.
+        UnsafePathError: naming such a file; nothing was downloaded.
+    """
+    about = api.dataset_info(repository)
+    for file in about.siblings or ():
+        check_key(file.rfilename, url)
+    return about.sha
+
+
+def parse(url: str) -> tuple[str, str | None]:
+    """Return the repository of a URL and the path in it.
+
+    Raises:
+        ConfigError: the URL names no data set repository, or a path that leads out of it.
     """
     found = _URL.fullmatch(url)
-    if found is None:
+    if found is None or not {".", ".."}.isdisjoint(url.split("/")):
         raise ConfigError(f"{url} is no repository: hf://datasets/USER/NAME[/PATH] is wanted")
+    if found[2] is not None:
+        check_key(found[2], f"hf://datasets/{found[1]}")
     return found[1], found[2]
 
 

@@ -34,6 +34,7 @@ from kdscale.engine.builders.places import free_path, space
 from kdscale.engine.encoding import choose_encoding, encoding_of
 from kdscale.engine.identity import check_fits, with_keys
 from kdscale.engine.loop import Loop
+from kdscale.engine.preflight import inspect_teacher
 from kdscale.engine.probes import (
     SMALLEST_BATCH,
     Parts,
@@ -47,7 +48,7 @@ from kdscale.engine.probes import (
 from kdscale.engine.processes import create_accelerator
 from kdscale.engine.requirements import mention_ineffective
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
-from kdscale.engine.teacher import Answers, FrozenTeacher
+from kdscale.engine.teacher import Answers, FrozenTeacher, SizedBatches
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.losses.objective import SUPERVISED
 from kdscale.report.cost import break_even
@@ -56,6 +57,7 @@ from kdscale.wording import bytes_text
 
 log = logging.getLogger(__name__)
 
+_INSPECTED = 200  # images that the teacher is inspected on: a plan is quick
 _TEACHER_SHARE = 0.4  # of the time; the rest goes into training steps
 _ROUND_SECONDS = 0.05  # wanted at least for each kind of step in a round
 _ROUNDS = 3  # at least
@@ -104,7 +106,7 @@ def plan(
         images = components.training_images(recipe, cache_root, labelled=labelled)
     settings, device = student_settings(recipe), accelerator.device
     teacher = components.frozen_teacher_or_random(recipe, images, teacher_weights, device)
-    trained = recipe.teacher.weights is not None or teacher_weights is not None
+    trained = recipe.teacher.is_trained or teacher_weights is not None
     kept = components.kept_of(recipe, images, teacher)
     asked = components.asked_manifest(recipe, images, teacher.describe(), kept=kept)
     asked, once = with_keys(asked, images)
@@ -116,6 +118,9 @@ def plan(
     parts.loader(ViewSchedule(1, 0))  # a batch that does not split over the processes ends here
     embedded = _embedded(recipe, images, teacher)
     heard = replace(parts, teacher=asked_for(teacher, asked, embedded or kept))
+    if trained:
+        batches = SizedBatches(heard.teacher, recipe.teacher.batch_size)
+        inspect_teacher(batches, parts.resident, images, num_samples=_INSPECTED)
     encoding = encoding_of(asked, kept.head)
     answers = ask_teacher(heard, encoding, asked.num_views, seconds * _TEACHER_SHARE)
     steps = _step_seconds(parts, asked, encoding, seconds * (1 - _TEACHER_SHARE))

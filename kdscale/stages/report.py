@@ -8,7 +8,7 @@ from typing import Literal
 
 from kdscale import __version__
 from kdscale.cache.manifest import Manifest
-from kdscale.durable import write_durably
+from kdscale.durable import write_durably, write_output
 from kdscale.errors import KdscaleError
 from kdscale.report.compare import Study
 from kdscale.report.gather import gather
@@ -47,6 +47,19 @@ def report(
         RunError: a folder holds no run.
         StorageError: a file cannot be written.
     """
+    texts = _texts(folders, files, cache_root, data)
+    for kind, path in files.items():
+        if path is not None:
+            write_output(path, texts[kind].encode("utf-8", "backslashreplace"))
+    return texts
+
+
+def _texts(
+    folders: Sequence[Path],
+    files: Mapping[Format, Path | None],
+    cache_root: Path,
+    data: str | None,
+) -> dict[Format, str]:
     studies = gather(folders, cache_root)
     for problem in dict.fromkeys(
         one for study in studies for run in study.runs for one in run.problems
@@ -62,9 +75,6 @@ def report(
             texts[kind] = (
                 render_csv(studies) if kind == "csv" else render_markdown(studies, command)
             )
-    for kind, path in files.items():
-        if path is not None:
-            write_durably(path, texts[kind].encode("utf-8", "backslashreplace"))
     return texts
 
 
@@ -80,7 +90,9 @@ def write_page(folder: Path, source: str, cache_root: Path) -> None:
 
     local = source_path(source)
     data = local if Path(local).exists() else None
-    report([folder], files={"html": folder / "report.html"}, cache_root=cache_root, data=data)
+    files: dict[Format, Path | None] = {"html": folder / "report.html"}
+    texts = _texts([folder], files, cache_root, data)
+    write_durably(folder / "report.html", texts["html"].encode("utf-8", "backslashreplace"))
 
 
 def _command(folders: Sequence[Path], files: Mapping[Format, Path | None]) -> str:

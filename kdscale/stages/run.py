@@ -77,7 +77,7 @@ def run_recipe(
     """
     check_place(cache)
     seeds = list(dict.fromkeys(seeds))
-    mention_ineffective(recipe, *(["teacher"] if recipe.teacher.weights is None else []), "student")
+    mention_ineffective(recipe, *([] if recipe.teacher.is_trained else ["teacher"]), "student")
     train_set, test_set = check_recipe(recipe, cache_root)
     Job("student", "teacher" if online else "cache", seeds[0]).section(recipe)
     with alone_in(folder, create_accelerator()):
@@ -144,7 +144,7 @@ def trained_teacher(recipe: config.Recipe, folder: Path, *, required: bool = Tru
         RunError: it was trained with other settings than the recipe's.
     """
     run = teacher_folder(folder)
-    if recipe.teacher.weights is not None or not is_finished(run):
+    if recipe.teacher.is_trained or not is_finished(run):
         return None
     if not required and not is_same_teacher(run, recipe):
         return None
@@ -177,8 +177,8 @@ def _teacher(
     recipe: config.Recipe, folder: Path, splits: Content, cache_root: Path
 ) -> tuple[dict[str, Any], str | None]:
     """The teacher's result, and its weights where the recipe names none."""
-    if recipe.teacher.weights is not None:
-        log.info("teacher: weights of %s", recipe.teacher.weights)
+    if recipe.teacher.is_trained:
+        log.info("teacher: weights of %s", recipe.teacher.weights or recipe.teacher.model)
         found = quick_evaluation(recipe, cache_root).model(
             given_teacher(folder, recipe, Trust(recipe=recipe))
         )

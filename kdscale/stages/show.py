@@ -19,7 +19,7 @@ from kdscale.contact_sheet.sheet import Sheet, draw
 from kdscale.data.images import ImageSet, load_images
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.durable import write_durably
+from kdscale.durable import write_output
 from kdscale.engine import components
 from kdscale.engine.identity import differing_images
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
@@ -183,6 +183,8 @@ def _cached_images(
                 label_column=manifest.dataset.get("label_column"),
                 classes=classes,
                 require_labels=False,
+                config=manifest.dataset.get("config"),
+                grey_range=_grey_range(manifest),
             )
         except DataError as error:
             problem = error
@@ -198,6 +200,11 @@ def _cached_images(
         )
     assert problem is not None, "either attempt returns or leaves a problem"
     raise problem
+
+
+def _grey_range(manifest: Manifest) -> tuple[float, float] | None:
+    levels = manifest.dataset.get("grey_range")
+    return None if levels is None else (float(levels[0]), float(levels[1]))
 
 
 # --------------------------------------------------------------------------- words
@@ -257,7 +264,7 @@ def _check_ending(out: Path) -> None:
 
 def _save(sheet: Sheet, out: Path) -> Path:
     """The file is there whole, or not at all."""
-    write_durably(out, encoded(draw(sheet), out.suffix.lower()))
+    write_output(out, encoded(draw(sheet), out.suffix.lower()))
     return out
 
 

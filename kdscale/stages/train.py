@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from kdscale import config
 from kdscale.cache.copies import Copies
@@ -30,7 +30,12 @@ from kdscale.engine.following import (
     progress_bar,
 )
 from kdscale.engine.loop import Loop
-from kdscale.engine.processes import create_accelerator, main_process_first
+from kdscale.engine.preflight import inspect_teacher
+from kdscale.engine.processes import (
+    create_accelerator,
+    expect_unused_parameters,
+    main_process_first,
+)
 from kdscale.engine.requirements import check_loss, mention_loss, mention_steps
 from kdscale.engine.results import reading_of, result_of, weights_metadata
 from kdscale.engine.resume import restore_best, restore_or_begin
@@ -38,6 +43,8 @@ from kdscale.engine.runs import Content, Job, keep_content, of_caches, open_run
 from kdscale.engine.sources.cached import CachedTargets
 from kdscale.engine.sources.source import LiveTeacher, NoTargets, TargetSource
 from kdscale.engine.taught import student_of, taught
+from kdscale.engine.teacher import SizedBatches
+from kdscale.engine.trial import mention_unused, unused_parameters
 from kdscale.engine.unsaved_state import check_state_is_saved
 from kdscale.engine.waiting import Turn
 from kdscale.losses.objective import Objective
@@ -122,7 +129,7 @@ def train(
     settings = job.section(recipe)[1]
     alone = job.targets == "none"
     loss = components.supervised(settings) if alone else components.objective(recipe)
-    accelerator = create_accelerator(all_learn=loss.with_logits)
+    accelerator = create_accelerator()
     with nullcontext(still_ours) if still_ours else alone_in(run, accelerator) as ours:
         training = _Training(recipe, job, run, cache_root, teacher_weights, loss, accelerator, ours)
         data, begun = _open(training, resume=resume)
@@ -161,6 +168,7 @@ def _open(training: _Training, *, resume: bool) -> tuple[_Data, Beginning | None
         check_loss(loss, images, shown)
         test = components.test_images(recipe, training.cache_root)
     components.check_same_classes(images, test)
+    components.mention_other_shape(images, test)
     return _Data(images, test, Images(images, accelerator.device)), begun
 
 
@@ -195,6 +203,7 @@ def _source(training: _Training, data: _Data, caches: Sequence[CachedTargets]) -
         weights, device = training.teacher_weights, training.accelerator.device
         teacher = components.frozen_teacher(recipe, images, weights, device)
         teacher = replace(teacher, taps=components.taps_asked(recipe))
+        inspect_teacher(SizedBatches(teacher, recipe.teacher.batch_size), data.resident, images)
         return LiveTeacher(teacher, components.shared_views(recipe))
     return teaching.taught_by(caches, recipe, data.resident, fresh)
 
@@ -213,9 +222,19 @@ def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginni
     loader = _loader(training, data, source)
     classifier = components.model_to_train(
         training.recipe, training.section, data.images, seed=training.job.seed,
+        what=training.job.model, tested=data.test,
+    )  # fmt: skip
+    model = _student(training, classifier, loader, source, begun).to(accelerator.device)
+    inputs = classifier.preprocess(components.two_views(data.resident, loader.pipeline))
+    check_state_is_saved(model, inputs, training.job.model)
+    unused = unused_parameters(
+        model, inputs, num_classes=data.images.num_classes, precision=settings.precision,
         what=training.job.model,
     )  # fmt: skip
-    model = accelerator.prepare(_student(training, classifier, loader, source, begun))
+    if unused:
+        mention_unused(unused, training.job.model)
+        expect_unused_parameters(accelerator)
+    model = accelerator.prepare(model)
     if accelerator.process_index:  # other dropout than the main process
         torch.manual_seed(chain(training.job.seed, accelerator.process_index) >> 1)
     return Loop(
@@ -259,20 +278,16 @@ def _student(
 ) -> nn.Module:
     """The model as it is trained: begun, over all processes, with what its losses need."""
     student, loss, accelerator = classifier.model, training.loss, training.accelerator
-
-    def inputs() -> Tensor:
-        return classifier.preprocess(loader.batch(0).pixels[:2]).cpu()
-
-    check_state_is_saved(student, inputs, training.job.model)
     if begun is not None:
         begun.put_into(student, training.section, training.job.model)
     if training.settings.sync_batch_norm and accelerator.num_processes > 1:
         student = with_whole_batches(student, accelerator.device)
     if not loss.features:
         return student
-    shapes = teaching.feature_shapes(source, loader.batch(0).pixels[:2])
+    pixels = loader.batch(0).pixels[:2]
+    shown, shapes = classifier.preprocess(pixels).cpu(), teaching.feature_shapes(source, pixels)
     seed, with_logits = training.job.seed, loss.with_logits
-    return taught(student, loss.features, inputs(), shapes, seed, with_logits=with_logits)
+    return taught(student, loss.features, shown, shapes, seed, with_logits=with_logits)
 
 
 def _run(

@@ -204,6 +204,62 @@ def viewing(num_classes, in_channels):
     return Viewing(num_classes, in_channels)
 
 
+class _Dropping(nn.Module):
+    """Dropout that is on in evaluation, too."""
+
+    def forward(self, values):
+        return nn.functional.dropout(values, 0.5)
+
+
+def dropping(num_classes, in_channels):
+    return nn.Sequential(linear(num_classes, in_channels), _Dropping())
+
+
+class _Unused(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.body = linear(num_classes, in_channels)
+        self.unused = linear(num_classes, in_channels)
+
+    def forward(self, pixels):
+        return self.body(pixels)
+
+
+def unused(num_classes, in_channels):
+    return _Unused(num_classes, in_channels)
+
+
+def pair_in_training(num_classes, in_channels):
+    """Gives its logits twice in training, as models with auxiliary heads do."""
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = linear(num_classes, in_channels)
+
+        def forward(self, pixels):
+            logits = self.body(pixels)
+            return (logits, logits) if self.training else logits
+
+    return Pair()
+
+
+def constant_class(num_classes, in_channels):
+    """Gives all images the same class, whatever its weights."""
+
+    class ConstantClass(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = linear(num_classes, in_channels)
+
+        def forward(self, pixels):
+            bias = torch.zeros(num_classes, device=pixels.device)
+            bias[0] = 1e3
+            return self.body(pixels) + bias
+
+    return ConstantClass()
+
+
 class Counting(nn.Module):
     """Learns the mean of its inputs in a tensor that a state dict may leave out."""
 

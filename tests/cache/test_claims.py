@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import synthetic
 
 from kdscale.cache import claims as module
-from kdscale.cache.claims import Claims, is_claim
+from kdscale.cache import folder as folder_module
+from kdscale.cache.claims import Claims, is_claim, living_builder
 from kdscale.cache.folder import LocalFolder
 from kdscale.cache.writer import ShardWriter, create_or_resume
 from kdscale.errors import ClaimLostError, StorageError
@@ -99,8 +101,10 @@ def test_counter_moves_while_a_builder_lives(builder, tmp_path):
     ends = time.monotonic() + 20
     while counter.read_bytes() == before and time.monotonic() < ends:
         time.sleep(0.01)
-    assert int(counter.read_bytes()) > int(before)
-    assert len(counter.read_bytes()) == 20
+    number, _, who = counter.read_bytes().partition(b"\n")
+    assert int(number) > int(before.partition(b"\n")[0])
+    assert len(number) == 20
+    assert json.loads(who) == json.loads((tmp_path / "claims/part.0").read_text())
 
 
 def test_of_many_builders_exactly_one_takes_a_dead_ones_part(tmp_path):
@@ -205,6 +209,97 @@ def test_killed_process_of_this_machine_is_taken_over_at_once(builder, tmp_path)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not buried yet
         assert observer.claim("part")
     leftovers(tmp_path)
+
+
+def test_killed_at_any_moment_a_claimant_leaves_nothing_that_the_next_one_waits_for(tmp_path):
+    script = Path(__file__).with_name("crash_claims.py")
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "run"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 8  # changes of the disk: folder, counter and claim, and back
+
+
+GARBAGE = [
+    b"", b"{", b"[]", b"null", b"[" * 60000, b"{}", b"9" * 5000, b"\xff\x00",
+    *(
+        json.dumps(
+            {"builder": "f" * 16, "host": "h", "pid": 1, "machine": "m", "started": "5"} | change
+        ).encode()
+        for change in (
+            {"pid": "x"}, {"pid": -1}, {"pid": 10**400}, {"pid": True}, {"pid": 1.5},
+            {"pid": None}, {"host": []},
+            {"builder": "../../x"}, {"builder": ""}, {"builder": 5}, {"machine": None},
+            {"started": 5}, {"started": ["x"]}, {"host": "a\nb"}, {"builder": "x" * 5000},
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_in_place_of_a_claim_or_counter_is_nobodys_within_seconds(
+    builder, tmp_path, clock, garbage
+):
+    (tmp_path / "claims").mkdir()
+    for name in ("part.0", "another.7"):
+        (tmp_path / "claims" / name).write_bytes(garbage)
+    (tmp_path / f"claims/{'f' * 16}.builder").write_bytes(b"0" * 20 + b"\n" + garbage)
+    assert living_builder(tmp_path, patience_seconds=-1) is None
+    observer = builder()
+    assert not observer.claim("part")
+    assert observer.holder("part") is None
+    clock[0] += 1.1
+    assert observer.claim("part")
+    clock[0] += 91
+    observer._look_for_dead()
+    assert sorted(file.suffix for file in (tmp_path / "claims").iterdir()) == [
+        ".0", ".1", ".builder"
+    ]  # fmt: skip
+
+
+def test_what_builders_elsewhere_left_is_cleared_once_it_stood_still(builder, tmp_path, clock):
+    elsewhere(tmp_path)
+    observer = builder()
+    assert observer.claim("mine")
+    for seconds in (0, 89):
+        clock[0] += seconds
+        observer._look_for_dead()
+        assert len(list((tmp_path / "claims").iterdir())) == 4
+    clock[0] += 2
+    observer._look_for_dead()
+    assert {file.name for file in (tmp_path / "claims").iterdir()} == {
+        "mine.0", f"{observer.builder}.builder"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("renames", [True, False])
+def test_without_hard_links_one_of_many_creates_too(tmp_path, monkeypatch, number, renames):
+    def refuse(*_args, **_kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    if not renames:
+        monkeypatch.setattr(folder_module.ctypes, "CDLL", lambda *_, **__: None)
+    store = LocalFolder(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(20):
+            key = str(turn)
+            made = list(pool.map(lambda who, key=key: store.create(key, b"%d" % who), range(8)))
+            assert made.count(True) == 1
+            assert store.read(f"{turn}") == b"%d" % made.index(True)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_builder_that_gets_no_thread_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(_self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"), Claims(tmp_path) as claims:
+            claims.claim("part")
+    assert not list(tmp_path.glob("claims/*"))
 
 
 @pytest.mark.parametrize("change", [{"builder": "0" * 16}, {"pid": 1}, {"pid": 2**22 + 1}])

@@ -235,7 +235,7 @@ def test_folder_without_images_or_of_something_else_is_refused(tmp_path, root):
         load(tmp_path / "empty", root)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "train.csv").write_text("a,label\n1,0\n")
-    with pytest.raises(DataError, match=r"no column of images: columns are a \(int64\)"):
+    with pytest.raises(DataError, match=r"no images, nor tables of images: it has train\.csv"):
         load(tmp_path / "text", root)
     (tmp_path / "one.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"wanted a \.parquet or \.arrow file"):
@@ -489,7 +489,7 @@ def test_missing_image_file_is_named(tmp_path, root):
 def test_tiff_of_floats_is_refused(tmp_path, root):
     deep = Image.fromarray(np.ones((4, 4), dtype=np.float32))
     path = write_table(tmp_path / "t.parquet", [encode(deep, "TIFF")], [0])
-    with pytest.raises(DataError, match="floating point"):
+    with pytest.raises(DataError, match=r"grey levels 1\.\.1: set data\.grey_range"):
         load(path, root)
 
 
@@ -613,7 +613,7 @@ def test_failed_decoding_leaves_nothing_and_can_be_repeated(source, root, monkey
     monkeypatch.setattr(image_store, "_flush", full)
     with pytest.raises(StorageError, match=r"No space left on device.*--cache-root"):
         load(source, root)
-    assert store_folders(root) == []
+    assert not root.exists()
     monkeypatch.undo()
     assert load(source, root).num_samples == 9
 

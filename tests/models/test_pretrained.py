@@ -1,14 +1,17 @@
 """Weights to begin from: all but a head for other classes, from a file or from torchvision."""
 
 import hashlib
+import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision import models
 
 from kdscale.errors import DownloadError, ModelError, WeightsError
 from kdscale.models.pretrained import adopt, read_pretrained
 from kdscale.models.registry import create_model
+from kdscale.models.torchvision_weights import implied_options
 from kdscale.models.weights import tensors_sha256
 
 NAME = "torchvision/shufflenet_v2_x0_5"  # of 0.4 million parameters but for its head
@@ -139,6 +142,110 @@ def test_damaged_download_is_named(torch_home):
         read_pretrained("torchvision:IMAGENET1K_V1", NAME)
 
 
+def test_integers_are_refused(trained):
+    theirs = trained | {"conv1.0.weight": (trained["conv1.0.weight"] * 100).to(torch.int8)}
+    with pytest.raises(WeightsError, match=r"integer values \(int8\) in conv1\.0\.weight"):
+        adopted(theirs)
+
+
 def test_unknown_weights_are_answered_with_the_known():
     with pytest.raises(ModelError, match="no weights 'IMAGENET', wanted one of IMAGENET1K_V1"):
         read_pretrained("torchvision:IMAGENET", NAME)
+
+
+# --------------------------------------------------------------------------- torchvision's builders
+
+FEW = ["googlenet", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1"]
+"""Of few parameters; one that normalises its input again, one that asks for a version."""
+
+
+def smallest_of_each_family():
+    """The model of fewest parameters of each file of torchvision's classifiers."""
+    sizes = {}
+    for name in models.list_models(module=models):
+        weights = models.get_model_weights(name).DEFAULT
+        family = models.get_model_builder(name).__module__
+        sizes.setdefault(family, []).append((weights.meta["num_params"], name))
+    return [min(family)[1] for family in sizes.values()]
+
+
+@pytest.fixture
+def store_weights(torch_home):
+    """Writes random weights of a model of torchvision to where it looks for its own."""
+
+    def store(name, change=lambda state: state):
+        weights = models.get_model_weights(name).DEFAULT
+        more = {"image_size": weights.meta["min_size"][0]} if name.startswith("vit_") else {}
+        more |= {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        torch_home.mkdir(parents=True)
+        model = models.get_model(name, weights=None, **more)
+        torch.save(change(model.state_dict()), torch_home / weights.url.rpartition("/")[2])
+        return weights
+
+    return store
+
+
+def old_names(state):
+    """The names of torchvision's own file of a DenseNet, which no module can have any more."""
+    return type(state)(
+        (re.sub(r"(denselayer\d+\.(?:norm|relu|conv))([12])", r"\1.\2", name), tensor)
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")  # nor had they these
+    )
+
+
+def answers_as_torchvision_does(name, weights):
+    theirs = models.get_model(name, weights=weights).eval()
+    options = {"weights": weights.name}
+    ours = create_model(
+        f"torchvision/{name}", num_classes=1000, in_channels=3, options=options
+    ).eval()
+    size = max(weights.meta["min_size"][0], 224 if not name.startswith("inception") else 299)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))
+        implied = implied_options(f"torchvision/{name}", options)
+        again = create_model(
+            f"torchvision/{name}", num_classes=1000, in_channels=3, options=implied
+        ).eval()
+        again.load_state_dict(ours.state_dict())
+        assert torch.equal(again(images), ours(images))
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.parametrize("name", FEW)
+def test_model_with_weights_answers_as_torchvisions_own_does(store_weights, name):
+    answers_as_torchvision_does(name, store_weights(name))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.parametrize("name", smallest_of_each_family())
+def test_every_family_with_weights_answers_as_torchvisions_own_does(store_weights, name):
+    answers_as_torchvision_does(name, store_weights(name))
+    other = create_model(
+        f"torchvision/{name}", num_classes=3, in_channels=3, options={"weights": "DEFAULT"}
+    )
+    assert other.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_old_names_of_torchvisions_files_are_its_own_matter(store_weights):
+    answers_as_torchvision_does("densenet121", store_weights("densenet121", old_names))
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_new_head_keeps_what_the_weights_expect_of_the_input(store_weights):
+    store_weights("googlenet")
+    model = create_model(
+        "torchvision/googlenet", num_classes=3, in_channels=3, options={"weights": "DEFAULT"}
+    )
+    assert model.transform_input
+
+
+def test_file_of_another_model_in_torchs_folder_is_refused(store_weights, torch_home):
+    weights = store_weights("squeezenet1_1")
+    path = torch_home / weights.url.rpartition("/")[2]
+    path.rename(torch_home / FILE)
+    with pytest.raises(WeightsError, match=rf"{FILE} does not hold DEFAULT of {NAME}"):
+        create_model(NAME, num_classes=1000, in_channels=3, options={"weights": "DEFAULT"})

@@ -3,10 +3,12 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdscale.errors import ModelError
+from kdscale.errors import ModelError, WeightsError
 from kdscale.models.registry import check_model, create_model, known_models, num_parameters
+from kdscale.models.weights import load_weights
 
 torch.set_num_threads(1)
 
@@ -192,6 +194,44 @@ def test_transformers_model_gives_the_logits_of_its_classifier(vit_folder):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model.eval()(images), plain(images).logits)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "ResNet", "ConvNext", "Swin"])
+def test_weights_that_save_pretrained_wrote_are_taken_under_the_librarys_names(tmp_path, kind):
+    import transformers
+
+    sizes = {
+        "ViT": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                "intermediate_size": 16, "image_size": 32, "patch_size": 16},
+        "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],
+                   "layer_type": "basic"},
+        "ConvNext": {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
+        "Swin": {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1],
+                 "num_heads": [1, 2], "window_size": 4},
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**sizes[kind], num_labels=5)
+    trained = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    trained.save_pretrained(tmp_path)
+    model = create(f"transformers/{tmp_path}", num_classes=5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        load_weights(tmp_path / "model.safetensors", model)
+        images = torch.randn(2, 3, 32, 32)
+        assert torch.equal(model.eval()(images), trained(images).logits)
+
+
+def test_transformers_weights_of_other_classes_or_names_are_refused(vit_folder, tmp_path):
+    model = create(f"transformers/{vit_folder}", num_classes=5)
+    state = load_file(vit_folder / "model.safetensors")
+    save_file({**state, "more": torch.zeros(2)}, tmp_path / "more.safetensors")
+    with pytest.raises(WeightsError, match="missing nothing; unexpected more"):
+        load_weights(tmp_path / "more.safetensors", model)
+    head = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in state.items()
+            if name.startswith("classifier")}  # fmt: skip
+    save_file(state | head, tmp_path / "head.safetensors")
+    with pytest.raises(WeightsError, match="have a head for 10 classes, the data set has 5"):
+        load_weights(tmp_path / "head.safetensors", model)
 
 
 def test_transformers_model_keeps_its_names_and_trains_in_float32(vit_folder):

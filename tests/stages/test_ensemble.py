@@ -218,7 +218,7 @@ def test_cache_of_other_views_is_refused_naming_them(second, shared_root, tmp_pa
     other = second(views={"seed": 4, "count": 2})
     path = build(other, cache_root=shared_root, cache=tmp_path / "other.zarr")
     said = refused(path)
-    assert said.startswith(f"Error: {path} holds other targets than the recipe asks for:\n")
+    assert f"Error: {path} holds other targets than the recipe asks for:\n" in said
     assert "  views.seed: the cache has 4, the recipe asks for 0\n" in said
     assert "  views.count: the cache has 2, the recipe asks for 3\n" in said
     assert "teacher" not in said
@@ -269,7 +269,7 @@ def test_the_same_answers_twice_are_refused(
 
 
 def test_cache_that_is_not_there_is_named(refused):
-    assert refused("gone.zarr").startswith("Error: no cache at gone.zarr: build one")
+    assert "Error: no cache at gone.zarr: build one" in refused("gone.zarr")
 
 
 @pytest.mark.parametrize(

@@ -477,7 +477,7 @@ def test_given_teacher_is_measured_again_where_it_is_shown_something_else(
         assert row["calibration_error"] == kept["calibration_error"]
         return kept["cross_entropy"]
 
-    assert loss(input={"mean": [9.0], "std": [0.5]}) != loss()
+    assert loss(input={"mean": [0.9], "std": [0.5]}) != loss()
 
 
 def test_teacher_of_another_folder_is_evaluated_into_this_one(kdscale, write_recipe, tmp_path):

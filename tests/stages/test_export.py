@@ -106,7 +106,7 @@ def test_exported_file_answers_as_the_run_and_says_what_it_is(
 ):
     done = exported(name, "--json")
     assert done.exit_code == 0, done.stderr
-    assert done.stderr == ""
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["data"]
     assert capfd.readouterr() == ("", ""), "libraries say nothing of their own"
     told = json.loads(done.stdout)
     path = tmp_path / f"student.{name}"
@@ -261,7 +261,7 @@ def test_student_trained_in_bfloat16_is_exported_in_float32(kdscale, write_recip
     kdscale("train", write_recipe(), "--run", "run", "--set", "student.train.precision=bfloat16")
     done = kdscale("export", "run", "--format", "pt2")
     assert done.exit_code == 0, done.stderr
-    assert done.stderr == "trained in bfloat16, exported in float32\n"
+    assert "trained in bfloat16, exported in float32" in done.stderr.splitlines()
     program = torch.export.load(tmp_path / "run" / "student.pt2")
     assert {one.dtype for one in program.state_dict.values()} == {torch.float32}
 

@@ -114,6 +114,35 @@ def test_shards_behind_a_bad_index_of_records_are_judged_too(kdscale, recipe, ca
     assert broken() - {"zarr.json"} == {"commits/zarr.json", *shard_files(0, 3)}
 
 
+@pytest.mark.parametrize("key", ["labels/c/0", "logits/c/1/2/0", "commits/zarr.json", "logits"])
+def test_link_in_a_cache_is_named_and_what_it_leads_to_stays(
+    kdscale, recipe, cache_copy, tmp_path, key
+):
+    outside = tmp_path / "outside"
+    (cache_copy / key).rename(outside)
+    if key != "logits":
+        flip(outside)
+    (cache_copy / key).symlink_to(outside)
+    before = {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()}
+    for command in (["repair", cache_copy, "--recipe", recipe], ["verify", cache_copy]):
+        done = kdscale("cache", *command)
+        assert done.exit_code == 1
+        assert f"{cache_copy / key} is a symbolic link" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_cache_of_links_does_not_keep_the_others_from_being_listed(kdscale, recipe, tmp_path):
+    assert kdscale("cache", "build", recipe).exit_code == 0
+    (tmp_path / "cache/a.zarr").mkdir()
+    (tmp_path / "cache/a.zarr/zarr.json").symlink_to("/dev/zero")
+    listed = kdscale("cache", "list")
+    assert listed.exit_code == 0
+    assert "a.zarr/zarr.json is a symbolic link" in listed.stderr
+    assert "tiny.zarr" in listed.stdout
+    assert "reused" in kdscale("cache", "build", recipe).stderr
+
+
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.4, 0.6, 0.8, 0.99, "id"])
 @pytest.mark.parametrize("pattern", [0x01, 0x80])
 def test_damaged_manifest_is_made_anew_and_no_shard_is_built(

@@ -347,13 +347,21 @@ def test_database_that_will_not_do_is_refused(sweep, sweep_recipe, url, message)
     assert "Traceback" not in done.stderr
 
 
-def test_database_elsewhere_is_remembered(sweep, kdscale, sweep_recipe, tmp_path, status):
+def test_database_elsewhere_is_opened_only_where_it_is_named(
+    sweep, kdscale, sweep_recipe, tmp_path
+):
     url = f"sqlite:///{tmp_path}/mine.db"
     recipe = sweep_recipe(student={"train": {"epochs": 1}})
     assert sweep(recipe, "--storage", url).exit_code == 0
-    assert status()["trials"]["finished"] == 2
+    found = kdscale("sweep", "status", "s", "--json", "--storage", url)
+    assert json.loads(found.stdout)["trials"]["finished"] == 2
     assert not (tmp_path / "s" / "sweep.db").exists()
     assert_refused(sweep(recipe, "--storage", f"sqlite:///{tmp_path}/other.db"), 1, "mine.db")
+    (tmp_path / "mine.db").unlink()
+    for command in (["status", "s"], ["best", "s"], [recipe, "--run", "s"]):
+        refused = kdscale("sweep", *command)  # what a file says is not opened, nor made
+        assert_refused(refused, 1, "only a database that you name is opened: add --storage")
+    assert not (tmp_path / "mine.db").exists()
 
 
 # ------------------------------------------------------------------ commands

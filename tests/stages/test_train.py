@@ -428,7 +428,7 @@ def test_unlabelled_images_have_no_validation_split(
     )
     done = kdscale("train", recipe, "--targets", "cache", "--run", "run")
     assert done.exit_code == 2
-    assert done.stderr.startswith("Error: data.validation is 0.1, but split 'train' of ")
+    assert "Error: data.validation is 0.1, but split 'train' of " in done.stderr
 
 
 # --------------------------------------------------------------------------- what the teacher saw

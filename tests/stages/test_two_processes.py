@@ -40,6 +40,10 @@ STUDENTS = {
         *("--set", 'loss.features=[{kind="rkd", student="2", teacher="1"}]'),
         *("--set", "loss.feature_weight=0.1"),
     ],
+    "unused": [
+        *("--targets", "cache", "--set", "student.model=tiny_models:unused"),
+        *("--set", "student.options={}"),
+    ],
     "norm": ["--targets", "cache", *BATCH_NORM],
     "sync": [
         *("--targets", "cache", *BATCH_NORM, "--set", "student.train.sync_batch_norm=true"),

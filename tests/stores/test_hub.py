@@ -13,7 +13,13 @@ from huggingface_hub.errors import EntryNotFoundError
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.store import open_store
 from kdscale.cache.verify import verify
-from kdscale.errors import CacheMismatchError, CacheNotFoundError, ConfigError, StorageError
+from kdscale.errors import (
+    CacheMismatchError,
+    CacheNotFoundError,
+    ConfigError,
+    StorageError,
+    UnsafePathError,
+)
 from kdscale.stages.hub import parse, pull_from_hub, push_to_hub
 
 
@@ -21,7 +27,8 @@ class Hub:
     """What of `HfApi` is used."""
 
     def __init__(self, root):
-        self.root, self.created, self.commits = root, [], 0
+        self.root, self.created, self.commits, self.downloads = root, [], 0, 0
+        self.more = []  # names of files that only the listing has
 
     def create_repo(self, repository, *, repo_type, private, exist_ok):
         self.created.append((repository, repo_type, private, exist_ok))
@@ -43,7 +50,13 @@ class Hub:
         shutil.copytree(folder_path, self.root / (path_in_repo or ""), dirs_exist_ok=True)
         self.commits += 1
 
-    def snapshot_download(self, repository, *, repo_type, local_dir, allow_patterns):
+    def dataset_info(self, repository):
+        found = [str(path.relative_to(self.root)) for path in self.root.rglob("*")]
+        files = [SimpleNamespace(rfilename=name) for name in (*found, *self.more)]
+        return SimpleNamespace(siblings=files, sha="0" * 40)
+
+    def snapshot_download(self, repository, *, repo_type, local_dir, revision, allow_patterns):
+        self.downloads += 1
         part = "" if allow_patterns is None else allow_patterns.removesuffix("/*")
         if (self.root / part).is_dir():
             shutil.copytree(self.root / part, Path(local_dir) / part, dirs_exist_ok=True)
@@ -122,6 +135,18 @@ def test_repository_without_a_cache_is_said(tmp_path, hub):
         pull_from_hub("hf://datasets/me/answers", tmp_path / "back.zarr", hub)
 
 
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/x", "a//b", "a/../../b", "..\\x", "a/./b", "n\0"]
+)
+def test_repository_with_a_name_that_leads_out_is_not_downloaded(tmp_path, hub, cache, name):
+    push_to_hub(cache, "hf://datasets/me/answers", hub)
+    hub.more = [name]
+    with pytest.raises(UnsafePathError, match="not the key of an object of hf://"):
+        pull_from_hub("hf://datasets/me/answers", tmp_path / "back.zarr", hub)
+    assert hub.downloads == 0
+    assert not (tmp_path / "back.zarr").exists()
+
+
 @pytest.mark.slow  # the Hub's client tries again for 20 s
 def test_hub_that_is_not_there_is_one_message(cache, tmp_path, monkeypatch):
     from huggingface_hub import HfApi
@@ -139,7 +164,11 @@ def test_hub_that_is_not_there_is_one_message(cache, tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["hf://me/answers", "hf://datasets/me", "hf://models/me/answers"])
+@pytest.mark.parametrize(
+    "url",
+    ["hf://me/answers", "hf://datasets/me", "hf://models/me/answers",
+     "hf://datasets/me/answers/../../x", "hf://datasets/../x", "hf://datasets/me/answers/a/.."],
+)  # fmt: skip
 def test_url_of_no_data_set_repository_is_refused(url):
     with pytest.raises(ConfigError, match="hf://datasets/USER/NAME"):
         parse(url)

@@ -14,15 +14,14 @@ from kdscale.cache.writer import ShardWriter
 from kdscale.data.images import ImageSet
 from kdscale.data.loader import Images
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.engine.preflight import inspect_teacher
 from kdscale.engine.processes import wait_for_device
-from kdscale.engine.teacher import SizedBatches
+from kdscale.engine.teacher import FrozenTeacher, SizedBatches
 from kdscale.fidelity import fidelity
 from kdscale.targets import Encoding, decode, encode
 from kdscale.wording import number_of
 
 log = logging.getLogger(__name__)
-
-_SAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class FirstAnswers:
     """What is known of a teacher once it was asked."""
 
     top1_accuracy: float | None
-    """On labels, where there are any."""
+    """Of the training split, 0..1, estimated from a sample; None without labels."""
     images_per_second: float
     """Making the views included."""
     fidelity: Mapping[str, Any]
@@ -43,9 +42,14 @@ class FirstAnswers:
 
 
 def ask_first(
-    batches: SizedBatches, resident: Images, images: ImageSet, views: Pipeline, encoding: Encoding
+    batches: SizedBatches,
+    resident: Images,
+    images: ImageSet,
+    views: Pipeline,
+    encoding: Encoding,
+    with_features: FrozenTeacher,
 ) -> FirstAnswers:
-    """Ask a teacher about the first clean samples.
+    """Inspect a teacher on clean samples, and measure how fast it is and how well stored.
 
     Args:
         batches: of the teacher.
@@ -53,20 +57,20 @@ def ask_first(
         images: what is known of them.
         views: what it will be asked about.
         encoding: how its answers will be stored.
+        with_features: the teacher with all that will be stored of it.
+
+    Raises:
+        ModelError: see `inspect_teacher`.
     """
-    index = torch.arange(min(_SAMPLES, images.num_samples))
-    pixels, labels = resident.take(index)
-    batches.logits(pixels[: min(64, len(index))])  # the first pass sets things up
-    began = perf_counter()
-    answers = batches.answers(pixels)
-    logits = answers.logits_BC
-    wait_for_device(logits.device)
-    seconds = perf_counter() - began
-    hits = (logits.argmax(1) == labels).double().mean().item() if images.labelled else None
-    stored = decode(encode(logits, encoding, answers.embedding_BD), encoding)
-    measured = fidelity(logits.cpu(), stored, labels.cpu() if images.labelled else None)
-    seconds_a_sample = seconds / len(index) + _seconds_a_view(resident, views)
-    return FirstAnswers(hits, 1 / seconds_a_sample, {**measured, "num_samples": len(index)})
+    seen = inspect_teacher(batches, resident, images, with_features=with_features)
+    logits, embedding = seen.answers.logits_BC, seen.answers.embedding_BD
+    stored = decode(encode(logits, encoding, embedding), encoding)
+    measured = fidelity(logits.cpu(), stored, None if seen.labels is None else seen.labels.cpu())
+    number = len(seen.index)
+    seconds_a_sample = seen.seconds / number + _seconds_a_view(resident, views)
+    return FirstAnswers(
+        seen.top1_accuracy, 1 / seconds_a_sample, {**measured, "num_samples": number}
+    )
 
 
 def _seconds_a_view(resident: Images, views: Pipeline) -> float:
@@ -84,12 +88,6 @@ def announce(path: Place, manifest: Manifest, first: FirstAnswers) -> None:
     committed = ShardWriter(path, manifest).committed()
     answers = manifest.num_views * manifest.num_samples
     left = answers * (1 - committed.mean())
-    if first.top1_accuracy is not None:
-        log.info(
-            "teacher's top-1 on the first %s: %.1f %%",
-            number_of(manifest.fidelity["num_samples"], "training image"),
-            100 * first.top1_accuracy,
-        )  # fmt: skip
     log.info(
         "%s: %s of %s, %d of %s done; about %.1f MB and %.0f s to go for one process",
         path, number_of(manifest.num_views, "view"), number_of(manifest.num_samples, "sample"),

@@ -7,11 +7,18 @@ from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
+from kdscale.cache.claims import MANIFEST, Claims
 from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
 from kdscale.cache.store import Place
 from kdscale.cache.writer import is_free
 from kdscale.config import Recipe
-from kdscale.errors import CacheCorruptError, CacheNotFoundError, ConfigError, StorageError
+from kdscale.errors import (
+    CacheCorruptError,
+    CacheNotFoundError,
+    ConfigError,
+    StorageError,
+    UnsafePathError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +65,17 @@ def _is_taken(path: Path, asked: Manifest) -> bool:
             raise
         return True
     return found.id != asked.id or any(found.lacks(asked))
+
+
+def clear_abandoned(root: Path) -> None:
+    """Remove folders of caches that killed builds left before they wrote a manifest."""
+    for path in root.glob("*.zarr"):
+        if path.is_dir() and not path.is_symlink() and is_free(path):
+            with suppress(OSError, UnsafePathError):  # it is not ours to write to
+                with Claims(path) as claims:
+                    if claims.claim(MANIFEST):  # what dead builders left is cleared before
+                        claims.tidy()
+                path.rmdir()
 
 
 def check_space(path: Place, asked: Manifest) -> None:

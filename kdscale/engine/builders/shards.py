@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.claims import Claims
-from kdscale.cache.layout import shard_name
+from kdscale.cache.layout import claim_name
 from kdscale.cache.writer import ShardWriter
 from kdscale.data.loader import Batch, Images
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.encoding import encoding_of
+from kdscale.engine.preflight import check_finite_logits
 from kdscale.engine.teacher import Answers, SizedBatches, together
 from kdscale.errors import ClaimLostError
 from kdscale.targets import encode, encode_features
@@ -72,11 +73,6 @@ class Shards:
     def look(self) -> None:
         """Look which of the missing shards are committed by now, by whomever."""
         self.missing = [one for one in self.missing if not self._writer.is_committed(*one)]
-
-
-def claim_name(view: int, shard: int) -> str:
-    """What a shard's claim is called."""
-    return shard_name(view, shard).replace("/", "-")
 
 
 class ShardBuilder:
@@ -149,16 +145,20 @@ class ShardBuilder:
                 digests.append(digest(pixels))
                 done += len(pixels)
             # Chunk by chunk: of a large object only what is stored stays in memory.
-            encoded.append(self._thread.submit(self._encode, together(answers)))
+            encoded.append(self._thread.submit(self._encode, together(answers), view, first))
             if len(encoded) > _PENDING:
                 encoded[-_PENDING - 1].exception()  # waits for it; `_write` raises what it raised
         seen, seconds = torch.cat(digests).cpu(), perf_counter() - began
         self._pending.append(self._thread.submit(self._write, view, shard, encoded, seen, seconds))
         self.wait(_PENDING)
 
-    def _encode(self, said: Answers) -> dict[str, np.ndarray]:
-        encoding = encoding_of(self._writer.manifest, self._teacher.teacher.head)
-        values = encode(said.logits_BC, encoding, said.embedding_BD)
+    def _encode(self, said: Answers, view: int, first: int) -> dict[str, np.ndarray]:
+        logits, teacher = said.logits_BC, self._teacher.teacher
+        if not torch.isfinite(logits).all():
+            index = torch.arange(first, first + len(logits))
+            check_finite_logits(logits, index, teacher.precision, f"in view {view} ")
+        encoding = encoding_of(self._writer.manifest, teacher.head)
+        values = encode(logits, encoding, said.embedding_BD)
         return values | encode_features(said.features)
 
     def _write(

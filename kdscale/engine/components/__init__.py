@@ -3,10 +3,12 @@
 from kdscale.engine.components.asking import LIBRARIES, asked_manifest, check_recipe, kept_of
 from kdscale.engine.components.images import (
     check_same_classes,
+    mention_other_shape,
     sample_indices,
     source_path,
     test_images,
     training_images,
+    two_views,
 )
 from kdscale.engine.components.models import (
     Classifier,
@@ -47,6 +49,7 @@ __all__ = [
     "frozen_teacher",
     "frozen_teacher_or_random",
     "kept_of",
+    "mention_other_shape",
     "model_of",
     "model_to_train",
     "num_views",
@@ -63,4 +66,5 @@ __all__ = [
     "test_images",
     "training_images",
     "training_pipeline",
+    "two_views",
 ]

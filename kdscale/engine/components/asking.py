@@ -16,11 +16,13 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.engine.builders.kept import Kept, look
 from kdscale.engine.components.images import (
     check_same_classes,
+    mention_other_shape,
     sample_indices,
     test_images,
     training_images,
+    two_views,
 )
-from kdscale.engine.components.models import frozen_model, model_of
+from kdscale.engine.components.models import Classifier, frozen_model, model_of
 from kdscale.engine.components.training import objective
 from kdscale.engine.components.views import (
     cached_pipeline,
@@ -30,10 +32,12 @@ from kdscale.engine.components.views import (
     training_pipeline,
 )
 from kdscale.engine.encoding import check_mixing, check_temperature, choose_encoding
+from kdscale.engine.preflight import inspect_outputs
 from kdscale.engine.requirements import check_loss, check_stored
 from kdscale.engine.sources.ensemble import further_caches
 from kdscale.engine.taught import taught
 from kdscale.engine.teacher import FrozenTeacher
+from kdscale.engine.trial import unused_parameters
 from kdscale.engine.unsaved_state import check_state_is_saved
 from kdscale.models.taps import find_module, named
 from kdscale.targets import Encoding
@@ -67,22 +71,36 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     first = Images(train, torch.device("cpu"))
     for views in pipelines:
         first.show(views, 0, torch.zeros(1, dtype=torch.int64))
-    student = model_of(recipe, recipe.student, train, what="student")
-    few = torch.arange(2) % train.num_samples
-    check_state_is_saved(
-        student.model,
-        lambda: student.preprocess(first.show(pipelines[0], 0, few).pixels),
-        "student",
-    )
+    mention_other_shape(train, test)
+    student = _check_trains(recipe, recipe.student, train, test, what="student")
+    if recipe.teacher.train is not None and not recipe.teacher.is_trained:
+        _check_trains(recipe, recipe.teacher, train, test, what="teacher")
     for term in loss.features:
         find_module(named(student.model), term.student, "the student")
-    if recipe.teacher.input is not None or recipe.teacher.weights is not None:
+    if recipe.teacher.input is not None or recipe.teacher.is_trained:
         teacher = frozen_model(recipe, recipe.teacher, train, torch.device("cpu"))
         kept = kept_of(recipe, train, teacher)
-        shown = student.preprocess(first.show(pipelines[0], 0, torch.arange(2)).pixels)
+        inspect_outputs(teacher, few_views(recipe, train, teacher.device))
+        shown = student.preprocess(two_views(first, pipelines[0]))
         shapes = {tap.module: shape for tap, shape in zip(kept.taps, kept.shapes, strict=True)}
         taught(student.model, loss.features, shown, shapes, seed=0)
     return train, test
+
+
+def _check_trains(
+    recipe: config.Recipe, section: config.Model, train: ImageSet, test: ImageSet, *, what: str
+) -> Classifier:
+    """The model of a section, once a step in training mode has shown that it can be trained."""
+    classifier = model_of(recipe, section, train, what=what, tested=test)
+    if section.train is not None:
+        views = training_pipeline(recipe, section.train, train.num_samples)
+        inputs = classifier.preprocess(two_views(Images(train, torch.device("cpu")), views))
+        check_state_is_saved(classifier.model, inputs, what)
+        unused_parameters(
+            classifier.model, inputs, num_classes=train.num_classes,
+            precision=section.train.precision, what=what,
+        )  # fmt: skip
+    return classifier
 
 
 def kept_of(
@@ -104,6 +122,11 @@ def _encoding(recipe: config.Recipe, images: ImageSet) -> Encoding:
     if recipe.views.mode == "fixed":
         check_mixing(encoding, pipeline(recipe, images.num_samples))
     return encoding
+
+
+def _set(**fields: object) -> dict[str, object]:
+    """Those of newer fields of a recipe that are set: caches of before know nothing of them."""
+    return {name: one for name, one in fields.items() if one is not None}
 
 
 def asked_manifest(
@@ -139,6 +162,7 @@ def asked_manifest(
             "split": images.split,
             "image_column": recipe.data.image,
             "label_column": recipe.data.label,
+            **_set(config=recipe.data.config, grey_range=recipe.data.grey_range),
         },
         views={
             **views.describe(),

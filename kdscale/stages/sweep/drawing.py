@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 
 from kdscale.config import Range, Sweep
+from kdscale.errors import RunError
 
 
 def planned(sweep: Sweep) -> list[dict[str, Any]] | None:
@@ -63,10 +64,23 @@ def _label(value: Any) -> Any:
 
 
 def unlabelled(value: Any) -> Any:
-    """What a label stands for."""
-    if isinstance(value, str) and value.startswith(_TABLE):
-        return json.loads(value.removeprefix(_TABLE))
-    return value
+    """Return what a label stands for.
+
+    Raises:
+        RunError: it is not one that `labelled` makes.
+    """
+    if not isinstance(value, str) or not value.startswith(_TABLE):
+        return value
+    try:
+        table: object = json.loads(value.removeprefix(_TABLE))
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, list | dict):
+        raise RunError(
+            f"the sweep's database holds the value {value[:100]!r} of a trial, wanted a list or a "
+            "table: it is damaged, put the right one back, or begin in a new folder"
+        )
+    return table
 
 
 def sampler(sweep: Sweep, place: int) -> optuna.samplers.BaseSampler:

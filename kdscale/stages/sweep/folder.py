@@ -1,29 +1,36 @@
 """A sweep's folder: what it is a sweep of, where its database is, one run folder a trial."""
 
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 from typing import Any
 
-import sqlalchemy
-
 from kdscale.cache.claims import Claims
 from kdscale.cache.store import Place
 from kdscale.config import Variants, differences
+from kdscale.documents import DAMAGE, read_object, write_object
 from kdscale.durable import write_durably
 from kdscale.engine.runs import refuse_changed, refuse_foreign_files
-from kdscale.errors import ConfigError, RunError
+from kdscale.errors import KdscaleError, RunError
+from kdscale.regular_files import path_inside, read_inside
 from kdscale.run_folder import RunFolder
-from kdscale.stages.sweep.study import check_database
+from kdscale.stages.sweep.database import (
+    OWN_FILE,
+    Database,
+    check_database,
+    own_database,
+    typed_database,
+)
 
 log = logging.getLogger(__name__)
 
 _FILE, _CACHE = "sweep.json", "cache.txt"
+_VERSION = 1  # of sweep.json
+_LONGEST_PLACE = 1 << 16  # bytes of a cache's folder or URL
 _POLL_SECONDS = 0.2
 
 
@@ -35,12 +42,16 @@ class SweepFolder:
     variants: Variants
     study: str
     """Its name in the database."""
-    url: str
-    """Of the database."""
+    database: Database
+    """Where its trials are stored."""
 
     def run(self, place: str) -> Path:
-        """A trial's run folder."""
-        return self.path / "trials" / place
+        """Return a trial's run folder.
+
+        Raises:
+            UnsafePathError: it, or the folder of all, is a link or a special file.
+        """
+        return path_inside(self.path, f"trials/{place}")
 
     def keep_cache(self, cache: Place) -> None:
         """Note the cache that serves all trials, for those who train one of them again."""
@@ -50,14 +61,22 @@ class SweepFolder:
     @property
     def cache(self) -> str | None:
         """Its folder or URL; None before it was built, and where the folder is gone."""
-        kept = self.path / _CACHE
-        place = kept.read_text().strip() if kept.is_file() else ""
+        try:
+            place = read_inside(self.path, _CACHE, limit=_LONGEST_PLACE).decode().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        if not place.isprintable():
+            return None
         return place if "://" in place or (place and Path(place).exists()) else None
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a sweep was begun there."""
-    return (folder / _FILE).is_file()
+    """Whether a sweep was begun there.
+
+    Raises:
+        UnsafePathError: what says so is a link or a special file.
+    """
+    return path_inside(folder, _FILE).is_file()
 
 
 def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims) -> SweepFolder:
@@ -79,21 +98,21 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims)
     refuse_foreign_files(folder, _FILE)
     with in_turn(claims, "folder", "another worker begins the sweep: waiting"):
         if not is_sweep(folder):
-            shown = _OWN if storage is None else _shown(storage)
-            if storage is not None:
-                check_database(storage)
+            typed = None if storage is None else typed_database(storage)
+            if typed is not None:
+                check_database(typed)
             told = {
-                "version": 1,
+                "version": _VERSION,
                 "study": f"{variants.recipe.name}-{os.urandom(4).hex()}",
-                "storage": shown,
+                "storage": OWN_FILE if typed is None else typed.shown,
                 "recipe": variants.table,
             }
-            write_durably(folder / _FILE, json.dumps(told, indent=2).encode() + b"\n")
+            write_object(folder / _FILE, told)
         if not (folder / "recipe.toml").is_file():  # for people, and `kdscale report`
             RunFolder(folder).write_recipe(variants.recipe)
     begun = read_folder(folder, storage)
     refuse_changed(folder, _changed(begun.variants, variants))
-    return SweepFolder(folder, begun.variants, begun.study, begun.url)
+    return SweepFolder(folder, begun.variants, begun.study, begun.database)
 
 
 def read_folder(folder: Path, storage: str | None) -> SweepFolder:
@@ -105,62 +124,46 @@ def read_folder(folder: Path, storage: str | None) -> SweepFolder:
     if not is_sweep(folder):
         raise RunError(f"no sweep at {folder}: name a folder that `kdscale sweep RECIPE` wrote")
     try:
-        told: Mapping[str, Any] = json.loads((folder / _FILE).read_text())
-        variants, shown = Variants(told["recipe"], str(folder)), str(told["storage"])
-        return SweepFolder(folder, variants, told["study"], _database(folder, shown, storage))
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ConfigError):
+        variants, study, shown = _sweep_of(folder)
+    except DAMAGE as error:
+        if isinstance(error, KdscaleError):
             raise
         raise RunError(f"{folder / _FILE} is damaged ({error}): begin in a new folder") from None
+    return SweepFolder(folder, variants, study, _database(folder, shown, storage))
 
 
-_OWN = "sweep.db"
+def _sweep_of(folder: Path) -> tuple[Variants, str, str]:
+    """Return what `sweep.json` says: the recipe, the study's name, and the database's URL."""
+    told = read_object(folder / _FILE, root=folder)
+    version, study, storage = told.get("version"), told.get("study"), told.get("storage")
+    if version != _VERSION:
+        raise ValueError(f"version is {str(version)[:20]}, this kdscale reads {_VERSION}")
+    if not isinstance(study, str) or not 0 < len(study) <= 512 or not study.isprintable():
+        raise ValueError("study is not the name of a study")
+    if not isinstance(storage, str) or not storage.isprintable():
+        raise ValueError("storage is not the URL of a database")
+    if not isinstance(told.get("recipe"), dict):
+        raise ValueError("recipe is not a table")
+    return Variants(told["recipe"], str(folder)), study, storage
 
 
-def _own_database(folder: Path) -> str:
-    return f"sqlite:///{(folder / _OWN).resolve()}"
-
-
-def _shown(url: str) -> str:
-    """A database's URL without its password, which is kept nowhere.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        raise ConfigError(
-            f"--storage {url!r} is no URL of a database: wanted sqlite:///FILE or "
-            "postgresql+psycopg://USER@HOST/DATABASE"
-        ) from None
-    if parsed.get_backend_name() not in ("sqlite", "postgresql", "mysql"):
-        raise ConfigError(
-            f"--storage {url!r}: wanted sqlite:///FILE on one machine, or "
-            "postgresql+psycopg://USER@HOST/DATABASE, where several can see it"
-        )
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise ConfigError(f"--storage {url!r} names no file, which the workers would share")
-    return parsed.render_as_string(hide_password=True)
-
-
-def _database(folder: Path, shown: str, storage: str | None) -> str:
-    """The URL of the database that the sweep was begun with."""
-    own = shown == _OWN
-    given = _shown(storage) if storage is not None else None
-    if given is not None and given != (_shown(_own_database(folder)) if own else shown):
+def _database(folder: Path, shown: str, storage: str | None) -> Database:
+    """Return the database that the sweep was begun with: its own, or the one that was typed."""
+    own = own_database(folder)
+    if storage is not None:
+        typed = typed_database(storage)
+        if typed.is_same(own) if shown == OWN_FILE else typed.shown == shown:
+            return typed
         raise RunError(
-            f"{folder} keeps its trials in {shown}, not in {given}: leave out --storage, or name "
-            "that one"
+            f"{folder} keeps its trials in {shown}, not in {typed.shown}: leave out --storage, or "
+            "name that one"
         )
-    if own:
-        return _own_database(folder)
-    if storage is None and sqlalchemy.make_url(shown).password is not None:
-        raise RunError(
-            f"{folder} keeps its trials in {shown}, and passwords are not kept: name it with "
-            "--storage or KDSCALE_SWEEP_STORAGE"
-        )
-    return storage or shown
+    if shown == OWN_FILE:
+        return own
+    raise RunError(
+        f"{folder} keeps its trials in {shown}, as its sweep.json says, and only a database that "
+        "you name is opened: add --storage URL (or KDSCALE_SWEEP_STORAGE), with its password"
+    )
 
 
 def _changed(before: Variants, now: Variants) -> list[tuple[str, Any, Any]]:

@@ -5,12 +5,15 @@ values and the same run folder. All places are queued when a sweep begins, so th
 many students as asked for, however many workers ask.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
+
+from kdscale.errors import RunError
 
 State = Literal["waiting", "running", "lost", "finished", "pruned", "failed"]
 
@@ -20,6 +23,8 @@ one has its place; why it cannot be trained."""
 MOST_DEATHS = 5
 ENDED = ("finished", "pruned", "failed")
 """States after which nothing happens."""
+_FIXED = "fixed_params"  # Optuna's attribute of a trial whose values are known beforehand
+_NAME = re.compile(r"[0-9]{5,9}")
 _LIVE = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -94,7 +99,7 @@ class StudentPlace:
     @property
     def parameters(self) -> dict[str, Any]:
         """What varies, by field, as Optuna keeps it; nothing where it is not drawn yet."""
-        return self.last.params or dict(self.last.system_attrs.get("fixed_params", {}))
+        return self.last.params or dict(self.last.system_attrs.get(_FIXED, {}))
 
     @property
     def _ended(self) -> FrozenTrial | None:
@@ -103,11 +108,27 @@ class StudentPlace:
 
 
 def in_places(trials: Sequence[FrozenTrial]) -> list[StudentPlace]:
-    """Trials by the place that they have, in its order; those without one are of no account."""
+    """Return trials by the place that they have, in its order; those without one do not count.
+
+    Raises:
+        RunError: a place is not named as those of sweeps are; it is to name a folder.
+    """
     found = dict[str, list[FrozenTrial]]()
     for trial in sorted(trials, key=lambda one: one.number):
-        if PLACE in trial.user_attrs:
-            found.setdefault(trial.user_attrs[PLACE], []).append(trial)
+        place = trial.user_attrs.get(PLACE)
+        if place is None:
+            continue
+        if not isinstance(place, str) or _NAME.fullmatch(place) is None:
+            raise RunError(
+                f"the sweep's database has a trial in the place {str(place)[:100]!r}, wanted a "
+                "number of five digits: it is not a sweep's of kdscale, or was changed"
+            )
+        if not isinstance(trial.system_attrs.get(_FIXED, {}), dict):
+            raise RunError(
+                f"the sweep's database has no table of values for the trial in the place {place}: "
+                "it is damaged, put the right one back, or begin in a new folder"
+            )
+        found.setdefault(place, []).append(trial)
     return [StudentPlace(name, had) for name, had in sorted(found.items())]
 
 

@@ -1,59 +1,35 @@
-"""Optuna's study of a sweep: its database, its heartbeats, its queue."""
+"""Optuna's study of a sweep: its heartbeats, its queue."""
 
-import sqlite3
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
-import sqlalchemy
-from optuna.exceptions import (
-    ExperimentalWarning,
-    StorageInternalError,
-    TrialPruned,
-    UpdateFinishedTrialError,
-)
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
+from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdscale.config import Sweep
-from kdscale.errors import ConfigError, RunError
+from kdscale.errors import RunError
+from kdscale.stages.sweep.database import Database, explained, open_to_work, opened_to_read
 from kdscale.stages.sweep.drawing import draw, labelled, pruner, sampler
 from kdscale.stages.sweep.places import BEGUN, DROPPED, PLACE, State, StudentPlace, in_places
 from kdscale.wording import number_of
 
-optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it says, the worker says
 
-_TRANSACTION_SECONDS = 60.0  # that a transaction may have to wait for the others
+def read_places(database: Database, name: str) -> list[StudentPlace]:
+    """Read all students of a sweep, in their order; nothing is created or changed.
 
-
-def check_database(url: str) -> None:
-    """Find out that a database cannot be used before a folder says that it is the sweep's.
-
-    Raises:
-        ConfigError: there is no such kind of database, or what reads it is not installed.
-        RunError: it does not answer.
-    """
-    with _explained(url):
-        storage = _open(url, heartbeat_seconds=10, patience_seconds=60)
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def check_is_there(url: str) -> None:
-    """Keep those who only look from making an empty database where the sweep's has been lost.
+    Args:
+        database: the sweep's.
+        name: of the study in it.
 
     Raises:
-        RunError: its file is missing.
+        RunError: there is no such database, or no such study in it, or it is damaged.
     """
-    file = sqlalchemy.make_url(url).database if is_sqlite(url) else None
-    if file is not None and not Path(file).is_file():
-        raise RunError(
-            f"the sweep's database {file} is missing: put it back, or run the sweep's command "
-            "again, which makes a new one and reads what is trained already"
-        )
+    with opened_to_read(database) as storage:
+        study = optuna.load_study(study_name=name, storage=storage)
+        return in_places(study.get_trials(deepcopy=False))
 
 
 class Ended(Exception):  # noqa: N818  (no failure of this process)
@@ -64,7 +40,7 @@ class Study:
     """The trials of a sweep, in a database that all its workers see.
 
     Args:
-        url: of the database, as SQLAlchemy writes it.
+        database: where the trials are stored.
         name: of the study in it.
         sweep: what is tried.
         heartbeat_seconds: between two heartbeats of a trial.
@@ -77,16 +53,16 @@ class Study:
 
     def __init__(
         self,
-        url: str,
+        database: Database,
         name: str,
         sweep: Sweep,
         *,
         heartbeat_seconds: int = 10,
         patience_seconds: int = 60,
     ) -> None:
-        self.sweep, self._url = sweep, url
-        with _explained(url):
-            self._storage = _open(url, heartbeat_seconds, patience_seconds)
+        self.sweep, self._database = sweep, database
+        with explained(database):
+            self._storage = open_to_work(database, heartbeat_seconds, patience_seconds)
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=name,
@@ -104,7 +80,7 @@ class Study:
 
     def places(self) -> list[StudentPlace]:
         """All students of the sweep, in their order."""
-        with _explained(self._url):
+        with explained(self._database):
             return in_places(self._study.get_trials(deepcopy=False))
 
     def plan(self, points: Sequence[Mapping[str, Any]] | None) -> None:
@@ -135,7 +111,7 @@ class Study:
 
     def refill(self) -> None:
         """Queue a trial in each place whose trial has lost its worker or was stopped."""
-        with _explained(self._url):
+        with explained(self._database):
             self._hear_the_silent()
             fail_stale_trials(self._study)
         self._queue_again("lost")
@@ -147,7 +123,7 @@ class Study:
     def _queue_again(self, state: State) -> None:
         for place in self.places():
             if place.state == state:
-                with _explained(self._url):
+                with explained(self._database):
                     self._study.add_trial(_successor(place.last))
 
     def _hear_the_silent(self) -> None:
@@ -186,7 +162,7 @@ class Study:
                 raised.append(error)
                 raise
 
-        with _explained(self._url):
+        with explained(self._database):
             try:
                 self._study.optimize(objective, n_trials=1, catch=(Ended,))
             except Exception as error:
@@ -199,7 +175,7 @@ class Study:
 
     def explained(self) -> AbstractContextManager[None]:
         """Say what the database says as a message."""
-        return _explained(self._url)
+        return explained(self._database)
 
     def _is_over(self, number: int) -> bool:
         return any(
@@ -256,57 +232,3 @@ def _successor(trial: FrozenTrial) -> FrozenTrial:
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
-
-
-class _Storage(RDBStorage):
-    def record_heartbeat(self, trial_id: int) -> None:
-        """A beat that a database misses is not the last one, as it would be in Optuna's thread."""
-        with suppress(StorageInternalError):
-            super().record_heartbeat(trial_id)
-
-
-def _open(url: str, heartbeat_seconds: int, patience_seconds: int) -> _Storage:
-    arguments: dict[str, Any] = {}
-    file = sqlalchemy.make_url(url).database if is_sqlite(url) else None
-    if file is not None:
-        connection = sqlite3.connect(file, timeout=_TRANSACTION_SECONDS)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
-        arguments = {"connect_args": {"timeout": _TRANSACTION_SECONDS, "isolation_level": None}}
-    storage = _Storage(
-        url,
-        engine_kwargs=arguments,
-        heartbeat_interval=heartbeat_seconds,
-        grace_period=patience_seconds,
-    )
-    if file is not None:  # or two workers read the same state before one of them writes
-        sqlalchemy.event.listen(
-            storage.engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE")
-        )
-    return storage
-
-
-def is_sqlite(url: str) -> bool:
-    """Whether a database is a file of this machine."""
-    return url.startswith("sqlite")
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """What a database says, as a message; what Optuna says of experiments, not at all."""
-    shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            yield
-    except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
-        raise ConfigError(
-            f"--storage {shown}: what speaks to it is not installed ({error}): for PostgreSQL, "
-            "pip install 'psycopg[binary]', and name it postgresql+psycopg://USER@HOST/DATABASE"
-        ) from error
-    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise RunError(
-            f"the sweep's database {shown} does not answer ({cause}): check that it is there and "
-            "can be written, then run the same command again"
-        ) from error

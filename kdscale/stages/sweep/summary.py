@@ -15,7 +15,7 @@ from kdscale.run_folder import RunFolder, Weights
 from kdscale.stages.sweep.drawing import unlabelled
 from kdscale.stages.sweep.folder import SweepFolder, read_folder
 from kdscale.stages.sweep.places import StudentPlace
-from kdscale.stages.sweep.study import Study, check_is_there
+from kdscale.stages.sweep.study import read_places
 
 _WATCHED_SECONDS = 2 * INTERVAL_SECONDS  # at most, where workers are on other machines
 _STATES = ("finished", "pruned", "failed", "running", "waiting")
@@ -31,10 +31,7 @@ def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
         RunError: there is no sweep, or its database does not answer.
     """
     begun = read_folder(folder, storage)
-    check_is_there(begun.url)
-    study = Study(begun.url, begun.study, begun.variants.sweep)
-    found = describe(begun, study.places())
-    study.close()
+    found = describe(begun, read_places(begun.database, begun.study))
     if found["trials"]["running"] or found["trials"]["waiting"]:
         found["working"] = living_builder(folder, patience_seconds=_WATCHED_SECONDS) is not None
     return found
@@ -151,7 +148,7 @@ def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
         command += ["--cache", begun.cache]
     if "seed" in row["parameters"]:
         command += ["--seed", str(row["parameters"]["seed"])]
-    if recipe.teacher.weights is None:
+    if not recipe.teacher.is_trained:
         teacher = find_teacher(recipe, [begun.path, Path("runs") / recipe.name])
         if teacher is not None:
             command += ["--set", f"teacher.weights={RunFolder(teacher).weights_file()}"]

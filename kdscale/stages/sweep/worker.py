@@ -34,6 +34,7 @@ from kdscale.errors import (
     ModelError,
     PrunedError,
 )
+from kdscale.regular_files import check_no_links
 from kdscale.runlog import read_metrics
 from kdscale.stages.build import build
 from kdscale.stages.evaluate import QUICK_SECONDS, Evaluation
@@ -76,16 +77,18 @@ def opened(
         KdscaleError: what is wrong, or why it cannot be joined.
     """
     _check_alone()
+    check_no_links(folder)
     points = check_values(variants)
     if not is_sweep(folder):
         _check_students(variants, points or variants.samples(), cache_root)
     with Claims(folder) as claims:
         begun = begin(folder, variants, storage, claims)
         study = Study(
-            begun.url, begun.study, variants.sweep,
+            begun.database, begun.study, variants.sweep,
             heartbeat_seconds=pace.heartbeat, patience_seconds=pace.patience,
         )  # fmt: skip
         try:
+            claims.tidy()
             with in_turn(claims, "queue", "another worker queues the trials: waiting"):
                 study.plan(points)
             yield begun, study, claims
@@ -184,7 +187,7 @@ def _named(values: Mapping[str, object]) -> Iterator[None]:
 
 def _teacher(recipe: config.Recipe, folder: Path, root: Path, claims: Claims) -> str | None:
     """Weights of a teacher where the recipe names none: trained once, by one worker."""
-    if recipe.teacher.weights is not None:
+    if recipe.teacher.is_trained:
         return None
     with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
         train_set, test_set = check_recipe(recipe, root)

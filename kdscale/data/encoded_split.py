@@ -1,0 +1,176 @@
+"""The chosen rows of one split, images still encoded, read within a bounded amount of memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdscale.errors import DataError
+from kdscale.regular_files import read_regular
+
+ROWS_PER_READ = 1024
+BYTES_PER_READ = 64 << 20
+"""Encoded bytes after which `read` yields what it holds; one more image may come on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSplit:
+    """The chosen rows of one split, images still encoded, labels settled."""
+
+    cells: Any
+    """`pyarrow.ChunkedArray`, the image column of the whole split: bytes, paths, or both."""
+    rows: np.ndarray
+    """Row in the split of each sample, ascending."""
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    name: str
+    split: str
+    passed_over: tuple[str, ...] = ()
+    """Phrases about the files of the source that were not read."""
+    grey_range: tuple[float, float] | None = None
+    """Levels of black and white in images of more than 8 bits a pixel; None: 0 and 65535."""
+
+    def read(self) -> Iterator[list[bytes]]:
+        """The encoded images in order, `ROWS_PER_READ` or about `BYTES_PER_READ` at a time."""
+        batch: list[bytes] = []
+        size = sample = 0
+        for cells in self._cells():
+            for cell in cells:
+                image = cell if cell and isinstance(cell, bytes) else self._bytes(sample, cell)
+                batch.append(image)
+                size += len(image)
+                sample += 1
+                if size >= BYTES_PER_READ or sample % ROWS_PER_READ == 0:
+                    yield batch
+                    batch, size = [], 0
+        if batch:
+            yield batch
+
+    def sizes(self) -> np.ndarray:
+        """int64 [N]: bytes of each encoded image, without reading it; 0 where there is none."""
+        parts = [_sizes(chunk, local) for chunk, local in self._chunks()]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    def read_one(self, sample: int) -> bytes:
+        """The encoded image of one sample; any number of threads may call.
+
+        Raises:
+            DataError: there is none, or its file cannot be read.
+        """
+        cell = self.cells[int(self.rows[sample])].as_py()
+        if isinstance(cell, dict):
+            cell = cell["bytes"] or cell.get("path")
+        return self._bytes(sample, cell)
+
+    def place(self, sample: int) -> str:
+        """How messages name a sample: its row, and its file where it has one."""
+        file = self._file(sample)
+        where = f" ({file})" if file else ""
+        return f"row {self.rows[sample]} of split '{self.split}' of {self.name}{where}"
+
+    def _file(self, sample: int) -> str:
+        if "path" not in _field_names(self.cells.type):
+            return ""
+        return self.cells[int(self.rows[sample])]["path"].as_py() or ""
+
+    def _chunks(self) -> Iterator[tuple[Any, np.ndarray]]:
+        """Each chunk of the column, and the chosen rows in it, counted from its start."""
+        start = 0
+        for chunk in self.cells.chunks:
+            first, last = np.searchsorted(self.rows, (start, start + len(chunk)))
+            if last > first:
+                yield chunk, self.rows[first:last] - start
+            start += len(chunk)
+
+    def _cells(self) -> Iterator[list[bytes | str | None]]:
+        """The chosen cells in order, of each chunk or of so many rows as `BYTES_PER_READ` hold."""
+        for chunk, local in self._chunks():
+            if chunk.nbytes <= BYTES_PER_READ:
+                yield _cells(_select(chunk, local))
+                continue
+            ends = np.cumsum(_bytes_inside(chunk, local))
+            first = 0
+            while first < len(local):
+                begun = ends[first - 1] if first else 0
+                last = max(first + 1, int(np.searchsorted(ends, begun + BYTES_PER_READ)))
+                yield _cells(_select(chunk, local[first:last]))
+                first = last
+
+    def _bytes(self, sample: int, cell: bytes | str | None) -> bytes:
+        if not cell:
+            raise DataError(f"{self.place(sample)} holds no image: remove the row from the data")
+        if isinstance(cell, bytes):
+            return cell
+        try:
+            return read_regular(Path(cell))
+        except OSError as error:
+            raise DataError(
+                f"{self.place(sample)} cannot be read: {cell}: {error.strerror or error}"
+            ) from error
+
+
+def _field_names(kind: Any) -> list[str]:
+    return [field.name for field in kind] if kind.num_fields else []
+
+
+def _select(chunk: Any, local: np.ndarray) -> Any:
+    if int(local[-1]) - int(local[0]) + 1 == len(local):
+        return chunk.slice(int(local[0]), len(local))  # without a copy
+    import pyarrow as pa
+
+    try:
+        return chunk.take(pa.array(local))
+    except pa.ArrowNotImplementedError:  # binary_view
+        return pa.array([chunk[int(row)].as_py() for row in local], chunk.type)
+
+
+def _cells(column: Any) -> list[bytes | str | None]:
+    """Bytes, else the path of the file, of each cell of an image column."""
+    names = _field_names(column.type)
+    if not names:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    parts = dict(zip(names, column.flatten(), strict=True))  # None where the cell is
+    images = parts["bytes"].to_pylist()
+    if parts["bytes"].null_count == 0 or "path" not in parts:
+        return images  # type: ignore[no-any-return]
+    return [one or path for one, path in zip(images, parts["path"].to_pylist(), strict=True)]
+
+
+def _bytes_inside(chunk: Any, local: np.ndarray) -> np.ndarray:
+    """Bytes that each cell holds itself, int64: 0 for paths and for none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names = _field_names(chunk.type)
+    column = dict(zip(names, chunk.flatten(), strict=True))["bytes"] if names else chunk
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+        chosen: np.ndarray = lengths.astype(np.int64)[local]
+        return chosen
+    if pa.types.is_binary_view(column.type):
+        return np.array([_view_size(column[int(row)]) for row in local], dtype=np.int64)
+    return np.zeros(len(local), dtype=np.int64)
+
+
+def _view_size(cell: Any) -> int:
+    return cell.as_buffer().size if cell.is_valid else 0
+
+
+def _sizes(chunk: Any, local: np.ndarray) -> np.ndarray:
+    """Bytes of each image, inside the cell or in its file."""
+    sizes = _bytes_inside(chunk, local)
+    elsewhere = np.flatnonzero(sizes == 0)
+    if len(elsewhere):
+        for place, cell in zip(elsewhere, _cells(_select(chunk, local[elsewhere])), strict=True):
+            if isinstance(cell, str):
+                sizes[place] = _file_size(Path(cell))
+    return sizes
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # `read` says so, and of which row

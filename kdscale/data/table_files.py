@@ -1,0 +1,256 @@
+"""Parquet, Arrow and webdataset files: which split each belongs to, and whether all are there.
+
+The files are counted here before `datasets` opens them: left to itself it drops those whose names
+name no split where others do, reads those that name two twice, and takes the most common suffix for
+the format.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kdscale.data.listing import (
+    TABLE_SUFFIXES,
+    Listing,
+    check_no_pointer,
+    first_few,
+)
+from kdscale.data.splits import SPLIT_FOLDERS, split_words
+from kdscale.errors import DataError
+from kdscale.wording import number_of
+
+_SHARD = re.compile(r"(?P<name>.*?)[-_.](?P<index>\d{5})-of-(?P<total>\d{5})(?P<rest>\W.*)?")
+_CARD_HEADER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
+
+
+def open_table_folder(listing: Listing, config: str | None) -> tuple[dict[str, Any], list[str]]:
+    """The splits of a folder of table files, and the files that were read, relative to it.
+
+    Args:
+        listing: the folder.
+        config: the configuration to read, of those that the folder's README.md names.
+
+    Raises:
+        DataError: files of several formats, a shard that is missing, or a file of no or two splits.
+    """
+    kinds = _tables_by_suffix(listing)
+    tables = [file for files in kinds.values() for file in files]
+    for file in tables:
+        check_no_pointer(listing.root / file)
+    check_shards(str(listing.root), tables)
+    if has_card(listing.root):
+        return _open_by_card(listing, tables, config)
+    if config is not None:
+        raise DataError(
+            f"data.config is {config!r}, but {listing.root} has no README.md that names "
+            "configurations: leave it out, or point --data at a folder that has"
+        )
+    if len(kinds) > 1:
+        some = first_few([files[0] for files in kinds.values()])
+        raise DataError(
+            f"{listing.root} holds files of several formats ({some}): move those that are not "
+            "meant elsewhere"
+        )
+    splits = _assign(listing.root, tables)
+    (suffix,) = kinds
+    return open_files(TABLE_SUFFIXES[suffix], listing.root, splits), tables
+
+
+def open_files(kind: str, root: Path, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Open table files of one format; all of their rows are read.
+
+    Args:
+        kind: the builder of `datasets`.
+        root: folder of the files.
+        splits: their paths below it, by split.
+    """
+    from datasets import load_dataset
+
+    paths = {name: [root / file for file in files] for name, files in splits.items()}
+    opened = load_dataset(
+        kind,
+        data_files={
+            name: [glob.escape(str(path.resolve())) for path in files]
+            for name, files in paths.items()
+        },
+        description=state_of([path for files in paths.values() for path in files]),
+    )
+    if kind == "parquet":
+        _check_rows(opened, paths)
+    return dict(opened)
+
+
+def state_of(paths: Iterable[Path]) -> str:
+    """A hash of what the file system says of files, for the key under which `datasets` stores rows.
+
+    `datasets` itself looks at paths and modification times, which a copy of another file may bear;
+    the time of the last change of a file's record cannot be set.
+    """
+    states = []
+    for path in paths:
+        status = path.stat()
+        states.append([str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
+def check_shards(place: str, files: Iterable[str]) -> None:
+    """Refuse files named `NAME-00001-of-00003.SUFFIX` of which some are missing.
+
+    Raises:
+        DataError: naming the first that is missing.
+    """
+    found: dict[tuple[str, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if match := _SHARD.fullmatch(name):
+            shards = found[folder, match["name"]]
+            shards[int(match["total"])].add(int(match["index"]))
+    for (folder, name), by_total in found.items():
+        where = f"{folder}/{name}" if folder else name
+        if len(by_total) > 1:
+            totals = " and ".join(f"of {total}" for total in sorted(by_total))
+            raise DataError(
+                f"{place} holds shards {totals} of {where}: move those of the older copy elsewhere"
+            )
+        ((total, indices),) = by_total.items()
+        missing = sorted(set(range(total)) - indices)
+        if missing:
+            example = f"{where}-{missing[0]:05}-of-{total:05}"
+            raise DataError(
+                f"{place} holds {len(indices)} of the {number_of(total, 'shard')} of {where}; "
+                f"missing: {example}{' and others' if len(missing) > 1 else ''}. Download the "
+                "rest, or, where this part is meant, rename its files"
+            )
+
+
+def has_card(root: Path) -> bool:
+    """Whether a folder describes configurations or columns, as repositories of the hub do."""
+    if (root / ".huggingface.yaml").is_file() or (root / "dataset_infos.json").is_file():
+        return True
+    try:
+        text = (root / "README.md").read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
+        return False
+    header = _CARD_HEADER.match(text)
+    return bool(header and re.search(r"^(configs|dataset_info)\s*:", header[1], re.MULTILINE))
+
+
+def config_error(source: str, config: str | None, names: Sequence[str]) -> DataError:
+    """The error for a source of several configurations, of which none or another one is named."""
+    problem = f"has no configuration {config!r}" if config else "has several configurations"
+    return DataError(
+        f"{source} {problem}: it has {', '.join(names)}. Set data.config to one of them"
+    )
+
+
+def _tables_by_suffix(listing: Listing) -> dict[str, list[str]]:
+    """The table files; archives of the webdataset format only where there is nothing else."""
+    tables = listing.of("table") or [
+        file for file in listing.of("archive") if file.lower().endswith(".tar")
+    ]
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for file in tables:
+        kinds[PurePosixPath(file).suffix.lower()].append(file)
+    return kinds
+
+
+def _open_by_card(
+    listing: Listing, tables: list[str], config: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    from datasets import get_dataset_config_names, load_dataset_builder
+
+    root = listing.root.resolve()
+    names = get_dataset_config_names(str(root))
+    if (config is not None and config not in names) or (
+        config is None and len(names) > 1 and "default" not in names
+    ):
+        raise config_error(str(listing.root), config, names)
+    state = state_of(root / file for file in tables)
+    builder = load_dataset_builder(str(root), name=config, description=state)
+    read = [
+        os.path.relpath(file, root)
+        for files in (builder.config.data_files or {}).values()
+        for file in files
+    ]
+    if len(set(read)) < len(read):
+        twice = sorted({file for file in read if read.count(file) > 1})
+        raise DataError(
+            f"{listing.root}: {first_few(twice)} would be read as part of two splits: say in "
+            "README.md (configs: data_files) which split each file belongs to"
+        )
+    builder.download_and_prepare()
+    return dict(builder.as_dataset()), read
+
+
+def _assign(root: Path, tables: Sequence[str]) -> dict[str, list[str]]:
+    """The files of each split, by folder or name; all are of "train" where none names one."""
+    named = {file: _split_of(root, file) for file in tables}
+    unnamed = [file for file, split in named.items() if split is None]
+    if unnamed and len(unnamed) < len(tables):
+        raise DataError(
+            f"{root}: the name of {first_few(unnamed)} tells no split, while those of other files "
+            "do: rename to train, validation or test, or move elsewhere"
+        )
+    splits: dict[str, list[str]] = defaultdict(list)
+    for file, split in named.items():
+        splits[split or "train"].append(file)
+    for split, files in splits.items():
+        _check_one_family(root, split, files)
+    return splits
+
+
+def _split_of(root: Path, file: str) -> str | None:
+    """The split that a file's folder or name stands for.
+
+    Raises:
+        DataError: it stands for several.
+    """
+    *folders, name = file.split("/")
+    for folder in folders:
+        if folder.lower() in SPLIT_FOLDERS:
+            return SPLIT_FOLDERS[folder.lower()]
+    stem = PurePosixPath(name).stem
+    words = split_words(stem)
+    if len(words) > 1:
+        raise DataError(
+            f"{root}/{file} names several splits ({', '.join(words)}): rename it to one of them"
+        )
+    if words:
+        return words[0]
+    shard = _SHARD.fullmatch(name)
+    return shard["name"] if shard else None
+
+
+def _check_one_family(root: Path, split: str, files: Sequence[str]) -> None:
+    """The files of a split are shards of one another: names differ in numbers and hashes only."""
+    families: dict[str, str] = {}
+    for file in files:
+        *folders, name = file.split("/")
+        top = [one for one in folders if one.lower() not in SPLIT_FOLDERS]
+        within = top if len(top) == len(folders) else []  # below a split's folder all belong to it
+        family = "/".join([*within, re.sub(r"[0-9a-f]{8,}|\d+", "#", name.lower())])
+        families.setdefault(family, file)
+    if len(families) > 1:
+        raise DataError(
+            f"{root}: split {split!r} would be read from files that are no shards of one another "
+            f"({first_few(families.values())}): move those that are not meant elsewhere, or rename "
+            "them to part-0, part-1, ..."
+        )
+
+
+def _check_rows(opened: Mapping[str, Any], paths: Mapping[str, Sequence[Path]]) -> None:
+    import pyarrow.parquet as pq
+
+    for name, files in paths.items():
+        wanted = sum(pq.read_metadata(file).num_rows for file in files)
+        if len(opened[name]) != wanted:
+            raise DataError(
+                f"split {name!r}: {number_of(wanted, 'row')} lie in {first_few(map(str, files))}, "
+                f"but `datasets` read {len(opened[name]):,}: empty its cache (HF_HOME)"
+            )
