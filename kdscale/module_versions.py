@@ -25,9 +25,9 @@ def versions_of(model: nn.Module) -> dict[str, int]:
 def load_state(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
-    versions: Mapping[str, int] | None = None,
+    versions: Mapping[str, int] | None,
     *,
-    partial: bool = False,
+    strict: bool = True,
 ) -> None:
     """Load tensors into a model, as of modules of these versions.
 
@@ -36,7 +36,7 @@ def load_state(
         tensors: by name.
         versions: what `versions_of` gave; None for those of the model as it is, where a file does
             not say.
-        partial: leave tensors of the model that are not among `tensors` as they are.
+        strict: refuse other names than the model's; False leaves what is not among them.
     """
     if versions is None:
         versions = versions_of(model)
@@ -45,4 +45,4 @@ def load_state(
     state._metadata = OrderedDict(  # type: ignore[attr-defined]
         (name, {"version": versions.get(name, USUAL)}) for name in names
     )
-    model.load_state_dict(state, strict=not partial)
+    model.load_state_dict(state, strict=strict)

@@ -122,8 +122,8 @@ def load_images(
         name=source,
         split=encoded.split,
         keys=stored.keys,
-        passed_over=encoded.passed_over,
         row_check=stored.row_check,
+        passed_over=encoded.passed_over,
     )
 
 

@@ -68,7 +68,7 @@ def adopt(
     taken = {name: theirs[name] for name in own if name in theirs and name not in new}
     check_kinds(taken, own, source, what)
     check_finite(taken, source, what)
-    load_state(model, taken, partial=True)
+    load_state(model, taken, None, strict=False)
     return new
 
 
