@@ -44,7 +44,7 @@ class _Halt(nn.Module):
         self.halt, self.batches = Path(halt), batches
 
     def forward(self, values):
-        if self.training:
+        if self.training and len(values) > 2:  # 2 are a look at the model
             self.batches -= 1
             while self.batches < 0 and self.halt.exists():
                 time.sleep(0.01)
