@@ -282,21 +282,21 @@ class RunFolder:
 
     def write_job(self, job: Job) -> None:
         """Write `run.json`."""
-        write_object(path_inside(self.path, _RUN), asdict(job))
+        write_object(self.path / _RUN, asdict(job))
 
     def write_content(self, content: Content) -> None:
         """Write `content.json`."""
-        write_object(path_inside(self.path, _CONTENT), asdict(content))
+        write_object(self.path / _CONTENT, asdict(content))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`: the run is finished."""
-        write_object(path_inside(self.path, _RESULT), without_nan(result))
+        write_object(self.path / _RESULT, without_nan(result))
 
     def write_recipe(self, recipe: config.Recipe) -> None:
         """Write `recipe.toml`, whose last line is a comment with the checksum of the others."""
         text = config.dump_recipe(recipe)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        write_durably(path_inside(self.path, _RECIPE), f"{text}{_SUM_LINE}{digest}\n".encode())
+        write_durably(self.path / _RECIPE, f"{text}{_SUM_LINE}{digest}\n".encode())
 
     def forget_content(self) -> None:
         """Remove `content.json`, of a start that got no further."""
@@ -327,7 +327,7 @@ def _without_sum(data: bytes) -> str:
 
 def write_evaluation(path: Path, found: Mapping[str, Any]) -> None:
     """Write what an evaluation found, one field a line."""
-    write_object_by_lines(path_inside(path.parent, path.name), without_nan(found))
+    write_object_by_lines(path, without_nan(found))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

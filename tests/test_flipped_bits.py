@@ -29,7 +29,7 @@ from kdscale.engine.beginning import _read_note as read_note_of_beginning
 from kdscale.engine.loop import LoopState
 from kdscale.engine.resume import _loop_state
 from kdscale.engine.runs import Job
-from kdscale.engine.trained import trained_model_of
+from kdscale.engine.trained import Trust, trained_model_of
 from kdscale.errors import KdscaleError
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.weights import read_metadata
@@ -110,7 +110,7 @@ def run(tmp_path_factory, load_table, shared_root):
     folder = tmp_path_factory.mktemp("flips") / "run"
     recipe = load_table(data={"validation": 0.25}, student={"train": {"epochs": 2}})
     train(recipe, Job("student", "none", 0), run=folder, cache_root=shared_root)
-    Evaluation(shared_root, seconds=0).model(trained_model_of(folder))
+    Evaluation(shared_root, seconds=0).model(trained_model_of(folder, trust=Trust(code=True)))
     return folder
 
 

@@ -10,7 +10,6 @@ from kdscale.data.decode import Headers, decode_one
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.documents import DAMAGE, parse_as, read_object, write_object
 from kdscale.errors import KdscaleError
-from kdscale.regular_files import path_inside
 
 log = logging.getLogger(__name__)
 
@@ -52,4 +51,4 @@ def read_note(path: Path) -> Headers | None:
 
 def write_note(path: Path, headers: Headers) -> None:
     """Note what the headers say: reading those of a million images takes a minute."""
-    write_object(path_inside(path.parent, path.name), asdict(headers))
+    write_object(path, asdict(headers))

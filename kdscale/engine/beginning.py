@@ -14,7 +14,6 @@ from kdscale.engine.runs import is_begun
 from kdscale.errors import DownloadError, RunError
 from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
 from kdscale.models.weights import state_sha256
-from kdscale.regular_files import path_inside
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def find_beginning(run: Path, section: config.Model, what: str, *, main: bool) -
             return noted
     found = _read(settings.pretrained, section.model, what, required=settings.pretrained_required)
     if main:
-        write_object(path_inside(run, _NOTE), found.to_json())
+        write_object(note, found.to_json())
     return found
 
 

@@ -23,7 +23,6 @@ from kdscale.durable import remove_abandoned, write_durably
 from kdscale.engine.evaluation import examine
 from kdscale.engine.processes import from_main_process
 from kdscale.engine.teacher import FrozenTeacher
-from kdscale.errors import KdscaleError
 from kdscale.regular_files import read_inside
 from kdscale.wording import number_of
 
@@ -72,7 +71,8 @@ def keep_predictions(
     if accelerator.is_main_process:
         buffer = io.BytesIO()
         np.save(buffer, answers.numpy().astype("<i4"))
-        path, data = _path(teacher, images, root), buffer.getvalue()
+        data = buffer.getvalue()
+        path = _path(teacher, images, root)
         write_durably(path, data + hashlib.sha256(data).digest(), root=root)
         remove_abandoned(path.parent, path)
 
@@ -89,12 +89,16 @@ def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
 
 
 def _read(path: Path, num_samples: int) -> Tensor | None:
-    """Return the stored classes; None where there are none, or where they are damaged."""
+    """Return the stored classes; None where there are none, or where they are damaged.
+
+    Raises:
+        UnsafePathError: the file is a link or a special file.
+    """
     try:
         whole = read_inside(path.parent.parent, path.relative_to(path.parent.parent))
     except FileNotFoundError:
         return None
-    except (OSError, KdscaleError) as error:
+    except OSError as error:
         log.warning("the teacher's predictions %s cannot be read (%s)", path, error)
         return None
     data, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]

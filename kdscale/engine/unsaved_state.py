@@ -8,7 +8,6 @@ state.
 
 import copy
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,15 @@ from kdscale.errors import ModelError
 log = logging.getLogger(__name__)
 
 
-def check_state_is_saved(model: nn.Module, inputs: Callable[[], Tensor], what: str) -> None:
+def check_state_is_saved(model: nn.Module, inputs: Tensor, what: str) -> None:
     """Refuse a model whose forward passes in training change tensors that `state_dict` leaves out.
 
     Two passes of a copy over the same inputs, with the same random numbers, are compared: a cache
     is filled by the first one and then stays. Models without such tensors cost nothing.
 
     Args:
-        model: on the CPU; left as it is.
-        inputs: gives preprocessed images [B, C, H, W]; called where there is something to compare.
+        model: on the device of the inputs; left as it is.
+        inputs: preprocessed images [B, C, H, W].
         what: the model's part, for the message.
 
     Raises:
@@ -39,9 +38,8 @@ def check_state_is_saved(model: nn.Module, inputs: Callable[[], Tensor], what: s
     except RuntimeError as error:  # torch copies no tensor that has a history
         log.warning("%s: whether all that it learns is saved cannot be checked (%s)", what, error)
         return
-    pixels = inputs()
-    before = _after_a_pass(trial, pixels)
-    after = _after_a_pass(trial, pixels)
+    before = _after_a_pass(trial, inputs)
+    after = _after_a_pass(trial, inputs)
     changed = sorted(
         name for name, one in after.items() if name not in before or _differ(one, before[name])
     )
@@ -53,10 +51,11 @@ def check_state_is_saved(model: nn.Module, inputs: Callable[[], Tensor], what: s
         )
 
 
-def _after_a_pass(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+def _after_a_pass(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(0)
-        model(pixels)
+        model(inputs)
     return {name: one.detach().clone() for name, one in _unsaved(model).items()}
 
 

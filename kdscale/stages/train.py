@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from kdscale import config
 from kdscale.cache.copies import Copies
@@ -230,6 +230,7 @@ def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginni
         model, inputs, num_classes=data.images.num_classes, precision=settings.precision,
         what=training.job.model,
     )  # fmt: skip
+    check_state_is_saved(model, inputs, training.job.model)
     if unused:
         mention_unused(unused, training.job.model)
         expect_unused_parameters(accelerator)
@@ -277,20 +278,16 @@ def _student(
 ) -> nn.Module:
     """The model as it is trained: begun, over all processes, with what its losses need."""
     student, loss, accelerator = classifier.model, training.loss, training.accelerator
-
-    def inputs() -> Tensor:
-        return classifier.preprocess(loader.batch(0).pixels[:2]).cpu()
-
-    check_state_is_saved(student, inputs, training.job.model)
     if begun is not None:
         begun.put_into(student, training.section, training.job.model)
     if training.settings.sync_batch_norm and accelerator.num_processes > 1:
         student = with_whole_batches(student, accelerator.device)
     if not loss.features:
         return student
-    shapes = teaching.feature_shapes(source, loader.batch(0).pixels[:2])
+    pixels = loader.batch(0).pixels[:2]
+    shown, shapes = classifier.preprocess(pixels).cpu(), teaching.feature_shapes(source, pixels)
     seed, with_logits = training.job.seed, loss.with_logits
-    return taught(student, loss.features, inputs(), shapes, seed, with_logits=with_logits)
+    return taught(student, loss.features, shown, shapes, seed, with_logits=with_logits)
 
 
 def _run(

@@ -75,9 +75,6 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     student = _check_trains(recipe, recipe.student, train, test, what="student")
     if recipe.teacher.train is not None and not recipe.teacher.is_trained:
         _check_trains(recipe, recipe.teacher, train, test, what="teacher")
-    check_state_is_saved(
-        student.model, lambda: student.preprocess(two_views(first, pipelines[0])), "student"
-    )
     for term in loss.features:
         find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.is_trained:
@@ -97,11 +94,12 @@ def _check_trains(
     classifier = model_of(recipe, section, train, what=what, tested=test)
     if section.train is not None:
         views = training_pipeline(recipe, section.train, train.num_samples)
-        pixels = two_views(Images(train, torch.device("cpu")), views)
+        inputs = classifier.preprocess(two_views(Images(train, torch.device("cpu")), views))
         unused_parameters(
-            classifier.model, classifier.preprocess(pixels), num_classes=train.num_classes,
+            classifier.model, inputs, num_classes=train.num_classes,
             precision=section.train.precision, what=what,
         )  # fmt: skip
+        check_state_is_saved(classifier.model, inputs, what)
     return classifier
 
 
