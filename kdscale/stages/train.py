@@ -231,6 +231,7 @@ def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginni
         model, inputs, num_classes=data.images.num_classes, precision=settings.precision,
         what=training.job.model,
     )  # fmt: skip
+    check_state_is_saved(model, inputs, training.job.model)
     if unused:
         mention_unused(unused, training.job.model)
         expect_unused_parameters(accelerator)

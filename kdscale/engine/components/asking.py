@@ -95,11 +95,11 @@ def _check_trains(
     if section.train is not None:
         views = training_pipeline(recipe, section.train, train.num_samples)
         inputs = classifier.preprocess(two_views(Images(train, torch.device("cpu")), views))
-        check_state_is_saved(classifier.model, inputs, what)
         unused_parameters(
             classifier.model, inputs, num_classes=train.num_classes,
             precision=section.train.precision, what=what,
         )  # fmt: skip
+        check_state_is_saved(classifier.model, inputs, what)
     return classifier
 
 
