@@ -34,7 +34,13 @@ def _pixels(num_samples, seed):
 
 
 def _model(hidden, **train):
-    settings = {"epochs": 2, "global_batch_size": 8, "learning_rate": 0.003, "log_every": 1, "checkpoint_every": 2}
+    settings = {
+        "epochs": 2,
+        "global_batch_size": 8,
+        "learning_rate": 0.003,
+        "log_every": 1,
+        "checkpoint_every": 2,
+    }
     return {"model": "mnist-mlp", "options": {"hidden": hidden}, "train": settings | train}
 
 

@@ -8,6 +8,7 @@ import contextlib
 import faulthandler
 import gc
 import json
+import math
 import os
 import resource
 import select
@@ -25,11 +26,11 @@ from typing import Any
 STATED = (0, 1, 2)
 """Exit codes of a command that ended as it should: done, a stated failure, wrong usage."""
 SECONDS = 60.0
-"""Time limit of a child. Far above the usual tenth of a second: the machine may be loaded."""
-_CPU_SECONDS = 10
+"""Time limit of a child; of the processor's time it gets a sixth. Both are far above the usual
+tenth of a second: the machine may be loaded."""
 GROWTH_BYTES = 512 << 20
 """Largest growth of the resident memory that is accepted."""
-_ADDRESS_SPACE_BYTES = 4 << 30  # beyond what the parent has: threads reserve a lot
+_ADDRESS_SPACE_BYTES = 2 << 30  # beyond what the parent has: threads reserve a lot
 _FILE_BYTES = 256 << 20
 
 
@@ -53,16 +54,15 @@ class Outcome:
     @property
     def fault(self) -> str | None:
         """What no input may cause, in words; None if it ended with a stated exit code."""
+        last = " | ".join((self.crash or self.stderr).strip().splitlines()[-6:])
         if self.hung or self.exit_code == -signal.SIGXCPU:
-            return f"hung: {self.stderr[-2000:]}"
-        if self.crash is not None:
-            return f"traceback: {' | '.join(self.crash.split(chr(10))[-6:])}"
+            return f"hung: {last}"
+        if self.crash is not None or "Traceback" in self.stderr:
+            return f"traceback: {last}"
         if self.exit_code not in STATED:
-            return f"exit code {self.exit_code}: {self.stderr[-2000:]}"
-        if "Traceback" in self.stderr:
-            return f"printed a traceback: {self.stderr[-2000:]}"
+            return f"exit code {self.exit_code}: {last}"
         if "out of memory" in self.stderr or self.growth_bytes > GROWTH_BYTES:
-            return f"memory: grew by {self.growth_bytes >> 20} MiB: {self.stderr[-500:]}"
+            return f"memory: grew by {self.growth_bytes >> 20} MiB: {last}"
         return None
 
 
@@ -76,7 +76,7 @@ def run(function: Callable[[], Any], *, cwd: Path, seconds: float = SECONDS) -> 
             warnings.simplefilter("ignore")  # fork beside idle threads, from Python 3.12 on
             child = os.fork()
         if child == 0:
-            _child(function, cwd, out, err, report)
+            _child(function, cwd, seconds, out, err, report)
         os.close(writable)
         hung = not select.select([readable], [], [], seconds)[0]
         if hung:
@@ -95,14 +95,29 @@ def run_command(*args: object, cwd: Path, seconds: float = SECONDS) -> Outcome:
 
 
 def main(*args: object) -> None:
-    """Run a kdscale command in this process, which is a child; ends in SystemExit."""
+    """Run a kdscale command in this process, which is a child; ends in SystemExit.
+
+    Moments take the place of the time for which a builder that may be dead is watched.
+    """
+    from kdscale.cache import claims
     from kdscale.cli import main
 
+    claims.PATIENCE_SECONDS, claims.INTERVAL_SECONDS = 0.5, 0.1
     sys.argv = ["kdscale", *map(str, args)]
     main()
 
 
-def _child(function: Callable[[], Any], cwd: Path, out: Any, err: Any, report: Any) -> None:
+def listing(folder: Path) -> dict[str, bytes | None]:
+    """Content of all files below a folder by path; None of a folder in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def _child(
+    function: Callable[[], Any], cwd: Path, seconds: float, out: Any, err: Any, report: Any
+) -> None:
     """Never returns."""
     try:
         gc.freeze()  # the parent's objects stay shared with it
@@ -111,7 +126,7 @@ def _child(function: Callable[[], Any], cwd: Path, out: Any, err: Any, report: A
         sys.stdout, sys.stderr = out, err
         faulthandler.register(signal.SIGUSR2, file=err, all_threads=False)
         warnings.resetwarnings()
-        _limit()
+        _limit(seconds)
         before = _resident_bytes("VmRSS")
         os.chdir(cwd)
         os.environ["KDSCALE_CACHE_ROOT"] = "root"
@@ -135,11 +150,11 @@ def _call(function: Callable[[], Any]) -> dict[str, Any]:
         return {"exit_code": 70, "crash": traceback.format_exc()}
 
 
-def _limit() -> None:
+def _limit(seconds: float) -> None:
     for what, more in (
         (resource.RLIMIT_AS, _resident_bytes("VmSize") + _ADDRESS_SPACE_BYTES),
         (resource.RLIMIT_FSIZE, _FILE_BYTES),
-        (resource.RLIMIT_CPU, _CPU_SECONDS),
+        (resource.RLIMIT_CPU, math.ceil(seconds / 6)),
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(what)
