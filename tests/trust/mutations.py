@@ -10,8 +10,9 @@ LONG = 5_000  # digits: beyond what int() takes
 VALUES = [
     None, True, -1, 0, 1, 3, 10**6, 10**9, 10**12, 2**63, -(2**63), 10**40, 0.5, -0.0, 1e308,
     5e-324, float("nan"), float("inf"), -float("inf"), "", "x", "0", "x" * 100_000,
-    "../../outside/victim.txt", "/dev/zero", "a\0b", "\u202e\x1b[31m", "\ud800", [], {}, [[]], [None], [1, 2, 3], [0] * 10_000,
-    {"": 0}, {"x": {"y": []}}, "os:system", "transformers/../../outside", "s3://",
+    "../../outside/victim.txt", "/dev/zero", "a\0b", "\u202e\x1b[31m", "\ud800", [], {}, [[]],
+    [None], [1, 2, 3], [0] * 10_000, {"": 0}, {"x": {"y": []}}, "os:system",
+    "transformers/../../outside", "s3://",
 ]  # fmt: skip
 """Values that a field of a file may hold where something else is meant."""
 
@@ -70,7 +71,7 @@ def _places(value, path=()):
 def damage_value(draw, value):
     """A copy of a JSON value with one of its values, keys or types changed."""
     value = deepcopy(value)
-    places = list(_places(value))
+    places = list(_places(value)) if isinstance(value, dict | list) else []
     if not places:
         return draw.choice(VALUES)
     *above, key = draw.choice(places)
