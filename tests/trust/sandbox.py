@@ -68,9 +68,11 @@ class Outcome:
 
 def run(function: Callable[[], Any], *, cwd: Path, seconds: float = SECONDS) -> Outcome:
     """Call a function in a forked child; `cwd` is its current folder, `cwd/root` its cache root."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, (
-        tempfile.TemporaryFile("w+")
-    ) as report:  # fmt: skip
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+", errors="backslashreplace") as err,  # as Python has it
+        tempfile.TemporaryFile("w+") as report,
+    ):
         readable, writable = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fork beside idle threads, from Python 3.12 on
