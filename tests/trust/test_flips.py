@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,34 +130,67 @@ def _product(consumer, box, done):
         return f"the command has written what cannot be read: {error}"
 
 
+@dataclass(frozen=True)
+class Flip:
+    """A bit of a file, and a command that reads it."""
+
+    target: str
+    file: Path
+    bit: int
+    consumer: Consumer
+
+
+def _draw(targets, count, folder, seed):
+    """`count` bits, each with every command that reads its file."""
+    draw = random.Random(seed)
+    for number in range(count):
+        target = targets[number % len(targets)]
+        file = draw.choice(target.files(folder))
+        bit = draw.randrange(8 * (folder / file).stat().st_size)
+        yield from (Flip(target.name, file, bit, consumer) for consumer in target.consumers)
+
+
 class Judge:
-    """Compares a command's outcome after a flip with that before it."""
+    """Compares what commands give after a flip with what they give without one."""
 
     def __init__(self, material, folder):
         self.material, self.folder = material, folder
         self._sound = {}
 
-    def verdict(self, consumer, file=None, bit=0):
-        """`same`, `refused`, `said`, or a fault in words."""
-        box = self.folder / "box"
-        shutil.copytree(self.material, box)
-        try:
-            if file is not None:
-                _flip(box / file, bit)
-            done = sandbox.run_command(*consumer.args, cwd=box)
-            if done.fault is not None:
-                return done.fault
-            product = _product(consumer, box, done) if done.exit_code == 0 else None
-        finally:
-            shutil.rmtree(box)
-        if file is None:
-            assert done.exit_code == 0, done.stderr
-            self._sound[consumer] = (product, _told(done))
-            return "same"
+    def verdicts(self, flips):
+        """Of each flip: `same`, `refused`, `said`, or a fault in words."""
+        for start in range(0, len(flips), _TOGETHER):
+            some = flips[start : start + _TOGETHER]
+            for consumer in {flip.consumer for flip in some} - self._sound.keys():
+                ((done, product),) = self._outcomes([(consumer, None)])
+                assert (done.exit_code, done.fault) == (0, None), done.stderr
+                self._sound[consumer] = product, _told(done)
+            outcomes = self._outcomes([(flip.consumer, flip) for flip in some])
+            yield from (
+                self._verdict(flip.consumer, *outcome)
+                for flip, outcome in zip(some, outcomes, strict=True)
+            )
+
+    def _outcomes(self, wanted):
+        """What comes of commands, each in a copy of the material with its bit flipped."""
+        calls = []
+        for number, (consumer, flip) in enumerate(wanted):
+            box = Path(shutil.copytree(self.material, self.folder / str(number)))
+            if flip is not None:
+                _flip(box / flip.file, flip.bit)
+            calls.append(sandbox.Call(partial(sandbox.main, *consumer.args), box))
+        found = []
+        for (consumer, _), call, done in zip(wanted, calls, sandbox.run_all(calls), strict=True):
+            sound = done.exit_code == 0 and done.fault is None
+            found.append((done, _product(consumer, call.cwd, done) if sound else None))
+            shutil.rmtree(call.cwd)
+        return found
+
+    def _verdict(self, consumer, done, product):
+        if done.fault is not None:
+            return done.fault
         if done.exit_code:
-            return "refused" if done.stderr + done.stdout else "fault: no message"
-        if consumer not in self._sound:
-            self.verdict(consumer)
+            return "refused" if done.stderr + done.stdout else "no message"
         sound, usual = self._sound[consumer]
         if product == sound:
             return "same"
@@ -164,23 +198,22 @@ class Judge:
         return "said" if said else "silently another outcome"
 
 
-def _flip_all(targets, count, judge, seed):
-    """`count` flips, each read by each consumer of its file; the faults, in words."""
-    draw = random.Random(seed)
-    faults, counts = [], {target.name: Counter() for target in targets}
-    for number in range(count):
-        target = targets[number % len(targets)]
-        file = draw.choice(target.files(judge.material))
-        bit = draw.randrange(8 * (judge.material / file).stat().st_size)
-        for consumer in target.consumers:
-            verdict = judge.verdict(consumer, file, bit)
-            known = verdict if verdict in ("same", "refused", "said") else "fault"
-            counts[target.name][known] += 1
-            if known == "fault":
-                faults.append(f"{file} bit {bit}: {' '.join(consumer.args[:2])}: {verdict}")
+_TOGETHER = 50
+"""Commands in one child: the folders of so many are there at once."""
+_SOUND = ("same", "refused", "said")
+
+
+def _faults(flips, judge):
+    """The faults in words; prints a table of what came of the flips."""
+    faults, counts = [], {flip.target: Counter() for flip in flips}
+    for flip, verdict in zip(flips, judge.verdicts(flips), strict=True):
+        counts[flip.target][verdict if verdict in _SOUND else "fault"] += 1
+        if verdict not in _SOUND:
+            command = " ".join(flip.consumer.args[:2])
+            faults.append(f"{flip.file} bit {flip.bit}: {command}: {verdict}")
     print()  # noqa: T201  (a table, with -s)
     for name, found in counts.items():
-        row = "  ".join(f"{found[key]:5} {key}" for key in ("same", "refused", "said", "fault"))
+        row = "  ".join(f"{found[key]:5} {key}" for key in (*_SOUND, "fault"))
         print(f"{name:22} {row}")  # noqa: T201
     return faults
 
@@ -190,23 +223,24 @@ def judge(material, tmp_path):
     return Judge(material, tmp_path)
 
 
-def _assert_none(faults):
+def _assert_no_fault(targets, count, judge, seed):
+    faults = _faults(list(_draw(targets, count, judge.material, seed)), judge)
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults)
 
 
 def test_flips_in_runs_checkpoints_images_and_predictions_are_never_silent(judge):
-    _assert_none(_flip_all(RUN, 100, judge, seed=12))
+    _assert_no_fault(RUN, 100, judge, seed=12)
 
 
 def test_flips_in_a_cache_are_found_by_verify_and_never_trained_on(judge):
-    _assert_none(_flip_all(CACHE, 50, judge, seed=12))
+    _assert_no_fault(CACHE, 50, judge, seed=12)
 
 
 @pytest.mark.slow
 def test_1000_flips_in_runs_checkpoints_images_and_predictions(judge):
-    _assert_none(_flip_all(RUN, 1000, judge, seed=2026))
+    _assert_no_fault(RUN, 1000, judge, seed=2026)
 
 
 @pytest.mark.slow
 def test_1500_flips_in_a_cache(judge):
-    _assert_none(_flip_all(CACHE, 1500, judge, seed=2026))
+    _assert_no_fault(CACHE, 1500, judge, seed=2026)
