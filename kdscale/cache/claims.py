@@ -140,8 +140,10 @@ class Claims:
             generation = self._held.get(name, -1)
             try:
                 self.check(name)
-                for one in range(generation + 1):  # the newest last: it says that the part is held
+                older = self._generations(name) if generation else []
+                for one in sorted(one for one in older if one < generation):
                     self._remove(_key(name, one))
+                self._remove(_key(name, generation))  # the last: it says that the part is held
             finally:
                 self._held.pop(name, None)
 

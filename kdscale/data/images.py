@@ -13,6 +13,7 @@ from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.image_store import open_or_decode
 from kdscale.data.keys import RowCheck
 from kdscale.data.source import open_source
+from kdscale.regular_files import path_inside
 from kdscale.wording import number_of
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def load_images(
         grey_range=grey_range,
     )
     logger.info("%s", describe_split(encoded), extra={"once": True})
-    stored = open_or_decode(encoded, root / "images")
+    stored = open_or_decode(encoded, path_inside(root, "images"))
     return ImageSet(
         pixels=stored.pixels,
         labels=stored.labels,

@@ -192,6 +192,21 @@ def test_claim_that_cannot_be_read_is_taken_over_after_a_while(builder, tmp_path
     assert observer.claim("part")
 
 
+@pytest.mark.parametrize("generation", [3, 10**20])
+def test_claim_of_any_generation_is_taken_over_and_released_at_once(
+    builder, tmp_path, clock, generation
+):
+    for one in (generation - 2, generation):
+        elsewhere(tmp_path, generation=one)
+    observer = builder(patience_seconds=90)
+    assert not observer.claim("part")
+    clock[0] += 91
+    assert observer.claim("part")
+    observer.release("part")
+    assert list((tmp_path / "claims").glob("part.*")) == []
+    leftovers(tmp_path)
+
+
 def test_killed_process_of_this_machine_is_taken_over_at_once(builder, tmp_path):
     code = (
         "import sys, time, pathlib\n"
