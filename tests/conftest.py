@@ -27,9 +27,12 @@ import pyarrow.parquet as pq
 import pytest
 import tomli_w
 import torch
+from hypothesis import settings
 from PIL import Image
 
 torch.set_num_threads(1)
+settings.register_profile("kdscale", deadline=None)  # a busy machine is no fault of an example
+settings.load_profile("kdscale")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is sent here, and may have been ignored (nohup)
 
 ASSETS = Path(__file__).parent / "assets"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from kdscale import checkpoint
 from kdscale.data import image_store
+from kdscale.data.keys import RowCheck
 from kdscale.engine import evaluation
 from kdscale.engine.runs import Job
 from kdscale.models.weights import read_metadata
@@ -456,10 +457,11 @@ def test_image_edited_after_the_build_is_refused_by_its_fingerprint(
 def test_pixels_changed_behind_the_fingerprint_are_caught_by_the_view_digests(
     kdscale, write_recipe, tiny_teacher, tmp_path, monkeypatch
 ):
-    """As where a set is too large to be hashed at every opening."""
+    """As where a decoder of another version wrote the images: what is stored is sound by itself."""
     recipe = write_recipe(teacher={"weights": tiny_teacher})
     assert kdscale("cache", "build", recipe).exit_code == 0
     monkeypatch.setattr(image_store, "VERIFIED_BYTES", -1)
+    monkeypatch.setattr(RowCheck, "__call__", lambda *_: None)
     for file in (tmp_path / "cache" / "images").glob("*/pixels.npy"):
         pixels = np.load(file, mmap_mode="r+")
         if len(pixels) == 128:
