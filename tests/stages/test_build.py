@@ -412,11 +412,11 @@ def test_disk_that_fills_up_during_a_build_loses_no_finished_shard(
 
     written = [0]
 
-    def fills_up(path, data, check=None):
+    def fills_up(path, data, check=None, root=None):
         written[0] += 1
         if written[0] > 20:
             raise durable.storage_error(path, OSError(errno.ENOSPC, "No space left on device"))
-        durable.write_durably(path, data)
+        durable.write_durably(path, data, root=root)
 
     monkeypatch.setattr(folder, "write_durably", fills_up)
     recipe = write_recipe(teacher={"weights": tiny_teacher})
