@@ -37,7 +37,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is sent here, and may have be
 
 ASSETS = Path(__file__).parent / "assets"
 sys.path.append(str(ASSETS))  # tiny_models
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ASSETS), os.environ.get("PYTHONPATH", "")])
+_PATHS = [str(ASSETS), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))  # an empty part is the folder
 
 SIDE = 8
 CLASSES = ["centre", "north", "sides", "south"]  # none of them turned into another by a flip
