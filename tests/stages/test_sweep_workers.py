@@ -23,6 +23,7 @@ from kdscale.config import Sweep
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.stages.sweep.crew import environment_of, gpus
+from kdscale.stages.sweep.database import own_database, typed_database
 from kdscale.stages.sweep.places import ERROR, MOST_DEATHS
 from kdscale.stages.sweep.study import Ended, Study
 
@@ -233,7 +234,7 @@ def study(tmp_path):
     def look():
         sweep = Sweep(space={"loss.temperature": [1.0, 2.0]})
         url = f"sqlite:///{tmp_path}/sweep.db"
-        one = Study(url, "x", sweep, heartbeat_seconds=1, patience_seconds=1)
+        one = Study(typed_database(url), "x", sweep, heartbeat_seconds=1, patience_seconds=1)
         one.plan(sweep.grid())
         opened.append(one)
         return one
@@ -299,13 +300,13 @@ def test_workers_that_ask_in_the_same_moment_get_trials_of_their_own(tmp_path):
     trained, together = [], threading.Barrier(4)
 
     def work():
-        study = Study(f"sqlite:///{tmp_path}/sweep.db", "x", sweep, patience_seconds=60)
+        study = Study(own_database(tmp_path), "x", sweep, patience_seconds=60)
         together.wait()
         for _ in range(12):
             study.run_next(lambda trial: trained.append(trial.place.name) or 0.5)
         study.close()
 
-    first = Study(f"sqlite:///{tmp_path}/sweep.db", "x", sweep)
+    first = Study(own_database(tmp_path), "x", sweep)
     first.plan(sweep.grid())
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:

@@ -97,5 +97,5 @@ def few_views(
 ) -> Tensor:
     """A few pictures as the teacher is shown them, uint8 [B, C, H, W]."""
     views = views or cached_pipeline(recipe, images.num_samples)
-    index = torch.arange(min(8, images.num_samples))
+    index = torch.arange(min(6, images.num_samples))
     return Images(images, device).show(views, 0, index).pixels
