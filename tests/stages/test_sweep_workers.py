@@ -23,7 +23,7 @@ from kdscale.config import Sweep
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.stages.sweep.crew import environment_of, gpus
-from kdscale.stages.sweep.database import own_database, typed_database
+from kdscale.stages.sweep.database import own_database
 from kdscale.stages.sweep.places import ERROR, MOST_DEATHS
 from kdscale.stages.sweep.study import Ended, Study
 
@@ -234,7 +234,7 @@ def study(tmp_path):
     def look():
         sweep = Sweep(space={"loss.temperature": [1.0, 2.0]})
         url = f"sqlite:///{tmp_path}/sweep.db"
-        one = Study(typed_database(url), "x", sweep, heartbeat_seconds=1, patience_seconds=1)
+        one = Study(own_database(tmp_path), "x", sweep, heartbeat_seconds=1, patience_seconds=1)
         one.plan(sweep.grid())
         opened.append(one)
         return one
