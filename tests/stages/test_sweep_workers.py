@@ -233,7 +233,6 @@ def study(tmp_path):
 
     def look():
         sweep = Sweep(space={"loss.temperature": [1.0, 2.0]})
-        url = f"sqlite:///{tmp_path}/sweep.db"
         one = Study(own_database(tmp_path), "x", sweep, heartbeat_seconds=1, patience_seconds=1)
         one.plan(sweep.grid())
         opened.append(one)
