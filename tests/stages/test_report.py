@@ -57,7 +57,8 @@ def test_report_writes_all_that_is_asked_for_and_replaces_what_is_there(
     options = ("--html", "new/page.html", "--markdown", "page.md", "--csv", "page.csv")
     (tmp_path / "page.md").write_text("old")
     done = kdscale("report", whole, *options, "--cache-root", shared_root)
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.exit_code == 0
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] in ([], ["data"])
     assert done.stdout == "report: new/page.html\nreport: page.md\nreport: page.csv\n"
     assert len(pictures((tmp_path / "new/page.html").read_text())) == 2
     assert (tmp_path / "page.md").read_text().startswith("# tiny\n")
