@@ -26,9 +26,9 @@ from zarr.storage import LocalStore, MemoryStore
 from kdscale.cache.layout import ArrayLayout, arrays, decode, shard_arrays, shard_objects
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.store import LocalFolder, crc
+from kdscale.cache.stores.base import LocalFolder, crc
 from kdscale.config import Cache
-from kdscale.engine.encoding import choose_encoding
+from kdscale.target_sources.stored_encoding import choose_encoding
 from kdscale.targets import encode
 
 GATHERED = 256  # rows at random

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from kdscale.data.decode import decode_image
-from kdscale.data.images import ImageSet, load_images
+from kdscale.data.image_dataset import ImageSet, load_images
 from kdscale.data.loader import Images
 from kdscale.data.source import open_source
 from kdscale.data.views.digest import digest
-from kdscale.data.views.pairing import Pairing
+from kdscale.data.views.mix_pairs import Pairing
 from kdscale.data.views.pipeline import Pipeline
 
 NUM_SAMPLES = 20_000

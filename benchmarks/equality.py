@@ -12,36 +12,36 @@ from typing import Any
 
 import torch
 
+from kdscale import experiment
+from kdscale.commands.build import build
 from kdscale.config import load_recipe
 from kdscale.data.loader import Images, Loader
-from kdscale.engine import components
-from kdscale.engine.sources.cached import CachedTargets
-from kdscale.engine.sources.source import LiveTeacher
-from kdscale.stages.build import build
+from kdscale.target_sources.base import LiveTeacher
+from kdscale.target_sources.cached import CachedTargets
 
 
 def compare(recipe: Any, states: int, cache_root: Path) -> dict[str, Any]:
     """Largest differences between a cached and an online step over `states` states."""
     path = build(recipe, cache_root=cache_root)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = components.training_images(recipe, cache_root, labelled=True)
+    images = experiment.training_images(recipe, cache_root, labelled=True)
     resident = Images(images, device)
-    teacher = components.frozen_teacher(recipe, images, None, device)
+    teacher = experiment.frozen_teacher(recipe, images, None, device)
     cached = CachedTargets.open(path, device=device)
-    online = LiveTeacher(teacher, components.shared_views(recipe))
+    online = LiveTeacher(teacher, experiment.shared_views(recipe))
     settings = recipe.student.train
-    student = components.model_to_train(recipe, recipe.student, images, seed=0, what="student")
+    student = experiment.model_to_train(recipe, recipe.student, images, seed=0, what="student")
     model = student.model.to(device)
     loader = Loader(
         resident,
         torch.arange(images.num_samples),
-        components.pipeline(recipe, images.num_samples),
+        experiment.pipeline(recipe, images.num_samples),
         cached.schedule,
         seed=0,
         global_batch_size=settings.global_batch_size,
     )
-    optimizer = components.optimizer(settings, model.parameters())
-    objective = components.objective(recipe)
+    optimizer = experiment.optimizer(settings, model.parameters())
+    objective = experiment.objective(recipe)
 
     def gradients(source: Any, batch: Any) -> tuple[float, torch.Tensor]:
         optimizer.zero_grad()

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdscale import experiment
+from kdscale.building.fidelity import fidelity
 from kdscale.cache.reader import CacheReader
 from kdscale.config import Cache, load_recipe
 from kdscale.data.loader import Images
-from kdscale.engine import components
-from kdscale.engine.teacher import Answers, together
 from kdscale.errors import ConfigError
-from kdscale.fidelity import fidelity
 from kdscale.targets import DenseTargets, Encoding, Head, decode, encode
+from kdscale.teacher.frozen_teacher import Answers, together
 
 GRID = tuple(Cache().temperatures)
 
@@ -36,13 +36,13 @@ def answers(recipe: Any, cache_root: Path, samples: int) -> tuple[Answers, Tenso
 
     Where its last layer is linear, what enters that too, and the layer.
     """
-    images = components.training_images(recipe, cache_root, labelled=True)
-    teacher = components.frozen_teacher(recipe, images, None, torch.device("cpu"))
+    images = experiment.training_images(recipe, cache_root, labelled=True)
+    teacher = experiment.frozen_teacher(recipe, images, None, torch.device("cpu"))
     with suppress(ConfigError):
-        pixels = components.few_views(recipe, images, teacher.device)
+        pixels = experiment.few_views(recipe, images, teacher.device)
         module, head = teacher.find_head(pixels)
         teacher = replace(teacher, head=head, head_module=module)
-    pipeline = components.cached_pipeline(recipe, images.num_samples)
+    pipeline = experiment.cached_pipeline(recipe, images.num_samples)
     resident = Images(images, torch.device("cpu"))
     index = torch.arange(min(samples, images.num_samples))
     said, labels = [], []

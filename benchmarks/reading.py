@@ -23,10 +23,10 @@ import torch
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.config import parse_bytes
-from kdscale.data.views.generator import permutation
 from kdscale.data.views.pipeline import View
-from kdscale.engine.processes import keep_freed_memory
-from kdscale.engine.sources.cached import CachedTargets
+from kdscale.data.views.rng import permutation
+from kdscale.distributed import keep_freed_memory
+from kdscale.target_sources.cached import CachedTargets
 
 # --------------------------------------------------------------------------- a made-up cache
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from systems import systems_tables
 
+from kdscale.formatting import markdown_table, spread
 from kdscale.tables.bench import bench_table
 from kdscale.tables.comparison import Row, results_table
 from kdscale.tables.evaluation import evaluation_tables
-from kdscale.wording import markdown_table, spread
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from kdscale.formatting import NOTHING, markdown_table, spread
 from kdscale.report.cost import break_even
-from kdscale.wording import NOTHING, markdown_table, spread
 
 _LABELS = ("teacher", "alone", "online", "cache")
 _STUDENTS = _LABELS[1:]

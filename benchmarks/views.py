@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from kdscale.data.images import ImageSet, load_images
+from kdscale.data.image_dataset import ImageSet, load_images
 from kdscale.data.loader import Images
-from kdscale.data.views.pairing import Pairing
+from kdscale.data.views.mix_pairs import Pairing
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.engine.processes import keep_freed_memory
+from kdscale.distributed import keep_freed_memory
 
 BATCH_SIZE = 512
 _FETCHED_AHEAD = 2  # batches a worker, as is torch's default

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kdscale.data.images import load_images
+    from kdscale.data.image_dataset import load_images
     from kdscale.data.views.pipeline import Pipeline
-    from kdscale.engine.sources.cached import CachedTargets
     from kdscale.losses.logits import kl_loss
     from kdscale.models.deployable import load_student
+    from kdscale.target_sources.cached import CachedTargets
 
 # Imported on first use: `kdscale --help` and `kdscale cache info` must not pay for torch.
 _PUBLIC = {
-    "CachedTargets": "kdscale.engine.sources.cached",
+    "CachedTargets": "kdscale.target_sources.cached",
     "Pipeline": "kdscale.data.views.pipeline",
     "kl_loss": "kdscale.losses.logits",
-    "load_images": "kdscale.data.images",
+    "load_images": "kdscale.data.image_dataset",
     "load_student": "kdscale.models.deployable",
 }
 

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdscale.durable import write_durably
+from kdscale.atomic_write import write_durably
 from kdscale.regular_files import read_document
 
 CHECKSUM = "checksum"

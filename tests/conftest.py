@@ -178,7 +178,7 @@ def load_table(recipe_table):
 @pytest.fixture
 def stopped_after_step(monkeypatch):
     """Asks a training to stop after a step, as a scheduler does."""
-    from kdscale.engine.loop import Loop
+    from kdscale.training.trainer import Loop
 
     @contextlib.contextmanager
     def stopped(step):
@@ -205,8 +205,8 @@ def shared_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory, load_table, shared_root):
     """Weights of a teacher that is nearly always right."""
-    from kdscale.engine.runs import Job
-    from kdscale.stages.train import train
+    from kdscale.commands.train import train
+    from kdscale.experiment.saved_runs import Job
 
     run = tmp_path_factory.mktemp("teacher") / "run"
     result = train(load_table(), Job("teacher", "none", 0), run=run, cache_root=shared_root)
@@ -217,7 +217,7 @@ def tiny_teacher(tmp_path_factory, load_table, shared_root):
 @pytest.fixture(scope="session")
 def tiny_cache(load_table, tiny_teacher, shared_root):
     """A finished float32 cache of 3 views in 4 shards each. Copy it before damaging it."""
-    from kdscale.stages.build import build
+    from kdscale.commands.build import build
 
     return build(load_table(), cache_root=shared_root, teacher_weights=tiny_teacher)
 

@@ -1,7 +1,7 @@
-"""The shape of the project: who imports what, how fast help answers, what the README lists."""
+"""The shape of the project: who imports what, how fast help answers, what its pages list."""
 
-import importlib.util
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -96,87 +96,21 @@ def test_no_file_is_named_after_nothing():
     assert sorted(str(path) for path in files if path.stem.strip("_") in nothing) == []
 
 
-# ------------------------------------------------------------------ the README's tree
+# ------------------------------------------------------------------ the list of folders
 
 
-def tree_of(readme):
-    """Paths named by the fenced block under "## The tree": one a line, depth by indentation."""
-    _, heading, after = readme.partition("\n## The tree\n")
-    assert heading, 'README.md has no heading "## The tree"'
-    section = after.partition("\n## ")[0]
-    block = section.split("```")[1].partition("\n")[2]
-    paths, folders = [], []  # folders: (indentation, path) from the root down to this line
-    for line in block.translate(str.maketrans("│├└─", "    ")).splitlines():
-        if not line.strip():
-            continue
-        indentation = len(line) - len(line.lstrip())
-        name = line.split()[0]
-        while folders and folders[-1][0] >= indentation:
-            folders.pop()
-        path = (folders[-1][1] if folders else "") + name
-        if name.endswith("/"):
-            folders.append((indentation, path))
-        paths.append(path)
-    if "kdscale/" not in paths:  # the block may start inside the package
-        paths = [f"kdscale/{path}" for path in paths]
-    return paths
-
-
-def real_tree():
-    """The package's modules and top folders; `__init__.py` needs no line of its own."""
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if path.name != "__init__.py"
-    }
+def folders_and_files():
+    """The packages of kdscale and its top-level modules, as the page writes them."""
     folders = {
-        f"kdscale/{path.name}/"
-        for path in PACKAGE.iterdir()
-        if path.is_dir() and path.name != "__pycache__"
+        f"{path.relative_to(PACKAGE).as_posix()}/"
+        for path in PACKAGE.rglob("*")
+        if path.is_dir() and any(path.glob("*.py"))
     }
-    return modules | folders
+    files = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    return folders | files | {"recipes/", "assets/"}
 
 
-def test_readme_tree_names_what_exists():
-    named = tree_of((ROOT / "README.md").read_text())
-    assert len(named) == len(set(named)), "a path is named twice"
-    gone = sorted(path for path in named if not any(ROOT.glob(path.rstrip("/"))))
-    unnamed = sorted(real_tree() - set(named))
-    assert (gone, unnamed) == ([], []), f"named but not there: {gone}; not named: {unnamed}"
-
-
-TREE_BODY = """
-  cli.py           the commands
-  cache/           what is on disk
-    layout.py      arrays
-  recipes/         named experiments
-launch/            how processes are started
-  cpu.sh           on a CPU
-"""
-TREE_PATHS = [
-    "kdscale/",
-    "kdscale/cli.py",
-    "kdscale/cache/",
-    "kdscale/cache/layout.py",
-    "kdscale/recipes/",
-    "launch/",
-    "launch/cpu.sh",
-]
-
-
-def test_tree_is_read_by_its_indentation():
-    readme = f"# x\n\n## The tree\n\nWords.\n\n```text\nkdscale/{TREE_BODY}```\n\n## Next\n"
-    assert tree_of(readme) == TREE_PATHS
-
-
-def test_tree_may_start_inside_the_package():
-    block = "cli.py       commands\ncache/       disk\n  layout.py  arrays\n"
-    readme = f"# x\n\n## The tree\n\n```\n{block}```\n"
-    assert tree_of(readme) == ["kdscale/cli.py", "kdscale/cache/", "kdscale/cache/layout.py"]
-
-
-def test_package_is_imported_from_this_tree():
-    """Or all of the above would have looked at another kdscale than the tests run."""
-    spec = importlib.util.find_spec("kdscale")
-    assert spec is not None
-    assert Path(str(spec.origin)).parent == PACKAGE
+def test_architecture_page_lists_each_folder_once():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
+    assert sorted(rows) == sorted(folders_and_files())

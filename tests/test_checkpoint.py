@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from kdscale import checkpoint
 from kdscale.errors import RunError, StorageError
-from kdscale.optim import create_optimizer
+from kdscale.runs import checkpoint
+from kdscale.training.optim import create_optimizer
 
 STATE = {"step": 7, "train_seconds": 0.1 + 0.2, "metrics_bytes": 123}
 

@@ -364,7 +364,7 @@ def test_disk_that_is_full_or_read_only_is_one_clear_line(
 def test_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
     kdscale, write_recipe, monkeypatch, tmp_path
 ):
-    from kdscale import checkpoint
+    from kdscale.runs import checkpoint
 
     original, written = checkpoint.write_durably, []
 
@@ -402,23 +402,23 @@ def test_student_that_does_not_fit_into_memory_is_one_clear_line(kdscale, write_
 
 
 def test_interruption_before_there_is_a_state_is_no_traceback(kdscale, write_recipe, monkeypatch):
-    from kdscale.engine import components
+    from kdscale import experiment
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(components, "training_images", interrupt)
+    monkeypatch.setattr(experiment, "training_images", interrupt)
     done = kdscale("train", write_recipe())
     assert_refused(done, 130, "interrupted", "run the same command again")
 
 
 def test_programming_error_keeps_its_traceback(kdscale, write_recipe, monkeypatch):
-    from kdscale.engine import components
+    from kdscale import experiment
 
     def fail(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(components, "training_images", fail)
+    monkeypatch.setattr(experiment, "training_images", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         kdscale("train", write_recipe())
 

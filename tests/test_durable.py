@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.durable import is_abandoned, write_durably, write_output
+from kdscale.atomic_write import is_abandoned, write_durably, write_output
 from kdscale.errors import StorageError, UnsafePathError
 
 

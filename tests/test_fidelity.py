@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdscale.fidelity import _gradient_cosine, _pull, fidelity
+from kdscale.building.fidelity import _gradient_cosine, _pull, fidelity
 from kdscale.losses.objective import Objective
 from kdscale.targets import DenseTargets, Encoding, decode, encode
 

@@ -14,30 +14,30 @@ import numpy as np
 import pytest
 import torch
 
-from kdscale import checkpoint
-from kdscale.data import image_store
+from kdscale.commands.evaluate import Evaluation
+from kdscale.commands.train import train
+from kdscale.data import decoded_store
 from kdscale.data.decode import Headers
-from kdscale.data.encoded import read_note, write_note
-from kdscale.data.images import load_images
-from kdscale.data.keys import read_keys, write_keys
-from kdscale.data.pixels import Stored
+from kdscale.data.encoded_images import read_note, write_note
+from kdscale.data.image_dataset import load_images
+from kdscale.data.image_hashes import read_keys, write_keys
+from kdscale.data.pixel_sources import Stored
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.documents import DAMAGE, write_object
-from kdscale.engine import predictions
-from kdscale.engine.beginning import Beginning
-from kdscale.engine.beginning import _read_note as read_note_of_beginning
-from kdscale.engine.loop import LoopState
-from kdscale.engine.resume import _loop_state
-from kdscale.engine.runs import Job
-from kdscale.engine.trained import Trust, trained_model_of
 from kdscale.errors import KdscaleError
+from kdscale.evaluation import teacher_predictions
+from kdscale.experiment.pretrained_init import Beginning
+from kdscale.experiment.pretrained_init import _read_note as read_note_of_beginning
+from kdscale.experiment.saved_runs import Job
+from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.weights import read_metadata
-from kdscale.optim import create_optimizer
-from kdscale.run_folder import RunFolder, read_evaluation
-from kdscale.runlog import read_sound_metrics
-from kdscale.stages.evaluate import Evaluation
-from kdscale.stages.train import train
+from kdscale.runs import checkpoint
+from kdscale.runs.folder import RunFolder, read_evaluation
+from kdscale.runs.log import read_sound_metrics
+from kdscale.training.optim import create_optimizer
+from kdscale.training.resume import _loop_state
+from kdscale.training.trainer import LoopState
 
 FLIPS = 40  # of each file
 
@@ -161,11 +161,11 @@ def test_flip_in_a_teachers_predictions_is_asked_for_again(tmp_path, caplog):
     accelerator, answers = SimpleNamespace(is_main_process=True), torch.arange(7)
     teacher = SimpleNamespace(describe=dict)
     images = SimpleNamespace(fingerprint="0" * 64, clean=())
-    predictions.keep_predictions(teacher, images, tmp_path, answers, accelerator)
+    teacher_predictions.keep_predictions(teacher, images, tmp_path, answers, accelerator)
     (path,) = (tmp_path / "predictions").iterdir()
 
     def read():
-        found = predictions._read(path, len(answers))
+        found = teacher_predictions._read(path, len(answers))
         return None if found is None else found.tolist()
 
     assert read() == answers.tolist()
@@ -224,8 +224,8 @@ def store(tmp_path_factory, dataset):
 def opened(folder):
     """Pixels and labels as batches take them; `KdscaleError` where they would be decoded again."""
     try:
-        stored = image_store._open(folder)
-    except image_store._DamagedError as error:
+        stored = decoded_store._open(folder)
+    except decoded_store._DamagedError as error:
         raise KdscaleError(str(error)) from error
     pixels = Stored(stored.pixels, torch.device("cpu"), stored.row_check)
     found, _ = pixels.ask(Pipeline(()), 0, None)(0, torch.arange(len(stored.labels)))
@@ -235,13 +235,13 @@ def opened(folder):
 @pytest.mark.parametrize("limit", [1 << 29, 0], ids=["hashed at opening", "checked by sample"])
 @pytest.mark.parametrize("file", ["pixels.npy", "labels.npy", "keys.npy", "images.json"])
 def test_flip_in_decoded_images_is_decoded_again_or_told(store, caplog, monkeypatch, file, limit):
-    monkeypatch.setattr(image_store, "VERIFIED_BYTES", limit)
+    monkeypatch.setattr(decoded_store, "VERIFIED_BYTES", limit)
     assert_flips_are_noticed(store / file, lambda: opened(store), caplog)
     assert_flips_are_noticed(store / file, lambda: opened(store), caplog, first=128)
 
 
 def test_large_store_is_hashed_at_opening_where_keys_are_missing(store, caplog, monkeypatch):
-    monkeypatch.setattr(image_store, "VERIFIED_BYTES", 0)
+    monkeypatch.setattr(decoded_store, "VERIFIED_BYTES", 0)
     keys = (store / "keys.npy").read_bytes()
     (store / "keys.npy").unlink()
     assert_flips_are_noticed(store / "pixels.npy", lambda: opened(store), caplog)
@@ -251,7 +251,7 @@ def test_large_store_is_hashed_at_opening_where_keys_are_missing(store, caplog, 
 def test_sample_that_was_damaged_after_opening_ends_training_in_one_message(
     kdscale, write_recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(image_store, "VERIFIED_BYTES", 0)
+    monkeypatch.setattr(decoded_store, "VERIFIED_BYTES", 0)
     recipe = write_recipe()
     assert kdscale("train", recipe, "--run", "first").exit_code == 0
     for pixels in (tmp_path / "cache" / "images").glob("*/pixels.npy"):

@@ -59,8 +59,8 @@ def test_setting_that_acts_is_not_said(recipe_table, settings):
 
 @pytest.mark.parametrize("patience", [1, 3, 8, 9])
 def test_patience_acts_exactly_where_it_is_not_said(recipe_table, patience):
-    from kdscale.engine.loop import LoopState
-    from kdscale.engine.plateaus import Patience
+    from kdscale.training.early_stopping import Patience
+    from kdscale.training.trainer import LoopState
 
     state, counts = LoopState(), Patience(reduce_after=patience)
     for _ in range(9):  # all but the last evaluation, after which nothing is trained

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from kdscale.metrics import (
+from kdscale.evaluation.metrics import (
     BINS,
     LARGEST_MATRIX,
     NO_PREDICTION,
@@ -232,7 +232,7 @@ def test_beyond_a_thousand_classes_there_are_counts_instead_of_a_matrix():
 
 _MANY = """
 import json, resource, torch
-from kdscale.metrics import Counts, details, predict, summarize
+from kdscale.evaluation.metrics import Counts, details, predict, summarize
 torch.set_num_threads(1)
 C, counts, labels, found = 21841, Counts.none(21841), torch.arange(240) * 91, []
 random = torch.Generator().manual_seed(0)

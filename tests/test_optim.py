@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdscale.optim import Schedule, create_optimizer, decay_groups
+from kdscale.training.optim import Schedule, create_optimizer, decay_groups
 
 
 def rates(schedule, num_steps):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from kdscale.errors import RunError, StorageError
-from kdscale.run_folder import RunFolder
-from kdscale.runlog import MetricsLog, read_metrics
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.log import MetricsLog, read_metrics
 
 
 def test_log_holds_one_object_a_line_in_order(tmp_path):

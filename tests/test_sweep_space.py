@@ -9,7 +9,7 @@ import tomli_w
 
 from kdscale.config import Range, Variants, dump_recipe, load_recipe, parse_recipe
 from kdscale.errors import ConfigError
-from kdscale.stages.sweep.drawing import planned
+from kdscale.sweep.search_space import planned
 
 ROOT = Path(__file__).resolve().parents[1]
 

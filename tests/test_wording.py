@@ -1,6 +1,6 @@
 """Words that people read."""
 
-from kdscale.wording import in_counting_order
+from kdscale.formatting import in_counting_order
 
 
 def test_numbers_in_names_are_counted():

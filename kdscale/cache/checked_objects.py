@@ -21,9 +21,9 @@ from kdscale.cache.layout import (
     shard_objects,
 )
 from kdscale.cache.manifest import Manifest
-from kdscale.cache.parallel import each
 from kdscale.cache.records import Record
-from kdscale.cache.store import Sound, Store, crc
+from kdscale.cache.stores.base import Sound, Store, crc
+from kdscale.cache.stores.concurrent import each
 from kdscale.errors import CacheCorruptError, StorageError
 
 

@@ -24,10 +24,10 @@ from kdscale.cache.layout import (
     shard_objects,
 )
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.parallel import each
-from kdscale.cache.patience import Patience
 from kdscale.cache.records import CommitRecords
-from kdscale.cache.store import Location, Store, is_remote, open_store
+from kdscale.cache.stores.base import Location, Store, is_remote, open_store
+from kdscale.cache.stores.concurrent import each
+from kdscale.cache.wait import Patience
 from kdscale.errors import (
     CacheCorruptError,
     CacheError,
@@ -36,7 +36,7 @@ from kdscale.errors import (
     CacheNotFoundError,
     OutOfRangeError,
 )
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 
 class CacheReader:

@@ -16,8 +16,8 @@ from numcodecs.zstd import Zstd
 
 from kdscale.cache.layout import record_fields, record_object, shard_arrays, shard_name
 from kdscale.cache.manifest import Manifest
-from kdscale.cache.parallel import each
-from kdscale.cache.store import Store, crc
+from kdscale.cache.stores.base import Store, crc
+from kdscale.cache.stores.concurrent import each
 from kdscale.documents import canonical
 from kdscale.errors import StorageError
 

@@ -4,10 +4,10 @@ import json
 import re
 from contextlib import suppress
 
-from kdscale.cache.claims import FOLDER, MANIFEST, Claims, is_claim, living_builder
-from kdscale.cache.folder import LocalFolder
+from kdscale.cache.lease import FOLDER, MANIFEST, Claims, is_claim, living_builder
 from kdscale.cache.manifest import MANIFEST_KEY
-from kdscale.cache.store import Location, Store, open_store
+from kdscale.cache.stores.base import Location, Store, open_store
+from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.writer import is_free
 from kdscale.errors import CacheError, CacheNotFoundError, UnsafePathError
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from kdscale.cache.checked_objects import read_shard_objects
-from kdscale.cache.claims import Claims
 from kdscale.cache.layout import (
     RECORDS_METADATA,
     checksum,
@@ -17,9 +16,10 @@ from kdscale.cache.layout import (
     shard_arrays,
     shard_objects,
 )
+from kdscale.cache.lease import Claims
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.manifest_schema import MAX_SHARDS
-from kdscale.cache.store import Location, Store, open_store
+from kdscale.cache.stores.base import Location, Store, open_store
 from kdscale.cache.verify import Verdict, judge
 from kdscale.cache.writer import ShardWriter, changing_manifest, holds, lay_out
 from kdscale.documents import DAMAGE, canonical

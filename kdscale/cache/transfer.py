@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 
 from kdscale.cache.checked_objects import fixed_objects_of, read_once, read_shard_objects
-from kdscale.cache.claims import MANIFEST, Claims
 from kdscale.cache.layout import (
     claim_name,
     once_objects,
@@ -17,6 +16,7 @@ from kdscale.cache.layout import (
     with_large_objects,
     with_plain_objects,
 )
+from kdscale.cache.lease import MANIFEST, Claims
 from kdscale.cache.manifest import (
     MANIFEST_KEY,
     Manifest,
@@ -25,10 +25,10 @@ from kdscale.cache.manifest import (
     write_manifest,
 )
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.store import Location, Store, is_remote, open_store
+from kdscale.cache.stores.base import Location, Store, is_remote, open_store
 from kdscale.cache.writer import ShardWriter, changing_manifest, create_or_resume
 from kdscale.errors import CacheError, CacheMismatchError, CacheNotFoundError, StorageError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 log = logging.getLogger(__name__)
 

@@ -4,19 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdscale.cache.checked_objects import (
-    Fault,
-    ShardContent,
-    fixed_objects_of,
-    read_shard_objects,
-)
+from kdscale.cache.checked_objects import Fault, ShardContent, fixed_objects_of, read_shard_objects
 from kdscale.cache.layout import RECORDS_METADATA, parse_shard_name, shard_name
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
-from kdscale.cache.parallel import each
 from kdscale.cache.records import CommitRecords, Record
-from kdscale.cache.store import Location, Store, open_store
+from kdscale.cache.stores.base import Location, Store, open_store
+from kdscale.cache.stores.concurrent import each
 from kdscale.errors import CacheCorruptError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from kdscale.cache.claims import MANIFEST, Claims, is_claim
 from kdscale.cache.layout import (
     Encoder,
     absent_rows,
@@ -21,6 +20,7 @@ from kdscale.cache.layout import (
     shard_name,
     shard_objects,
 )
+from kdscale.cache.lease import MANIFEST, Claims, is_claim
 from kdscale.cache.manifest import (
     MANIFEST_KEY,
     Manifest,
@@ -32,9 +32,9 @@ from kdscale.cache.manifest import (
 )
 from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.records import CommitRecords, Record
-from kdscale.cache.store import Location, Store, open_store
+from kdscale.cache.stores.base import Location, Store, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, ConfigError, StorageError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 Check = Callable[[], None]
 

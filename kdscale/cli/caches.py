@@ -26,7 +26,7 @@ from kdscale.cli.options import (
 )
 from kdscale.cli.output import outline, print_found, print_json, print_text
 from kdscale.errors import CacheError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 
 @click.group(name="cache")
@@ -59,8 +59,8 @@ def cache_plan(
     images.
     """
     loaded = load(recipe, overrides, data)
-    from kdscale.stages.plan import plan
-    from kdscale.stages.run import trained_teacher
+    from kdscale.commands.plan import plan
+    from kdscale.commands.run import trained_teacher
     from kdscale.tables.plan import plan_table
 
     found = plan(
@@ -86,8 +86,8 @@ def cache_build(
     A build that was stopped goes on; one that is finished is found and reused.
     """
     loaded = load(recipe, overrides, data)
-    from kdscale.stages.build import build
-    from kdscale.stages.run import trained_teacher
+    from kdscale.commands.build import build
+    from kdscale.commands.run import trained_teacher
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     print_text(str(build(loaded, cache_root=cache_root, cache=cache, teacher_weights=weights)))
@@ -116,8 +116,8 @@ def cache_extend(
     The cache keeps its identity, students that read it go on, and a build that was stopped goes on.
     """
     loaded = load(recipe, overrides, data)
-    from kdscale.stages.extend import extend
-    from kdscale.stages.run import trained_teacher
+    from kdscale.commands.extend import extend
+    from kdscale.commands.run import trained_teacher
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     done = extend(loaded, path, num_views, cache_root=cache_root, teacher_weights=weights)
@@ -140,8 +140,8 @@ def cache_info(path: Place, as_json: bool) -> None:
 @json_option
 def cache_list(cache_root: Path, as_json: bool) -> None:
     """The caches below the cache root."""
+    from kdscale.cache.catalog import list_caches
     from kdscale.cache.manifest import Manifest, describe
-    from kdscale.cache.search import list_caches
 
     found = []
     for path, manifest in list_caches(cache_root):
@@ -204,8 +204,8 @@ def cache_verify(
     told, text, ok = {"path": str(path), **verdict.to_json()}, verdict.describe(path), verdict.ok
     if verdict.ok and num_pairs is not None and recipe is not None:
         loaded = load(recipe, overrides, data)
-        from kdscale.stages.run import trained_teacher
-        from kdscale.stages.verify import ask_again
+        from kdscale.commands.run import trained_teacher
+        from kdscale.commands.verify import ask_again
 
         opinion = ask_again(
             path, loaded, num_pairs=num_pairs, tolerance=tolerance, cache_root=cache_root,
@@ -236,8 +236,8 @@ def cache_repair(
 ) -> None:
     """Build what `verify` finds missing or corrupt anew, and nothing else."""
     loaded = load(recipe, overrides, data)
-    from kdscale.stages.repair import repair
-    from kdscale.stages.run import trained_teacher
+    from kdscale.commands.repair import repair
+    from kdscale.commands.run import trained_teacher
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     done = repair(loaded, path, cache_root=cache_root, teacher_weights=weights)
@@ -271,13 +271,13 @@ def cache_pull(url: Place, path: Place | None, cache_root: Path, as_json: bool) 
 
     To CACHE_ROOT/NAME.zarr, where no PATH is named. Stopped, the same command goes on.
     """
-    from kdscale.cache.store import folder_name_of
+    from kdscale.cache.stores.base import folder_name_of
 
     _copy(url, path or cache_root / folder_name_of(url), as_json)
 
 
 def _copy(source: Place, destination: Place, as_json: bool) -> None:
-    from kdscale.stages.transfer import copy_cache
+    from kdscale.commands.transfer import copy_cache
 
     done = copy_cache(source, destination)
     print_found(done, str(destination), as_json=as_json)
@@ -332,7 +332,7 @@ def cache_show(
     seed: int,
 ) -> None:
     """Draw views of some images, with what the teacher said of each."""
-    from kdscale.stages.show import show_cache
+    from kdscale.commands.preview import show_cache
 
     shown = show_cache(
         path, out=out, samples=samples, views=views, data=data, cache_root=cache_root, seed=seed

@@ -30,7 +30,7 @@ from kdscale.cli.options import (
     with_further_caches,
 )
 from kdscale.cli.output import print_found, print_text
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 
 @click.command()
@@ -39,7 +39,7 @@ from kdscale.wording import number_of
 @cache_root_option
 def quickstart(run: Path, cache_root: Path) -> None:
     """The whole idea on embedded data, on a CPU, in about a minute."""
-    from kdscale.stages.quickstart import quickstart as start
+    from kdscale.commands.quickstart import quickstart as start
 
     print_text(start(folder=run, cache_root=cache_root))
 
@@ -89,7 +89,7 @@ def run(
     What is finished in the run's folder is reused: the same command goes on where it stopped.
     """
     loaded = load(recipe, overrides, data)
-    from kdscale.stages.run import run_recipe
+    from kdscale.commands.run import run_recipe
     from kdscale.tables.comparison import Row, results_table
 
     folder = run or runs_folder(loaded.name)
@@ -147,13 +147,13 @@ def train(
                 f"{name} goes with --targets cache, not with --targets {targets}"
             )
     loaded = load(recipe, with_further_caches(overrides, caches), data)
-    from kdscale.engine.components import check_recipe
-    from kdscale.engine.requirements import mention_ineffective
-    from kdscale.engine.runs import Job, finished_as, is_begun, open_run, teacher_folder
-    from kdscale.engine.teaching import cache_being_built
-    from kdscale.stages.build import build
-    from kdscale.stages.run import trained_teacher
-    from kdscale.stages.train import train as start
+    from kdscale.commands.build import build
+    from kdscale.commands.run import trained_teacher
+    from kdscale.commands.train import train as start
+    from kdscale.experiment import check_recipe
+    from kdscale.experiment.checks import mention_ineffective
+    from kdscale.experiment.saved_runs import Job, finished_as, is_begun, open_run, teacher_folder
+    from kdscale.experiment.target_source import cache_being_built
 
     folder = run or (
         teacher_folder(runs_folder(loaded.name)) if model == "teacher" else runs_folder(loaded.name)
@@ -219,8 +219,8 @@ def evaluate(
     RUN is a run's folder, or that of a whole recipe: then its teacher and every run in it. What is
     found is kept as evaluation.json in each run's folder.
     """
-    from kdscale.engine.trained import Trust
-    from kdscale.stages.evaluate import Evaluation
+    from kdscale.commands.evaluate import Evaluation
+    from kdscale.experiment.trained_models import Trust
     from kdscale.tables.evaluation import evaluation_tables
 
     evaluation = Evaluation(
@@ -259,7 +259,7 @@ def export(
     The file is asked about test images first: one that answers otherwise than the run's weights is
     not kept. It carries the names of the classes.
     """
-    from kdscale.stages.export import export as start
+    from kdscale.commands.export import export as start
 
     done = start(
         run, format_name, cache_root=cache_root, out=out, weights=weights, data=data,
@@ -304,7 +304,7 @@ def report(
         raise click.UsageError("name a file with --html, --markdown or --csv; - for the terminal")
     if len({path.absolute() for path in files.values()}) < len(files):
         raise click.UsageError("--html, --markdown and --csv must name different files")
-    from kdscale.stages.report import report as make
+    from kdscale.commands.report import report as make
 
     printed = [kind for kind, path in files.items() if str(path) == "-"]
     places = {kind: None if kind in printed else path for kind, path in files.items()}
@@ -331,8 +331,8 @@ def bench(
 ) -> None:
     """Measure training steps and the build, interleaved, against bare PyTorch loops."""
     loaded = load(recipe, overrides, data)
-    from kdscale.stages.bench import bench as start
-    from kdscale.stages.run import trained_teacher
+    from kdscale.commands.bench import bench as start
+    from kdscale.commands.run import trained_teacher
     from kdscale.tables.bench import bench_table
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
@@ -359,7 +359,7 @@ def views_command(
 ) -> None:
     """Draw views of some images, to look at before anything is built."""
     loaded = load(recipe, overrides, data)
-    from kdscale.stages.show import show_views
+    from kdscale.commands.preview import show_views
 
     shown = show_views(
         loaded, out=out, samples=samples, views=views, cache_root=cache_root, seed=seed

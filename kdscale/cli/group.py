@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import click
 
 from kdscale.errors import Interrupted, KdscaleError, MainProcessError, PeerLostError
+from kdscale.formatting import shortened
 from kdscale.signals import Terminated, terminated
-from kdscale.wording import shortened
 
 _OF_DISKS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _GONE = (errno.ENOENT, errno.ESTALE)

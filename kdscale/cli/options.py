@@ -51,7 +51,7 @@ class _Place(click.ParamType[Any]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not isinstance(value, str):
             return value
-        from kdscale.cache.store import place_of
+        from kdscale.cache.stores.base import place_of
 
         if re.match(r"[a-z0-9]+:/[^/]", value):
             self.fail(f"{value!r} is neither a folder nor a URL: those have two slashes, as in "
@@ -158,7 +158,7 @@ def copies_options(command: Command) -> Command:
 
 def local_copies(folder: Path | None, gib: float, cache_root: Path) -> Any:
     """What `copies_options` name; None where nothing shall be kept."""
-    from kdscale.cache.copies import Copies
+    from kdscale.cache.stores.read_through import Copies
 
     return Copies(folder or cache_root / "copies", int(gib * (1 << 30))) if gib else None
 

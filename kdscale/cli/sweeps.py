@@ -130,8 +130,8 @@ def sweep_start(
     variants = Variants(read_table(recipe, overrides, data), recipe)
     folder = run or runs_folder(f"{variants.recipe.name}-sweep")
     _check_optuna()
-    from kdscale.stages.sweep.crew import Crew, end_with
-    from kdscale.stages.sweep.start import sweep
+    from kdscale.sweep.local_workers import Crew, end_with
+    from kdscale.sweep.run_sweep import sweep
     from kdscale.tables.sweep import sweep_table
 
     if parent is not None:
@@ -193,7 +193,7 @@ def _check_optuna() -> None:
 def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
     """How a sweep stands: its trials, the best so far, the time."""
     _check_optuna()
-    from kdscale.stages.sweep.summary import status
+    from kdscale.sweep.status import status
     from kdscale.tables.sweep import sweep_table
 
     found = status(folder, storage)
@@ -207,7 +207,7 @@ def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
 def sweep_best(folder: Path, storage: str | None, as_json: bool) -> None:
     """The best student of a sweep so far, and how to train it again."""
     _check_optuna()
-    from kdscale.stages.sweep.summary import best
+    from kdscale.sweep.status import best
     from kdscale.tables.sweep import best_text
 
     found = best(folder, storage)

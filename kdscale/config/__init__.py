@@ -27,13 +27,7 @@ from kdscale.config.section import (
     Weight,
     parse_bytes,
 )
-from kdscale.config.sections import (
-    Cache,
-    Data,
-    Ensemble,
-    Feature,
-    Views,
-)
+from kdscale.config.sections import Cache, Data, Ensemble, Feature, Views
 from kdscale.config.sweep import Range, Sweep
 from kdscale.config.variants import Variants
 

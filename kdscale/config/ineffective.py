@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from kdscale.config.models import Train
 from kdscale.config.recipe import Recipe
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 _BELONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "milestones": ("schedule", ("steps",)),

@@ -15,7 +15,7 @@ from kdscale.config.section import (
     UserPath,
     Weight,
 )
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 _TORCHVISION = "torchvision/"
 _LARGEST_STD = 2

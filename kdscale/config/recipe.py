@@ -17,8 +17,8 @@ from kdscale.config.section import Section, unknown
 from kdscale.config.sections import Cache, Data, Ensemble, Views
 from kdscale.config.sweep import Sweep
 from kdscale.errors import ConfigError, UnsafePathError
+from kdscale.formatting import shortened
 from kdscale.regular_files import read_regular
-from kdscale.wording import shortened
 
 
 class Recipe(Section):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from kdscale.wording import shortened
+from kdscale.formatting import shortened
 
 Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
 

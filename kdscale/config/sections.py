@@ -4,15 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kdscale.config.section import (
-    Fraction,
-    Operations,
-    Positive,
-    Section,
-    UserPath,
-    parse_bytes,
-)
-from kdscale.wording import number_of
+from kdscale.config.section import Fraction, Operations, Positive, Section, UserPath, parse_bytes
+from kdscale.formatting import number_of
 
 _MOST_VIEWS = 1 << 20
 """As many as an enumerated pipeline may have."""

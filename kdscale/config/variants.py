@@ -10,7 +10,7 @@ from kdscale.config.loss import Loss
 from kdscale.config.recipe import Recipe, parse_recipe, set_field
 from kdscale.config.sweep import SEED, VIEWS, Dimension, Range, Sweep
 from kdscale.errors import ConfigError
-from kdscale.wording import shortened
+from kdscale.formatting import shortened
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kdscale.data.class_names import canonical, check_distinguishable
 from kdscale.errors import DataError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label", "class")

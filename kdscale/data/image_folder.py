@@ -15,7 +15,7 @@ from kdscale.data.class_names import check_distinguishable
 from kdscale.data.listing import Listing, first_few
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
 from kdscale.errors import DataError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from kdscale.errors import DataError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 Kind = Literal["image", "table", "metadata", "archive", "document", "other"]
 

@@ -13,16 +13,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kdscale.data.encoded import EncodedImages
-from kdscale.data.images import ImageSet
-from kdscale.data.pixels import Decoded, Pixels, Stored, as_tensor
-from kdscale.data.views.generator import chain, permutation
+from kdscale.data.encoded_images import EncodedImages
+from kdscale.data.image_dataset import ImageSet
+from kdscale.data.pixel_sources import Decoded, Pixels, Stored, as_tensor
 from kdscale.data.views.pipeline import Pipeline, Prepare, View
+from kdscale.data.views.rng import chain, permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.errors import DataError
+from kdscale.formatting import number_of
 from kdscale.targets import Mix
-from kdscale.wording import number_of
 
 _ORDER = chain(0x6F72646572)  # "order"
 

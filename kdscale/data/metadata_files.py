@@ -9,7 +9,7 @@ from typing import Any
 from kdscale.data.image_folder import check_archives, find_splits, image_cells
 from kdscale.data.listing import Listing, first_few
 from kdscale.errors import DataError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 _FILE_NAME = "file_name"
 

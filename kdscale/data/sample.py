@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.data.views.generator import chain, permutation
+from kdscale.data.views.rng import chain, permutation
 
 _SAMPLE = chain(0x73616D706C65)  # "sample"
 

@@ -11,16 +11,8 @@ from typing import Any
 
 from kdscale.data.columns import choose_classes, find_image_column, find_label_column, read_labels
 from kdscale.data.encoded_split import EncodedSplit
-from kdscale.data.image_folder import (
-    open_image_folder,
-)
-from kdscale.data.listing import (
-    TABLE_SUFFIXES,
-    Listing,
-    check_no_pointer,
-    first_few,
-    list_folder,
-)
+from kdscale.data.image_folder import open_image_folder
+from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, first_few, list_folder
 from kdscale.data.metadata_files import open_metadata_folder
 from kdscale.data.saved_sets import is_saved, open_saved
 from kdscale.data.splits import SPLIT_FOLDERS, find_split
@@ -32,7 +24,7 @@ from kdscale.data.table_files import (
     open_table_folder,
 )
 from kdscale.errors import DataError, KdscaleError, StorageError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?")
 EMPTY_SPLIT = re.compile("corresponds to no data|BatchSize must be greater than 0")

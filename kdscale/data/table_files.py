@@ -15,15 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kdscale.data.listing import (
-    TABLE_SUFFIXES,
-    Listing,
-    check_no_pointer,
-    first_few,
-)
+from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, first_few
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
 from kdscale.errors import DataError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 _SHARD = re.compile(r"(?P<name>.*?)[-_.](?P<index>\d{5})-of-(?P<total>\d{5})(?P<rest>\W.*)?")
 _CARD_HEADER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdscale.data.views.generator import chain, permutation
+from kdscale.data.views.rng import chain, permutation
 
 _WINDOWS = chain(0x77696E646F7773)  # "windows"
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdscale.errors import ModelError, WeightsError
+from kdscale.formatting import shortened
 from kdscale.models.preprocess import Preprocess, resize
 from kdscale.models.registry import create_model
 from kdscale.models.untrusted import create_named_by_file, without_initial_weights
 from kdscale.models.weights import load_weights, read_metadata
-from kdscale.wording import shortened
 
 
 class Deployable(nn.Module):

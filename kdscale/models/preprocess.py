@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdscale.errors import ModelError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 
 @dataclass(frozen=True, slots=True)

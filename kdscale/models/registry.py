@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdscale.errors import KdscaleError, ModelError
-from kdscale.models import cifar_resnet, factory, reference, sources
-from kdscale.wording import number_of, shortened
+from kdscale.formatting import number_of, shortened
+from kdscale.models import cifar_resnet, custom, libraries, reference
 
 REFERENCE: dict[str, Callable[..., nn.Module]] = {
     "cifar10-deepnn": reference.cifar10_deepnn,
@@ -28,9 +28,9 @@ REFERENCE: dict[str, Callable[..., nn.Module]] = {
 }
 
 SOURCES: dict[str, Callable[[str, int, int, Mapping[str, Any]], nn.Module]] = {
-    "torchvision/": sources.torchvision_model,
-    "timm/": sources.timm_model,
-    "transformers/": sources.transformers_model,
+    "torchvision/": libraries.torchvision_model,
+    "timm/": libraries.timm_model,
+    "transformers/": libraries.transformers_model,
 }
 
 FORMS = "torchvision/NAME, timm/NAME, transformers/HUB_ID_OR_PATH, module.path:factory"
@@ -66,9 +66,9 @@ def create_model(
         return _create(name, num_classes, in_channels, options or {})
     except (KdscaleError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (Exception, SystemExit) as error:  # a factory, or a library, may raise anything
+    except (Exception, SystemExit) as error:  # a custom, or a library, may raise anything
         raise ModelError(
-            f"model {name} cannot be created: {factory.described(error)}: correct its options, or "
+            f"model {name} cannot be created: {custom.described(error)}: correct its options, or "
             "its code where it is yours"
         ) from error
 
@@ -78,13 +78,13 @@ def _create(
 ) -> nn.Module:
     if name in REFERENCE:
         fixed = {"num_classes": num_classes, "in_channels": in_channels}
-        model: nn.Module = factory.build(name, REFERENCE[name], fixed, options)
+        model: nn.Module = custom.build(name, REFERENCE[name], fixed, options)
         return model
     for prefix, create in SOURCES.items():
         if name.startswith(prefix):
             return create(name, num_classes, in_channels, options)
     if ":" in name:
-        return factory.factory_model(name, num_classes, in_channels, options)
+        return custom.factory_model(name, num_classes, in_channels, options)
     raise ModelError(
         f"there is no model {shortened(name)!r}{_near(name)}; wanted {FORMS}, or one of "
         f"{', '.join(known_models())}"
@@ -95,12 +95,12 @@ def _near(name: str) -> str:
     """Return ` (did you mean ...?)` with the same name of a library's model, else near ones."""
     library, _, short = name.replace(".", "/", 1).rpartition("/")
     wanted = _letters(short)
-    for prefix, list_names in sources.LISTS.items():
+    for prefix, list_names in libraries.LISTS.items():
         if library in ("", prefix.rstrip("/")):
             same = [one for one in list_names() if wanted and _letters(one) == wanted]
             if same:
                 return f" (did you mean {prefix}{same[0]}?)"
-    return factory.did_you_mean(name, known_models())
+    return custom.did_you_mean(name, known_models())
 
 
 def _letters(name: str) -> str:
@@ -206,7 +206,7 @@ def _evaluated(model: nn.Module, shape: tuple[int, ...], what: str) -> Any:
     except (KdscaleError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the model may be anybody's
-        reason = str(error) if isinstance(error, _OF_TORCH) else factory.described(error)
+        reason = str(error) if isinstance(error, _OF_TORCH) else custom.described(error)
         raise ModelError(
             f"{what} does not take images of {shape[1]} channels and {shape[2]} x {shape[3]} "
             f"pixels ({reason}): set its input's size, mean and std, or take another model"

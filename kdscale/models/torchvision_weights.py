@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kdscale.errors import DownloadError, ModelError, WeightsError
 from kdscale.models.checkpoints import read_tensors
-from kdscale.models.factory import build
+from kdscale.models.custom import build
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from kdscale.errors import ModelError
+from kdscale.formatting import shortened
+from kdscale.models.libraries import transformers_architecture
 from kdscale.models.registry import SOURCES, create_model
-from kdscale.models.sources import transformers_architecture
-from kdscale.wording import shortened
 
 _INITIAL_WEIGHTS = {"torchvision/": "weights", "timm/": "pretrained"}
 """Options that would load weights which the file's own replace at once: left out."""

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kdscale.durable import write_durably
+from kdscale.atomic_write import write_durably
 from kdscale.errors import WeightsError
 from kdscale.models.checkpoints import read_metadata, read_tensors
 from kdscale.models.checksums import state_sha256, with_checksums

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdscale.errors import WeightsError
-from kdscale.wording import number_of
+from kdscale.formatting import number_of
 
 log = logging.getLogger(__name__)
 

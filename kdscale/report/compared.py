@@ -2,18 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from kdscale.formatting import NOTHING, bytes_text, duration_text, number_of, percent_text, spread
 from kdscale.report.charts.chart import Table
-from kdscale.report.compare import Study, Sweep, Trial, value_text
 from kdscale.report.entry import Entry
 from kdscale.report.evaluation import Evaluation
-from kdscale.wording import (
-    NOTHING,
-    bytes_text,
-    duration_text,
-    number_of,
-    percent_text,
-    spread,
-)
+from kdscale.report.model import Study, Sweep, Trial, value_text
 
 Cell = Callable[[Entry], str]
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from kdscale.report.compare import Study, Sweep
 from kdscale.report.entry import Entry
 from kdscale.report.fields import is_whole, tables_of
+from kdscale.report.model import Study, Sweep
 from kdscale.report.runs import Run
 
 

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from kdscale.formatting import markdown_table
 from kdscale.report.charts.chart import Table
-from kdscale.report.compare import Study
 from kdscale.report.compared import (
     ACCURACY,
     COST,
@@ -15,10 +15,10 @@ from kdscale.report.compared import (
     other_test_sets,
     trials_table,
 )
-from kdscale.report.facts import cache_facts, environment
-from kdscale.report.missing import missing
-from kdscale.report.words import headlines
-from kdscale.wording import markdown_table
+from kdscale.report.environment import cache_facts, environment
+from kdscale.report.headlines import headlines
+from kdscale.report.model import Study
+from kdscale.report.suggestions import missing
 
 
 def render_markdown(studies: Sequence[Study], command: str) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kdscale.report.compare import Study
-from kdscale.report.missing import Note, missing
+from kdscale.formatting import NOTHING
+from kdscale.report.headlines import Tile, headlines, kept_together, tiles
+from kdscale.report.model import Study
 from kdscale.report.sections import Picture, Section, sections_of
-from kdscale.report.words import Tile, headlines, kept_together, tiles
-from kdscale.wording import NOTHING
+from kdscale.report.suggestions import Note, missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,16 +7,9 @@ from typing import Any, Literal
 
 from kdscale.errors import RunError
 from kdscale.report.evaluation import Evaluation, read_evaluation
-from kdscale.report.fields import (
-    dicts,
-    name_text,
-    read_json,
-    shown,
-    sound_metrics,
-    tables_of,
-)
+from kdscale.report.fields import dicts, name_text, read_json, shown, sound_metrics, tables_of
 from kdscale.report.training_log import Curve, read_log
-from kdscale.run_folder import Job, RunFolder
+from kdscale.runs.folder import Job, RunFolder
 
 Kind = Literal["teacher", "alone", "online", "cache"]
 KINDS: tuple[Kind, ...] = ("teacher", "alone", "online", "cache")

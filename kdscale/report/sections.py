@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kdscale.formatting import number_of
 from kdscale.report.charts.chart import Chart, Table
-from kdscale.report.compare import Study
 from kdscale.report.compared import (
     ACCURACY,
     COST,
@@ -16,13 +16,13 @@ from kdscale.report.compared import (
     trials_table,
 )
 from kdscale.report.cost import cost_of, cost_of_sweep
-from kdscale.report.facts import Fact, cache_facts, environment
+from kdscale.report.environment import Fact, cache_facts, environment
 from kdscale.report.figures.classes import by_class, calibration, confusion
 from kdscale.report.figures.cost import accuracy_by_latency, accuracy_by_parameters
 from kdscale.report.figures.curves import curves_of_sweep, training_curves
 from kdscale.report.figures.sweeps import by_parameter
 from kdscale.report.figures.time import times_of, times_of_sweep
-from kdscale.wording import number_of
+from kdscale.report.model import Study
 
 
 @dataclass(frozen=True, slots=True)

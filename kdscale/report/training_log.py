@@ -8,8 +8,8 @@ from typing import Any
 from kdscale.documents import DAMAGE
 from kdscale.errors import KdscaleError
 from kdscale.report.fields import is_number, shown, shown_error
-from kdscale.run_folder import RunFolder
-from kdscale.runlog import TORN, read_sound_metrics
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.log import TORN, read_sound_metrics
 
 Curve = Sequence[tuple[float, float]]
 """(epochs, value), in order."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kdscale.wording import markdown_table, number_of
+from kdscale.formatting import markdown_table, number_of
 
 _STEPS = {
     "plain": "bare PyTorch loop, labels",

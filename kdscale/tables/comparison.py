@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdscale.formatting import markdown_table, number_of, spread
 from kdscale.report.runs import TITLES, Kind
-from kdscale.wording import markdown_table, number_of, spread
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdscale.wording import bytes_text, markdown_table, number_of, percent_text
+from kdscale.formatting import bytes_text, markdown_table, number_of, percent_text
 
 _SHARES = {
     "top-1 %": "top1_accuracy",

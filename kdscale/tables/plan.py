@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kdscale.wording import bytes_text, duration_text, markdown_table, number_of
+from kdscale.formatting import bytes_text, duration_text, markdown_table, number_of
 
 _STUDENTS = {
     "supervised": "a student alone",

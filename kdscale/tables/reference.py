@@ -5,8 +5,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from kdscale import config
+from kdscale.formatting import markdown_table
 from kdscale.models.registry import FORMS, known_models
-from kdscale.wording import markdown_table
 
 
 def recipe_reference() -> str:

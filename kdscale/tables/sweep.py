@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdscale.config.variants import text_of
-from kdscale.wording import duration_text, markdown_table, number_of, percent_text
+from kdscale.formatting import duration_text, markdown_table, number_of, percent_text
 
 
 def sweep_table(found: Mapping[str, Any]) -> str:

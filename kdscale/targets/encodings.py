@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from kdscale.errors import CacheError
-from kdscale.targets.types import (
-    DenseTargets,
-    Head,
-    Targets,
-    TopKTargets,
-    log_sums,
-)
+from kdscale.targets.types import DenseTargets, Head, Targets, TopKTargets, log_sums
 
 ENCODINGS = ("float32", "float16", "int8", "int4", "topk", "embedding")
 _LEVELS = {"int8": 256, "int4": 16}

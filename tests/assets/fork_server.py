@@ -16,9 +16,9 @@ torch.set_num_threads(1)
 
 import datasets  # noqa: F401  (what a child would import first)
 
-import kdscale.stages.run  # noqa: F401
+import kdscale.commands.run  # noqa: F401
 from kdscale.cli import main
-from kdscale.engine.processes import create_accelerator
+from kdscale.distributed import create_accelerator
 
 # torch and accelerate import seconds' worth of themselves when they are first used.
 torch.optim.Adam(create_accelerator().prepare(torch.nn.Linear(1, 1)).parameters())

@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 from kdscale.cli import cli
 from kdscale.data.loader import Loader
-from kdscale.engine.processes import create_accelerator
+from kdscale.distributed import create_accelerator
 
 accelerator = create_accelerator()
 assert accelerator.num_processes == 2

@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from kdscale.cache.claims import Claims
+from kdscale.cache.lease import Claims
 
 CHANGES = {"os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir"}
 WRITES = os.O_WRONLY | os.O_RDWR

@@ -11,11 +11,11 @@ import synthetic
 
 from kdscale.cache.layout import record_object, shard_name, shard_objects
 from kdscale.cache.manifest import read_manifest, write_manifest
-from kdscale.cache.patience import Patience
 from kdscale.cache.reader import CacheReader, check_present
 from kdscale.cache.repair import take_out
 from kdscale.cache.transfer import transfer
 from kdscale.cache.verify import verify
+from kdscale.cache.wait import Patience
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.errors import CacheCorruptError, CacheError, KdscaleError
 

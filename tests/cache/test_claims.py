@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from kdscale.cache import claims as module
-from kdscale.cache import folder as folder_module
-from kdscale.cache.claims import Claims, is_claim, living_builder
-from kdscale.cache.folder import LocalFolder
+from kdscale.cache import lease as module
+from kdscale.cache.lease import Claims, is_claim, living_builder
+from kdscale.cache.stores import local as folder_module
+from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.writer import ShardWriter, create_or_resume
 from kdscale.errors import ClaimLostError, StorageError
 
@@ -210,7 +210,7 @@ def test_claim_of_any_generation_is_taken_over_and_released_at_once(
 def test_killed_process_of_this_machine_is_taken_over_at_once(builder, tmp_path):
     code = (
         "import sys, time, pathlib\n"
-        "from kdscale.cache.claims import Claims\n"
+        "from kdscale.cache.lease import Claims\n"
         "print(Claims(pathlib.Path(sys.argv[1])).claim('part'), flush=True)\n"
         "time.sleep(100)\n"
     )

@@ -27,8 +27,8 @@ from kdscale.cache.manifest import FORMAT_VERSION, canonical, read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.records import COMMITTED
 from kdscale.cache.verify import verify
-from kdscale.engine.encoding import encoding_of, stored_encoding
-from kdscale.models.taps import Tap, tapping
+from kdscale.models.feature_extraction import Tap, tapping
+from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
 from kdscale.targets import ENCODINGS, DenseTargets, Encoding, Head, decode, encode
 
 ROOT = Path(__file__).parents[2]

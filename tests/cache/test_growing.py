@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import synthetic
 
-from kdscale.cache import claims
-from kdscale.cache.claims import Claims
-from kdscale.cache.patience import Patience
+from kdscale.cache import lease
+from kdscale.cache.lease import Claims
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.wait import Patience
 from kdscale.cache.writer import create_or_resume, finish
 from kdscale.errors import CacheCorruptError, CacheIncompleteError
 
@@ -20,8 +20,8 @@ SECOND_VIEW = [(1, shard) for shard in range(3)]
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch):
-    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(claims, "INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "INTERVAL_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_counter_that_stands_still_is_no_sign_of_life(begun):
 
 
 def test_waiting_is_called_off_by_closing(begun, monkeypatch):
-    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 1000)
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 1000)
     reader = CacheReader(begun, Patience())
     closing = later(0.3, reader.close)
     with pytest.raises(CacheIncompleteError, match="no longer waiting for view 1"):

@@ -12,6 +12,7 @@ import tracemalloc
 import pytest
 import synthetic
 
+from kdscale.cache.catalog import find_cache, list_caches
 from kdscale.cache.manifest import (
     MANIFEST_KEY,
     Manifest,
@@ -22,7 +23,6 @@ from kdscale.cache.manifest import (
 )
 from kdscale.cache.manifest_schema import MAX_SHARDS, check_table, id_bytes
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.search import find_cache, list_caches
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import create_or_resume
 from kdscale.errors import CacheCorruptError, CacheError, ConfigError, KdscaleError

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import synthetic
 
+from kdscale.cache.catalog import find_cache, list_caches
 from kdscale.cache.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -22,13 +23,7 @@ from kdscale.cache.manifest import (
     read_manifest,
     write_manifest,
 )
-from kdscale.cache.search import find_cache, list_caches
-from kdscale.errors import (
-    CacheCorruptError,
-    CacheError,
-    CacheMismatchError,
-    CacheNotFoundError,
-)
+from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheNotFoundError
 
 
 def with_field(manifest, section, name, value):
@@ -324,7 +319,7 @@ def test_find_prefers_finished_with_enough_views_then_the_largest(tmp_path):
 # ------------------------------------------------------------------ light
 
 
-@pytest.mark.parametrize("module", ["manifest", "search"])
+@pytest.mark.parametrize("module", ["manifest", "catalog"])
 def test_reading_manifests_imports_neither_zarr_nor_numpy(cache, module):
     code = (
         f"import sys, kdscale.cache.{module}\n"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import synthetic
 
-from kdscale.cache.folder import LocalFolder
 from kdscale.cache.manifest import write_manifest
-from kdscale.cache.patience import Patience
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.stores.local import LocalFolder
+from kdscale.cache.wait import Patience
 from kdscale.cache.writer import create_or_resume
 from kdscale.errors import (
     CacheCorruptError,
@@ -175,9 +175,9 @@ def refuse(event, args):  # what a read-only disk does, to root too
         raise OSError(30, "Read-only file system", str(args[0]))
 
 from kdscale.cache.manifest import describe, read_manifest
-from kdscale.cache.patience import Patience
+from kdscale.cache.wait import Patience
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.search import list_caches
+from kdscale.cache.catalog import list_caches
 from kdscale.cache.verify import verify
 
 sys.addaudithook(refuse)

@@ -9,11 +9,11 @@ from contextlib import suppress
 import pytest
 import synthetic
 
-from kdscale.cache import claims as claiming
-from kdscale.cache.claims import Claims, living_builder
-from kdscale.cache.folder import LocalFolder
+from kdscale.cache import lease as claiming
+from kdscale.cache.lease import Claims, living_builder
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.remove import check_removable, remove_cache
+from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.verify import verify
 from kdscale.errors import CacheError, CacheNotFoundError
 
@@ -117,7 +117,7 @@ def test_cache_that_is_being_built_is_refused(cache):
 
 def test_builder_of_this_machine_that_was_killed_is_no_obstacle(cache):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom kdscale.cache.claims import Claims\n"
+        "import os, sys\nfrom pathlib import Path\nfrom kdscale.cache.lease import Claims\n"
         "Claims(Path(sys.argv[1])).claim('view-00000-shard-00000')\nos.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, cache], check=False)

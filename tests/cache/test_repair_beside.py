@@ -6,8 +6,8 @@ import pytest
 import synthetic
 
 from kdscale.cache import repair
-from kdscale.cache.claims import Claims
 from kdscale.cache.layout import claim_name
+from kdscale.cache.lease import Claims
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.repair import take_out
 from kdscale.cache.verify import judge, verify

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import CLASSES
 
-from kdscale.cache.rows import Rows, changes
+from kdscale.cache.dataset_diff import Rows, changes
 
 BEFORE = Rows(np.arange(100, 120, dtype=np.uint64), np.arange(20) % 5, CLASSES)
 

@@ -11,18 +11,13 @@ import pytest
 import synthetic
 import torch
 
-from kdscale.cache.folder import LocalFolder
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
-from kdscale.engine.encoding import encoding_of
-from kdscale.errors import (
-    CacheCorruptError,
-    CacheIncompleteError,
-    CacheMismatchError,
-    StorageError,
-)
+from kdscale.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError, StorageError
+from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.targets import Head, decode, encode
 
 

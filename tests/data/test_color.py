@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as reference
 
-from kdscale.data.views import tables
+from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import color
-from kdscale.data.views.generator import bernoulli, bits_KB, integers
-from kdscale.data.views.operations.catalog import parse_operation
 from kdscale.data.views.operations.color import ColorJitter, GaussianBlur
+from kdscale.data.views.operations.registry import parse_operation
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.rng import bernoulli, bits_KB, integers
 from kdscale.errors import ConfigError
 
 EVERY_OPERATION = [
@@ -160,7 +160,7 @@ def test_blur_is_within_one_level_of_torchvision(kernel_size):
 
 
 def test_gaussian_weights_sum_to_one():
-    table = torch.tensor(tables.gaussian(9, 200)).view(200, 5)
+    table = torch.tensor(lookup_tables.gaussian(9, 200)).view(200, 5)
     assert (table[:, 0] + 2 * table[:, 1:].sum(1)).eq(1 << 15).all()
     assert (table[:, :-1] >= table[:, 1:]).all()
     assert table[0].tolist() == [1 << 15, 0, 0, 0, 0]

@@ -16,7 +16,7 @@ from PIL import Image
 import kdscale
 from kdscale.data import encoded_split
 from kdscale.data.decode import decode_image
-from kdscale.data.images import load_images
+from kdscale.data.image_dataset import load_images
 from kdscale.errors import DataError
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # PNG's colour types
@@ -286,7 +286,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from kdscale.data import decode, encoded_split
-from kdscale.data.images import load_images
+from kdscale.data.image_dataset import load_images
 import datasets, pyarrow.compute, pyarrow.parquet
 encoded_split.BYTES_PER_READ = decode.BYTES_PER_STACK = 8 << 20
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -346,7 +346,7 @@ def test_image_of_too_many_pixels_is_one_line(tmp_path):
     bomb = bomb[:29] + struct.pack(">I", zlib.crc32(bomb[12:29])) + bomb[33:]
     write(tmp_path / "set", [bomb] * 2)
     code = (
-        "import sys; from pathlib import Path; from kdscale.data.images import load_images\n"
+        "import sys; from pathlib import Path; from kdscale.data.image_dataset import load_images\n"
         "try: load_images(sys.argv[1], split='train', root=Path(sys.argv[2]))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdscale.data.images import ImageSet
+from kdscale.data.image_dataset import ImageSet
 from kdscale.data.loader import Images, Loader
 from kdscale.data.views.digest import digest
-from kdscale.data.views.operations.catalog import MIXING, OPERATIONS
-from kdscale.data.views.pairing import Pairing
+from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.operations.registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from tests.data import replay

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from kdscale.data.views import tables
-from kdscale.data.views.generator import absorb, bernoulli, bits_KB, integers
-from kdscale.data.views.operations.catalog import parse_operation
+from kdscale.data.views import lookup_tables
 from kdscale.data.views.operations.erasing import Cutout, RandomErasing
+from kdscale.data.views.operations.registry import parse_operation
+from kdscale.data.views.rng import absorb, bernoulli, bits_KB, integers
 from kdscale.errors import ConfigError
 from tests.data.test_color import images
 
@@ -52,7 +52,7 @@ def test_erased_boxes_follow_the_documented_draws():
     pixels, index = dark(200), torch.arange(200)
     bits = bits_KB(3, [(0, draw) for draw in range(operation.num_draws)], 1, index)
     covered = (operation(pixels, bits) == 255)[:, 0]
-    ratios = tables.log_uniform(0.25, 3.0)
+    ratios = lookup_tables.log_uniform(0.25, 3.0)
     tried = 0
     for sample in range(200):
         words = bits[:, sample]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.views.pairing import Pairing
+from kdscale.data.views.mix_pairs import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
 

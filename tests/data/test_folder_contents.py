@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from kdscale.data.images import describe_split, load_images
+from kdscale.data.image_dataset import describe_split, load_images
 from kdscale.data.source import open_source
 from kdscale.errors import DataError
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.views.generator import (
+from kdscale.data.views.rng import (
     absorb,
     absorb_integer,
     bernoulli,

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from kdscale.data.views import tables
+from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import geometry, resampling
-from kdscale.data.views.generator import bernoulli, bits_KB
 from kdscale.data.views.operations import resizing
 from kdscale.data.views.operations.geometry import RandomAffine, RandomRotation, RandomVerticalFlip
 from kdscale.data.views.operations.resizing import CenterCrop, RandomResizedCrop, Resize
+from kdscale.data.views.rng import bernoulli, bits_KB
 from kdscale.errors import ConfigError
 from tests.data import replay
 
@@ -84,25 +84,29 @@ def test_sines_are_those_documented(angle, sine, cosine):
 
 @pytest.mark.parametrize(("angle", "tangent"), replay.known_answers("tangents"))
 def test_tangents_are_those_documented(angle, tangent):
-    assert tables.tangents()[angle] == tangent
+    assert lookup_tables.tangents()[angle] == tangent
 
 
 @pytest.mark.parametrize(("low", "high", "entry", "value"), replay.known_answers("log_uniform"))
 def test_log_uniform_is_that_documented(low, high, entry, value):
-    assert tables.log_uniform(low, high)[entry] == value
+    assert lookup_tables.log_uniform(low, high)[entry] == value
 
 
 @pytest.mark.parametrize(("alpha", "entry", "value"), replay.known_answers("beta"))
 def test_beta_is_that_documented(alpha, entry, value):
-    assert tables.beta(alpha)[entry] == value
+    assert lookup_tables.beta(alpha)[entry] == value
 
 
 def test_tables_equal_those_of_float_functions():
     angles = np.radians(np.arange(5761) / 64)
-    assert np.rint(65536 * np.sin(angles)).astype(int).tolist() == list(tables.sines())
-    assert np.rint(65536 * np.tan(angles[:-1])).astype(int).tolist() == list(tables.tangents())
+    assert np.rint(65536 * np.sin(angles)).astype(int).tolist() == list(lookup_tables.sines())
+    assert np.rint(65536 * np.tan(angles[:-1])).astype(int).tolist() == list(
+        lookup_tables.tangents()
+    )
     quantiles = 0.75 * (4 / 3 / 0.75) ** ((np.arange(1024) + 0.5) / 1024)
-    assert np.rint(65536 * quantiles).astype(int).tolist() == list(tables.log_uniform(0.75, 4 / 3))
+    assert np.rint(65536 * quantiles).astype(int).tolist() == list(
+        lookup_tables.log_uniform(0.75, 4 / 3)
+    )
 
 
 # --------------------------------------------------------------------------- the specification

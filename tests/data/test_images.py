@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 import kdscale
-from kdscale.data import image_store
+from kdscale.data import decoded_store
 from kdscale.data.decode import decode_image
-from kdscale.data.images import ImageSet, load_images
+from kdscale.data.image_dataset import ImageSet, load_images
 from kdscale.errors import DataError, StorageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -112,7 +112,7 @@ def store_folders(root):
 
 
 def test_importing_images_does_not_import_datasets():
-    code = "import sys, kdscale.data.images; sys.exit('datasets' in sys.modules)"
+    code = "import sys, kdscale.data.image_dataset; sys.exit('datasets' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(kdscale.__file__).parents[1])
 
 
@@ -503,10 +503,10 @@ def decodings(monkeypatch):
 
     def counted(encoded, channels):
         calls.append(encoded.split)
-        return image_store.__dict__["_original_decode"](encoded, channels)
+        return decoded_store.__dict__["_original_decode"](encoded, channels)
 
-    monkeypatch.setattr(image_store, "_original_decode", image_store.decode, raising=False)
-    monkeypatch.setattr(image_store, "decode", counted)
+    monkeypatch.setattr(decoded_store, "_original_decode", decoded_store.decode, raising=False)
+    monkeypatch.setattr(decoded_store, "decode", counted)
     return calls
 
 
@@ -546,7 +546,7 @@ def test_fingerprint_is_of_pixels_not_of_files(tmp_path, root, decodings):
 
 
 def test_fingerprint_is_frozen(source, root):
-    """A change breaks every cache that names it: raise image_store.VERSION only knowingly."""
+    """A change breaks every cache that names it: raise decoded_store.VERSION only knowingly."""
     assert load(source, root).fingerprint.startswith("3e1d033c0cff9b7f")
 
 
@@ -610,7 +610,7 @@ def test_failed_decoding_leaves_nothing_and_can_be_repeated(source, root, monkey
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(image_store, "_flush", full)
+    monkeypatch.setattr(decoded_store, "_flush", full)
     with pytest.raises(StorageError, match=r"No space left on device.*--cache-root"):
         load(source, root)
     assert not root.exists()
@@ -626,7 +626,7 @@ def test_root_that_cannot_be_a_folder_is_a_storage_error(source, tmp_path):
 
 def test_finished_store_is_read_without_writing(source, root, monkeypatch):
     expected = load(source, root)
-    monkeypatch.setattr(image_store, "_decode_into", None)
+    monkeypatch.setattr(decoded_store, "_decode_into", None)
     assert load(source, root).fingerprint == expected.fingerprint
 
 
@@ -637,13 +637,13 @@ def test_store_works_where_locks_do_not(source, root, monkeypatch):
     lockless = SimpleNamespace(
         flock=unsupported, LOCK_EX=0, LOCK_NB=0
     )  # only here, not in datasets
-    monkeypatch.setattr(image_store, "fcntl", lockless)
+    monkeypatch.setattr(decoded_store, "fcntl", lockless)
     assert load(source, root).num_samples == 9
     assert len(store_folders(root)) == 1
 
 
 def test_loser_of_a_race_uses_the_copy_of_the_winner(source, root, monkeypatch):
-    publish = image_store._publish
+    publish = decoded_store._publish
 
     def lose(partial, folder):
         publish(partial, folder)  # as if the other process had just done so
@@ -651,7 +651,7 @@ def test_loser_of_a_race_uses_the_copy_of_the_winner(source, root, monkeypatch):
         (partial / "late").write_text("")
         publish(partial, folder)
 
-    monkeypatch.setattr(image_store, "_publish", lose)
+    monkeypatch.setattr(decoded_store, "_publish", lose)
     assert load(source, root).num_samples == 9
     assert [path.name for path in store_folders(root)[0].glob("late")] == []
     assert len(store_folders(root)) == 1
@@ -659,7 +659,7 @@ def test_loser_of_a_race_uses_the_copy_of_the_winner(source, root, monkeypatch):
 
 def test_processes_may_decode_at_once(source, root, tmp_path):
     code = (
-        "import sys, pathlib; from kdscale.data.images import load_images as load;"
+        "import sys, pathlib; from kdscale.data.image_dataset import load_images as load;"
         "print(load(sys.argv[1], split='train', root=pathlib.Path(sys.argv[2])).fingerprint)"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}

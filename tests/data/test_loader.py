@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdscale.data.images import ImageSet
+from kdscale.data.image_dataset import ImageSet
 from kdscale.data.loader import Batch, Images, Loader
-from kdscale.data.pixels import as_tensor
+from kdscale.data.pixel_sources import as_tensor
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from tests.data import replay

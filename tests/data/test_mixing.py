@@ -9,16 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.images import ImageSet
+from kdscale.data.image_dataset import ImageSet
 from kdscale.data.loader import Images, Loader
-from kdscale.data.views import tables
+from kdscale.data.validation_split import split_validation
+from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional.mixing import blend, box_around, paste
-from kdscale.data.views.generator import bits_KB, integers
+from kdscale.data.views.mix_pairs import Pairing
 from kdscale.data.views.operations.mixing import Cutmix, Mixup, MixupOrCutmix
-from kdscale.data.views.pairing import Pairing
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.rng import bits_KB, integers
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.data.views.split import split_validation
 from kdscale.errors import ConfigError
 from tests.data import replay
 
@@ -125,7 +125,7 @@ def test_paste_and_box_keep_within_the_image():
 
 def test_box_covers_the_share_that_was_drawn():
     bits = bits_KB(1, [(0, draw) for draw in range(4)], 0, torch.arange(2000))
-    weight = torch.tensor(tables.beta(1.0))[integers(bits[1], 1024)]
+    weight = torch.tensor(lookup_tables.beta(1.0))[integers(bits[1], 1024)]
     sides = [isqrt(int(256 - w) << 24) * 64 >> 17 for w in weight]
     own, other = noise(2000, 0, (1, 64, 64)), noise(2000, 1, (1, 64, 64))
     _, share = Cutmix().mix(own, other, bits)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from kdscale.data.views.operations.per_sample import PerSample, library_versions
+from kdscale.data.views.operations.torchvision_op import PerSample, library_versions
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
 from tests.data import replay

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kdscale.commands.build import build
 from kdscale.data.views.digest import digest
-from kdscale.data.views.operations.catalog import MIXING, OPERATIONS
-from kdscale.data.views.pairing import Pairing
+from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.operations.registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.stages.build import build
 from tests.data import replay
 from tests.data.replay_pixels import (
     affine_map,

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kdscale.data import decode, image_store, pixels
-from kdscale.data.encoded import EncodedImages
-from kdscale.data.images import load_images
+from kdscale.data import decode, decoded_store, pixel_sources
+from kdscale.data.encoded_images import EncodedImages
+from kdscale.data.image_dataset import load_images
 from kdscale.data.loader import Images, Loader
-from kdscale.data.views.operations.per_sample import PerSample
-from kdscale.data.views.pairing import Pairing
+from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.operations.torchvision_op import PerSample
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError, DataError
@@ -282,7 +282,7 @@ def test_what_is_not_waited_for_is_called_off_and_its_threads_end(image_set, mon
         gate.wait(5)
         raise DataError("late")
 
-    monkeypatch.setattr(pixels, "_num_cores", lambda: 2)
+    monkeypatch.setattr(pixel_sources, "_num_cores", lambda: 2)
     monkeypatch.setattr(EncodedImages, "decode", slow)
     before, images = set(threading.enumerate()), shown(image_set)
     asked = images.ask(pipeline_of("crop"), 0, torch.arange(NUM_SAMPLES))
@@ -436,7 +436,7 @@ def scans(monkeypatch):
         calls.append(encoded.split)
         return decode.read_headers(encoded)
 
-    monkeypatch.setattr(image_store, "read_headers", counted)
+    monkeypatch.setattr(decoded_store, "read_headers", counted)
     return calls
 
 
@@ -476,7 +476,7 @@ def test_identity_changes_with_pixels_and_rules(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, changed)
     picture(1).save(changed / "train" / "cat" / "00.jpg", quality=95)
     assert load(changed, tmp_path / "root").fingerprint != first
-    monkeypatch.setattr(image_store, "VERSION", image_store.VERSION + 1)
+    monkeypatch.setattr(decoded_store, "VERSION", decoded_store.VERSION + 1)
     assert load(folder, tmp_path / "root").fingerprint != first
 
 

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.images import ImageSet
+from kdscale.data.image_dataset import ImageSet
 from kdscale.data.loader import Images, Loader
-from kdscale.data.views.pairing import Pairing
+from kdscale.data.validation_split import split_validation
+from kdscale.data.views.mix_pairs import Pairing
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.data.views.split import split_validation
 from kdscale.data.windows import Windows
 from kdscale.errors import DataError
 from tests.data import replay

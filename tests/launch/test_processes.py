@@ -130,8 +130,8 @@ def test_kdscale_stops_where_a_launch_is_not_what_it_seems(tmp_path, trap):
 
 
 def test_processes_that_believe_to_be_alone_are_refused(monkeypatch):
-    from kdscale.engine.launches import check_launch
     from kdscale.errors import LaunchError
+    from kdscale.launcher import check_launch
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_launch(2)
@@ -164,7 +164,7 @@ def test_processes_that_believe_to_be_alone_are_refused(monkeypatch):
 def test_processes_asked_for_are_those_of_the_command_or_its_file(
     command, asked, tmp_path, monkeypatch, capsys
 ):
-    from kdscale.engine import launches
+    from kdscale import launcher
 
     monkeypatch.chdir(tmp_path)
     for name, count in (("five.yaml", 5), ("default.yaml", 7)):
@@ -172,8 +172,8 @@ def test_processes_asked_for_are_those_of_the_command_or_its_file(
         config |= {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "no"}
         (tmp_path / name).write_text(yaml.safe_dump(config))
         (tmp_path / name).with_suffix(".json").write_text(json.dumps(config))
-    monkeypatch.setattr(launches, "default_config_file", str(tmp_path / "default.yaml"))
-    assert launches.processes_asked_for(shlex.split(command))[0] == asked
+    monkeypatch.setattr(launcher, "default_config_file", str(tmp_path / "default.yaml"))
+    assert launcher.processes_asked_for(shlex.split(command))[0] == asked
     assert capsys.readouterr().err == ""
 
 
@@ -371,7 +371,7 @@ def test_interrupt_while_a_command_is_imported_leaves_no_traceback(tmp_path, com
 
 FAULTS = """
 import resource, sys, torch
-from kdscale.engine.processes import create_accelerator
+from kdscale.distributed import create_accelerator
 if sys.argv[1] == "kept":
     create_accelerator()
 def step():

@@ -14,8 +14,8 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from kdscale.run_folder import RunFolder
-from kdscale.runlog import read_metrics
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("train_seconds", "build_seconds", "reading")

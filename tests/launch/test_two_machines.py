@@ -14,12 +14,12 @@ import torch
 from played_slurm import ON_TWO_NODES, Slurm
 from safetensors.torch import load_file
 
-from kdscale.engine.runs import Job
-from kdscale.runlog import read_metrics
-from kdscale.stages.train import train
+from kdscale.commands.train import train
+from kdscale.experiment.saved_runs import Job
+from kdscale.runs.log import read_metrics
 
 TOLERANCE = 5e-6
-"""As in tests/stages/test_two_processes.py."""
+"""As in tests/commands/test_two_processes.py."""
 
 pytestmark = pytest.mark.launch
 

@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from kdscale.errors import ConfigError
-from kdscale.losses.features import (
-    HintRegressor,
-    attention_loss,
-    cosine_loss,
-    hint_loss,
-    rkd_loss,
-)
+from kdscale.losses.features import HintRegressor, attention_loss, cosine_loss, hint_loss, rkd_loss
 from tests.losses import references
 
 

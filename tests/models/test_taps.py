@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from kdscale.errors import ConfigError
+from kdscale.models.feature_extraction import Tap, find_head, tapping
 from kdscale.models.registry import create_model
-from kdscale.models.taps import Tap, find_head, tapping
 
 PRECISIONS = ["float32", "bfloat16"]
 
@@ -69,7 +69,7 @@ def test_head_is_found_whatever_it_is_called(name, channels, side, module, size,
 def test_head_of_a_transformers_model_is_found():
     from transformers import ViTConfig, ViTForImageClassification
 
-    from kdscale.models.sources import _logits_of
+    from kdscale.models.libraries import _logits_of
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = ViTConfig(image_size=8, patch_size=4, intermediate_size=16, num_labels=5, **sizes)

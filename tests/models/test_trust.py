@@ -192,7 +192,7 @@ def test_trusted_file_may_name_a_factory(tmp_path):
         ("mine.py:anything()", "not of the form"),
         ("mine:__builtins__", "private name"),
         ("_mine:anything", "private name"),
-        ("kdscale.durable:create_folder", "returns nothing"),
+        ("kdscale.atomic_write:create_folder", "returns nothing"),
         ("kdscale.models.weights:Path", "the class Path, no nn.Module"),
         ("kdscale.models.weights:json", "no function 'json'"),
         ("torch:sum", "a built-in function"),

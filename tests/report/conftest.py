@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture
 def page(tmp_path):
     """Renders the report of folders; returns the text."""
-    from kdscale.report.gather import gather
+    from kdscale.report.collect import gather
     from kdscale.report.page import render_page
 
     def render(*folders, sheets=None):

@@ -12,11 +12,11 @@ import tomli_w
 from synthetic_runs import recipe, write_json, write_run, write_sweep, write_whole_recipe
 
 from kdscale.errors import RunError
-from kdscale.report.gather import gather
+from kdscale.report.collect import gather
+from kdscale.report.csv import render_csv
 from kdscale.report.markdown import render_markdown
-from kdscale.report.missing import missing
 from kdscale.report.page import render_page
-from kdscale.report.spreadsheet import render_csv
+from kdscale.report.suggestions import missing
 
 NESTED = "[" * 100_000
 FILES = ("run.json", "content.json", "result.json", "evaluation.json", "metrics.jsonl")

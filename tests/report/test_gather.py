@@ -16,11 +16,11 @@ from synthetic_runs import (
 )
 
 from kdscale.errors import RunError
+from kdscale.report.collect import gather
 from kdscale.report.cost import cost_of, cost_of_sweep
-from kdscale.report.gather import gather
-from kdscale.report.missing import missing
+from kdscale.report.headlines import headlines, tiles
 from kdscale.report.sections import sections_of
-from kdscale.report.words import headlines, tiles
+from kdscale.report.suggestions import missing
 
 
 @pytest.fixture

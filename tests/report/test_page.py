@@ -14,13 +14,13 @@ import pytest
 from synthetic_runs import CIFAR, evaluation, recipe, write_run, write_sweep, write_whole_recipe
 
 import kdscale.report
+from kdscale.formatting import NOTHING
+from kdscale.report.collect import gather
 from kdscale.report.compared import classes_table
+from kdscale.report.csv import render_csv
 from kdscale.report.figures.classes import by_class
-from kdscale.report.gather import gather
 from kdscale.report.markdown import render_markdown
 from kdscale.report.sections import Picture
-from kdscale.report.spreadsheet import render_csv
-from kdscale.wording import NOTHING
 
 EVIL = "<img src=x onerror=alert(1)> & \"name\" 'quoted' | `code` *bold*"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.cache import objects
+from kdscale.cache.stores import object_store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cache"))  # for `synthetic`
 
@@ -103,7 +103,7 @@ def proxy(s3_server, bucket, monkeypatch):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(objects, "_FIRST_PAUSE", timedelta(milliseconds=1))
+    monkeypatch.setattr(object_store, "_FIRST_PAUSE", timedelta(milliseconds=1))
     yield server
     server.shutdown()
     server.server_close()
@@ -113,4 +113,4 @@ def proxy(s3_server, bucket, monkeypatch):
 @pytest.fixture
 def quick_to_give_up(monkeypatch):
     """One retry, at once."""
-    monkeypatch.setattr(objects, "_RETRIES", 1)
+    monkeypatch.setattr(object_store, "_RETRIES", 1)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from kdscale.cache.copies import Copies, ReadThrough
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.store import open_store, place_of
+from kdscale.cache.stores.base import open_store, place_of
+from kdscale.cache.stores.read_through import Copies, ReadThrough
 from kdscale.cache.verify import verify
 from kdscale.errors import StorageError
 
@@ -27,7 +27,9 @@ def place(request, tmp_path):
         pytest.importorskip("fsspec")
         return f"memory:///kdscale{next(NUMBERS)}"
     if request.param == "local":  # as fsspec sees a folder, which opens exclusive files
-        return pytest.importorskip("kdscale.cache.filesystems").FsspecStore(f"local://{tmp_path}/c")
+        return pytest.importorskip("kdscale.cache.stores.fsspec_store").FsspecStore(
+            f"local://{tmp_path}/c"
+        )
     bucket = request.getfixturevalue("bucket")
     if request.param == "copies":
         return ReadThrough(open_store(f"{bucket}/c.zarr"), Copies(tmp_path / "copies", 1 << 20))

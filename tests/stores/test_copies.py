@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import synthetic
 
-from kdscale.cache.copies import Copies, ReadThrough
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.repair import take_out
-from kdscale.cache.store import open_store
+from kdscale.cache.stores.base import open_store
+from kdscale.cache.stores.read_through import Copies, ReadThrough
 from kdscale.errors import CacheCorruptError
 
 PER_VIEW = 6  # objects of a view, but for its records
@@ -140,7 +140,7 @@ def test_folder_that_cannot_be_written_costs_a_message_and_no_more(url, tmp_path
 READ = """
 import sys
 from pathlib import Path
-from kdscale.cache.copies import Copies
+from kdscale.cache.stores.read_through import Copies
 from kdscale.cache.reader import CacheReader
 print("ready", flush=True)
 sys.stdin.readline()

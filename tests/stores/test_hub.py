@@ -10,8 +10,9 @@ import pytest
 import synthetic
 from huggingface_hub.errors import EntryNotFoundError
 
+from kdscale.cache.hub import parse, pull_from_hub, push_to_hub
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.store import open_store
+from kdscale.cache.stores.base import open_store
 from kdscale.cache.verify import verify
 from kdscale.errors import (
     CacheMismatchError,
@@ -20,7 +21,6 @@ from kdscale.errors import (
     StorageError,
     UnsafePathError,
 )
-from kdscale.stages.hub import parse, pull_from_hub, push_to_hub
 
 
 class Hub:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import synthetic
 
-from kdscale.cache import objects
-from kdscale.cache.claims import Claims
+from kdscale.cache.lease import Claims
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.store import open_store
+from kdscale.cache.stores import object_store
+from kdscale.cache.stores.base import open_store
 from kdscale.cache.verify import verify
 from kdscale.errors import CacheNotFoundError, ConfigError, StorageError
 
@@ -118,7 +118,7 @@ def test_plain_http_is_spoken_only_where_the_endpoint_says_so(
     ("package", "url"), [("obstore", "s3://b/c.zarr"), ("fsspec", "sftp://h/c")]
 )
 def test_missing_package_is_named(monkeypatch, package, url):
-    objects._connect.cache_clear()
+    object_store._connect.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import synthetic
 
-from kdscale.cache.claims import Claims
-from kdscale.cache.copies import Copies, ReadThrough
-from kdscale.cache.filesystems import FsspecStore
-from kdscale.cache.folder import LocalFolder
-from kdscale.cache.object_keys import check_key
-from kdscale.cache.objects import ObjectStore
+from kdscale.cache.lease import Claims
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.remove import remove_cache
-from kdscale.cache.store import folder_name_of, open_store
+from kdscale.cache.stores.base import folder_name_of, open_store
+from kdscale.cache.stores.fsspec_store import FsspecStore
+from kdscale.cache.stores.local import LocalFolder
+from kdscale.cache.stores.object_keys import check_key
+from kdscale.cache.stores.object_store import ObjectStore
+from kdscale.cache.stores.read_through import Copies, ReadThrough
 from kdscale.cache.verify import verify
 from kdscale.errors import ConfigError, StorageError, UnsafePathError
 

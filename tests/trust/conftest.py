@@ -96,7 +96,7 @@ def _make(folder, *args):
 
 def _stopped_training(folder, cached):
     """Train until the fourth step, as a scheduler has it; in a process of its own."""
-    from kdscale.engine.loop import Loop
+    from kdscale.training.trainer import Loop
 
     update = Loop._update
 

@@ -101,10 +101,10 @@ def main(*args: object) -> None:
 
     Moments take the place of the time for which a builder that may be dead is watched.
     """
-    from kdscale.cache import claims
+    from kdscale.cache import lease
     from kdscale.cli import main
 
-    claims.PATIENCE_SECONDS, claims.INTERVAL_SECONDS = 0.5, 0.1
+    lease.PATIENCE_SECONDS, lease.INTERVAL_SECONDS = 0.5, 0.1
     sys.argv = ["kdscale", *map(str, args)]
     main()
 

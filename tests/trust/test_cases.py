@@ -48,11 +48,11 @@ def read_training_split(folder):
     """Images and classes, as a command reads them."""
 
     def read():
+        from kdscale import experiment
         from kdscale.config import load_recipe
-        from kdscale.engine import components
 
         recipe = load_recipe("r.toml")
-        images = components.training_images(recipe, Path("root"), labelled=True)
+        images = experiment.training_images(recipe, Path("root"), labelled=True)
         pixels = np.asarray(images.pixels)
         return {"count": images.num_samples, "classes": list(images.classes),
                 "first": pixels[0].tolist()}  # fmt: skip

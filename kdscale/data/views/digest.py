@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.views.generator import absorb, chain, signed
+from kdscale.data.views.rng import absorb, chain, signed
 
 _KEY = chain(0x76696577)  # "view"
 

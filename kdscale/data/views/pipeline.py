@@ -8,19 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale.data.views.generator import (
-    GENERATOR_VERSION,
-    absorb,
-    bits_KB,
-    chain,
-    integers,
-    signed,
-)
+from kdscale.data.views.mix_pairs import Pairing
 from kdscale.data.views.operations.base import Operation
-from kdscale.data.views.operations.catalog import NAMES, parse_operation
 from kdscale.data.views.operations.mixing import Mixing
-from kdscale.data.views.operations.per_sample import PerSample
-from kdscale.data.views.pairing import Pairing
+from kdscale.data.views.operations.registry import NAMES, parse_operation
+from kdscale.data.views.operations.torchvision_op import PerSample
+from kdscale.data.views.rng import GENERATOR_VERSION, absorb, bits_KB, chain, integers, signed
 from kdscale.errors import ConfigError
 
 _ALL = chain(0x616C6C)  # "all"

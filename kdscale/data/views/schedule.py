@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdscale.data.views.generator import absorb, chain, integers, permutation, signed
+from kdscale.data.views.rng import absorb, chain, integers, permutation, signed
 
 _SHIFT = chain(0x7368696674)  # "shift"
 

@@ -6,15 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from kdscale.report.charts.axes import round_step
-from kdscale.report.charts.svg import (
-    FONT_SIZE,
-    LINE_HEIGHT,
-    element,
-    fitted,
-    line,
-    text,
-    width_of,
-)
+from kdscale.report.charts.svg import FONT_SIZE, LINE_HEIGHT, element, fitted, line, text, width_of
 
 _MOST_NAMED, _MOST_ROWS = 20, 250
 _TRUE = "true ↓"

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
+from kdscale.formatting import number_of
 from kdscale.report.charts.axes import Axis, Scale, scale_over
 from kdscale.report.charts.chart import Chart, Table, chart
 from kdscale.report.charts.dots import Dot, Dots
 from kdscale.report.charts.lines import Line, Plane, Point
 from kdscale.report.charts.matrix import matrix_drawing
-from kdscale.report.compare import Study
 from kdscale.report.entry import Entry
 from kdscale.report.figures.styles import PER_CENT, with_styles
-from kdscale.report.words import sentence
-from kdscale.wording import number_of
+from kdscale.report.headlines import sentence
+from kdscale.report.model import Study
 
 _MOST_CLASSES = 20
 _FEWEST_SAMPLES = 20

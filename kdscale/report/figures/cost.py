@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from kdscale.formatting import NOTHING
 from kdscale.report.charts.axes import Axis, compact, factors_text, scale_over
 from kdscale.report.charts.chart import Chart, Table, chart
 from kdscale.report.charts.lines import Plane, Point
-from kdscale.report.compare import Study
 from kdscale.report.figures.styles import PER_CENT, with_styles
-from kdscale.wording import NOTHING
+from kdscale.report.model import Study
 
 _NOTE = "Whiskers: one standard deviation over seeds. Models of one size stand side by side."
 

@@ -4,15 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import mean
 
+from kdscale.formatting import number_of
 from kdscale.report.charts.axes import Axis, Scale, factors, plain, scale_over
 from kdscale.report.charts.chart import Chart, Table, chart
 from kdscale.report.charts.lines import Line, Plane
 from kdscale.report.charts.svg import style_of
-from kdscale.report.compare import Study, Sweep
 from kdscale.report.figures.styles import PER_CENT, with_styles
+from kdscale.report.model import Study, Sweep
 from kdscale.report.runs import Run
 from kdscale.report.training_log import Curve
-from kdscale.wording import number_of
 
 
 def training_curves(study: Study, prefix: str) -> list[Chart]:

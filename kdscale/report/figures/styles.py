@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from kdscale.report.charts.svg import Style, style_of, style_of_many
-from kdscale.report.compare import Study
 from kdscale.report.entry import Entry
+from kdscale.report.model import Study
 
 PER_CENT = (0.0, 100.0)
 """Within which a share in per cent lies."""

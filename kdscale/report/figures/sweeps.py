@@ -8,8 +8,8 @@ from kdscale.report.charts.chart import Chart, Drawing, chart
 from kdscale.report.charts.dots import Dot, Dots
 from kdscale.report.charts.lines import Plane, Point
 from kdscale.report.charts.svg import Style, style_of
-from kdscale.report.compare import Sweep, Trial, value_text
 from kdscale.report.figures.styles import PER_CENT
+from kdscale.report.model import Sweep, Trial, value_text
 
 _MOST_NAMES = 12
 _ANY, _BEST = style_of("cache"), style_of("alone")

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from kdscale.formatting import duration_text, number_of
 from kdscale.report.charts.axes import Axis, Scale, scale_over
 from kdscale.report.charts.bars import Bar, Bars
 from kdscale.report.charts.chart import Chart, Table, chart
 from kdscale.report.charts.lines import Line, Plane
 from kdscale.report.charts.svg import style_of
 from kdscale.report.cost import Cost, SweepCost
-from kdscale.wording import duration_text, number_of
 
 _UNITS = {"s": (1.0, "seconds"), "min": (60.0, "minutes"), "h": (3600.0, "hours")}
 _MOST_STUDENTS = 50

@@ -10,8 +10,8 @@ floating point makes torchvision's differ.
 import torch
 from torch import Tensor
 
-from kdscale.data.views import tables
-from kdscale.data.views.functional.selection import in_parts
+from kdscale.data.views import lookup_tables
+from kdscale.data.views.functional.masking import in_parts
 
 FACTOR_BITS = 12
 ONE = 1 << FACTOR_BITS
@@ -94,8 +94,8 @@ def gaussian_blur(images: Tensor, sigma_B: Tensor, kernel_size: int, largest_sig
         kernel_size: odd, in pixels.
         largest_sigma: how far the table of weights reaches.
     """
-    table = tables.gaussian(kernel_size, largest_sigma)
-    weights = tables.on(images.device, table).to(torch.int32).view(largest_sigma, -1)
+    table = lookup_tables.gaussian(kernel_size, largest_sigma)
+    weights = lookup_tables.on(images.device, table).to(torch.int32).view(largest_sigma, -1)
     return in_parts(_blur, images, weights[sigma_B - 1])
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.views import tables
-from kdscale.data.views.functional.selection import in_parts
+from kdscale.data.views import lookup_tables
+from kdscale.data.views.functional.masking import in_parts
 
 Interpolation = Literal["nearest", "bilinear"]
 
@@ -167,26 +167,28 @@ def affine_matrix(
 
 
 def _sine(angle: Tensor) -> Tensor:
-    quarter = 90 * tables.UNITS_PER_DEGREE
+    quarter = 90 * lookup_tables.UNITS_PER_DEGREE
     angle = angle % (4 * quarter)
     in_half = angle % (2 * quarter)
-    sine = tables.on(angle.device, tables.sines())[quarter - (in_half - quarter).abs()]
+    sine = lookup_tables.on(angle.device, lookup_tables.sines())[
+        quarter - (in_half - quarter).abs()
+    ]
     return torch.where(angle < 2 * quarter, sine, -sine)
 
 
 def _cosine(angle: Tensor) -> Tensor:
-    return _sine(angle + 90 * tables.UNITS_PER_DEGREE)
+    return _sine(angle + 90 * lookup_tables.UNITS_PER_DEGREE)
 
 
 def _tangent(angle: Tensor) -> Tensor:
-    return tables.on(angle.device, tables.tangents())[angle.abs()] * angle.sign()
+    return lookup_tables.on(angle.device, lookup_tables.tangents())[angle.abs()] * angle.sign()
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
     """Of two numbers in 65536ths, rounded."""
-    return (x * y + tables.ONE // 2) >> 16
+    return (x * y + lookup_tables.ONE // 2) >> 16
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
     """Of two numbers in 65536ths, y positive, rounded."""
-    return torch.div(x * tables.ONE + y // 2, y, rounding_mode="floor")
+    return torch.div(x * lookup_tables.ONE + y // 2, y, rounding_mode="floor")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdscale.data.views.functional.geometry import Interpolation, rounded
-from kdscale.data.views.functional.selection import in_parts
+from kdscale.data.views.functional.masking import in_parts
 
 _WEIGHT_ONE = 1 << 14
 _SMALL = 48  # pixels a side, up to which the weights of all boxes fit into memory

@@ -12,16 +12,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdscale.data.views import tables
+from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import color
-from kdscale.data.views.functional.selection import by_kind, where_chosen
-from kdscale.data.views.generator import bernoulli, integers
+from kdscale.data.views.functional.masking import by_kind, where_chosen
 from kdscale.data.views.operations.base import (
     Native,
     check_interval,
     check_probability,
     check_range,
 )
+from kdscale.data.views.rng import bernoulli, integers
 from kdscale.errors import ConfigError
 
 _LARGEST_KERNEL = 63  # pixels; a larger one would need the sums' upper bits
@@ -88,7 +88,7 @@ class ColorJitter(Native):
             for function, parameter_B in changes.values():
                 images = function(images, parameter_B)
             return images
-        orders = tables.on(images.device, _ORDERS).view(24, 4)
+        orders = lookup_tables.on(images.device, _ORDERS).view(24, 4)
         return by_kind(images, orders[integers(bits[0], 24)].T, 4, change)
 
     def _ranges(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, int], int]]:
@@ -165,7 +165,7 @@ class GaussianBlur(Native):
                 f"gaussian_blur: kernel_size is {self.kernel_size}, wanted an odd number of pixels "
                 f"1..{_LARGEST_KERNEL}"
             )
-        least = 1 / tables.SIGMA_UNITS
+        least = 1 / lookup_tables.SIGMA_UNITS
         if isinstance(self.sigma, float | int):
             check_range("gaussian_blur", "sigma", self.sigma, least, _LARGEST_SIGMA, "pixels")
         else:
@@ -179,7 +179,7 @@ class GaussianBlur(Native):
                 f"{images.shape[-2]}x{images.shape[-1]}: choose a smaller kernel_size"
             )
         sigma = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
-        low, high = (round(value * tables.SIGMA_UNITS) for value in sigma)
+        low, high = (round(value * lookup_tables.SIGMA_UNITS) for value in sigma)
         sigma_B = low + integers(bits[0], high - low + 1)
         return color.gaussian_blur(images, sigma_B, self.kernel_size, high)
 

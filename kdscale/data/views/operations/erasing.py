@@ -6,15 +6,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kdscale.data.views import tables
-from kdscale.data.views.functional.selection import in_parts
-from kdscale.data.views.generator import absorb, bernoulli, integers
+from kdscale.data.views import lookup_tables
+from kdscale.data.views.functional.masking import in_parts
 from kdscale.data.views.operations.base import (
     Native,
     check_interval,
     check_probability,
     check_range,
 )
+from kdscale.data.views.rng import absorb, bernoulli, integers
 
 _ATTEMPTS = 10
 _LARGEST_SIZE = 4096  # pixels
@@ -62,10 +62,10 @@ class RandomErasing(Native):
 
     def _rectangles(self, height: int, width: int, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Height and width, int64 [B], of the first attempt that fits; 0 where none does."""
-        low, high = (round(share * tables.ONE) for share in self.scale)
+        low, high = (round(share * lookup_tables.ONE) for share in self.scale)
         area_AB = (low + integers(bits[:_ATTEMPTS], high - low + 1)) * (height * width)
-        ratios = tables.on(bits.device, tables.log_uniform(*self.ratio))
-        ratio_AB = ratios[integers(bits[_ATTEMPTS:], tables.QUANTILES)]
+        ratios = lookup_tables.on(bits.device, lookup_tables.log_uniform(*self.ratio))
+        ratio_AB = ratios[integers(bits[_ATTEMPTS:], lookup_tables.QUANTILES)]
         # Four times the squares of height and width, rounded down
         height_AB = _half_up_root((4 * area_AB * ratio_AB) >> 32, height)
         width_AB = _half_up_root((4 * area_AB).div(ratio_AB, rounding_mode="floor"), width)

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.views import tables
+from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import geometry
 from kdscale.data.views.functional.geometry import Interpolation
-from kdscale.data.views.generator import bernoulli, integers
 from kdscale.data.views.operations.base import (
     Native,
     check_interval,
@@ -24,6 +23,7 @@ from kdscale.data.views.operations.base import (
     check_range,
 )
 from kdscale.data.views.operations.resizing import uniform
+from kdscale.data.views.rng import bernoulli, integers
 from kdscale.errors import ConfigError
 
 _MOST_PADDING = 1024  # pixels; beyond it a crop would show hardly any image
@@ -201,7 +201,7 @@ class RandomAffine(Native):
             _angle(bits[0], self.degrees),
             _shift(bits[1], share_x, width),
             _shift(bits[2], share_y, height),
-            uniform(bits[3], self.scale or (1, 1), tables.ONE),
+            uniform(bits[3], self.scale or (1, 1), lookup_tables.ONE),
             _angle(bits[4], shear_x),
             _angle(bits[5], shear_y),
         )
@@ -232,7 +232,7 @@ def _check_map(operation: str, interpolation: str, fill: int) -> None:
 def _angle(bits: Tensor, limits: Angle) -> Tensor:
     """Of `limits`, in 64ths of a degree."""
     both = limits if isinstance(limits, tuple) else (-limits, limits)
-    return uniform(bits, both, tables.UNITS_PER_DEGREE)
+    return uniform(bits, both, lookup_tables.UNITS_PER_DEGREE)
 
 
 def _shift(bits: Tensor, share: float, side: int) -> Tensor:

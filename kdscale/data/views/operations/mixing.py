@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kdscale.data.views import tables
+from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional.mixing import blend, box_around, paste
-from kdscale.data.views.generator import bernoulli, integers
 from kdscale.data.views.operations.base import check_probability, check_range
+from kdscale.data.views.rng import bernoulli, integers
 
 _ALPHA = (0.01, 100.0)
-_ROOTS = tuple(isqrt(k << 24) for k in range(tables.LARGEST_WEIGHT + 1))
+_ROOTS = tuple(isqrt(k << 24) for k in range(lookup_tables.LARGEST_WEIGHT + 1))
 """Square roots of 0..256 256ths, in 65536ths, rounded down."""
 
 
@@ -55,7 +55,7 @@ class Mixup(Mixing):
     def mix(self, images: Tensor, partners: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         """See `Mixing`."""
         weight_B = _weight(bits, self.alpha, self.p)
-        return blend(images, partners, weight_B), weight_B.float() / tables.LARGEST_WEIGHT
+        return blend(images, partners, weight_B), weight_B.float() / lookup_tables.LARGEST_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +110,15 @@ class MixupOrCutmix(Mixing):
 
 def _weight(bits: Tensor, alpha: float, p: float) -> Tensor:
     """The own image's weight in 256ths, int64 [B]; all of it where nothing is mixed."""
-    table = tables.on(bits.device, tables.beta(alpha))
-    drawn = table[integers(bits[1], tables.QUANTILES)]
-    return torch.where(bernoulli(bits[0], p), drawn, tables.LARGEST_WEIGHT)
+    table = lookup_tables.on(bits.device, lookup_tables.beta(alpha))
+    drawn = table[integers(bits[1], lookup_tables.QUANTILES)]
+    return torch.where(bernoulli(bits[0], p), drawn, lookup_tables.LARGEST_WEIGHT)
 
 
 def _box(weight_B: Tensor, bits: Tensor, size: torch.Size) -> Tensor:
     """Where the partner shows: both sides are sqrt(1 - weight) of the image's."""
     height, width = size[-2:]
-    root_B = tables.on(bits.device, _ROOTS)[tables.LARGEST_WEIGHT - weight_B]
+    root_B = lookup_tables.on(bits.device, _ROOTS)[lookup_tables.LARGEST_WEIGHT - weight_B]
     row_B, column_B = integers(bits[0], height), integers(bits[1], width)
     return box_around(row_B, column_B, root_B * height >> 17, root_B * width >> 17, size)
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.views import tables
+from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import resampling
 from kdscale.data.views.functional.geometry import Interpolation
-from kdscale.data.views.generator import integers
 from kdscale.data.views.operations.base import Native, check_interval, check_name, check_range
+from kdscale.data.views.rng import integers
 
 _LARGEST_SIZE = 1 << 14  # pixels
 _ATTEMPTS = 10  # at a crop that fits, as torchvision has it
@@ -110,9 +110,9 @@ class RandomResizedCrop(Native):
         largest_2 = (images.shape[-2], images.shape[-1])
         sides_2B = self._box(bits[: 2 * _ATTEMPTS], largest_2)
         drawn_B = sides_2B[1] > 0
-        middle_2 = tables.on(bits.device, self._middle_box(*largest_2))
+        middle_2 = lookup_tables.on(bits.device, self._middle_box(*largest_2))
         sides_2B = torch.where(drawn_B, sides_2B, middle_2.view(2, 1))
-        left_over_2B = tables.on(bits.device, largest_2).view(2, 1) - sides_2B
+        left_over_2B = lookup_tables.on(bits.device, largest_2).view(2, 1) - sides_2B
         start_2B = torch.where(drawn_B, integers(bits[-2:], left_over_2B + 1), left_over_2B >> 1)
         box = (start_2B[0], start_2B[1], sides_2B[0], sides_2B[1])
         return resampling.resized_crop(
@@ -133,13 +133,13 @@ class RandomResizedCrop(Native):
 
     def _first_of(self, bits: Tensor, largest_2: tuple[int, int]) -> Tensor:
         """The same for any number of attempts, two draws each."""
-        ratios = tables.on(bits.device, tables.log_uniform(*self.ratio))
-        scale_AB = uniform(bits[::2], self.scale, tables.ONE)
-        ratio_AB = ratios[integers(bits[1::2], tables.QUANTILES)]
+        ratios = lookup_tables.on(bits.device, lookup_tables.log_uniform(*self.ratio))
+        scale_AB = uniform(bits[::2], self.scale, lookup_tables.ONE)
+        ratio_AB = ratios[integers(bits[1::2], lookup_tables.QUANTILES)]
         area_AB = (prod(largest_2) * scale_AB) >> 8  # 256ths of a pixel
         height_AB = torch.div(area_AB << 10, ratio_AB, rounding_mode="floor")
         sides_2AB = (_square_root(torch.stack((height_AB, (area_AB * ratio_AB) >> 22))) + 1) >> 1
-        largest_211 = tables.on(bits.device, largest_2).view(2, 1, 1)
+        largest_211 = lookup_tables.on(bits.device, largest_2).view(2, 1, 1)
         fits_AB = ((sides_2AB > 0) & (sides_2AB <= largest_211)).all(0)
         # The first that fits, and no other, has no fitting one before it.
         first_AB = fits_AB & (fits_AB.cumsum(0) == 1)
@@ -147,11 +147,13 @@ class RandomResizedCrop(Native):
 
     def _middle_box(self, height: int, width: int) -> tuple[int, int]:
         """The largest box whose ratio is within the limits."""
-        low, high = (round(limit * tables.ONE) for limit in self.ratio)
-        if width * tables.ONE < low * height:
-            return max(1, (2 * width * tables.ONE + low) // (2 * low)), width
-        if width * tables.ONE > high * height:
-            return height, max(1, (2 * height * high + tables.ONE) // (2 * tables.ONE))
+        low, high = (round(limit * lookup_tables.ONE) for limit in self.ratio)
+        if width * lookup_tables.ONE < low * height:
+            return max(1, (2 * width * lookup_tables.ONE + low) // (2 * low)), width
+        if width * lookup_tables.ONE > high * height:
+            return height, max(
+                1, (2 * height * high + lookup_tables.ONE) // (2 * lookup_tables.ONE)
+            )
         return height, width
 
 

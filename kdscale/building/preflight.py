@@ -1,0 +1,96 @@
+"""The teacher's first answers, before hours of building: is it right, how fast, how well stored?"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from kdscale.building.fidelity import fidelity
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.stores.base import Place
+from kdscale.cache.writer import ShardWriter
+from kdscale.data.image_dataset import ImageSet
+from kdscale.data.loader import Images
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.distributed import wait_for_device
+from kdscale.formatting import number_of
+from kdscale.targets import Encoding, decode, encode
+from kdscale.teacher.checks import inspect_teacher
+from kdscale.teacher.frozen_teacher import FrozenTeacher, SizedBatches
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstAnswers:
+    """What is known of a teacher once it was asked."""
+
+    top1_accuracy: float | None
+    """Of the training split, 0..1, estimated from a sample; None without labels."""
+    images_per_second: float
+    """Making the views included."""
+    fidelity: Mapping[str, Any]
+    """See `kdscale.building.fidelity`."""
+
+    def told_in(self, asked: Manifest) -> Manifest:
+        """A manifest that says it."""
+        teacher = {**asked.teacher, "top1_accuracy": self.top1_accuracy}
+        return replace(asked, teacher=teacher, fidelity=self.fidelity)
+
+
+def ask_first(
+    batches: SizedBatches,
+    resident: Images,
+    images: ImageSet,
+    views: Pipeline,
+    encoding: Encoding,
+    with_features: FrozenTeacher,
+) -> FirstAnswers:
+    """Inspect a teacher on clean samples, and measure how fast it is and how well stored.
+
+    Args:
+        batches: of the teacher.
+        resident: the images, on its device.
+        images: what is known of them.
+        views: what it will be asked about.
+        encoding: how its answers will be stored.
+        with_features: the teacher with all that will be stored of it.
+
+    Raises:
+        ModelError: see `inspect_teacher`.
+    """
+    seen = inspect_teacher(batches, resident, images, with_features=with_features)
+    logits, embedding = seen.answers.logits_BC, seen.answers.embedding_BD
+    stored = decode(encode(logits, encoding, embedding), encoding)
+    measured = fidelity(logits.cpu(), stored, None if seen.labels is None else seen.labels.cpu())
+    number = len(seen.index)
+    seconds_a_sample = seen.seconds / number + _seconds_a_view(resident, views)
+    return FirstAnswers(
+        seen.top1_accuracy, 1 / seconds_a_sample, {**measured, "num_samples": number}
+    )
+
+
+def _seconds_a_view(resident: Images, views: Pipeline) -> float:
+    """Native views cost next to nothing, those of others' transforms may cost the most."""
+    index = torch.arange(min(64, len(resident.labels)))
+    resident.show(views, 0, index[:2])
+    began = perf_counter()
+    pixels = resident.show(views, 0, index).pixels
+    wait_for_device(pixels.device)
+    return (perf_counter() - began) / len(index)
+
+
+def announce(path: Place, manifest: Manifest, first: FirstAnswers) -> None:
+    """Say what is about to happen, while it can still be stopped."""
+    committed = ShardWriter(path, manifest).committed()
+    answers = manifest.num_views * manifest.num_samples
+    left = answers * (1 - committed.mean())
+    log.info(
+        "%s: %s of %s, %d of %s done; about %.1f MB and %.0f s to go for one process",
+        path, number_of(manifest.num_views, "view"), number_of(manifest.num_samples, "sample"),
+        committed.sum(), number_of(committed.size, "shard"),
+        left * manifest.bytes_per_sample / 1e6, left / first.images_per_second,
+    )  # fmt: skip

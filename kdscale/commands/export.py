@@ -1,0 +1,177 @@
+"""Export a trained model, with its preprocessing, into a file that others can run."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdscale import __version__, experiment
+from kdscale.atomic_write import rename_durably, storage_error, temporary_folder
+from kdscale.data.image_dataset import ImageSet
+from kdscale.data.loader import Images
+from kdscale.distributed import create_accelerator
+from kdscale.errors import ExportError
+from kdscale.experiment.trained_models import Trained, Trust, Weights, trained_model_of
+from kdscale.models.deployable import Deployable
+from kdscale.models.formats import FORMATS, Answer, said_in_one_line
+from kdscale.models.untrusted import is_code
+from kdscale.teacher.frozen_teacher import freeze
+
+log = logging.getLogger(__name__)
+
+_IMAGES = 64
+_TOLERANCE = 1e-4
+"""Of a logit, as a share of the largest one (at least 1): other kernels sum in another order."""
+
+
+def export(
+    run: Path,
+    format_name: str,
+    *,
+    cache_root: Path,
+    out: Path | None = None,
+    weights: Weights = "last",
+    data: str | None = None,
+    overwrite: bool = False,
+    trust_code: bool = False,
+) -> dict[str, Any]:
+    """Export a finished run's model, in float32, once it answers as the run's weights do.
+
+    Args:
+        run: the run's folder.
+        format_name: a key of `FORMATS`.
+        cache_root: where decoded images lie.
+        out: the file; in the run's folder, called after the model's role, when None.
+        weights: which ones.
+        data: a local copy of the data set, where it is not where the recipe says.
+        overwrite: replace the file if it is there.
+        trust_code: create whatever model the run's recipe names, also `module:factory`.
+
+    Returns:
+        The file, its bytes, and how its answers to test images differ.
+
+    Raises:
+        RunError: there is no such run, or no such weights.
+        ExportError: the file is there, cannot be made, or answers otherwise; nothing is written.
+        KdscaleError: data or weights cannot be used.
+    """
+    create_accelerator()  # float32 means float32
+    trained = trained_model_of(run, trust=Trust(code=trust_code), data=data, weights=weights)
+    path = out or run / _file_name(trained, format_name)
+    _check_place(path, format_name, overwrite=overwrite)
+    test = experiment.test_images(trained.recipe, cache_root)
+    classifier = experiment.model_of(
+        trained.recipe, trained.section, test, what=trained.role,
+        named_by=trained.named_by(trained.section),
+    )  # fmt: skip
+    pixels = Images(test, _CPU).take(torch.arange(min(_IMAGES, test.num_samples)))[0]
+    model = freeze(
+        classifier.model, classifier.preprocess, precision="float32",
+        memory_format="contiguous", device=_CPU,
+    )  # fmt: skip
+    if trained.precision != "float32":
+        log.info("trained in %s, exported in float32", trained.precision)
+    program = Deployable(classifier.model, classifier.preprocess, test.classes)
+    about = _about(trained, program, test, pixels)
+    check = _write_checked(path, format_name, program, about, pixels, model.logits(pixels))
+    return {
+        "run": str(run),
+        "file": str(path),
+        "format": format_name,
+        "bytes": path.stat().st_size,
+        **check,
+        "example": FORMATS[format_name].example.format(
+            file=_quoted(path),
+            trust=", trust_code=True" if is_code(trained.section.model) else "",
+        ),
+        **about,
+    }
+
+
+_CPU = torch.device("cpu")
+
+
+def _quoted(path: Path) -> str:
+    """As Python writes it, whatever is in its name."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def _file_name(trained: Trained, format_name: str) -> str:
+    return f"{trained.role}{'' if trained.weights == 'last' else '-best'}.{format_name}"
+
+
+def _check_place(path: Path, format_name: str, *, overwrite: bool) -> None:
+    if path.suffix != f".{format_name}":
+        raise ExportError(
+            f"{path} is no name for a {format_name} file: let it end in .{format_name}, or choose "
+            "another --format"
+        )
+    if path.exists() and not overwrite:
+        raise ExportError(f"{path} is there: name another --out, or add --overwrite")
+
+
+def _about(trained: Trained, program: Deployable, test: ImageSet, pixels: Tensor) -> dict[str, Any]:
+    """What the file says of itself; the keys of a weights file among them."""
+    return {
+        "kdscale": __version__,
+        "model": trained.section.model,
+        "options": dict(trained.section.options),
+        "num_classes": test.num_classes,
+        "class_names": list(test.classes),
+        "preprocess": program.preprocess.describe(),
+        "pixels": {"dtype": "uint8", "shape": ["batch", *pixels.shape[1:]]},
+        "logits": {"dtype": "float32", "shape": ["batch", test.num_classes]},
+    }
+
+
+def _write_checked(
+    path: Path,
+    format_name: str,
+    program: Deployable,
+    about: dict[str, Any],
+    pixels: Tensor,
+    expected: Tensor,
+) -> dict[str, Any]:
+    """Write the file beside its place, ask it, and give it its name if it answers well."""
+    kind = FORMATS[format_name]
+    try:
+        with temporary_folder(path.parent, "export") as place:
+            written = place / path.name
+            with said_in_one_line(format_name):
+                kind.write(program, _two(pixels), about, written)
+                check = compare(kind.read(written), pixels, expected)
+            _refuse_unlike(check, format_name)
+            rename_durably(written, path)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    return check
+
+
+def _refuse_unlike(check: dict[str, Any], format_name: str) -> None:
+    if not check["max_logit_difference"] <= check["tolerance"]:  # NaN is no agreement
+        raise ExportError(
+            f"the {format_name} file answers otherwise than the run's weights: logits differ "
+            f"by up to {check['max_logit_difference']:.2g}, wanted at most "
+            f"{check['tolerance']:.2g}; nothing is written. Take another --format"
+        )
+
+
+def _two(pixels: Tensor) -> Tensor:
+    """Images to trace with: of one alone, the size of a batch would be taken for a constant."""
+    return pixels[torch.arange(2) % len(pixels)]
+
+
+@torch.no_grad()
+def compare(answer: Answer, pixels: Tensor, expected: Tensor) -> dict[str, Any]:
+    """How far answers are from the expected logits [B, C], in batches of several sizes."""
+    parts = pixels.split([1, len(pixels) - 1]) if len(pixels) > 1 else (pixels,)
+    found = torch.cat([answer(part) for part in parts])
+    return {
+        "num_images": len(pixels),
+        "max_logit_difference": float((found - expected).abs().max()),
+        "tolerance": _TOLERANCE * max(1.0, float(expected.abs().max())),
+        "top1_agreement": float((found.argmax(1) == expected.argmax(1)).double().mean()),
+    }

@@ -1,0 +1,80 @@
+"""Extend a cache: ask the teacher about more views, and leave all that is stored as it is."""
+
+from pathlib import Path
+from typing import Any
+
+from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.cache.stores.base import Place
+from kdscale.commands.build import build
+from kdscale.config import Recipe
+from kdscale.errors import ConfigError
+from kdscale.experiment import pipeline
+from kdscale.formatting import number_of
+
+
+def extend(
+    recipe: Recipe,
+    path: Place,
+    num_views: int,
+    *,
+    cache_root: Path,
+    teacher_weights: str | None = None,
+) -> dict[str, Any]:
+    """Add views to the cache at `path` until it has `num_views`.
+
+    View `v` is the same whatever their number, so the cache keeps its identity and its shards, and
+    whoever reads it goes on. Stopped at any moment, the same command goes on.
+
+    Args:
+        recipe: the one that the cache was built with; the number of its views does not matter.
+        path: the cache's folder or URL.
+        num_views: in all.
+        cache_root: where decoded images lie.
+        teacher_weights: used where the recipe names none.
+
+    Returns:
+        The JSON object of `kdscale cache extend --json`.
+
+    Raises:
+        CacheNotFoundError: there is no cache.
+        ConfigError: it has more views already, or no more can be made.
+        CacheMismatchError: the cache is another recipe's.
+        KdscaleError: see `build`.
+    """
+    _check_number(recipe, path, read_manifest(path), num_views)
+    build(
+        recipe, cache_root=cache_root, cache=path, teacher_weights=teacher_weights,
+        num_views=num_views,
+    )  # fmt: skip
+    after = read_manifest(path)
+    return {
+        "path": str(path),
+        "id": after.id,
+        "num_views": after.num_views,
+        "build_seconds": after.build_seconds,
+    }
+
+
+def _check_number(recipe: Recipe, path: Place, cache: Manifest, wanted: int) -> None:
+    if wanted < cache.num_views:
+        raise ConfigError(
+            f"{path} has {number_of(cache.num_views, 'view')}, --views {wanted} asks for fewer: "
+            f"views are only ever added, and nothing was changed. To train on the first {wanted}, "
+            f"set views.count = {wanted}"
+        )
+    if recipe.views.mode == "fixed":
+        raise ConfigError(
+            "views.mode is 'fixed', where the teacher sees each image clean, once: there are no "
+            "more views to add"
+        )
+    views = pipeline(recipe, num_samples=0)
+    if recipe.views.count == "all" and wanted > views.count_all():
+        raise ConfigError(
+            f"--views {wanted}, but the recipe's operations have "
+            f"{number_of(views.count_all(), 'view')} in all (views.count = 'all'): ask for those"
+        )
+    if wanted > 1 and not any(one.num_draws for one in views.operations):
+        raise ConfigError(
+            f"--views {wanted}, but no operation of the recipe draws anything, so all views are "
+            "alike: name operations that do"
+        )

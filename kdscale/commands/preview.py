@@ -1,0 +1,276 @@
+"""Something to look at: views side by side, and what a teacher said of each."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from kdscale import experiment
+from kdscale.atomic_write import write_output
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.reader import CacheReader
+from kdscale.cache.stores.base import Place, name_of
+from kdscale.config import Recipe
+from kdscale.data.image_dataset import ImageSet, load_images
+from kdscale.data.loader import Images
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.errors import CacheMismatchError, ConfigError, DataError
+from kdscale.preview.exhibits import Exhibits, Names, spread
+from kdscale.preview.sheet import Sheet, draw
+from kdscale.target_sources.compatibility import differing_images
+
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 92, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+_SAMPLES, _VIEWS = 10, 6
+_CPU = torch.device("cpu")
+
+
+def show_cache(
+    path: Place,
+    *,
+    out: Path,
+    samples: int | None = None,
+    views: int | None = None,
+    data: str | None = None,
+    cache_root: Path,
+    seed: int = 0,
+) -> Path:
+    """Draw views of a cache and the teacher's first answers to each.
+
+    Args:
+        path: the cache's folder or URL.
+        out: the picture to write, by its ending .png, .jpg or .webp.
+        samples: how many rows; 10, or all where there are fewer, when None.
+        views: how many columns, from view 0 on; 6, or all where there are fewer, when None.
+        data: a local copy of the data set, where it is not where the cache's build found it.
+        cache_root: where decoded images lie.
+        seed: chooses the samples, which are spread over the classes.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: another ending, or more samples or views than there are.
+        CacheMismatchError: the data set is not the one that the cache was built from.
+        ViewMismatchError: the views' pixels are not those that the teacher saw.
+        KdscaleError: cache or data cannot be read, or the picture not be written.
+    """
+    _check_ending(out)
+    cache = ShownCache(path, data=data, cache_root=cache_root)
+    return _save(cache.sheet(samples, views, seed), out)
+
+
+class ShownCache:
+    """A cache and the images that it was built from, to be drawn any number of times."""
+
+    def __init__(self, path: Place, *, data: str | None, cache_root: Path) -> None:
+        """Arguments and errors as in `show_cache`."""
+        self._path, self._reader = path, CacheReader(path)
+        self.manifest, self._labels = self._reader.manifest, self._reader.labels()
+        labelled = bool((self._labels >= 0).all())
+        self._images = _cached_images(path, self.manifest, data, cache_root, labelled=labelled)
+
+    def sheet(self, samples: int | None, views: int | None, seed: int) -> Sheet:
+        """Views of some samples and the teacher's first answers to each."""
+        manifest = self.manifest
+        num_views = _within(views, _VIEWS, manifest.num_views, "views", self._path)
+        num_samples = _within(samples, _SAMPLES, manifest.num_samples, "samples", self._path)
+        shown = Exhibits(
+            self._images,
+            Images(self._images, _CPU),
+            Pipeline.from_description(manifest.views),
+            spread(self._labels, num_samples, seed),
+            num_views,
+            Names(manifest.dataset["classes"]),
+            self._reader,
+        )
+        lines = (
+            f"{_teacher(manifest)} · {_of_all(num_views, manifest.num_views)} of "
+            f"{_count(manifest.num_samples, 'image')} · {manifest.dataset['source']}, split "
+            f"{manifest.dataset['split']}",
+            _in_words(shown.pipeline),
+        )
+        return shown.sheet(name_of(self._path), lines)
+
+
+def show_views(
+    recipe: Recipe,
+    *,
+    out: Path,
+    samples: int | None = None,
+    views: int | None = None,
+    cache_root: Path,
+    seed: int = 0,
+) -> Path:
+    """Draw a recipe's views, before anything is built; arguments as in `show_cache`.
+
+    Raises:
+        ConfigError: as in `show_cache`, or of the views' settings.
+        KdscaleError: the data cannot be read, or the picture not be written.
+    """
+    _check_ending(out)
+    num_views = _num_views(recipe, views)
+    images = experiment.training_images(recipe, cache_root, labelled=False)
+    num_samples = _within(samples, _SAMPLES, images.num_samples, "samples", recipe.name)
+    shown = Exhibits(
+        images,
+        Images(images, _CPU),
+        experiment.pipeline(recipe, images.num_samples),
+        spread(images.labels, num_samples, seed),
+        num_views,
+        Names(images.classes),
+    )
+    fixed = recipe.views.mode == "fixed"
+    of_all = "views" if fixed else _of_all(num_views, experiment.num_views(recipe))
+    lines = (
+        f"recipe · teacher {recipe.teacher.model}, not asked yet · {of_all} of "
+        f"{_count(images.num_samples, 'image')} · {images.name}, split {images.split}",
+        _in_words(shown.pipeline),
+    )
+    return _save(shown.sheet(recipe.name, lines), out)
+
+
+def _num_views(recipe: Recipe, views: int | None) -> int:
+    if recipe.views.mode == "fixed":  # the student is shown another view each epoch
+        return views or _VIEWS
+    limit = experiment.num_views(recipe)
+    if views is not None and views > limit and recipe.views.operations:
+        raise ConfigError(
+            f"--views {views}: recipe {recipe.name!r} has {limit}: ask for fewer, or for more with "
+            f"--set views.count={views}"
+        )
+    return _within(views, _VIEWS, limit, "views", recipe.name)
+
+
+def _within(asked: int | None, default: int, limit: int, what: str, place: object) -> int:
+    if asked is not None and asked > limit:
+        raise ConfigError(f"--{what} {asked}: {place} has {limit} {what}: ask for at most {limit}")
+    return min(default, limit) if asked is None else asked
+
+
+# --------------------------------------------------------------------------- data
+
+
+def _cached_images(
+    path: Place, manifest: Manifest, data: str | None, cache_root: Path, *, labelled: bool
+) -> ImageSet:
+    """The images that a cache was built from, proved by their fingerprint.
+
+    Raises:
+        CacheMismatchError: they have changed, or are others; both are named.
+        DataError: there are none.
+    """
+    source = data or manifest.dataset["source"]
+    names = tuple(manifest.dataset["classes"])
+    # The manifest does not say whether a recipe chose among classes. To name them all changes
+    # nothing of a labelled set, but an unlabelled one may have had no names.
+    problem: Exception | None = None
+    for classes in (names, None) if labelled else (None, names):
+        try:
+            images = load_images(
+                experiment.source_path(source),
+                split=manifest.dataset["split"],
+                root=cache_root,
+                image_column=manifest.dataset.get("image_column"),
+                label_column=manifest.dataset.get("label_column"),
+                classes=classes,
+                require_labels=False,
+                config=manifest.dataset.get("config"),
+                grey_range=_grey_range(manifest),
+            )
+        except DataError as error:
+            problem = error
+            continue
+        if images.fingerprint == manifest.dataset["fingerprint"]:
+            return images
+        problem = CacheMismatchError(
+            f"{path} was built from images with fingerprint "
+            f"{manifest.dataset['fingerprint'][:12]}… ({manifest.dataset['source']}, split "
+            f"{manifest.dataset['split']!r}), those of {source} have {images.fingerprint[:12]}…: "
+            + "".join(f"{line}; " for line in differing_images(path, manifest, images))
+            + "name the data set that it was built from with --data"
+        )
+    assert problem is not None, "either attempt returns or leaves a problem"
+    raise problem
+
+
+def _grey_range(manifest: Manifest) -> tuple[float, float] | None:
+    levels = manifest.dataset.get("grey_range")
+    return None if levels is None else (float(levels[0]), float(levels[1]))
+
+
+# --------------------------------------------------------------------------- words
+
+
+def _teacher(manifest: Manifest) -> str:
+    accuracy = manifest.teacher.get("top1_accuracy")
+    sure = "" if accuracy is None else f" (top-1 {100 * accuracy:.1f} % on clean images)"
+    return f"teacher {manifest.teacher['model']}{sure}"
+
+
+def _of_all(number: int, total: int) -> str:
+    return _count(total, "view") if number == total else f"{number} of {_count(total, 'view')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _in_words(pipeline: Pipeline) -> str:
+    """The operations with those arguments that are not their defaults."""
+    described = pipeline.describe()["operations"]
+    if not described:
+        return "views: the images as they are"
+    words = [
+        _operation(operation, entry)
+        for operation, entry in zip(pipeline.operations, described, strict=True)
+    ]
+    return f"views: {' + '.join(words)} · seed {pipeline.seed}"
+
+
+def _operation(operation: Any, described: Mapping[str, Any]) -> str:
+    usual = {field.name: field.default for field in fields(operation)}
+    said = [
+        f"{key.replace('_', ' ')} {_value(value)}"
+        for key, value in described.items()
+        if key not in ("name", "libraries") and usual.get(key, MISSING) != value
+    ]
+    name = described["name"].removeprefix("random_").replace("_", " ")
+    return f"{name} ({', '.join(said)})" if said else name
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# --------------------------------------------------------------------------- the file
+
+
+def _check_ending(out: Path) -> None:
+    if out.suffix.lower() not in _FORMATS:
+        raise ConfigError(
+            f"--out {out}: the ending says what kind of picture to write: "
+            f"wanted {', '.join(_FORMATS)}"
+        )
+
+
+def _save(sheet: Sheet, out: Path) -> Path:
+    """The file is there whole, or not at all."""
+    write_output(out, encoded(draw(sheet), out.suffix.lower()))
+    return out
+
+
+def encoded(picture: Image.Image, ending: str) -> bytes:
+    """A picture as the file of an ending."""
+    kind, options = _FORMATS[ending]
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()

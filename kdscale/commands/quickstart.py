@@ -1,0 +1,44 @@
+"""The whole idea in about a minute: a recipe on embedded data, then how fast its steps are."""
+
+import json
+from pathlib import Path
+
+from kdscale import config
+from kdscale.atomic_write import write_durably
+from kdscale.commands.bench import bench
+from kdscale.commands.report import write_page
+from kdscale.commands.run import run_recipe, trained_teacher
+from kdscale.tables.bench import bench_table
+from kdscale.tables.comparison import Row, results_table
+
+_SEEDS = 3
+_BENCH_SECONDS = 8.0
+
+
+def quickstart(*, folder: Path, cache_root: Path) -> str:
+    """Run the quickstart recipe into `folder`; returns what to show.
+
+    Raises:
+        KdscaleError: see `kdscale.errors`.
+    """
+    recipe = config.load_recipe("quickstart")
+    result = run_recipe(recipe, folder=folder, cache_root=cache_root, seeds=range(_SEEDS))
+    weights = trained_teacher(recipe, folder)
+    steps = bench(recipe, cache_root=cache_root, seconds=_BENCH_SECONDS, teacher_weights=weights)
+    write_durably(folder / "bench.json", json.dumps(steps, indent=2).encode() + b"\n")
+    # Again, now that it is known what online steps cost:
+    write_page(folder, recipe.data.source, cache_root)
+    return "\n".join(
+        [
+            "",
+            results_table([Row(**row) for row in result["rows"]]),
+            "",
+            bench_table(steps),
+            "",
+            f"runs:   {folder}",
+            f"table:  {folder / 'report.md'}",
+            f"report: {folder / 'report.html'} (open it in a browser)",
+            f"cache:  {result['cache_path']} (see: kdscale cache info {result['cache_path']})",
+            "next:   kdscale recipes; kdscale run RECIPE --data PATH",
+        ]
+    )

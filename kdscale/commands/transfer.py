@@ -1,0 +1,59 @@
+"""Push a cache to a store, pull one from there: copied, laid out anew, every object checked."""
+
+import logging
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from kdscale.cache.hub import is_hub, pull_from_hub, push_to_hub
+from kdscale.cache.manifest import read_manifest
+from kdscale.cache.stores.base import Place
+from kdscale.cache.transfer import transfer
+from kdscale.formatting import number_of
+
+log = logging.getLogger(__name__)
+
+
+def copy_cache(source: Place, destination: Place) -> dict[str, Any]:
+    """Copy a finished cache; what is at the destination already, and right, stays.
+
+    Args:
+        source: folder or URL of a finished cache.
+        destination: folder or URL; nothing lies there, or this very cache, whole or in part.
+
+    Returns:
+        The JSON object of `kdscale cache push --json` and `pull --json`.
+
+    Raises:
+        KdscaleError: see `kdscale.cache.transfer`; the same command goes on.
+    """
+    if is_hub(destination):
+        done, found = push_to_hub(source, str(destination)), read_manifest(source)
+    elif is_hub(source):
+        done = pull_from_hub(str(source), destination)
+        found = read_manifest(destination)
+    else:
+        done = _copy(source, destination)
+        found = read_manifest(destination)
+    log.info(
+        "%s: complete, every object checked; %s copied, %d were there",
+        destination, number_of(done["copied"], "shard"), done["kept"],
+    )  # fmt: skip
+    return {
+        "source": str(source),
+        "destination": str(destination),
+        "id": found.id,
+        "copied": done["copied"],
+        "kept": done["kept"],
+        "bytes": found.build.get("bytes"),
+    }
+
+
+def _copy(source: Place, destination: Place) -> dict[str, int]:
+    manifest = read_manifest(source)
+    with tqdm(
+        total=manifest.num_views * manifest.num_samples, unit=" answers", unit_scale=True,
+        delay=0.5, leave=False, disable=not sys.stderr.isatty(),
+    ) as bar:  # fmt: skip
+        return transfer(source, destination, lambda samples: bar.update(samples))

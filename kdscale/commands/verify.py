@@ -1,0 +1,205 @@
+"""Verify with the teacher: ask it again about some views, and compare with what is stored."""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdscale.building.stored_outputs import taps_of
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.reader import CacheReader
+from kdscale.cache.stores.base import Place
+from kdscale.config import Recipe
+from kdscale.data.loader import Images
+from kdscale.data.views.digest import digest
+from kdscale.distributed import create_accelerator
+from kdscale.experiment import asked_manifest, cached_pipeline, frozen_teacher, training_images
+from kdscale.formatting import number_of
+from kdscale.target_sources.compatibility import check_fits
+from kdscale.target_sources.stored_encoding import stored_encoding
+from kdscale.targets import DenseTargets, Targets, decode, log_sums
+from kdscale.teacher.frozen_teacher import SizedBatches
+
+_SMALLEST = 1e-4  # of a row's largest value: float16 keeps smaller ones with fewer digits
+_NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
+_ROUNDING = {"float32": 0.0, "float16": 5e-4, "topk": 5e-4, "int8": 1 / 255, "int4": 1 / 15,
+             "embedding": 2e-3}  # fmt: skip
+"""Of int8 and int4 half a step, where the smallest logit is as far below 0 as the largest above.
+Of an embedding, whose values are rounded each by up to 5e-4 of itself, four times that, since terms
+of a logit may cancel: on the CIFAR-10 teacher it was 2.4e-4."""
+_FEATURES = 5e-4  # they are float16, whatever the encoding
+
+
+def default_tolerance(manifest: Manifest) -> float:
+    """How far a teacher's second answer may lie from the stored one, in units of its largest logit.
+
+    Other batch shapes and devices move float32 logits by some 1e-6, bfloat16 ones by 1e-2; the
+    encoding then rounds them. Another teacher is off by 0.1 and more.
+    """
+    noise = _NOISE.get(manifest.teacher["precision"], max(_NOISE.values()))
+    return noise + max(_ROUNDING[manifest.encoding], _FEATURES if manifest.features else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SecondOpinion:
+    """What the teacher said when asked again."""
+
+    num_pairs: int
+    tolerance: float
+    largest_difference: float
+    other_pixels: tuple[str, ...]
+    other_logits: tuple[str, ...]
+    other_features: tuple[str, ...]
+    seed: int
+
+    @property
+    def ok(self) -> bool:
+        """The same pixels, and logits and features within the tolerance."""
+        return not self.other_pixels and not self.other_logits and not self.other_features
+
+    def to_json(self) -> dict[str, Any]:
+        """The field `teacher` of `kdscale cache verify --json`."""
+        return {
+            "ok": self.ok,
+            "num_pairs": self.num_pairs,
+            "tolerance": self.tolerance,
+            "largest_difference": self.largest_difference,
+            "other_pixels": list(self.other_pixels),
+            "other_logits": list(self.other_logits),
+            "other_features": list(self.other_features),
+            "seed": self.seed,
+        }
+
+    def describe(self) -> str:
+        """For people."""
+        counted = f"{number_of(self.num_pairs, 'view')} asked again (--seed {self.seed})"
+        differing = f"largest difference {self.largest_difference:.1e}"
+        if self.ok:
+            return f"{counted}: ok, {differing}, tolerance {self.tolerance:.1e}"
+        lines = [f"{counted}: NOT ok, {differing}, tolerance {self.tolerance:.1e}"]
+        lines += [f"  other pixels: {name}" for name in self.other_pixels]
+        lines += [f"  other logits: {name}" for name in self.other_logits]
+        lines += [f"  other features: {name}" for name in self.other_features]
+        return "\n".join(lines)
+
+
+def ask_again(
+    path: Place,
+    recipe: Recipe,
+    *,
+    num_pairs: int,
+    tolerance: float | None = None,
+    seed: int,
+    cache_root: Path,
+    teacher_weights: str | None = None,
+) -> SecondOpinion:
+    """Ask the teacher again about random (view, sample) pairs of a sound cache.
+
+    Digests of the pixels must be equal. Of the logits, the largest difference of a pair, divided by
+    its largest logit (at least 1), must be within the tolerance. Where the largest alone are kept,
+    so must the tails, each times its temperature; and of features, the largest difference divided
+    by the largest value.
+
+    Args:
+        path: the cache's folder or URL.
+        recipe: the one that the cache was built with.
+        num_pairs: how many pairs; all where there are fewer.
+        tolerance: see above; `default_tolerance` when None.
+        seed: chooses the pairs.
+        cache_root: where decoded images lie.
+        teacher_weights: used where the recipe names none.
+
+    Raises:
+        CacheMismatchError: the cache is another recipe's.
+        KdscaleError: cache, data or teacher cannot be read.
+    """
+    reader = CacheReader(path)
+    manifest = reader.manifest
+    device = create_accelerator().device
+    images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
+    teacher = frozen_teacher(recipe, images, teacher_weights, device)
+    asked = asked_manifest(recipe, images, teacher.describe())
+    check_fits(path, manifest, replace(asked, num_views=manifest.num_views), images)
+    allowed = default_tolerance(manifest) if tolerance is None else tolerance
+    encoding, pairs = stored_encoding(reader), _pairs(manifest, num_pairs, seed)
+    taps = taps_of(manifest.features)
+    batches = SizedBatches(replace(teacher, taps=taps), recipe.teacher.batch_size)
+    views, resident = cached_pipeline(recipe, images.num_samples), Images(images, device)
+    same: list[bool] = []
+    apart: list[float] = []
+    features: list[float] = []
+    for (view, shard), index in _by_shard(manifest, pairs):
+        found = reader.read_shard(view, shard, [tap.module for tap in taps])
+        stored = _rows(found, index - manifest.shard_range(shard)[0])
+        for part in torch.arange(len(index)).split(batches.batch_size):
+            pixels = resident.show(views, view, index[part]).pixels
+            rows = _rows(stored, part)
+            same += (digest(pixels).cpu().numpy() == rows["digests"]).tolist()
+            kept, said = decode(rows, encoding), batches.answers(pixels).with_each(Tensor.cpu)
+            apart += _apart(kept, said.logits_BC).tolist()
+            features += _features_apart(kept.features, said.features, len(part)).tolist()
+    names = [f"view-{view:05d}/sample-{sample}" for view, sample in pairs]
+    return SecondOpinion(
+        num_pairs=len(pairs),
+        tolerance=allowed,
+        largest_difference=max(*apart, *features),
+        other_pixels=tuple(name for name, ok in zip(names, same, strict=True) if not ok),
+        other_logits=tuple(n for n, far in zip(names, apart, strict=True) if not far <= allowed),
+        other_features=tuple(
+            n for n, far in zip(names, features, strict=True) if not far <= allowed
+        ),
+        seed=seed,
+    )
+
+
+def _pairs(manifest: Manifest, count: int, seed: int) -> list[tuple[int, int]]:
+    total = manifest.num_views * manifest.num_samples
+    chosen = random.Random(seed).sample(range(total), min(count, total))
+    return [divmod(number, manifest.num_samples) for number in sorted(chosen)]
+
+
+def _by_shard(
+    manifest: Manifest, pairs: list[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """View and shard, and the samples asked about there."""
+    for place, found in groupby(pairs, lambda p: (p[0], p[1] // manifest.shard_samples)):
+        yield place, torch.tensor([sample for _, sample in found])
+
+
+def _rows(values: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    return {name: array[rows.numpy()] for name, array in values.items()}
+
+
+def _apart(stored: Targets, said_BC: Tensor) -> Tensor:
+    """Largest difference of each row, in units of its largest logit (at least 1): [B]."""
+    scale_B = said_BC.abs().amax(1).clamp(min=1.0)
+    return _differences(stored, said_BC).abs().amax(1) / scale_B
+
+
+def _features_apart(
+    stored: Mapping[str, Tensor], said: Mapping[str, Tensor], num_rows: int
+) -> Tensor:
+    """Largest difference of each row, of any feature, in units of that one's largest value: [B]."""
+    apart = [torch.zeros(num_rows)]
+    for name, values in said.items():
+        exact, found = values.flatten(1), stored[name].float().flatten(1)
+        scale_B = exact.abs().amax(1).clamp(min=_SMALLEST)
+        apart.append((found - exact).abs().amax(1) / scale_B)
+    return torch.stack(apart).amax(0)
+
+
+def _differences(stored: Targets, said_BC: Tensor) -> Tensor:
+    """Of all that is stored of an answer, in units of logits: [B, C] or [B, K + G]."""
+    if isinstance(stored, DenseTargets):
+        return stored.logits_BC - said_BC
+    ids_BK = stored.ids_BK.long()
+    kept_BK = stored.logits_BK - said_BC.gather(1, ids_BK)
+    rest_BC = said_BC.scatter(1, ids_BK, -torch.inf)
+    tails_BG = stored.tails_BG - log_sums(rest_BC, stored.temperatures)
+    # A tail times its temperature moves by no more than the logits that it sums.
+    return torch.cat([kept_BK, tails_BG * torch.tensor(stored.temperatures)], dim=1)

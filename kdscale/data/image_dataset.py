@@ -1,0 +1,147 @@
+"""Images of one split: of one size, decoded once for all processes and runs; or still encoded."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdscale.data.decoded_store import open_or_decode
+from kdscale.data.encoded_images import EncodedImages
+from kdscale.data.encoded_split import EncodedSplit
+from kdscale.data.image_hashes import RowCheck
+from kdscale.data.source import open_source
+from kdscale.formatting import number_of
+from kdscale.regular_files import path_inside
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """One split."""
+
+    pixels: np.ndarray | EncodedImages
+    """uint8 [N, C, H, W], a read-only memory map; C is 1 for grey sets and 3 for all others. Where
+    sizes differ, the images as they are encoded: `kdscale.data.loader.Images` shows both alike."""
+    labels: np.ndarray
+    """int64 [N], -1 where a sample has no label."""
+    classes: tuple[str, ...]
+    """Names in label order; empty where nothing names them."""
+    fingerprint: str
+    """sha256 of shape, decoded pixels, labels and class names: the content, not the files. Where
+    sizes differ, of encoded images, labels, class names and the version of the decoding rules."""
+    name: str
+    """The source as the user named it."""
+    split: str
+    """The split as the source calls it."""
+    clean: tuple[str | Mapping[str, Any], ...] = ()
+    """Operations without draws, as a recipe names them, of images that are not to be augmented."""
+    passed_over: tuple[str, ...] = ()
+    """Phrases about the files of the source that were not read."""
+    keys: np.ndarray | None = None
+    """Hash of each image, uint64 [N], where it is stored with the pixels, else None;
+    `kdscale.data.image_hashes.image_keys` computes the hashes of any data set."""
+    row_check: RowCheck | None = None
+    """Of decoded images that were not hashed when they were opened: checks the samples that are
+    taken; None where all are known to be sound."""
+
+    @property
+    def one_size(self) -> bool:
+        """Whether all images have the same height and width."""
+        return not isinstance(self.pixels, EncodedImages)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample has a label (`load_images` never returns a set labelled in part)."""
+        return bool((self.labels >= 0).all())
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Length of `classes`."""
+        return len(self.classes)
+
+
+def load_images(
+    source: str,
+    *,
+    split: str,
+    root: Path = Path("cache"),
+    image_column: str | None = None,
+    label_column: str | None = None,
+    classes: Sequence[str | int] | None = None,
+    require_labels: bool = True,
+    config: str | None = None,
+    grey_range: tuple[float, float] | None = None,
+) -> ImageSet:
+    """Find the split, decode it or reuse the decoded copy under `root/images`.
+
+    Images of several sizes stay encoded, whatever their number.
+
+    Args:
+        source: a hub name, a folder (parquet, arrow, images, `save_to_disk`) or one parquet or
+            arrow file. What exists on disk wins over a hub name.
+        split: "test" also finds a validation split, never the other way round.
+        root: where decoded images are kept.
+        image_column: found when None.
+        label_column: found when None.
+        classes: keep the rows of these classes only (names, or labels as integers), renumbered in
+            this order. Where there are no labels at all, merely the names of the classes.
+        require_labels: refuse a split without labels.
+        config: configuration of a data set that has several.
+        grey_range: levels of black and white in grey images of more than 8 bits; None: 0 and 65535,
+            if the images use that range.
+
+    Raises:
+        DataError: the source, a column, a label or an image cannot be used.
+        StorageError: the decoded images cannot be written.
+    """
+    encoded = open_source(
+        source,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        classes=classes,
+        require_labels=require_labels,
+        config=config,
+        grey_range=grey_range,
+    )
+    logger.info("%s", describe_split(encoded), extra={"once": True})
+    stored = open_or_decode(encoded, path_inside(root, "images"))
+    return ImageSet(
+        pixels=stored.pixels,
+        labels=stored.labels,
+        classes=encoded.classes,
+        fingerprint=stored.fingerprint,
+        name=source,
+        split=encoded.split,
+        keys=stored.keys,
+        row_check=stored.row_check,
+        passed_over=encoded.passed_over,
+    )
+
+
+def describe_split(encoded: EncodedSplit) -> str:
+    """One line: how many images of which classes a split has, and which files were passed over."""
+    number = number_of(len(encoded.labels), "image")
+    if not encoded.classes:
+        of_classes = "without labels"
+    else:
+        names = ", ".join(encoded.classes[:5]) + (", ..." if len(encoded.classes) > 5 else "")
+        noun = "class" if len(encoded.classes) == 1 else "classes"
+        of_classes = f"of {len(encoded.classes):,} {noun} ({names})"
+        present = len(np.unique(encoded.labels[encoded.labels >= 0]))
+        if present == 0:
+            of_classes = f"without labels, {of_classes}"
+        elif present < len(encoded.classes):
+            of_classes += f", {len(encoded.classes) - present:,} of them without an image"
+    passed = "; ".join(encoded.passed_over)
+    said = f"; passed over: {passed}" if passed else ""
+    return f"data: {number} {of_classes}, split {encoded.split!r} of {encoded.name}{said}"

@@ -1,0 +1,252 @@
+"""Images of samples on a device, from memory or from decoders that work ahead.
+
+Who asks cannot tell which: a set of one size lies decoded in memory, a set of several sizes is
+decoded sample by sample, with the operations of the views up to the one that fixes the size. Both
+come from the same generator, so a view does not depend on who made it.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdscale.data.encoded_images import EncodedImages
+from kdscale.data.image_hashes import RowCheck
+from kdscale.data.views.operations.torchvision_op import PerSample
+from kdscale.data.views.pipeline import Pipeline, Prepare, View
+from kdscale.errors import ConfigError
+
+_RESIDENT_BYTES = 8 << 30  # below this a set is kept in a GPU's own memory
+_AHEAD_BATCHES = 2
+_AHEAD_PER_DECODER = 4  # samples: small batches alone would not keep all decoders busy
+_MOST_DECODERS = 16
+_WHOLE_IMAGES = 2 * _MOST_DECODERS
+"""Of a batch, waiting at once for transforms of the caller: a photograph may take 100 MB."""
+
+
+class Pixels(Protocol):
+    """Images of a set."""
+
+    def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
+        """Start to prepare the images of samples, partners included.
+
+        Returns:
+            What waits for them: see `Pipeline.show`. Dropping it calls off what was not begun.
+        """
+        ...
+
+    def ahead(self, batch_size: int) -> int:
+        """How many batches are worth asking for before the one that is needed now."""
+        ...
+
+
+class Stored:
+    """Decoded images of one size, uint8 [N, C, H, W].
+
+    Args:
+        pixels: a memory map, or an array.
+        device: that the images are wanted on.
+        check: called with the samples that are taken; None where all were checked.
+    """
+
+    def __init__(
+        self, pixels: np.ndarray, device: torch.device, check: RowCheck | None = None
+    ) -> None:
+        resident = device.type != "cpu" and pixels.nbytes <= _RESIDENT_BYTES
+        if resident and check is not None:
+            check.check_all(pixels)
+            check = None
+        self._device, self._check = device, check
+        self._pixels = as_tensor(pixels).to(device if resident else "cpu")
+
+    def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
+        """Nothing to start: no operation is applied."""
+        return self._prepare
+
+    def ahead(self, batch_size: int) -> int:
+        """None: memory answers at once."""
+        return 0
+
+    def _prepare(self, view: View, index: Tensor) -> tuple[Tensor, int]:
+        pixels = self._pixels.index_select(0, index.to(self._pixels.device))
+        if self._check is not None and self._check.pending:
+            self._check(index.cpu().numpy(), pixels.numpy())
+        return pixels.to(self._device), 0
+
+
+class Decoded:
+    """Images of several sizes, decoded in threads.
+
+    Threads, not processes: Pillow's codecs let go of the interpreter. A JPEG of 500 x 375 took 1.7
+    ms of a core's time in a thread; in a process 2.7 ms, with the way back of its pixels, and each
+    process 2 s at its start.
+    """
+
+    def __init__(self, images: EncodedImages, device: torch.device) -> None:
+        self._images, self._device = images, device
+        # All cores, though several processes on a machine may do so: decoders never wait for each
+        # other. Threads start when they are needed, and end with this object.
+        self._num_threads = min(_MOST_DECODERS, _num_cores())
+        self._threads = ThreadPoolExecutor(
+            self._num_threads, thread_name_prefix="decoder", initializer=_compute_alone
+        )
+
+    def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
+        """Start to decode.
+
+        Raises:
+            ConfigError: no operation fixes the size.
+        """
+        check_fixes_size(self._images, pipeline, "the pipeline")
+        needed = _needed(pipeline, view, index)
+        return _Asked(self._threads, self._images, pipeline, needed, self._device)
+
+    def ahead(self, batch_size: int) -> int:
+        """Enough to decode while a step computes; no more, since memory holds them all."""
+        wanted = self._num_threads * _AHEAD_PER_DECODER
+        return max(_AHEAD_BATCHES, -(-wanted // max(1, batch_size)))
+
+
+class _Asked:
+    """Images that are being decoded, each (view, sample) once."""
+
+    def __init__(
+        self,
+        threads: ThreadPoolExecutor,
+        images: EncodedImages,
+        pipeline: Pipeline,
+        pairs: Sequence[tuple[int, int]],
+        device: torch.device,
+    ) -> None:
+        self._threads, self._device = threads, device
+        self._images, self._pipeline = images, pipeline
+        leading = pipeline.operations[: pipeline.leading]
+        # Transforms that are not ours set the generators of torch, NumPy and Python, which belong
+        # to the caller's thread: it applies them itself, and few whole images wait for it.
+        self._alone = any(isinstance(operation, PerSample) for operation in leading)
+        self._in_thread = 0 if self._alone else len(leading)
+        self._begun: dict[tuple[int, int], Future[Tensor]] = {}
+        self._begin(pairs[:_WHOLE_IMAGES] if self._alone else pairs)
+
+    def __del__(self) -> None:
+        # Not weakref.finalize: its list of tasks would keep the error of one, whose traceback
+        # leads here, for ever.
+        for begun in self._begun.values():
+            begun.cancel()
+
+    def __call__(self, view: View, index: Tensor) -> tuple[Tensor, int]:
+        """See `Prepare`."""
+        pairs = _pairs(view, index)
+        if not pairs:  # whose size must be known all the same
+            pixels, leading = self._stacked([(0, 0)])
+            return pixels[:0], leading
+        return self._stacked(pairs)
+
+    def _begin(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for pair in pairs:
+            if pair not in self._begun:
+                # Not a method: what waits in the queue would keep this object alive, and be decoded
+                # though nobody waits for it, after an error or at the end.
+                self._begun[pair] = self._threads.submit(
+                    _decoded, self._images, self._pipeline, self._in_thread, *pair
+                )
+
+    def _stacked(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, int]:
+        made = []
+        for place, pair in enumerate(pairs):
+            self._begin(pairs[place : place + (_WHOLE_IMAGES if self._alone else 1)])
+            made.append(self._finished(*pair))
+        sizes = sorted({(one.shape[-2], one.shape[-1]) for one in made})
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"an operation that should fix the size made views of {_size(*sizes[0])} and "
+                f"{_size(*sizes[1])} (height x width): choose one that gives a single size"
+            )
+        return torch.cat(made).to(self._device), self._pipeline.leading
+
+    def _finished(self, view: int, sample: int) -> Tensor:
+        pixels = self._begun[view, sample].result()
+        if not self._alone:
+            return pixels
+        del self._begun[view, sample]  # the whole image
+        index, leading = torch.tensor([sample]), self._pipeline.leading
+        return self._pipeline.apply(pixels, view, index, 0, leading)
+
+
+def check_fixes_size(images: EncodedImages, pipeline: Pipeline, setting: str) -> None:
+    """Stop where views of images of several sizes would have several sizes.
+
+    Raises:
+        ConfigError: no operation fixes the size; `setting` names where it belongs.
+    """
+    if pipeline.leading:
+        return
+    heights, widths = images.headers.sizes
+    early = " before the images are mixed" if pipeline.mixes else ""
+    raise ConfigError(
+        f"{images.split.name}, split {images.split.split!r}: images differ in size (heights "
+        f"{heights[0]}..{heights[1]}, widths {widths[0]}..{widths[1]} pixels), and no operation of "
+        f"{setting} gives them one{early}: {_HINTS.get(setting, _VIEWS_HINT)}"
+    )
+
+
+_VIEWS_HINT = "name one that does, such as { name = 'random_resized_crop', size = 224 }"
+_HINTS = {
+    "data.clean": "set data.clean = [{ name = 'resize', size = 256 }, "
+    "{ name = 'center_crop', size = 224 }], say"
+}
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor that shares the memory of a read-only array; it must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _decoded(
+    images: EncodedImages, pipeline: Pipeline, stop: int, view: int, sample: int
+) -> Tensor:
+    """One image with the first `stop` operations applied: uint8 [1, C, H, W]."""
+    whole = torch.from_numpy(images.decode(sample))[None]
+    pixels = pipeline.apply(whole, view, torch.tensor([sample]), 0, stop)
+    # A crop may be a window into the whole image, which would be kept in memory with it.
+    return pixels.contiguous() if stop else pixels
+
+
+def _needed(pipeline: Pipeline, view: View, index: Tensor) -> list[tuple[int, int]]:
+    """The (view, sample) pairs that views are made of: partners show the same view."""
+    if not pipeline.mixes:
+        return _pairs(view, index)
+    return _pairs(view, index) + _pairs(view, pipeline.partner(view, index))
+
+
+def _pairs(view: View, index: Tensor) -> list[tuple[int, int]]:
+    views = repeat(view) if isinstance(view, int) else view.tolist()
+    return list(zip(views, index.tolist(), strict=False))
+
+
+def _compute_alone() -> None:
+    """One thread for torch's work on one image, as torch does in its own loader's thread.
+
+    The caller's thread, which has begun to compute, keeps as many as it had.
+    """
+    torch.get_num_threads()  # or the first parallel work of this thread would set it anew
+    torch.set_num_threads(1)
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _size(height: int, width: int) -> str:
+    return f"{height}x{width}"

@@ -1,0 +1,124 @@
+"""Processes and devices: what every stage asks of Accelerate before it starts."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import Tensor
+
+from kdscale.errors import KdscaleError, MainProcessError
+from kdscale.launcher import check_environment, check_launch
+from kdscale.signals import StopRequest
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES, _OLD_LIMIT = 1 << 30, 1 << 25
+
+T = TypeVar("T")
+
+
+def create_accelerator() -> Accelerator:
+    """Accelerate for this process, once it is sure that the launch is what it seems.
+
+    Precision is the recipe's, part by part, so Accelerate's own setting is off.
+
+    Raises:
+        LaunchError: several processes were started or asked for, but each believes to be alone; or
+            the environment holds half a launch.
+    """
+    check_environment()
+    # float32 means float32: TF32 would move logits by 1e-3 and depend on the device.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    accelerator = Accelerator(mixed_precision="no")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    check_launch(accelerator.num_processes)
+    return accelerator
+
+
+def expect_unused_parameters(accelerator: Accelerator) -> None:
+    """Let processes find, in each step, parameters without a gradient; before `prepare`.
+
+    Without it they wait for such gradients; with it each step takes longer.
+    """
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep the large buffers that each step frees, for the next step to use.
+
+    By default it gives them back to the system and asks for them again, page by page: on two busy
+    cores of a virtual machine that cost more than half of a small student's step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        # Before 2.35 glibc refuses more than 32 MiB.
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) or mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT)
+
+
+def wait_for_device(device: torch.device) -> None:
+    """Wait for what a device still has to do, or it would be timed as somebody else's work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """The main process runs the block alone, then the others do: it may fill a store they share.
+
+    An error of the main process ends them all, so none waits for what never comes.
+    """
+    problem: list[str | None] = [None]
+    try:
+        if accelerator.is_main_process:
+            yield
+    except KdscaleError as error:
+        problem[0] = str(error)
+        raise
+    finally:
+        if accelerator.num_processes > 1 and accelerator.is_main_process:
+            broadcast_object_list(problem)
+    if not accelerator.is_main_process:
+        broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise MainProcessError("the main process has stopped")
+        yield
+
+
+def from_main_process(accelerator: Accelerator, value: T) -> T:
+    """The main process's value, in every process."""
+    values = [value]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(values)
+    return values[0]
+
+
+def mean_over_processes(value: Tensor, accelerator: Accelerator) -> float:
+    """The mean of a scalar over all processes; waits for the device."""
+    if accelerator.num_processes > 1:
+        value = accelerator.reduce(value, "mean")
+    return float(value)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the device's memory is full; a CPU raises a plain RuntimeError."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)
+
+
+def agreed_stop(request: StopRequest, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop; all of them must call this, and then end alike."""
+    if accelerator.num_processes == 1:
+        return request.received is not None
+    asked = torch.zeros(accelerator.num_processes, dtype=torch.int64, device=accelerator.device)
+    asked[accelerator.process_index] = request.received or 0
+    signals = accelerator.reduce(asked, "sum")  # what each was sent, at its place
+    largest = int(signals.max())
+    if largest:  # never back to none: one may have come in just now
+        request.received = largest
+    return bool(largest)

@@ -1,0 +1,112 @@
+"""What a teacher answers first to each clean image of a split: asked once, however many students.
+
+`ROOT/predictions/KEY.npy`, int32 [N], with the SHA-256 of that behind it (32 bytes, which NumPy
+does not read). KEY hashes all that decides the answers: images, teacher, preprocessing, precision
+and memory format.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from kdscale.atomic_write import remove_abandoned, write_durably
+from kdscale.data.image_dataset import ImageSet
+from kdscale.data.loader import Images
+from kdscale.distributed import from_main_process
+from kdscale.evaluation.evaluator import examine
+from kdscale.formatting import number_of
+from kdscale.regular_files import read_inside
+from kdscale.teacher.frozen_teacher import FrozenTeacher
+
+log = logging.getLogger(__name__)
+
+_VERSION = 2  # of what KEY says; 1: samples with NaN logits had class 0
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """A teacher's top-1 of each clean image of a split."""
+
+    classes: Tensor
+    """int64 [N] on the CPU: see `metrics.predict`."""
+    sha256: str
+    """Of the teacher's weights."""
+
+
+def predictions_of(
+    teacher: FrozenTeacher, images: ImageSet, root: Path, accelerator: Accelerator
+) -> Predictions:
+    """What a teacher answers first, the same in every process; asked where it is not kept yet.
+
+    Args:
+        teacher: as it is asked.
+        images: a labelled split.
+        root: where they are kept.
+        accelerator: its processes share the work.
+    """
+    path = _path(teacher, images, root)
+    kept = from_main_process(accelerator, _read(path, images.num_samples))
+    if kept is not None:
+        return Predictions(kept, teacher.weights_sha256)
+    log.info("asking the teacher about %s, once", number_of(images.num_samples, "test image"))
+    shown, samples = Images(images, accelerator.device), torch.arange(images.num_samples)
+    examined = examine(teacher.logits, shown, samples, images.num_classes, accelerator)
+    keep_predictions(teacher, images, root, examined.predictions, accelerator)
+    return Predictions(examined.predictions, teacher.weights_sha256)
+
+
+def keep_predictions(
+    teacher: FrozenTeacher, images: ImageSet, root: Path, answers: Tensor, accelerator: Accelerator
+) -> None:
+    """Keep what another pass has found; arguments as of `predictions_of`."""
+    if accelerator.is_main_process:
+        buffer = io.BytesIO()
+        np.save(buffer, answers.numpy().astype("<i4"))
+        data = buffer.getvalue()
+        path = _path(teacher, images, root)
+        write_durably(path, data + hashlib.sha256(data).digest(), root=root)
+        remove_abandoned(path.parent, path)
+
+
+def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
+    decides = {
+        "version": _VERSION,
+        "images": images.fingerprint,
+        "clean": list(images.clean),
+        "teacher": teacher.describe(),
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return root / "predictions" / f"{key}.npy"
+
+
+def _read(path: Path, num_samples: int) -> Tensor | None:
+    """Return the stored classes; None where there are none, or where they are damaged.
+
+    Raises:
+        UnsafePathError: the file is a link or a special file.
+    """
+    try:
+        whole = read_inside(path.parent.parent, path.relative_to(path.parent.parent))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("the teacher's predictions %s cannot be read (%s)", path, error)
+        return None
+    data, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
+    if hashlib.sha256(data).digest() != digest:
+        log.warning(
+            "the teacher's predictions %s are damaged, or of an earlier kdscale, which stored no "
+            "checksum", path,
+        )  # fmt: skip
+        return None
+    stored = np.load(io.BytesIO(data), allow_pickle=False)
+    return torch.from_numpy(stored.astype(np.int64)) if stored.shape == (num_samples,) else None

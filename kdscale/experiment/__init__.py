@@ -1,0 +1,70 @@
+"""From a recipe to the things it names: where configuration ends and plain objects begin."""
+
+from kdscale.experiment.cache_spec import LIBRARIES, asked_manifest, check_recipe, kept_of
+from kdscale.experiment.datasets import (
+    check_same_classes,
+    mention_other_shape,
+    sample_indices,
+    source_path,
+    test_images,
+    training_images,
+    two_views,
+)
+from kdscale.experiment.models import (
+    Classifier,
+    frozen_teacher,
+    frozen_teacher_or_random,
+    model_of,
+    model_to_train,
+)
+from kdscale.experiment.training_setup import (
+    objective,
+    optimizer,
+    patience,
+    schedule,
+    supervised,
+    taps_asked,
+)
+from kdscale.experiment.views import (
+    cached_pipeline,
+    clean_pipeline,
+    few_views,
+    fresh_views,
+    num_views,
+    pipeline,
+    shared_views,
+    training_pipeline,
+)
+
+__all__ = [
+    "LIBRARIES",
+    "Classifier",
+    "asked_manifest",
+    "cached_pipeline",
+    "check_recipe",
+    "check_same_classes",
+    "clean_pipeline",
+    "few_views",
+    "fresh_views",
+    "frozen_teacher",
+    "frozen_teacher_or_random",
+    "kept_of",
+    "mention_other_shape",
+    "model_of",
+    "model_to_train",
+    "num_views",
+    "objective",
+    "optimizer",
+    "patience",
+    "pipeline",
+    "sample_indices",
+    "schedule",
+    "shared_views",
+    "source_path",
+    "supervised",
+    "taps_asked",
+    "test_images",
+    "training_images",
+    "training_pipeline",
+    "two_views",
+]

@@ -1,0 +1,183 @@
+"""The cache that a recipe asks for, and whether all of it can be had."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdscale import config
+from kdscale.building.stored_outputs import Kept, look
+from kdscale.cache.manifest import Manifest
+from kdscale.data.image_dataset import ImageSet
+from kdscale.data.loader import Images
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.experiment.checks import check_loss, check_stored
+from kdscale.experiment.datasets import (
+    check_same_classes,
+    mention_other_shape,
+    sample_indices,
+    test_images,
+    training_images,
+    two_views,
+)
+from kdscale.experiment.models import Classifier, frozen_model, model_of
+from kdscale.experiment.training_setup import objective
+from kdscale.experiment.views import (
+    cached_pipeline,
+    few_views,
+    num_views,
+    pipeline,
+    training_pipeline,
+)
+from kdscale.models.feature_extraction import find_module, named
+from kdscale.target_sources.ensemble import further_caches
+from kdscale.target_sources.stored_encoding import check_mixing, check_temperature, choose_encoding
+from kdscale.targets import Encoding
+from kdscale.teacher.checks import inspect_outputs
+from kdscale.teacher.frozen_teacher import FrozenTeacher
+from kdscale.training.feature_student import taught
+from kdscale.training.trial_step import unused_parameters
+from kdscale.training.unsaved_state import check_state_is_saved
+
+LIBRARIES = ("kdscale", "torch", "torchvision", "accelerate", "datasets", "zarr", "numpy", "pillow")
+
+
+def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]:
+    """Find what is wrong with a recipe before hours go into a part of it.
+
+    Decodes both splits, parses all operations, and creates teacher and student once.
+
+    Returns:
+        The training and the test split.
+
+    Raises:
+        KdscaleError: the first thing that cannot work.
+    """
+    train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
+    check_same_classes(train, test)
+    loss = objective(recipe)
+    check_loss(loss, train, pipeline(recipe, train.num_samples))
+    check_stored(loss, _encoding(recipe, train))
+    check_temperature(_encoding(recipe, train), recipe.loss)
+    further_caches(recipe.ensemble.caches, asked_manifest(recipe, train, {}), train, root)
+    sample_indices(recipe, train)
+    num_views(recipe)
+    pipelines = [pipeline(recipe, train.num_samples)]
+    if recipe.teacher.train is not None:
+        pipelines.append(training_pipeline(recipe, recipe.teacher.train, train.num_samples))
+    first = Images(train, torch.device("cpu"))
+    for views in pipelines:
+        first.show(views, 0, torch.zeros(1, dtype=torch.int64))
+    mention_other_shape(train, test)
+    student = _check_trains(recipe, recipe.student, train, test, what="student")
+    if recipe.teacher.train is not None and not recipe.teacher.is_trained:
+        _check_trains(recipe, recipe.teacher, train, test, what="teacher")
+    for term in loss.features:
+        find_module(named(student.model), term.student, "the student")
+    if recipe.teacher.input is not None or recipe.teacher.is_trained:
+        teacher = frozen_model(recipe, recipe.teacher, train, torch.device("cpu"))
+        kept = kept_of(recipe, train, teacher)
+        inspect_outputs(teacher, few_views(recipe, train, teacher.device))
+        shown = student.preprocess(two_views(first, pipelines[0]))
+        shapes = {tap.module: shape for tap, shape in zip(kept.taps, kept.shapes, strict=True)}
+        taught(student.model, loss.features, shown, shapes, seed=0)
+    return train, test
+
+
+def _check_trains(
+    recipe: config.Recipe, section: config.Model, train: ImageSet, test: ImageSet, *, what: str
+) -> Classifier:
+    """The model of a section, once a step in training mode has shown that it can be trained."""
+    classifier = model_of(recipe, section, train, what=what, tested=test)
+    if section.train is not None:
+        views = training_pipeline(recipe, section.train, train.num_samples)
+        inputs = classifier.preprocess(two_views(Images(train, torch.device("cpu")), views))
+        unused_parameters(
+            classifier.model, inputs, num_classes=train.num_classes,
+            precision=section.train.precision, what=what,
+        )  # fmt: skip
+        check_state_is_saved(classifier.model, inputs, what)
+    return classifier
+
+
+def kept_of(
+    recipe: config.Recipe, images: ImageSet, teacher: FrozenTeacher, views: Pipeline | None = None
+) -> Kept:
+    """What the recipe's cache keeps of its teacher beside the logits.
+
+    Raises:
+        ConfigError: see `look`.
+    """
+    if recipe.cache.encoding != "embedding" and not recipe.cache.features:
+        return Kept()
+    return look(recipe.cache, teacher, few_views(recipe, images, teacher.device, views))
+
+
+def _encoding(recipe: config.Recipe, images: ImageSet) -> Encoding:
+    """How the recipe's targets are stored."""
+    encoding, _ = choose_encoding(recipe.cache, images.num_classes)
+    if recipe.views.mode == "fixed":
+        check_mixing(encoding, pipeline(recipe, images.num_samples))
+    return encoding
+
+
+def _set(**fields: object) -> dict[str, object]:
+    """Those of newer fields of a recipe that are set: caches of before know nothing of them."""
+    return {name: one for name, one in fields.items() if one is not None}
+
+
+def asked_manifest(
+    recipe: config.Recipe,
+    images: ImageSet,
+    teacher: Mapping[str, Any],
+    views: Pipeline | None = None,
+    kept: Kept | None = None,
+) -> Manifest:
+    """The manifest of the cache that a recipe asks for.
+
+    Args:
+        recipe: the recipe.
+        images: its training split.
+        teacher: what `FrozenTeacher.describe` says of its teacher.
+        views: what the teacher is asked about, where that is not the recipe's.
+        kept: what `kept_of` says of its teacher. Without, sizes that only the teacher knows are
+            left open: the manifest will do to be compared with a cache's.
+    """
+    views = views or cached_pipeline(recipe, images.num_samples)
+    encoding = _encoding(recipe, images)
+    if kept is not None and kept.head is not None:
+        encoding = replace(encoding, embedding_size=kept.head.inputs)
+    features: list[dict[str, Any]] = [
+        {"module": one.module, "pool": one.pool, "shape": []} for one in recipe.cache.features
+    ]
+    return Manifest(
+        dataset={
+            "fingerprint": images.fingerprint,
+            "num_samples": images.num_samples,
+            "classes": list(images.classes),
+            "source": images.name,
+            "split": images.split,
+            "image_column": recipe.data.image,
+            "label_column": recipe.data.label,
+            **_set(config=recipe.data.config, grey_range=recipe.data.grey_range),
+        },
+        views={
+            **views.describe(),
+            "count": num_views(recipe),
+        },
+        teacher={**teacher, "model": recipe.teacher.model},
+        encoding=encoding.name,
+        top_k=encoding.top_k,
+        temperatures=list(encoding.temperatures),
+        embedding_size=encoding.embedding_size,
+        features=features if kept is None else kept.described(),
+        num_views=num_views(recipe),
+        num_samples=images.num_samples,
+        num_classes=images.num_classes,
+        shard_samples=min(recipe.cache.shard_samples, images.num_samples),
+        bytes_per_target=encoding.bytes_per_target,
+        versions={name: version(name) for name in LIBRARIES},
+    )

@@ -1,0 +1,171 @@
+"""The recipe's images, which of them train, and whether its two splits go together."""
+
+import logging
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdscale import config
+from kdscale.data.encoded_images import EncodedImages
+from kdscale.data.image_dataset import ImageSet, load_images
+from kdscale.data.loader import Images
+from kdscale.data.pixel_sources import check_fixes_size
+from kdscale.data.validation_split import split_validation
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.errors import ConfigError, DataError
+from kdscale.experiment.views import clean_pipeline, pipeline, training_pipeline
+from kdscale.formatting import number_of
+
+log = logging.getLogger(__name__)
+
+
+def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> ImageSet:
+    """The recipe's training split, decoded.
+
+    Args:
+        recipe: the recipe.
+        root: where decoded images lie.
+        labelled: whether a loss asks for labels. Without labels, the test split names the classes.
+    """
+    images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
+    _check_distinguishes(images, labelled=labelled)
+    _check_views_fix_size(recipe, images)
+    if recipe.data.validation and not images.labelled:
+        raise ConfigError(
+            f"data.validation is {recipe.data.validation}, but split {images.split!r} of "
+            f"{images.name} has no labels to choose the best weights by: set data.validation = 0"
+        )
+    if not images.classes:
+        images = replace(images, classes=test_images(recipe, root).classes)
+    if not images.classes:
+        raise DataError(
+            f"neither split {images.split!r} of {images.name} nor its test split names classes: "
+            "check the label column and data.classes"
+        )
+    return images
+
+
+def test_images(recipe: config.Recipe, root: Path) -> ImageSet:
+    """The recipe's test split, decoded."""
+    return _images(recipe, recipe.data.test_split, root, labelled=True)
+
+
+test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
+
+
+def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageSet:
+    levels = recipe.data.grey_range
+    images = load_images(
+        source_path(recipe.data.source),
+        split=split,
+        root=root,
+        image_column=recipe.data.image,
+        label_column=recipe.data.label,
+        classes=recipe.data.classes,
+        require_labels=labelled,
+        config=recipe.data.config,
+        grey_range=None if levels is None else (levels[0], levels[1]),
+    )
+    if images.num_classes == 1:
+        raise DataError(
+            f"all images of split {images.split!r} of {images.name} are of one class, "
+            f"{images.classes[0]!r}: wanted at least two to tell apart. Point --data at a whole "
+            "copy, or set data.label to another column"
+        )
+    clean = clean_pipeline(recipe)
+    if isinstance(images.pixels, EncodedImages):
+        check_fixes_size(images.pixels, clean, "data.clean")
+    return replace(images, name=recipe.data.source, clean=tuple(recipe.data.clean))
+
+
+def _check_distinguishes(images: ImageSet, *, labelled: bool) -> None:
+    """Stop where a model could learn nothing: a single image, or images of a single class."""
+    place = f"split {images.split!r} of {images.name}"
+    if images.num_samples < 2:
+        raise DataError(f"{place} holds 1 image: wanted at least two to train on")
+    if labelled and len(np.unique(images.labels)) == 1:
+        raise DataError(
+            f"all {images.num_samples} images of {place} are of one of its {images.num_classes} "
+            f"classes, {images.classes[images.labels[0]]!r}: wanted at least two to train on"
+        )
+
+
+def _check_views_fix_size(recipe: config.Recipe, images: ImageSet) -> None:
+    """Whatever may be trained on gives images of several sizes one size."""
+    if not isinstance(images.pixels, EncodedImages):
+        return
+    check_fixes_size(images.pixels, pipeline(recipe, images.num_samples), "views.operations")
+    if recipe.teacher.train is not None:
+        views = training_pipeline(recipe, recipe.teacher.train, images.num_samples)
+        check_fixes_size(images.pixels, views, "teacher.train.operations")
+
+
+def source_path(name: str) -> str:
+    """The hub name or path of a source; `embedded:NAME` comes with the package."""
+    embedded = name.removeprefix("embedded:")
+    return name if embedded == name else str(files("kdscale") / "assets" / embedded)
+
+
+def check_same_classes(train: ImageSet, test: ImageSet) -> None:
+    """Stop where labels of the two splits would mean different things.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if train.labelled and train.classes != test.classes:
+        raise ConfigError(
+            f"split {train.split!r} has {number_of(train.num_classes, 'class', 'classes')} and "
+            f"split {test.split!r} {test.num_classes}, or they are named otherwise: choose "
+            "data.classes, or other splits"
+        )
+
+
+def mention_other_shape(train: ImageSet, test: ImageSet) -> None:
+    """Say so where a model will be evaluated on images of another size, or of other channels."""
+    (channels, *size), (test_channels, *test_size) = (clean_shape(one) for one in (train, test))
+    if (channels, size) != (test_channels, test_size):
+        log.warning(
+            "clean images of split %r are %d x %d with %s, those of split %r %d x %d with %s: if "
+            "that is not meant, name operations in data.clean that give both one size",
+            train.split, *size, number_of(channels, "channel"),
+            test.split, *test_size, number_of(test_channels, "channel"),
+        )  # fmt: skip
+
+
+def clean_shape(images: ImageSet) -> tuple[int, int, int]:
+    """Channels, height and width of a split's images that are not augmented."""
+    pixels, _ = Images(images, torch.device("cpu")).take(torch.zeros(1, dtype=torch.int64))
+    return int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3])
+
+
+def two_views(images: Images, views: Pipeline) -> Tensor:
+    """Two images as a model is trained on them, uint8 [2, C, H, W]; of one image, twice that."""
+    index = torch.arange(2) % len(images.labels)
+    return images.show(views, 0, index).pixels
+
+
+def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Indices of the training split to train on and to validate on.
+
+    Raises:
+        ConfigError: `data.validation` leaves no image to validate on, or none to train on.
+    """
+    share, number = recipe.data.validation, images.num_samples
+    training, held_out = split_validation(number, share)
+    if share and not (len(training) and len(held_out)):
+        raise ConfigError(
+            f"data.validation is {share:g}, which holds out {len(held_out)} of "
+            f"{number_of(number, 'training image')}: wanted at least one to validate on and one to "
+            f"train on, so {1 / number:.2g} to {1 - 1 / number:.6g}, or 0 for no validation"
+        )
+    return training, held_out
+
+
+def names_text(names: "list[str] | tuple[str, ...]") -> str:
+    """The first class names, and how many there are."""
+    shown = ", ".join(names[:5])
+    return f"{shown}, … ({len(names)})" if len(names) > 5 else f"{shown} ({len(names)})"

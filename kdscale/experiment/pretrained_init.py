@@ -1,0 +1,123 @@
+"""Where a training begins: from pretrained weights, or from scratch, and saying which."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdscale import config
+from kdscale.documents import DAMAGE, parse_as, read_object, write_object
+from kdscale.errors import DownloadError, RunError
+from kdscale.experiment.saved_runs import is_begun
+from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
+from kdscale.models.weights import state_sha256
+
+log = logging.getLogger(__name__)
+
+_NOTE = "pretrained.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The weights that a training begins from: kept in `pretrained.json`."""
+
+    source: str
+    """As the recipe names it."""
+    sha256: str | None
+    """Of its tensors; None: from scratch."""
+    reason: str | None = None
+    """Why from scratch."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Empty where there is nothing to begin: from scratch, or a training that goes on."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a run keeps it, and its result says it."""
+        return {"source": self.source, "sha256": self.sha256, "reason": self.reason}
+
+    def put_into(self, model: nn.Module, section: config.Model, what: str) -> None:
+        """Fill a new model; a head for other classes stays as it was drawn.
+
+        Raises:
+            WeightsError: they are not of this model.
+        """
+        if not self.tensors:
+            return
+        source, rename = self.source, section.rename
+        new = adopt(model, self.tensors, source=source, rename=rename, what=what)
+        heads = " and ".join(sorted({repr(name.rpartition(".")[0]) for name in new}))
+        log.info("%s: begins from %s%s", what, source, f", with a new {heads}" if heads else "")
+        if source.startswith(TORCHVISION) and getattr(model, "transform_input", None) is False:
+            log.warning(
+                "%s: %s were trained with transform_input = true: set %s.options = "
+                "{ transform_input = true }, or it begins from wrongly normalised images",
+                what, source, what,
+            )  # fmt: skip
+
+
+def find_beginning(run: Path, section: config.Model, what: str, *, main: bool) -> Beginning | None:
+    """The pretrained weights that a section asks to begin from; None where it asks for none.
+
+    A training that goes on does not read them again. The main process decides, first, whether they
+    are to be had.
+
+    Args:
+        run: the folder of the training.
+        section: of the model.
+        what: the model's part, for messages.
+        main: whether this process decides.
+
+    Raises:
+        DownloadError: they are not to be had, and required.
+        KdscaleError: they cannot be used.
+    """
+    settings, note = section.train, run / _NOTE
+    if settings is None or settings.pretrained is None or section.weights is not None:
+        return None
+    if is_begun(run) or not main:
+        noted = _read_note(note)
+        if is_begun(run) or noted.sha256 is None:
+            return noted
+    found = _read(settings.pretrained, section.model, what, required=settings.pretrained_required)
+    if main:
+        write_object(note, found.to_json())
+    return found
+
+
+def _read_note(path: Path) -> Beginning:
+    """Return what a training began from, without its tensors.
+
+    Raises:
+        RunError: the note is missing or damaged.
+    """
+    try:
+        noted = parse_as(_Note, read_object(path, root=path.parent))
+    except DAMAGE as error:
+        raise RunError(
+            f"{path} is damaged or missing ({error}): which weights the run began from is not "
+            "known; start again in a new --run"
+        ) from None
+    return Beginning(noted.source, noted.sha256, noted.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    source: str
+    sha256: str | None
+    reason: str | None
+
+
+def _read(source: str, model: str, what: str, *, required: bool) -> Beginning:
+    try:
+        tensors = read_pretrained(source, model)
+    except DownloadError as error:
+        if required:
+            raise DownloadError(
+                f"{error}, or name a weights file in {what}.train.pretrained, or train from "
+                f"scratch with {what}.train.pretrained_required = false"
+            ) from error
+        log.warning("%s: trained FROM SCRATCH, without %s: %s", what, source, error)
+        return Beginning(source, None, str(error))
+    return Beginning(source, state_sha256(tensors), None, tensors)

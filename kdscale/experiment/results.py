@@ -1,0 +1,68 @@
+"""What a training says of itself once it has ended, and its weights say of themselves."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdscale import config
+from kdscale.data.image_dataset import ImageSet
+from kdscale.experiment.saved_runs import Job
+from kdscale.models.registry import num_parameters
+from kdscale.models.torchvision_weights import implied_options
+from kdscale.target_sources.cached import CachedTargets
+from kdscale.training.feature_student import student_of
+from kdscale.training.trainer import Loop
+
+log = logging.getLogger(__name__)
+
+
+def result_of(
+    loop: Loop,
+    job: Job,
+    section: config.Model,
+    settings: config.Train,
+    last: Mapping[str, float],
+) -> dict[str, Any]:
+    """What `result.json` says of any training; `last` is its last evaluation on the test split."""
+    result = {
+        **last,
+        "best_top1_accuracy": loop.state.best_top1_accuracy,
+        "train_seconds": round(loop.state.train_seconds, 3),
+        "num_parameters": num_parameters(student_of(loop.accelerator.unwrap_model(loop.model))),
+        "targets": job.targets,
+        "seed": job.seed,
+        "role": job.model,
+        "model": section.model,
+        "epochs": round(loop.epoch),
+        "steps": loop.state.step,
+        "num_processes": loop.accelerator.num_processes,
+        "device": loop.accelerator.device.type,
+    }
+    if loop.state.best_validation_accuracy >= 0:
+        names = ("best_validation_accuracy", "chosen_step", "chosen_top1_accuracy")
+        result |= {name: getattr(loop.state, name) for name in names}
+    if result["epochs"] < settings.epochs:
+        result["ended_early"] = True
+    return result
+
+
+def reading_of(
+    caches: Sequence[CachedTargets], loop: Loop, train_seconds: float
+) -> dict[str, dict[str, Any]]:
+    """What it says of reading caches, since this process began, in so many seconds of training."""
+    shown = loop.loader.num_samples / loop.accelerator.num_processes
+    first, *others = (cached.reading(shown / cached.manifest.num_samples) for cached in caches)
+    reading = sum(others, first)
+    log.info("targets: %s", reading.describe(train_seconds))
+    return {"reading": reading.to_json(train_seconds)}
+
+
+def weights_metadata(section: config.Model, images: ImageSet, loop: Loop) -> dict[str, object]:
+    """Weights say what they are: model, preprocessing, classes."""
+    return {
+        "model": section.model,
+        "options": {**implied_options(section.model, section.options), **section.options},
+        "num_classes": images.num_classes,
+        "class_names": list(images.classes),
+        "preprocess": loop.preprocess.describe(),
+    }

@@ -1,0 +1,220 @@
+"""A run's folder: begun once, resumed only as what it is, never overwritten."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from kdscale import config
+from kdscale.cache.manifest import Manifest
+from kdscale.errors import RunError
+from kdscale.formatting import shortened
+from kdscale.runs import checkpoint
+from kdscale.runs.folder import Content, Job, RunFolder, Targets
+
+__all__ = ["Content", "Job", "Targets"]
+
+_ANOTHER_RUN = "name another --run"
+
+
+def of_caches(splits: Content, caches: Sequence[Manifest]) -> Content:
+    """What a student learns from that is taught by caches; several are named in their order."""
+    teachers = "+".join(one.teacher["weights_sha256"] for one in caches)
+    return replace(splits, teacher=teachers, cache="+".join(one.id for one in caches))
+
+
+def keep_content(run: Path, content: Content, *, main: bool) -> None:
+    """Note what a run learns from, or stop where it has begun to learn from something else.
+
+    Raises:
+        RunError: naming what has changed, with both values.
+    """
+    folder = RunFolder(run)
+    before = folder.read_content()
+    if before is not None:
+        _refuse_other(run, before, content)
+    elif main:
+        folder.write_content(content)
+
+
+def check_content(run: Path, content: Content) -> None:
+    """Stop unless a finished run learned from this; by which windows no longer matters.
+
+    Raises:
+        RunError: naming what has changed, with both values.
+    """
+    before = RunFolder(run).read_content()
+    if before is not None:
+        _refuse_other(run, replace(before, windows=content.windows), content)
+
+
+def _refuse_other(run: Path, before: Content, content: Content) -> None:
+    changed = config.differences(asdict(before), asdict(content))
+    refuse_changed(run, changed, "learned from something else")
+
+
+def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: bool) -> None:
+    """Start the run's folder, or make sure that it is the one to go on with.
+
+    Args:
+        run: the folder.
+        recipe: the resolved recipe.
+        job: what is trained.
+        resume: go on with what is there.
+        main: whether this process writes.
+
+    Raises:
+        RunError: finished, unfinished, empty, or begun with other settings.
+    """
+    folder = RunFolder(run)
+    folder.check_files()
+    if folder.is_finished:
+        raise RunError(
+            f"{run} holds a finished run (top-1 {folder.read_result()['top1_accuracy']:.4f}), "
+            "which is not overwritten: name another --run"
+        )
+    if folder.recipe_file.is_file() and not folder.is_run:
+        raise RunError(f"{run} holds the runs of a whole recipe: name another --run")
+    refuse_foreign_files(run, "run.json")
+    if resume:
+        if not is_begun(run):
+            raise RunError(f"nothing to resume in {run}: leave out --resume, or name its --run")
+        check_same_run(run, recipe, job)
+        return
+    if is_begun(run):
+        raise RunError(f"{run} holds an unfinished run: add --resume, or name another --run")
+    if main:
+        folder.forget_content()  # of a start that got no further
+        checkpoint.drop_unpublished(folder.checkpoints)
+        folder.write_job(job)
+        folder.write_recipe(recipe)
+
+
+def refuse_foreign_files(folder: Path, ours: str) -> None:
+    """Stop before writing among files that are no run's; `ours` tells a folder of kdscale's.
+
+    Raises:
+        RunError: naming some of the files.
+    """
+    if (folder / ours).is_file() or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(f"{folder} is a file: name another --run")
+    ours_too = {"teacher", "claims"}  # there before the rest
+    found = (path for path in folder.iterdir() if path.suffix != ".tmp")
+    foreign = [path.name for path in found if path.name not in ours_too]
+    if foreign:
+        raise RunError(
+            f"{folder} holds files that are no run's ({', '.join(sorted(foreign)[:3])}): name a "
+            "new or an empty folder with --run"
+        )
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the folder holds a result."""
+    return RunFolder(run).is_finished
+
+
+def finished_as(run: Path, recipe: config.Recipe, job: Job) -> dict[str, Any] | None:
+    """The result of a run that is finished; None of another.
+
+    Raises:
+        RunError: it was begun with another recipe or job.
+    """
+    if not is_finished(run):
+        return None
+    check_same_run(run, recipe, job)
+    return RunFolder(run).read_result()
+
+
+def is_begun(run: Path) -> bool:
+    """Whether the folder holds a checkpoint to go on from."""
+    return checkpoint.newest(RunFolder(run).checkpoints) is not None
+
+
+def check_same_run(run: Path, recipe: config.Recipe, job: Job) -> None:
+    """Stop unless the run was begun with this recipe and job.
+
+    Raises:
+        RunError: every differing field is named with both values.
+    """
+    begun_as = RunFolder(run).read_job()
+    other_job = config.differences(asdict(begun_as), asdict(job))
+    changed = [*_changed(run, recipe, job.model), *other_job]
+    refuse_changed(run, changed)
+
+
+def check_same_recipe(folder: Path, recipe: config.Recipe) -> None:
+    """Stop unless a folder of several runs was begun with this recipe.
+
+    Raises:
+        RunError: every differing field is named with both values.
+    """
+    refuse_changed(folder, _changed(folder, recipe, "student"))
+
+
+def check_same_teacher(run: Path, recipe: config.Recipe, advice: str = _ANOTHER_RUN) -> None:
+    """Stop unless the run trained the teacher that a recipe describes, whatever its seed.
+
+    Raises:
+        RunError: every differing field is named with both values.
+    """
+    refuse_changed(run, _changed(run, recipe, "teacher"), advice=advice)
+
+
+def is_same_teacher(run: Path, recipe: config.Recipe) -> bool:
+    """Whether the finished run trained the teacher that a recipe describes."""
+    return is_finished(run) and not _changed(run, recipe, "teacher")
+
+
+def teacher_folder(folder: Path) -> Path:
+    """Where a recipe's own teacher is trained."""
+    return folder / "teacher"
+
+
+def find_teacher(recipe: config.Recipe, folders: Iterable[Path]) -> Path | None:
+    """The run of the teacher that a recipe describes, in the first of the folders that has it."""
+    runs = (teacher_folder(folder) for folder in folders)
+    return next((run for run in runs if is_same_teacher(run, recipe)), None)
+
+
+def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
+    before = RunFolder(folder).read_recipe()
+    if model == "teacher":
+        return config.differences(_teacher_settings(before), _teacher_settings(recipe))
+    return config.differences(before.model_dump(), recipe.model_dump())
+
+
+def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
+    """What the training of a teacher depends on: one teacher serves any number of students."""
+    asking = {"precision", "memory_format", "batch_size", "classes"}  # matter once it is asked
+    settings = {
+        "data": recipe.data.model_dump(),
+        "teacher": recipe.teacher.model_dump(exclude=asking),
+    }
+    if recipe.teacher.train is None or recipe.teacher.train.operations is None:
+        # A teacher sees a new view each epoch, however many are cached, whatever it is asked.
+        settings["views"] = recipe.views.model_dump(exclude={"count", "mode"})
+        settings["views"]["enumerated"] = recipe.views.count == "all"
+    return settings
+
+
+def refuse_changed(
+    folder: Path,
+    changed: list[tuple[str, Any, Any]],
+    why: str = "was begun with other settings",
+    advice: str = _ANOTHER_RUN,
+) -> None:
+    """Stop where a folder was begun with something else.
+
+    Raises:
+        RunError: every differing field is named with both values.
+    """
+    if changed:
+        lines = [
+            f"  {shortened(key)}: it has {shortened(repr(a))}, now {shortened(repr(b))}"
+            for key, a, b in changed
+        ]
+        raise RunError(
+            f"{folder} {why}:\n" + "\n".join(lines) + f"\nUse the same ones, or {advice}."
+        )

@@ -1,0 +1,227 @@
+"""The trained models that a folder holds: a run's, those of a whole recipe, those of a sweep."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from kdscale import config
+from kdscale.errors import RunError
+from kdscale.experiment.saved_runs import find_teacher, is_finished
+from kdscale.formatting import in_counting_order
+from kdscale.regular_files import path_inside
+from kdscale.runs.folder import RunFolder, Weights
+
+__all__ = ["Trained", "Trust", "Weights", "given_teacher", "trained_model_of", "trained_models"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Which models that a folder's recipe names may run code of their own.
+
+    A folder may come from a stranger, and `module:factory` in its recipe is code that they choose.
+    """
+
+    code: bool = False
+    """All of them: the user gave --trust-code."""
+    recipe: config.Recipe | None = None
+    """Those that the recipe of this command names too, with the same options."""
+
+    def covers(self, section: config.Model) -> bool:
+        """Whether the user answers for a section's model."""
+        own = () if self.recipe is None else (self.recipe.teacher, self.recipe.student)
+        named = [(one.model, one.options) for one in own]
+        return self.code or (section.model, section.options) in named
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model, and what is known of how it came about."""
+
+    name: str
+    """What a user knows it by."""
+    recipe: config.Recipe
+    section: config.Model
+    """The recipe's, with its trained weights."""
+    role: Literal["teacher", "student"]
+    precision: str
+    """In which it was trained, or is asked."""
+    memory_format: str
+    evaluation: Path
+    """The file for what an evaluation finds."""
+    origin: Path
+    """The recipe file that names the model."""
+    trust: Trust
+    """Which of the models that it names may run code of their own."""
+    weights: Weights = "last"
+    targets: str = "none"
+    seed: int | None = None
+    taught_by: str | None = None
+    """SHA-256 of the teacher's weights, or several with + between them."""
+    teacher: str | None = None
+    """Where the weights of the recipe's teacher are; None where they are not found."""
+
+    def named_by(self, section: config.Model) -> Path | None:
+        """The file that names a section's model; None where the user answers for the name."""
+        return None if self.trust.covers(section) else self.origin
+
+    def describe(self) -> dict[str, Any]:
+        """What an evaluation says of it."""
+        return {
+            "role": self.role,
+            "targets": self.targets,
+            "seed": self.seed,
+            "weights": self.weights,
+        }
+
+
+def trained_models(
+    folder: Path, *, data: str | None, weights: Weights, trust: Trust
+) -> list[Trained]:
+    """The model of a run, or all that is finished in the folder of a whole recipe or of a sweep.
+
+    Args:
+        folder: the run's, the recipe's or the sweep's.
+        data: a local copy of the data set, where it is not where the recipe says.
+        weights: which ones of each.
+        trust: which models may run code of their own.
+
+    Raises:
+        RunError: there is no finished run, or one kept no such weights.
+        ConfigError: a recipe cannot be read.
+    """
+    model_of = partial(trained_model_of, data=data, weights=weights, trust=trust)
+    if (folder / "trials").is_dir():
+        runs = _finished(folder / "trials", "*")
+        if not runs:
+            raise RunError(f"{folder} holds no finished trial: go on with the sweep first")
+        trials = [model_of(one) for one in runs]
+        return [*_teachers_at_hand(folder, data, weights, trust), *trials]
+    if "rows" not in RunFolder(folder).read_result():
+        return [model_of(folder)]
+    students = [model_of(one) for one in _finished(folder, "*-seed*")]
+    return [*_teachers(folder, data, weights, trust), *students]
+
+
+def trained_model_of(
+    run: Path,
+    *,
+    trust: Trust,
+    data: str | None = None,
+    weights: Weights = "last",
+    evaluation: Path | None = None,
+) -> Trained:
+    """The model of a finished run.
+
+    Args:
+        run: the run's folder.
+        trust: which models may run code of their own.
+        data: a local copy of the data set, where it is not where the recipe says.
+        weights: which ones.
+        evaluation: the file for what an evaluation finds; in the run's folder when None.
+
+    Raises:
+        RunError: there is no finished run, or it kept no such weights.
+        ConfigError: its recipe cannot be read.
+    """
+    if (run / "sweep.json").is_file():
+        raise RunError(
+            f"{run} holds a sweep: name one of the runs in it, for instance "
+            f"{run / 'trials' / '00000'}"
+        )
+    folder = RunFolder(run)
+    result = folder.read_result()
+    if "rows" in result:
+        raise RunError(
+            f"{run} holds a whole recipe: name one of the runs in it, for instance "
+            f"{run / 'cache-seed0'}"
+        )
+    kept = path_inside(run, folder.weights_file(weights).name)
+    if not kept.is_file():
+        raise RunError(_without_weights(run, weights))
+    own, content = folder.read_recipe(), folder.read_content()
+    recipe = own if data is None else folder.read_recipe(data)
+    section: config.Model = recipe.teacher if result["role"] == "teacher" else recipe.student
+    return Trained(
+        name=str(run),
+        recipe=recipe,
+        section=section.model_copy(update={"weights": str(kept), "rename": {}, "input": None}),
+        role=result["role"],
+        precision="float32" if section.train is None else section.train.precision,
+        memory_format="contiguous" if section.train is None else section.train.memory_format,
+        evaluation=evaluation or folder.evaluation_file(weights),
+        origin=folder.recipe_file,
+        trust=trust,
+        weights=weights,
+        targets=result["targets"],
+        seed=result["seed"],
+        taught_by=None if content is None else content.teacher,
+        teacher=_teacher_of(run, own),
+    )
+
+
+def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> Trained:
+    """The teacher whose weights a recipe names, as it is asked; evaluated into its folder."""
+    teacher, evaluation = recipe.teacher, RunFolder(folder).given_teacher_file
+    return Trained(
+        name=str(evaluation),
+        recipe=recipe,
+        section=teacher,
+        role="teacher",
+        precision=teacher.precision,
+        memory_format=teacher.memory_format,
+        evaluation=evaluation,
+        origin=RunFolder(folder).recipe_file,
+        trust=trust,
+    )
+
+
+def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) -> list[Trained]:
+    """The teacher of a whole recipe: given, trained there, or trained by another run of it."""
+    recipe = RunFolder(folder).read_recipe(data)
+    if recipe.teacher.is_trained:
+        return [given_teacher(folder, recipe, trust)]
+    own = RunFolder(folder).read_recipe()
+    run = find_teacher(own, [folder, Path("runs") / own.name])
+    if run is None:
+        return []
+    name = RunFolder(run).evaluation_file(weights).name
+    elsewhere = None if run.parent == folder else folder / f"teacher-{name}"
+    return [trained_model_of(run, trust=trust, data=data, weights=weights, evaluation=elsewhere)]
+
+
+def _teachers_at_hand(
+    folder: Path, data: str | None, weights: Weights, trust: Trust
+) -> list[Trained]:
+    """The teacher of a sweep; its students can be evaluated without it."""
+    if not RunFolder(folder).recipe_file.is_file():
+        return []
+    found = _teachers(folder, data, weights, trust)
+    # Without a file: the weights are those that its library loads.
+    return [
+        one for one in found if one.section.weights is None or Path(one.section.weights).is_file()
+    ]
+
+
+def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:
+    """The weights of a run's teacher: as named, beside the run, or where they usually lie."""
+    if recipe.teacher.weights is not None:
+        return recipe.teacher.weights
+    run = run.absolute()  # "." would be its own parent
+    above = [run.parent, run.parent.parent]  # a recipe's folder; a sweep's
+    found = find_teacher(recipe, [*above, Path("runs") / recipe.name])
+    return None if found is None else str(RunFolder(found).weights_file())
+
+
+def _finished(folder: Path, pattern: str) -> list[Path]:
+    found = sorted(folder.glob(pattern), key=lambda path: in_counting_order(path.name))
+    return [one for one in found if is_finished(one)]
+
+
+def _without_weights(run: Path, weights: Weights) -> str:
+    if weights == "last":
+        return f"{run} has lost its weights.safetensors: train it again into another --run"
+    return (
+        f"{run} kept no best weights: they are chosen on a validation split, which needs "
+        "data.validation above 0; --weights last takes those of the last step"
+    )

@@ -1,0 +1,73 @@
+"""The recipe's loss, optimizer and learning rates."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from kdscale import config
+from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
+from kdscale.models.feature_extraction import Tap
+from kdscale.training.early_stopping import Patience
+from kdscale.training.optim import Schedule, create_optimizer, decay_groups
+
+
+def supervised(settings: config.Train) -> Objective:
+    """Cross-entropy on the labels alone."""
+    return replace(SUPERVISED, label_smoothing=settings.label_smoothing)
+
+
+def objective(recipe: config.Recipe) -> Objective:
+    """The recipe's losses."""
+    loss, train = recipe.loss, recipe.student.train
+    return Objective(
+        loss.hard_weight,
+        loss.soft_weight,
+        loss.temperature,
+        kind=loss.kind,
+        options=loss.options,
+        standardize=loss.standardize,
+        warmup_epochs=loss.warmup_epochs,
+        label_smoothing=train.label_smoothing if train else 0.0,
+        feature_weight=loss.feature_weight,
+        feature_terms=tuple(
+            FeatureTerm(one.kind, one.student, one.teacher, one.options) for one in loss.features
+        ),
+    )
+
+
+def taps_asked(recipe: config.Recipe) -> tuple[Tap, ...]:
+    """The modules of the teacher that the losses ask for, pooled as the recipe's cache has them."""
+    asked = {term.teacher for term in objective(recipe).features}
+    return tuple(Tap(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
+
+
+def optimizer(settings: config.Train, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a training section."""
+    decay = settings.weight_decay
+    return create_optimizer(
+        settings.optimizer,
+        model.parameters() if settings.decay_norm_and_bias else decay_groups(model, decay),
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def schedule(settings: config.Train, steps_per_epoch: int) -> Schedule:
+    """The learning rates of a training section."""
+    return Schedule(
+        settings.schedule,
+        settings.learning_rate,
+        settings.epochs * steps_per_epoch,
+        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+        milestones=[milestone * steps_per_epoch for milestone in settings.milestones],
+        gamma=settings.gamma,
+    )
+
+
+def patience(settings: config.Train) -> Patience:
+    """What the validation split decides in a training section."""
+    reduce_after = settings.patience if settings.schedule == "plateau" else None
+    return Patience(reduce_after, settings.stop_after)

@@ -1,0 +1,101 @@
+"""The recipe's views: what the teacher is asked about, what a model is shown, and when."""
+
+import torch
+from torch import Tensor
+
+from kdscale import config
+from kdscale.data.image_dataset import ImageSet
+from kdscale.data.loader import Images
+from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.operations.registry import parse_operation
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.schedule import ViewSchedule
+from kdscale.errors import ConfigError
+
+
+def pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
+    """The recipe's views of a split of so many samples."""
+    return Pipeline.parse(
+        recipe.views.operations or recipe.data.clean,
+        recipe.views.seed,
+        pairing=_pairing(recipe, num_samples),
+        enumerated=recipe.views.count == "all",
+    )
+
+
+def _pairing(recipe: config.Recipe, num_samples: int) -> Pairing:
+    return Pairing(num_samples, recipe.data.validation, recipe.views.pair_within)
+
+
+def clean_pipeline(recipe: config.Recipe) -> Pipeline:
+    """What makes the images that are not augmented.
+
+    Raises:
+        ConfigError: an operation that draws at random, or mixes.
+    """
+    operations = [parse_operation(entry, "data.clean") for entry in recipe.data.clean]
+    for entry, operation in zip(recipe.data.clean, operations, strict=True):
+        if operation.num_draws:
+            name = entry if isinstance(entry, str) else entry["name"]
+            raise ConfigError(
+                f"data.clean: {name} draws at random, so what it makes is not the clean image: "
+                "name operations without draws, such as resize and center_crop"
+            )
+    return Pipeline(tuple(operations))
+
+
+def cached_pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
+    """The views that the teacher is asked about: the recipe's; in fixed mode the clean images."""
+    if recipe.views.mode == "fixed":
+        return clean_pipeline(recipe)
+    return pipeline(recipe, num_samples)
+
+
+def training_pipeline(recipe: config.Recipe, settings: config.Train, num_samples: int) -> Pipeline:
+    """The views that a model is trained on: the recipe's, unless a teacher has its own.
+
+    Without operations they are the clean images.
+    """
+    if isinstance(settings, config.TeacherTrain) and settings.operations is not None:
+        pairing = _pairing(recipe, num_samples)
+        operations = settings.operations or recipe.data.clean
+        return Pipeline.parse(
+            operations, recipe.views.seed, pairing=pairing, field="teacher.train.operations"
+        )
+    return pipeline(recipe, num_samples)
+
+
+def num_views(recipe: config.Recipe) -> int:
+    """How many views the recipe's cache has."""
+    views = pipeline(recipe, num_samples=0)
+    if recipe.views.count == "all":
+        return views.count_all()
+    if recipe.views.count > 1 and not any(o.num_draws for o in views.operations):
+        raise ConfigError(
+            f"views.count is {recipe.views.count}, but no operation draws anything, so all views "
+            "are alike: set views.count = 1"
+        )
+    return recipe.views.count
+
+
+def fresh_views(recipe: config.Recipe, settings: config.Train, num_samples: int) -> ViewSchedule:
+    """Another view each epoch, for who asks no cache: labels and a clean answer cost nothing."""
+    views = training_pipeline(recipe, settings, num_samples)
+    count = settings.epochs if any(one.num_draws for one in views.operations) else 1
+    if views.enumerated:
+        count = views.count_all()
+    return ViewSchedule(count, recipe.views.seed, recipe.views.shift_every)
+
+
+def shared_views(recipe: config.Recipe) -> ViewSchedule:
+    """The schedule of the recipe's cache, and of a teacher that answers in its stead."""
+    return ViewSchedule(num_views(recipe), recipe.views.seed, recipe.views.shift_every)
+
+
+def few_views(
+    recipe: config.Recipe, images: ImageSet, device: torch.device, views: Pipeline | None = None
+) -> Tensor:
+    """A few pictures as the teacher is shown them, uint8 [B, C, H, W]."""
+    views = views or cached_pipeline(recipe, images.num_samples)
+    index = torch.arange(min(6, images.num_samples))
+    return Images(images, device).show(views, 0, index).pixels

@@ -1,0 +1,236 @@
+"""Models that other libraries define: torchvision, timm, transformers.
+
+Each library is imported where it is used: two are optional, and all take a second or more.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdscale.errors import ModelError
+from kdscale.formatting import number_of
+from kdscale.models.custom import build, did_you_mean
+from kdscale.models.pretrained import TORCHVISION, adopt
+from kdscale.models.torchvision_weights import implied_options, num_outputs, torchvision_trained
+
+INSTALL_MODELS = 'pip install "kdscale[models]"'
+
+
+def torchvision_model(
+    name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Build `torchvision/NAME`, with random weights unless the option `weights` names some.
+
+    With `weights` (such as "DEFAULT" or "IMAGENET1K_V1") torchvision's own builder makes the model;
+    for another number of classes, one with a new head takes all other weights from it. The file is
+    downloaded or found in torch's cache.
+    """
+    from torchvision import models
+
+    short = name.removeprefix("torchvision/")
+    known = models.list_models(module=models)  # classifiers alone, no detectors
+    if short not in known:
+        raise ModelError(f"torchvision has no classifier {short!r}{did_you_mean(short, known)}")
+    if in_channels != 3:
+        raise ModelError(
+            f"model {name} takes 3 channels, {in_channels} are wanted: give mean and std three "
+            "values (grey images are then repeated), or take timm/NAME or a reference model"
+        )
+    builder, weights = models.get_model_builder(short), options.get("weights")
+    others = {key: value for key, value in options.items() if key != "weights"}
+    if weights is not None and num_outputs(short, weights) == num_classes:
+        model = torchvision_trained(short, weights, others)
+    else:
+        fixed = {"weights": None, "num_classes": num_classes}
+        model = build(name, builder, fixed, {**implied_options(name, options), **others})
+        if weights is not None:
+            trained = torchvision_trained(short, weights, others)
+            adopt(model, trained.state_dict(), source=f"{TORCHVISION}{weights}", what=name)
+    model.register_forward_hook(_logits_of)  # Inception's auxiliary heads answer in training mode
+    return model
+
+
+def timm_model(
+    name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Build `timm/NAME`; random weights unless the option `pretrained` is true."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"model {name} needs timm ({error}): {INSTALL_MODELS}") from error
+
+    short = name.removeprefix("timm/")
+    if ":" not in short and not timm.is_model(short):  # hf-hub:... and local-dir:... are timm's
+        raise ModelError(f"timm has no model {short!r}{did_you_mean(short, timm.list_models())}")
+    fixed = {"model_name": short, "num_classes": num_classes, "in_chans": in_channels}
+    try:
+        model: nn.Module = build(name, timm.create_model, fixed, options)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"model {name} cannot be created: {_first_line(error)}") from error
+    return model
+
+
+def transformers_model(
+    name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Load `transformers/HUB_ID_OR_LOCAL_PATH` with its weights; forward gives the logits tensor.
+
+    A head of another class count is replaced by a new one only if the options ask for it:
+    `num_labels` and `ignore_mismatched_sizes = true`.
+    """
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError as error:
+        raise ModelError(f"model {name} needs transformers ({error}): {INSTALL_MODELS}") from error
+
+    place = _place(name)
+    fixed = {"pretrained_model_name_or_path": place, "output_loading_info": True}
+    load = AutoModelForImageClassification.from_pretrained
+    try:
+        model, loading = build(name, load, fixed, options)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"model {name} cannot be loaded from {place!r}: {_first_line(error)}: "
+            "wanted a hub id, or a folder that save_pretrained wrote"
+        ) from error
+    _check_pretrained(name, model, loading, num_classes, in_channels, options)
+    model.register_forward_hook(_logits_of)
+    plain: nn.Module = model.float().train()  # as every other source leaves it
+    return plain
+
+
+def transformers_architecture(
+    name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Build `transformers/PLACE` from its configuration alone, with random weights.
+
+    The configuration is a folder's, or in Hugging Face's local cache: nothing is downloaded, and
+    none of its code is run. An option may set a field that the configuration has, no other.
+
+    Raises:
+        ModelError: there is no such configuration here, it asks for code or for a model from
+            elsewhere, or an option is no field of it.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except ImportError as error:
+        raise ModelError(f"model {name} needs transformers ({error}): {INSTALL_MODELS}") from error
+
+    given = {key: value for key, value in options.items() if key not in _OF_LOADING}
+    given.setdefault("num_labels", num_classes)
+    place = _place(name)
+    try:
+        settings = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model {name} has no configuration at {place!r} that can be read without running its "
+            f"code or a download ({_first_line(error)}): download it first, or add --trust-code "
+            "where you trust whoever names it"
+        ) from error
+    unknown = sorted(key for key in given if key != "num_labels" and not hasattr(settings, key))
+    if unknown:
+        raise ModelError(
+            f"model {name}: {unknown[0]!r} is no field of its configuration {place!r}, and a file "
+            "may set no other: where you trust whoever wrote it, add --trust-code"
+        )
+    settings.update(given)
+    _check_self_contained(name, settings)
+    create: Any = AutoModelForImageClassification.from_config
+    model = create(settings, trust_remote_code=False)
+    _check_heads(name, model, num_classes, in_channels)
+    model.register_forward_hook(_logits_of)
+    plain: nn.Module = model.float().train()
+    return plain
+
+
+_OF_LOADING = frozenset(("ignore_mismatched_sizes", "local_files_only"))
+"""Options of `from_pretrained` that say nothing of the architecture."""
+_WITHOUT_CODE = (None, "eager", "sdpa")
+"""Implementations of attention that are transformers' own; others are downloaded and run."""
+
+
+def _check_self_contained(name: str, settings: Any) -> None:
+    """Refuse a configuration by which transformers would fetch a model or run foreign kernels."""
+    attention = getattr(settings, "_attn_implementation", None)
+    asks = {
+        "timm's wrapper": settings.model_type == "timm_wrapper",
+        "a backbone": bool(getattr(settings, "use_pretrained_backbone", False)),
+        "foreign kernels": attention not in _WITHOUT_CODE
+        or getattr(settings, "use_kernels", False),
+        "a quantization": getattr(settings, "quantization_config", None) is not None,
+    }
+    if found := [what for what, is_set in asks.items() if is_set]:
+        raise ModelError(
+            f"model {name} asks for {found[0]} in its configuration, which may load more than a "
+            "file may name: where you trust whoever wrote it, add --trust-code"
+        )
+
+
+def _check_pretrained(
+    name: str,
+    model: Any,
+    loading: Mapping[str, Any],
+    num_classes: int,
+    in_channels: int,
+    options: Mapping[str, Any],
+) -> None:
+    _check_heads(name, model, num_classes, in_channels)
+    new = sorted(loading["missing_keys"])
+    if new and not options.get("ignore_mismatched_sizes"):
+        raise ModelError(
+            f"model {name} has no weights for {', '.join(new[:3])}, which would be random: take "
+            "a trained classifier, or accept new weights with ignore_mismatched_sizes = true"
+        )
+
+
+def _check_heads(name: str, model: Any, num_classes: int, in_channels: int) -> None:
+    if model.config.num_labels != num_classes:
+        raise ModelError(
+            f"model {name} gives {number_of(model.config.num_labels, 'class', 'classes')}, the "
+            f"data set has {num_classes}: take one that was trained on these classes, or, to train "
+            f"a new head, the options num_labels = {num_classes} and ignore_mismatched_sizes = true"
+        )
+    channels = getattr(model.config, "num_channels", in_channels)
+    if channels != in_channels:
+        raise ModelError(
+            f"model {name} takes {number_of(channels, 'channel')}, {in_channels} are wanted: "
+            f"give mean and std {number_of(channels, 'value')}"
+        )
+
+
+def _logits_of(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Replace an output by its logits; as a hook, it leaves all names as they are."""
+    return getattr(output, "logits", output)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _place(name: str) -> str:
+    """Return the hub id or the folder of a model of transformers; `~` is the home folder."""
+    place = name.removeprefix("transformers/")
+    return str(Path(place).expanduser()) if place.startswith("~") else place
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def _timm_names() -> list[str]:
+    try:
+        import timm
+    except ImportError:
+        return []
+    return list(timm.list_models())
+
+
+LISTS: dict[str, Callable[[], list[str]]] = {
+    "torchvision/": _torchvision_names,
+    "timm/": _timm_names,
+}
+"""Names of each library's models, by the prefix that they have here."""

@@ -1,0 +1,339 @@
+"""A run's folder: the names of its files, and one reader for each that returns checked values.
+
+Files that kdscale writes hold a checksum, see `documents`; `recipe.toml` has it in its last line.
+Files of kdscale 0.1 have none: their fields are checked all the same. No torch is imported here, so
+that reports can use it.
+"""
+
+import hashlib
+import logging
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt
+
+from kdscale import config
+from kdscale.atomic_write import write_durably
+from kdscale.documents import (
+    DAMAGE,
+    check_as,
+    parse_as,
+    read_object,
+    without_nan,
+    write_object,
+    write_object_by_lines,
+)
+from kdscale.errors import ConfigError, KdscaleError, RunError
+from kdscale.regular_files import path_inside, read_document
+
+log = logging.getLogger(__name__)
+
+Role = Literal["teacher", "student"]
+Targets = Literal["none", "cache", "teacher"]
+Weights = Literal["last", "best"]
+"""Weights of the last step, or those that are best on the validation split."""
+
+_RECIPE, _RUN, _CONTENT, _RESULT = "recipe.toml", "run.json", "content.json", "result.json"
+_METRICS, _CHECKPOINTS = "metrics.jsonl", "checkpoints"
+_WEIGHTS: dict[Weights, str] = {"last": "weights.safetensors", "best": "best.safetensors"}
+_EVALUATIONS: dict[Weights, str] = {"last": "evaluation.json", "best": "evaluation-best.json"}
+_GIVEN_TEACHER = "teacher-evaluation.json"
+_SUM_LINE = "# SHA-256 of the lines above: "
+
+T = TypeVar("T")
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256s = Annotated[str, Field(pattern=r"^[0-9a-f+]+$", max_length=65 * 64)]
+"""Hexadecimal digests, with + between several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is trained, apart from how: kept in `run.json`."""
+
+    model: Role
+    targets: Targets
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+
+    def section(self, recipe: config.Recipe) -> tuple[config.Model, config.Train]:
+        """The recipe's section of this model, and how it is trained.
+
+        Raises:
+            ConfigError: the recipe does not say how.
+        """
+        section: config.Model = recipe.teacher if self.model == "teacher" else recipe.student
+        if section.train is None:
+            raise ConfigError(
+                f"recipe {recipe.name!r} has no [{self.model}.train] section: add one, with epochs"
+            )
+        if self.targets == "teacher" and recipe.views.mode == "fixed":
+            raise ConfigError(
+                "views.mode = 'fixed' takes the answers to the clean images from a cache: train "
+                "with --targets cache, without --online"
+            )
+        if self.targets == "teacher" and recipe.ensemble.caches:
+            raise ConfigError(
+                "ensemble.caches names teachers that answer from caches: train with --targets "
+                "cache, without --online, or leave the section out"
+            )
+        return section, section.train
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a run has learned from, beyond what its recipe says: kept in `content.json`."""
+
+    dataset: str
+    """Fingerprint of the training split."""
+    test: str
+    """Fingerprint of the test split."""
+    teacher: str | None = None
+    """SHA-256 of the teacher's weights; several with + between them; None without one."""
+    cache: str | None = None
+    """Identity of the cache; several with + between them; None without one."""
+    windows: str | None = None
+    """The windows that the order of samples follows; None where all fits in memory.
+
+    A cache laid out anew has the same identity, but other shards and so other windows: half an
+    epoch in the old order and half in the new one would show samples twice.
+    """
+
+
+class _Row(BaseModel):
+    label: Literal["teacher", "alone", "online", "cache"]
+    results: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class _Result(BaseModel):
+    """Fields of `result.json` that kdscale reads again; it may hold others."""
+
+    top1_accuracy: Share
+    role: Role
+    targets: Targets
+    seed: int
+    top5_accuracy: Share | None = None
+    macro_precision: Share | None = None
+    macro_recall: Share | None = None
+    calibration_error: Share | None = None
+    best_top1_accuracy: Share | None = None
+    last_top1_accuracy: Share | None = None
+    best_validation_accuracy: Share | None = None
+    train_seconds: NonNegativeFloat | None = None
+    build_seconds: NonNegativeFloat | None = None
+    num_parameters: NonNegativeInt | None = None
+    epochs: NonNegativeInt | None = None
+    steps: NonNegativeInt | None = None
+    model: str | None = None
+    cache: str | None = None
+    cache_path: str | None = None
+    rows: list[_Row] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run, of a whole recipe's runs, or of a sweep's."""
+
+    path: Path
+
+    # ------------------------------------------------------------------ names
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.path / _RECIPE
+
+    @property
+    def result_file(self) -> Path:
+        """The result; a run whose folder has it is finished."""
+        return self.path / _RESULT
+
+    @property
+    def metrics_file(self) -> Path:
+        """The log of the training."""
+        return self.path / _METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / _CHECKPOINTS
+
+    def weights_file(self, which: Weights = "last") -> Path:
+        """Weights of the trained model."""
+        return self.path / _WEIGHTS[which]
+
+    def evaluation_file(self, which: Weights = "last") -> Path:
+        """The evaluation of these weights."""
+        return self.path / _EVALUATIONS[which]
+
+    @property
+    def given_teacher_file(self) -> Path:
+        """The evaluation of a teacher that a recipe names weights of."""
+        return self.path / _GIVEN_TEACHER
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is one run's."""
+        return (self.path / _RUN).is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds a result."""
+        return self.result_file.is_file()
+
+    def check_files(self) -> None:
+        """Refuse links, special files and folders in the places of the run's files.
+
+        Raises:
+            UnsafePathError: naming one that is a link or a special file.
+            RunError: naming a folder.
+        """
+        names = (_RECIPE, _RUN, _CONTENT, _RESULT, _METRICS, *_WEIGHTS.values())
+        for name in (*names, *_EVALUATIONS.values()):
+            if path_inside(self.path, name).is_dir():
+                raise RunError(
+                    f"{self.path / name} is a folder, wanted a file that kdscale writes: remove "
+                    "it, or name another --run"
+                )
+        path_inside(self.path, _CHECKPOINTS)
+
+    # ------------------------------------------------------------------ readers
+
+    def read_job(self) -> Job:
+        """Return what the run trains.
+
+        Raises:
+            RunError: `run.json` is missing or damaged.
+        """
+        return self._read(_RUN, lambda table: parse_as(Job, table), "name another --run")
+
+    def read_content(self) -> Content | None:
+        """Return what the run learned from; None where it does not say.
+
+        Raises:
+            RunError: `content.json` is damaged.
+        """
+        if not (self.path / _CONTENT).exists():
+            return None
+        advice = "remove it; what the run learned from is then not known"
+        return self._read(_CONTENT, lambda table: parse_as(Content, table), advice)
+
+    def read_result(self) -> dict[str, Any]:
+        """Return the run's result.
+
+        Raises:
+            RunError: there is no run, or an unfinished one, or `result.json` is damaged.
+        """
+        if not self.is_finished:
+            path_inside(self.path, _RESULT)
+            raise RunError(
+                f"{self.path} holds an unfinished run: go on with it first"
+                if self.recipe_file.is_file()
+                else f"no run at {self.path}: name a folder that `kdscale train` or `kdscale run` "
+                "wrote"
+            )
+        return self._read(_RESULT, _checked_result, "remove it, and run with --resume")
+
+    def read_recipe_tables(self) -> tuple[str, dict[str, Any]]:
+        """Return the recipe as TOML and as tables, whatever version of kdscale wrote them.
+
+        Raises:
+            RunError: it is missing, no TOML, damaged or was changed.
+        """
+        try:
+            text = _without_sum(read_document(self.recipe_file, root=self.path))
+            return text, tomllib.loads(text)
+        except KdscaleError:
+            raise
+        except DAMAGE as error:
+            raise self._damaged(_RECIPE, error, "put it back, or leave this run out") from None
+
+    def read_recipe(self, data: str | None = None) -> config.Recipe:
+        """Return the recipe.
+
+        Args:
+            data: a local copy of the data set, in place of `data.source`.
+
+        Raises:
+            RunError: see `read_recipe_tables`.
+            ConfigError: it has keys or values that this version of kdscale does not know.
+        """
+        _, table = self.read_recipe_tables()
+        if data is not None:
+            config.set_field(table, "data.source", data)
+        return config.parse_recipe(table, str(self.recipe_file))
+
+    def _read(self, name: str, parse: Callable[[dict[str, Any]], T], advice: str) -> T:
+        try:
+            return parse(read_object(self.path / name, root=self.path))
+        except KdscaleError:
+            raise
+        except DAMAGE as error:
+            raise self._damaged(name, error, advice) from None
+
+    def _damaged(self, name: str, error: Exception, advice: str) -> RunError:
+        if isinstance(error, FileNotFoundError):
+            return RunError(f"{self.path / name} is missing: {advice}")
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        return RunError(f"{self.path / name} is damaged ({reason}): {advice}")
+
+    # ------------------------------------------------------------------ writers
+
+    def write_job(self, job: Job) -> None:
+        """Write `run.json`."""
+        write_object(self.path / _RUN, asdict(job))
+
+    def write_content(self, content: Content) -> None:
+        """Write `content.json`."""
+        write_object(self.path / _CONTENT, asdict(content))
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`: the run is finished."""
+        write_object(self.path / _RESULT, without_nan(result))
+
+    def write_recipe(self, recipe: config.Recipe) -> None:
+        """Write `recipe.toml`, whose last line is a comment with the checksum of the others."""
+        text = config.dump_recipe(recipe)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        write_durably(self.path / _RECIPE, f"{text}{_SUM_LINE}{digest}\n".encode())
+
+    def forget_content(self) -> None:
+        """Remove `content.json`, of a start that got no further."""
+        path_inside(self.path, _CONTENT).unlink(missing_ok=True)
+
+
+def _checked_result(table: dict[str, Any]) -> dict[str, Any]:
+    check_as(_Result, table)
+    return table
+
+
+def _without_sum(data: bytes) -> str:
+    """Return the text above the line that holds its checksum, or all of it where there is none.
+
+    Raises:
+        ValueError: it is no UTF-8, or not what was written.
+    """
+    text = data.decode()
+    above, line, digest = text.rpartition(_SUM_LINE)
+    if not line:
+        return text
+    if digest.strip() != hashlib.sha256(above.encode()).hexdigest():
+        raise ValueError(
+            "it does not match the checksum in its last line; if you changed it, remove that line"
+        )
+    return above
+
+
+def write_evaluation(path: Path, found: Mapping[str, Any]) -> None:
+    """Write what an evaluation found, one field a line."""
+    write_object_by_lines(path, without_nan(found))
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Return what an evaluation found.
+
+    Raises:
+        UnsafePathError, OSError, ValueError: see `documents.read_object`.
+    """
+    return read_object(path, root=path.parent)

@@ -1,0 +1,110 @@
+"""One command at a time in a run's folder: two would write over each other's checkpoints."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import takewhile
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from kdscale.atomic_write import files_below
+from kdscale.cache import lease as claiming
+from kdscale.cache.lease import Claims
+from kdscale.distributed import main_process_first
+from kdscale.errors import ClaimLostError, RunError
+from kdscale.regular_files import check_no_links
+
+log = logging.getLogger(__name__)
+
+_RUN = "run"
+_POLL_SECONDS = 0.1
+
+
+@contextmanager
+def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[Callable[[], None]]:
+    """Hold a run's folder, or that of a recipe's runs, for a block: one launch at a time does.
+
+    What a killed process held is free at once, and on another machine once it has been watched for
+    as long as a builder's claim. So a process that stood still for that long may have lost it:
+    the block is given what raises RunError if so, to be called before it writes.
+
+    A folder that this command created, and in which nothing was begun, is removed at its end.
+
+    Raises:
+        RunError: another command is at work there, or it is a file.
+        StorageError: the disk is full, read-only or not permitted.
+        UnsafePathError: it contains a link or a special file.
+    """
+    if folder.is_file():
+        raise RunError(f"{folder} is a file: name another --run")
+    check_no_links(folder)
+    new = _missing(folder) if accelerator.is_main_process else []
+
+    def still_ours() -> None:
+        if accelerator.is_main_process:
+            _check(claims, folder)
+
+    try:
+        with Claims(folder) as claims:
+            with main_process_first(accelerator):
+                if accelerator.is_main_process:
+                    _claim(claims, folder)
+                    claims.tidy()
+            yield still_ours
+    finally:
+        if new:
+            _remove_unless_begun(folder)
+            for one in new:  # and those above it
+                with suppress(OSError):  # something came of it
+                    one.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return which of a folder and those above it are not there, the innermost first."""
+    above = takewhile(lambda one: not one.exists(), (folder, *folder.parents))
+    return list(above)
+
+
+_OF_A_START = frozenset({"run.json", "recipe.toml", "content.json", "pretrained.json"})
+"""Files that are written before anything is trained, and written again by the next start."""
+
+
+def _remove_unless_begun(folder: Path) -> None:
+    """Remove what a start wrote that came no further, where nothing else is in the folder."""
+    with suppress(OSError):
+        found = {path.relative_to(folder).as_posix() for path in files_below(folder)}
+        if found <= _OF_A_START:
+            for name in found:
+                (folder / name).unlink()
+            for place, _, _ in os.walk(folder, topdown=False):
+                Path(place).rmdir()
+
+
+def _claim(claims: Claims, folder: Path) -> None:
+    told = False
+    while not claims.claim(_RUN):
+        if (who := claims.holder(_RUN)) is not None:
+            raise RunError(
+                f"another command, {who}, is at work in {folder}: let it end, or name another --run"
+            )
+        if not told:
+            log.info(
+                "somebody was at work in %s: watching for up to %.0f s whether they live",
+                folder, claiming.PATIENCE_SECONDS,
+            )  # fmt: skip
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _check(claims: Claims, folder: Path) -> None:
+    try:
+        claims.check(_RUN)
+    except ClaimLostError as lost:
+        raise RunError(
+            f"{folder} is another command's now: this one stood still for longer than "
+            f"{claiming.PATIENCE_SECONDS:.0f} s, and was taken for dead. Nothing more is written "
+            "here: let that one end"
+        ) from lost

@@ -1,0 +1,185 @@
+"""What a sweep has found so far: for people, for scripts, for `kdscale report`."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kdscale.atomic_write import write_durably
+from kdscale.cache.lease import INTERVAL_SECONDS, living_builder
+from kdscale.errors import RunError
+from kdscale.experiment.saved_runs import find_teacher, is_finished
+from kdscale.runs.folder import RunFolder, Weights
+from kdscale.sweep.search_space import unlabelled
+from kdscale.sweep.study import read_places
+from kdscale.sweep.sweep_folder import SweepFolder, read_folder
+from kdscale.sweep.trials import StudentPlace
+
+_WATCHED_SECONDS = 2 * INTERVAL_SECONDS  # at most, where workers are on other machines
+_STATES = ("finished", "pruned", "failed", "running", "waiting")
+
+
+def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
+    """How a sweep stands.
+
+    Returns:
+        As of `describe`, and `working`, whether a worker lives, where something is left to do.
+
+    Raises:
+        RunError: there is no sweep, or its database does not answer.
+    """
+    begun = read_folder(folder, storage)
+    found = describe(begun, read_places(begun.database, begun.study))
+    if found["trials"]["running"] or found["trials"]["waiting"]:
+        found["working"] = living_builder(folder, patience_seconds=_WATCHED_SECONDS) is not None
+    return found
+
+
+def describe(begun: SweepFolder, places: list[StudentPlace]) -> dict[str, Any]:
+    """A sweep as one JSON object.
+
+    Returns:
+        Numbers of trials by state, the best one, seconds, and `rows`, one a trial.
+    """
+    sweep, rows = begun.variants.sweep, [_row(begun, place) for place in places]
+    counts = Counter(row["state"] for row in rows)
+    finished = [row for row in rows if row["state"] == "finished"]
+    return {
+        "version": 1,
+        "folder": str(begun.path),
+        "recipe": begun.variants.recipe.name,
+        "sampler": sweep.sampler,
+        "metric": sweep.metric,
+        "pruner": sweep.pruner,
+        "fields": list(sweep.space),
+        "trials": {"total": len(rows), **{state: counts[state] for state in _STATES}},
+        "best": max(finished, key=lambda row: row["value"], default=None),
+        "seconds": _seconds(places),
+        "train_seconds": round(sum(row.get("train_seconds", 0.0) for row in rows), 3),
+        **_build(begun, finished),
+        "rows": rows,
+    }
+
+
+def _row(begun: SweepFolder, place: StudentPlace) -> dict[str, Any]:
+    run, since = begun.run(place.name), place.since
+    row = {
+        "trial": place.name,
+        "state": "waiting" if place.state == "lost" else place.state,
+        "parameters": {name: unlabelled(value) for name, value in place.parameters.items()},
+        "value": place.value,
+        "run": str(run),
+        "since": None if since is None else since.isoformat(timespec="seconds"),
+        "taken_over": place.deaths,
+        "error": place.error,
+    }
+    if is_finished(run):
+        result = RunFolder(run).read_result()
+        kept = ("top1_accuracy", "train_seconds", "num_parameters")
+        row |= {key: result[key] for key in kept if key in result}
+    return row
+
+
+def _seconds(places: list[StudentPlace]) -> float:
+    """From the first trial's begin to the last one's end, or to now."""
+    begun = [place.since for place in places if place.since is not None]
+    if not begun:
+        return 0.0
+    running = any(place.state == "running" for place in places)
+    ends = [one.datetime_complete for place in places for one in place.trials]
+    last = max([one for one in ends if one is not None], default=None)
+    end = datetime.now() if running or last is None else last  # Optuna's times are local, too
+    return round((end - min(begun)).total_seconds(), 3)
+
+
+def _build(begun: SweepFolder, finished: list[dict[str, Any]]) -> dict[str, Any]:
+    """The cache that served all, and what it took."""
+    for row in finished:
+        if is_finished(run := Path(row["run"])):  # else somebody has removed it
+            result = RunFolder(run).read_result()
+            return {key: result[key] for key in ("cache", "build_seconds") if key in result}
+    return {}
+
+
+def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
+    """The best trial of a sweep, and how to train it again.
+
+    Raises:
+        RunError: none has finished yet, or the run of the best one is gone.
+    """
+    begun, found = read_folder(folder, storage), status(folder, storage)
+    row: dict[str, Any] | None = found["best"]
+    if row is None:
+        raise RunError(
+            f"no trial of {folder} has finished yet: see `kdscale sweep status {folder}`"
+        )
+    if not is_finished(Path(row["run"])):
+        raise RunError(
+            f"trial {row['trial']} of {folder} is the best one, and its run is gone from "
+            f"{row['run']}: put it back, or see `kdscale sweep status {folder}` for the others"
+        )
+    trial = begun.variants.trial(row["parameters"])
+    options = _options(row["parameters"])
+    if begun.variants.sweep.hard_weight == "rest":
+        options += ["--set", f"loss.hard_weight={trial.loss.hard_weight!r}"]
+    kept = ("recipe", "metric")
+    return {
+        **{key: found[key] for key in kept},
+        **row,
+        "weights": str(RunFolder(Path(row["run"])).weights_file(_WEIGHTS[found["metric"]])),
+        "options": options,
+        "command": _again(begun, row),
+    }
+
+
+def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
+    """What trains a trial anew, from the same cache, by the teacher that the sweep had trained."""
+    recipe = begun.variants.recipe
+    command = [
+        "kdscale",
+        "train",
+        str(RunFolder(Path(row["run"])).recipe_file),
+        "--targets",
+        "cache",
+    ]
+    if begun.cache is not None:
+        command += ["--cache", begun.cache]
+    if "seed" in row["parameters"]:
+        command += ["--seed", str(row["parameters"]["seed"])]
+    if not recipe.teacher.is_trained:
+        teacher = find_teacher(recipe, [begun.path, Path("runs") / recipe.name])
+        if teacher is not None:
+            command += ["--set", f"teacher.weights={RunFolder(teacher).weights_file()}"]
+    return [*command, "--run", f"runs/{recipe.name}-best"]
+
+
+_WEIGHTS: dict[str, Weights] = {"validation_accuracy": "last", "best_validation_accuracy": "best"}
+
+
+def _options(parameters: Mapping[str, Any]) -> list[str]:
+    """What makes the recipe that of a trial, as arguments of `kdscale train`."""
+    options = list[str]()
+    for field, value in parameters.items():
+        if field == "seed":
+            options += ["--seed", str(value)]
+        else:
+            options += ["--set", f"{field}={toml_of(value)}"]
+    return options
+
+
+def toml_of(value: Any) -> str:
+    """A value in a line of TOML."""
+    if isinstance(value, Mapping):
+        pairs = (f"{json.dumps(key)} = {toml_of(one)}" for key, one in value.items())
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml_of, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def keep(begun: SweepFolder, found: Mapping[str, Any], table: str) -> None:
+    """Write `trials.json` and `report.md`, which are read without the database."""
+    write_durably(begun.path / "trials.json", json.dumps(found, indent=2).encode() + b"\n")
+    write_durably(begun.path / "report.md", f"{table}\n".encode())

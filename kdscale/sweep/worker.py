@@ -1,0 +1,313 @@
+"""One of any number of workers: it trains what is queued, until nothing is left."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from optuna import TrialPruned
+
+from kdscale import config
+from kdscale.atomic_write import write_durably
+from kdscale.cache.lease import Claims
+from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.read_through import Copies
+from kdscale.commands.build import build
+from kdscale.commands.evaluate import QUICK_SECONDS, Evaluation
+from kdscale.commands.run import ready_teacher
+from kdscale.commands.train import train
+from kdscale.config import Range, Sweep, Variants
+from kdscale.config.sweep import SEED
+from kdscale.config.variants import in_words
+from kdscale.distributed import is_out_of_memory
+from kdscale.errors import (
+    ClaimLostError,
+    ConfigError,
+    DeviceMemoryError,
+    DivergedError,
+    KdscaleError,
+    LaunchError,
+    ModelError,
+    PrunedError,
+)
+from kdscale.experiment import check_recipe
+from kdscale.experiment.saved_runs import Content, Job, check_same_run, is_begun, is_finished
+from kdscale.experiment.trained_models import Trust, trained_model_of
+from kdscale.regular_files import check_no_links
+from kdscale.runs.log import read_metrics
+from kdscale.sweep.search_space import planned
+from kdscale.sweep.study import Ended, Running, Study
+from kdscale.sweep.sweep_folder import SweepFolder, begin, in_turn, is_sweep
+from kdscale.sweep.trials import ERROR, STOPPED
+
+log = logging.getLogger(__name__)
+
+_OF_THE_TRIAL = (DivergedError, DeviceMemoryError, ModelError, ConfigError)
+"""Errors that say something of one student; any other would hit the next one too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a worker waits for the others, in seconds."""
+
+    poll: float
+    """Between looks at the queue."""
+    heartbeat: int
+    patience: int
+    """As of `Study`."""
+
+    @classmethod
+    def of(cls, patience: int) -> "Pace":
+        """What goes with a patience; Optuna wants whole seconds."""
+        return cls(patience / 30, max(1, patience // 6), patience)
+
+
+@contextmanager
+def opened(
+    variants: Variants, folder: Path, storage: str | None, cache_root: Path, pace: Pace
+) -> Iterator[tuple[SweepFolder, Study, Claims]]:
+    """Begin a sweep, once all that can be found wrong with it is; or join one that is begun.
+
+    Raises:
+        KdscaleError: what is wrong, or why it cannot be joined.
+    """
+    _check_alone()
+    check_no_links(folder)
+    points = check_values(variants)
+    if not is_sweep(folder):
+        _check_students(variants, points or variants.samples(), cache_root)
+    with Claims(folder) as claims:
+        begun = begin(folder, variants, storage, claims)
+        study = Study(
+            begun.database, begun.study, variants.sweep,
+            heartbeat_seconds=pace.heartbeat, patience_seconds=pace.patience,
+        )  # fmt: skip
+        try:
+            claims.tidy()
+            with in_turn(claims, "queue", "another worker queues the trials: waiting"):
+                study.plan(points)
+            yield begun, study, claims
+        finally:
+            study.close()
+
+
+def work(
+    begun: SweepFolder,
+    study: Study,
+    claims: Claims,
+    *,
+    cache_root: Path,
+    cache: Place | None = None,
+    copies: Copies | None = None,
+    poll_seconds: float,
+) -> None:
+    """Work at a sweep: teacher and cache once, then trials until none is left.
+
+    Args:
+        begun: the sweep.
+        study: its trials.
+        claims: of this process, on its folder.
+        cache_root: where caches and decoded images lie.
+        cache: the cache's folder or URL; found by content when None.
+        copies: as of `train`.
+        poll_seconds: between looks at what other workers do.
+
+    Raises:
+        KdscaleError: see `kdscale.errors`; the same command goes on from there.
+    """
+    widest = begun.variants.widest()
+    weights = _teacher(widest, begun.path, cache_root, claims)
+    path = build(widest, cache_root=cache_root, cache=cache, teacher_weights=weights)
+    begun.keep_cache(path)
+    Worker(begun, study, claims, cache_root, path, copies, weights).work(poll_seconds)
+
+
+def check_values(variants: Variants) -> list[dict[str, object]] | None:
+    """Parse the recipe of every trial whose values are known before the first one.
+
+    Returns:
+        Those values; None where they are drawn as trials begin, and each was tried with others.
+
+    Raises:
+        ConfigError: naming the values that the recipe refuses.
+    """
+    points = planned(variants.sweep)
+    for values in points or variants.samples():
+        variants.trial(values)
+    return points
+
+
+def _check_alone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LaunchError(
+            f"{os.environ['WORLD_SIZE']} processes were launched, and each worker of a sweep is a "
+            "single one: start `kdscale sweep` without a launcher, with --workers N"
+        )
+
+
+def _check_students(
+    variants: Variants, points: Sequence[Mapping[str, Any]], cache_root: Path
+) -> None:
+    """Find what is wrong with a student or loss before anything is built for it."""
+    check_recipe(variants.widest(), cache_root)
+    for values in _covering(variants.sweep, points):
+        with _named({field: value for field, value in values.items() if _is_checked(field)}):
+            check_recipe(variants.trial(values), cache_root)
+
+
+def _is_checked(field: str) -> bool:
+    return not field.startswith(("student.train.", "views.", SEED))
+
+
+def _covering(sweep: Sweep, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A few of the points that have each value among them, and of ranges the ends."""
+    chosen: list[Mapping[str, Any]] = []
+    for field, among in sweep.dimensions.items():
+        had = [values[field] for values in points]
+        if _is_checked(field):
+            wanted = [min(had), max(had)] if isinstance(among, Range) else among
+            found = (next((one for one in points if one[field] == value), None) for value in wanted)
+            chosen += [one for one in found if one is not None and one not in chosen]
+    return chosen
+
+
+@contextmanager
+def _named(values: Mapping[str, object]) -> Iterator[None]:
+    """Say in an error which value it is about."""
+    try:
+        yield
+    except KdscaleError as error:
+        raise type(error)(f"with {in_words(values)}: {error}") from error
+
+
+def _teacher(recipe: config.Recipe, folder: Path, root: Path, claims: Claims) -> str | None:
+    """Weights of a teacher where the recipe names none: trained once, by one worker."""
+    if recipe.teacher.is_trained:
+        return None
+    with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
+        train_set, test_set = check_recipe(recipe, root)
+        content = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
+        return ready_teacher(recipe, folder, content, root)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a worker needs for its trials."""
+
+    folder: SweepFolder
+    study: Study
+    claims: Claims
+    cache_root: Path
+    cache: Place
+    copies: Copies | None
+    teacher_weights: str | None
+
+    def work(self, poll_seconds: float) -> None:
+        """Train what is queued; wait for what others train, since they may die."""
+        waiting = False
+        while True:
+            self.study.refill()
+            states = {place.state for place in self.study.places()}
+            if "waiting" in states:
+                self.study.run_next(self._run)
+                waiting = False
+            elif states & {"running", "lost"}:
+                if not waiting:
+                    log.info("nothing is queued; waiting for the trials of other workers to end")
+                waiting = True
+                sleep(poll_seconds)
+            else:
+                return
+
+    def _run(self, trial: Running) -> float:
+        """Train a trial's student, or read what was trained before its worker was killed."""
+        place, run = trial.place.name, self.folder.run(trial.place.name)
+        with in_turn(self.claims, place, f"{place}: its worker may live: waiting"), _noted(trial):
+            self.folder.variants.check_among(trial.values)
+            recipe = self.folder.variants.trial(trial.values)
+            job = Job("student", "cache", int(trial.values.get(SEED, 0)))
+            log.info("trial %s: %s", place, in_words(trial.values))
+            if is_finished(run):
+                check_same_run(run, recipe, job)
+            else:
+                self._train(trial, recipe, job, run)
+            self._evaluate(run, recipe)
+        value = accuracy_of(run, best=self._counts_best(recipe))
+        log.info("trial %s: validation top-1 %.2f %%", place, 100 * value)
+        return value
+
+    def _evaluate(self, run: Path, recipe: config.Recipe) -> None:
+        """Beside other workers, so that its times are rough: `kdscale evaluate` measures alone."""
+        how = Evaluation(
+            self.cache_root, teacher=self.teacher_weights, seconds=QUICK_SECONDS, reuse=True
+        )
+        how.model(trained_model_of(run, trust=Trust(recipe=recipe)))
+
+    def _counts_best(self, recipe: config.Recipe) -> bool:
+        """Whether a student is judged by its best evaluation: where the result are its weights."""
+        restored = recipe.student.train is not None and recipe.student.train.restore_best
+        return restored or self.study.sweep.metric == "best_validation_accuracy"
+
+    def _train(self, trial: Running, recipe: config.Recipe, job: Job, run: Path) -> None:
+        if is_pruned(run):
+            raise TrialPruned
+
+        def watch(epoch: float, found: Mapping[str, Mapping[str, float]]) -> bool:
+            return trial.report(round(epoch), found["validation"]["top1_accuracy"])
+
+        try:
+            train(
+                recipe, job, run=run, cache_root=self.cache_root, cache=self.cache,
+                copies=self.copies, teacher_weights=self.teacher_weights,
+                resume=is_begun(run), watch=watch,
+                still_ours=partial(self.claims.check, trial.place.name),
+            )  # fmt: skip
+        except PrunedError as given_up:
+            log.info("trial %s: ended early, it falls behind", trial.place.name)
+            write_durably(run / _PRUNED, f"{given_up}\n".encode())
+            raise TrialPruned from None
+
+
+_PRUNED = "pruned.txt"
+
+
+def is_pruned(run: Path) -> bool:
+    """Whether a sweep has given a run up."""
+    return (run / _PRUNED).is_file()
+
+
+@contextmanager
+def _noted(trial: Running) -> Iterator[None]:
+    """Keep with the trial why it ended, for those who take it over or read of it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ClaimLostError):
+            raise Ended from error
+        if isinstance(error, _OF_THE_TRIAL) or is_out_of_memory(error):
+            trial.note(ERROR, str(error))
+            log.error("trial %s failed: %s", trial.place.name, error)
+            raise Ended from error
+        if isinstance(error, KdscaleError):
+            trial.note(STOPPED, value=True)
+        elif not isinstance(error, TrialPruned):
+            trial.note(ERROR, f"{type(error).__name__}: {error}")
+        raise
+    except KeyboardInterrupt:
+        trial.note(STOPPED, value=True)
+        raise
+
+
+def accuracy_of(run: Path, *, best: bool) -> float:
+    """A run's top-1 on the validation split: of its last evaluation, or of the best one."""
+    found = [
+        float(line["top1_accuracy"])
+        for line in read_metrics(run)
+        if line.get("split") == "validation"
+    ]
+    return max(found) if best else found[-1]

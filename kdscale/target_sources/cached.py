@@ -1,0 +1,273 @@
+"""A cache as a source of targets."""
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from kdscale.cache.manifest import Manifest, check_identity
+from kdscale.cache.reader import CacheReader
+from kdscale.cache.stores.base import Location
+from kdscale.cache.wait import Patience
+from kdscale.data.loader import Batch
+from kdscale.data.views.digest import digest
+from kdscale.data.views.pipeline import Pipeline, View
+from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.windows import Windows
+from kdscale.errors import CacheMismatchError, OutOfRangeError, ViewMismatchError
+from kdscale.formatting import number_of
+from kdscale.target_sources.buffer import Held
+from kdscale.target_sources.memory_plan import EVERYTHING, Fit, fit_into
+from kdscale.target_sources.read_stats import Reading
+from kdscale.target_sources.resident import Resident
+from kdscale.target_sources.windowed import Windowed
+from kdscale.targets import Targets
+
+log = logging.getLogger(__name__)
+
+_CHECKED_SAMPLES = 256  # of each view, at its start
+_CHECKED_EVERY = 500  # batches, after that
+
+
+class CachedTargets:
+    """A cache, finished or with patience, as a source of targets, joined by (view, sample index).
+
+    What an epoch shows lies on the device, as it is stored: all of it, or a window where it does
+    not fit. What will be used next is read in a thread meanwhile. The pixels' digests are compared
+    with those that the teacher saw for the first samples of each epoch's views and one batch now
+    and then.
+    """
+
+    def __init__(
+        self,
+        reader: CacheReader,
+        device: torch.device,
+        num_views: int | None = None,
+        shift_every: int | None = None,
+        pipeline: Pipeline | None = None,
+        features: Sequence[str] = (),
+        *,
+        fit: Fit = EVERYTHING,
+        epochs: int | None = None,
+    ) -> None:
+        self.reader = reader
+        self.manifest: Manifest = reader.manifest
+        self.num_views = num_views or reader.manifest.num_views
+        self.device = device
+        self.pipeline = pipeline or Pipeline.from_description(reader.manifest.views)
+        """What makes the pixels that the teacher saw."""
+        self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
+        """Which views epochs show: every view once in `num_views` epochs."""
+        self._memory: Resident | Windowed
+        if fit.windows is None:
+            self._memory = Resident(
+                reader, self.schedule, device, epochs=epochs, ahead=fit.ahead, features=features
+            )
+        else:
+            self._memory = Windowed(
+                reader, self.schedule, fit.windows, device, epochs=epochs, features=features
+            )
+        self._num_batches = 0
+        self._num_checked = 0  # samples of what is shown
+        self._checked: Hashable = None
+
+    @property
+    def windows(self) -> Windows | None:
+        """What the order of training has to follow; None where any order will do."""
+        return self._memory.windows
+
+    @classmethod
+    def open(
+        cls,
+        path: Location,
+        *,
+        device: str | torch.device = "cpu",
+        num_views: int | None = None,
+        shift_every: int | None = None,
+        pipeline: Pipeline | None = None,
+        features: Sequence[str] = (),
+        patience: Patience | None = None,
+        memory_bytes: int | None = None,
+        together: int | None = None,
+        seed: int = 0,
+        epochs: int | None = None,
+        fit: Fit | None = None,
+    ) -> Self:
+        """Open the cache at `path`.
+
+        Args:
+            path: the cache's folder or URL, or an open store.
+            device: where targets are wanted.
+            num_views: use only its first views.
+            shift_every: see `ViewSchedule`.
+            pipeline: what made the views, where it holds a callable of your own (`PerSample`),
+                which a manifest can only name.
+            features: modules of the teacher whose features the targets shall carry; no others are
+                read.
+            patience: of a cache that is being built, wait for what is not there yet.
+            memory_bytes: of targets to hold. Where what an epoch shows does not fit, samples must
+                be shown in an order that follows `windows`, as `Loader` does. None: any will do.
+            together: consecutive samples that are always in one window; None: those that the
+                views may mix, where they say so.
+            seed: of the order of training, which windows follow.
+            epochs: how many there will be, so that nothing is read for another one.
+            fit: of several caches that share memory and windows, instead of `memory_bytes`,
+                `together` and `seed`.
+
+        Raises:
+            CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
+            CacheMismatchError: it has fewer views or features than asked for.
+            ConfigError: the memory holds no window.
+        """
+        reader = CacheReader(path, patience, num_views or 1)
+        if num_views is not None and num_views > reader.manifest.num_views:
+            raise CacheMismatchError(
+                f"{reader.location} has {number_of(reader.manifest.num_views, 'view')}, "
+                f"{num_views} are asked for"
+            )
+        if pipeline is not None:
+            views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}
+            check_identity(reader.location, reader.manifest, replace(reader.manifest, views=views))
+        _check_features(reader, features)
+        reader.check_records(num_views or reader.manifest.num_views)
+        if reader.manifest.unverifiable is not None:
+            log.warning("%s: %s", reader.location, reader.manifest.unverifiable)
+        return cls(
+            reader,
+            torch.device(device),
+            num_views,
+            shift_every,
+            pipeline,
+            features,
+            fit=fit or _fit(reader.manifest, memory_bytes, num_views, together, seed, features),
+            epochs=epochs,
+        )
+
+    def start_epoch(self, epoch: int) -> None:
+        """Bring in what the epoch shows first, and start to read what comes next."""
+        self._memory.start_epoch(epoch)
+
+    def targets(self, batch: Batch) -> Targets:
+        """The targets of a batch, after checking its pixels where that is due."""
+        return self.read(batch.view, batch.index, batch.pixels)
+
+    def read(self, view: View, index: Tensor, pixels: Tensor | None = None) -> Targets:
+        """The targets of samples `index` (int64 [B]) in a view.
+
+        Args:
+            view: view number; int64 [B], as the schedule of a started epoch gives it, with
+                `shift_every`.
+            index: positions in the data set.
+            pixels: the view's uint8 pixels [B, C, H, W], to be checked where that is due.
+
+        Raises:
+            OutOfRangeError: the cache has no such view, or no such samples.
+            ViewMismatchError: the pixels are not those that the teacher saw.
+            CacheCorruptError: a chunk is missing or damaged.
+            ConfigError: the samples are not of one window and the next.
+        """
+        held, rows = self._rows(view, index)
+        if pixels is not None and self.check_is_due(len(index)):
+            self._check(held, rows, view, index, pixels)
+        return held.targets(rows)
+
+    def check(self, view: View, index: Tensor, pixels: Tensor) -> None:
+        """Compare pixels with the digests of those that the teacher saw.
+
+        Raises:
+            ViewMismatchError: they differ.
+        """
+        self._check(*self._rows(view, index), view, index, pixels)
+
+    def check_is_due(self, num_samples: int) -> bool:
+        """Whether the next batch should be checked, which is then taken as done."""
+        self._num_batches += 1
+        if self._num_checked >= _CHECKED_SAMPLES and self._num_batches % _CHECKED_EVERY:
+            return False
+        self._num_checked += num_samples
+        return True
+
+    def reading(self, share: float = 1.0) -> Reading:
+        """What reading has cost so far.
+
+        Args:
+            share: of the samples that were brought in, those that this process was to show.
+        """
+        pieces = self._memory.pieces
+        needed = share * pieces.rows_kept / max(1, pieces.rows_read)
+        return Reading(
+            held_bytes=pieces.held_bytes,
+            num_windows=1 if self.windows is None else len(self.windows),
+            waited_seconds=pieces.waited_seconds,
+            read_bytes=self.reader.bytes_read,
+            needed_bytes=round(needed * self.reader.bytes_read),
+        )
+
+    def close(self) -> None:
+        """Stop reading ahead, and waiting."""
+        self.reader.close()
+        self._memory.pieces.close()
+
+    def _rows(self, view: View, index: Tensor) -> tuple[Held, Tensor]:
+        self._check_range(view, index)
+        found = self._memory.rows(view, index)
+        if self._checked != self._memory.shown:
+            self._checked, self._num_checked = self._memory.shown, 0
+        return found
+
+    def _check_range(self, view: View, index: Tensor) -> None:
+        """What lies on a device is not looked at, since each batch would wait for it."""
+        manifest, place = self.manifest, self.reader.location
+        for what, numbers, count in (
+            ("view", torch.as_tensor(view), manifest.num_views),
+            ("sample", index, manifest.num_samples),
+        ):
+            if numbers.numel() and numbers.device.type == "cpu":
+                first, last = (int(number) for number in numbers.aminmax())
+                if first < 0 or last >= count:
+                    outside = first if first < 0 else last
+                    raise OutOfRangeError(f"{what} {outside}: {place} has {what}s 0..{count - 1}")
+
+    def _check(self, held: Held, rows: Tensor, view: View, index: Tensor, pixels: Tensor) -> None:
+        assert self._memory.shows(view, index), "the epoch was started"
+        differing = digest(pixels).to(self.device) != held.digests(rows)
+        if differing.any():
+            first = int(differing.nonzero()[0])
+            shown_first = view if isinstance(view, int) else int(view[first])
+            raise ViewMismatchError(
+                f"{self.reader.location}: in view {shown_first}, {int(differing.sum())} of "
+                f"{number_of(len(index), 'sample')} (first: {int(index[first])}) are not the "
+                "pixels the teacher saw: images, their order, the views' settings or the decoder "
+                "have changed. Restore them, or build a new cache"
+            )
+
+
+def _check_features(reader: CacheReader, features: Sequence[str]) -> None:
+    kept = [one["module"] for one in reader.manifest.features]
+    lacking = [name for name in features if name not in kept]
+    if lacking:
+        raise CacheMismatchError(
+            f"{reader.location} keeps the features of {', '.join(kept) or 'no module'}, those of "
+            f"{', '.join(lacking)} are asked for: build a cache with them in cache.features"
+        )
+
+
+def _fit(
+    manifest: Manifest,
+    memory_bytes: int | None,
+    num_views: int | None,
+    together: int | None,
+    seed: int,
+    features: Sequence[str],
+) -> Fit:
+    if memory_bytes is None:
+        return EVERYTHING
+    if together is None:
+        together = manifest.views.get("pairing", {}).get("within")
+    views = num_views or manifest.num_views
+    return fit_into(
+        memory_bytes, [manifest], num_views=views, together=together, seed=seed, features=features
+    )

@@ -1,0 +1,54 @@
+"""Fixed mode: the teacher's answers to the clean images, for comparison."""
+
+from kdscale.cache.manifest import Manifest
+from kdscale.data.loader import Batch, Images
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.windows import Windows
+from kdscale.errors import ConfigError
+from kdscale.target_sources.cached import CachedTargets
+from kdscale.targets import Targets, mixed_targets
+
+
+def check_partners(clean: Manifest, shown: Pipeline) -> None:
+    """Where answers are held by windows, those to both images of a mixture have to be in one.
+
+    Raises:
+        ConfigError: they need not be.
+    """
+    if shown.pairing is not None and shown.pairing.within is None:
+        raise ConfigError(
+            "views.mode is 'fixed' and the views mix images, so the answers to both are needed at "
+            "once, but an epoch's do not fit cache.targets_memory: set a larger one, or "
+            f"views.pair_within = {clean.shard_samples}"
+        )
+
+
+class FixedTargets:
+    """The teacher's answers to the clean images, whatever view of them the student is shown.
+
+    The way of most known systems, for comparison only: the targets belong to other pixels than the
+    student sees. Of mixed images the targets are mixed like the labels.
+    """
+
+    def __init__(self, clean: CachedTargets, images: Images, schedule: ViewSchedule) -> None:
+        self.clean, self.schedule = clean, schedule
+        self._images = images
+
+    @property
+    def windows(self) -> Windows | None:
+        """Those in which the clean answers are read."""
+        return self.clean.windows
+
+    def start_epoch(self, epoch: int) -> None:
+        """The clean answers are the same in each, brought in in another order perhaps."""
+        self.clean.start_epoch(epoch)
+
+    def targets(self, batch: Batch) -> Targets:
+        """The targets of a batch's clean images; those are checked where that is due."""
+        if self.clean.check_is_due(len(batch.index)):
+            self.clean.check(0, batch.index, self._images.take(batch.index)[0])
+        own = self.clean.read(0, batch.index)
+        if batch.mix is None:
+            return own
+        return mixed_targets(own, self.clean.read(0, batch.mix.index_B), batch.mix.weight_B)

@@ -1,0 +1,53 @@
+"""Is this the cache that is asked for? And where its data set is another one, in which images?"""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from kdscale.cache.checked_objects import read_once
+from kdscale.cache.dataset_diff import Rows, changes
+from kdscale.cache.manifest import Manifest, check_identity
+from kdscale.cache.stores.base import Location, open_store
+from kdscale.data.image_dataset import ImageSet
+from kdscale.data.image_hashes import image_keys, kind_of
+from kdscale.errors import CacheError
+
+
+def check_fits(path: Location, cache: Manifest, asked: Manifest, images: ImageSet) -> None:
+    """Stop unless a cache holds what is asked for.
+
+    Args:
+        path: the cache's place.
+        cache: its manifest.
+        asked: what is asked for.
+        images: the data set at hand, to say in which images the cache's differs.
+
+    Raises:
+        CacheMismatchError: names every differing field with both values.
+    """
+    store = open_store(path)
+    explain = partial(differing_images, store, cache, images)
+    check_identity(store.location, cache, asked, explain)
+
+
+def differing_images(cache: Location, manifest: Manifest, images: ImageSet) -> list[str]:
+    """In which images the data set at hand differs from the one that a cache was built from.
+
+    Nothing where the cache is of an earlier version, or cannot be read.
+    """
+    if manifest.dataset.get("keys") != kind_of(images):
+        return []
+    store = open_store(cache)
+    try:
+        keys, labels = (read_once(store, manifest, name) for name in ("keys", "labels"))
+    except CacheError:
+        return []
+    before = Rows(keys, labels, manifest.dataset["classes"])
+    return changes(before, Rows(image_keys(images), images.labels, images.classes))
+
+
+def with_keys(asked: Manifest, images: ImageSet) -> tuple[Manifest, dict[str, np.ndarray]]:
+    """A manifest that says that the images' keys are stored, and those keys, to be stored."""
+    dataset = {**asked.dataset, "keys": kind_of(images)}
+    return replace(asked, dataset=dataset), {"keys": image_keys(images)}

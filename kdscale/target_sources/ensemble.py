@@ -1,0 +1,160 @@
+"""Several teachers, one student: the weighted mean of what several sources answer.
+
+Shapes: M members, B samples, C classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.data.image_dataset import ImageSet
+from kdscale.data.loader import Batch
+from kdscale.data.views.schedule import ViewSchedule
+from kdscale.data.windows import Windows
+from kdscale.errors import ConfigError
+from kdscale.target_sources.base import TargetSource
+from kdscale.target_sources.compatibility import check_fits
+from kdscale.targets import DenseTargets, all_classes
+
+
+def mean_of_probabilities(logits_MBC: Tensor, weights_M: Tensor, temperature: float) -> Tensor:
+    """Logits whose softmax at `temperature` is the members' mean probability there.
+
+    T·log(sum_i w_i softmax(z_i / T)): the arithmetic mean of Hinton, Vinyals & Dean, "Distilling
+    the Knowledge in a Neural Network" (2015), section 1.
+
+    Args:
+        logits_MBC: the members' logits [M, B, C].
+        weights_M: positive, of sum 1.
+        temperature: the student's, T > 0.
+
+    Returns:
+        [B, C]
+    """
+    shares_MBC = (logits_MBC / temperature).log_softmax(2) + weights_M.log()[:, None, None]
+    return temperature * shares_MBC.logsumexp(0)
+
+
+def mean_of_logits(logits_MBC: Tensor, weights_M: Tensor, temperature: float) -> Tensor:
+    """sum_i w_i z_i: the geometric mean of the members' probabilities, at any temperature.
+
+    Arguments and source as of `mean_of_probabilities`.
+    """
+    return torch.einsum("m,mbc->bc", weights_M, logits_MBC)
+
+
+MEANS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "probabilities": mean_of_probabilities,
+    "logits": mean_of_logits,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Several sources of targets as one; they show the same views of the same images."""
+
+    members: Sequence[TargetSource]
+    weights: Sequence[float]
+    """One a member, of sum 1."""
+    mean: str
+    """One of `MEANS`."""
+    temperature: float
+    """The student's."""
+
+    @property
+    def schedule(self) -> ViewSchedule:
+        """That of each member."""
+        return self.members[0].schedule
+
+    @property
+    def windows(self) -> Windows | None:
+        """Those of each member."""
+        return self.members[0].windows
+
+    def start_epoch(self, epoch: int) -> None:
+        """Get all members ready."""
+        for member in self.members:
+            member.start_epoch(epoch)
+
+    def targets(self, batch: Batch) -> DenseTargets:
+        """The mean of the members' answers to a batch.
+
+        Raises:
+            ConfigError: a member does not hold all classes.
+        """
+        answers = [member.targets(batch) for member in self.members]
+        logits = [all_classes(one, "a mean of several teachers") for one in answers if one]
+        assert len(logits) == len(answers), "every member of an ensemble answers"
+        logits_MBC = torch.stack(logits)
+        weights_M = torch.tensor(self.weights, device=logits_MBC.device)
+        return DenseTargets(MEANS[self.mean](logits_MBC, weights_M, self.temperature))
+
+
+def normalised(weights: Sequence[float], members: int) -> list[float]:
+    """Weights divided by their sum; equal ones where none are given."""
+    shares = list(weights) or [1.0] * members
+    return [one / sum(shares) for one in shares]
+
+
+def further_caches(
+    names: Sequence[str], own: Manifest, images: ImageSet, root: Path
+) -> list[tuple[str, Manifest]]:
+    """The caches that an ensemble names beside the recipe's own: where they lie, and manifests.
+
+    Args:
+        names: folders, as they are or below `root`, or URLs.
+        own: what the recipe asks of its own cache; who its teacher is does not matter.
+        images: the data set at hand.
+        root: where caches lie.
+
+    Raises:
+        ConfigError: one keeps the largest logits alone, of which there is no exact mean.
+        CacheMismatchError: one is of other images or views; every field is named.
+        CacheNotFoundError, CacheCorruptError: one cannot be read.
+    """
+    if not names:
+        return []
+    _check_classes("the recipe's own cache", own)
+    found = [(place, read_manifest(place)) for place in (_place(name, root) for name in names)]
+    for place, manifest in found:
+        _check_classes(place, manifest)
+        # Teacher and encoding may be any: those of the cache itself are asked for.
+        asked = replace(manifest, dataset=own.dataset, views=own.views, num_views=own.num_views)
+        check_fits(place, manifest, asked, images)
+    return found
+
+
+def _place(name: str, root: Path) -> str:
+    """A path as it is where there is something, else below the caches' root."""
+    if "://" in name or Path(name).exists() or not (root / name).exists():
+        return name
+    return str(root / name)
+
+
+def _check_classes(place: str, manifest: Manifest) -> None:
+    if manifest.encoding == "topk":
+        raise ConfigError(
+            f"{place} keeps the largest {manifest.top_k} of {manifest.num_classes} logits "
+            "(cache.encoding = 'topk'), and the mean of several teachers needs them all: build it "
+            "with cache.encoding = 'float16', 'int8' or 'int4', or leave it out of the ensemble"
+        )
+
+
+def check_different(caches: Sequence[tuple[str, Manifest]]) -> None:
+    """Stop where two caches of an ensemble hold the same answers.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    seen: dict[str, str] = {}
+    for place, manifest in caches:
+        if manifest.id in seen:
+            raise ConfigError(
+                f"{place} holds the same answers as {seen[manifest.id]} (id {manifest.id}): leave "
+                "one of them out, and give the other a larger weight"
+            )
+        seen[manifest.id] = place

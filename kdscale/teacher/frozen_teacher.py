@@ -1,0 +1,175 @@
+"""The teacher's forward pass: the same for the build and for an online run."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from kdscale.distributed import is_out_of_memory
+from kdscale.errors import DeviceMemoryError
+from kdscale.models.feature_extraction import Tap, find_head, tapping
+from kdscale.models.preprocess import Preprocess
+from kdscale.models.weights import tensors_sha256
+from kdscale.precision import autocast
+from kdscale.targets import Head
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a teacher says of a batch, all in one forward pass."""
+
+    logits_BC: Tensor
+    """float32 [B, C], raw."""
+    embedding_BD: Tensor | None = None
+    """float32 [B, D], what entered its head; where that was asked for."""
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    """float32 [B, ...], what the modules gave that were asked for."""
+
+    def with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same, with all tensors changed."""
+        return replace(
+            self,
+            logits_BC=change(self.logits_BC),
+            embedding_BD=None if self.embedding_BD is None else change(self.embedding_BD),
+            features={name: change(values) for name, values in self.features.items()},
+        )
+
+
+def together(parts: Sequence[Answers]) -> Answers:
+    """The answers to several batches, one after the other."""
+    first = parts[0]
+    embedding = None
+    if first.embedding_BD is not None:
+        embedding = torch.cat([p.embedding_BD for p in parts if p.embedding_BD is not None])
+    features = {name: torch.cat([p.features[name] for p in parts]) for name in first.features}
+    return Answers(torch.cat([p.logits_BC for p in parts]), embedding, features)
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenTeacher:
+    """A trained teacher that only answers. Create it with `freeze`."""
+
+    model: nn.Module
+    preprocess: Preprocess
+    precision: str
+    memory_format: str
+    device: torch.device
+    weights_sha256: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the model's factory: they may change what equal weights answer."""
+    taps: tuple[Tap, ...] = ()
+    """The modules whose outputs are part of its answers."""
+    head: Head | None = None
+    """Its last layer, where what enters that is part of them."""
+    head_module: str | None = None
+    """And the name of that layer."""
+
+    @torch.inference_mode()
+    def answers(self, pixels: Tensor) -> Answers:
+        """What it says of uint8 pixels [B, C, H, W].
+
+        Raises:
+            ConfigError: a module that is asked for is unknown, or has no one output.
+        """
+        if not self.taps and self.head_module is None:
+            return Answers(self._forward(pixels))
+        with tapping(self.model, self.taps, self.head_module) as seen:
+            logits_BC = self._forward(pixels)
+        return Answers(logits_BC, seen.head_input_BD, seen.features)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Raw logits of uint8 pixels [B, C, H, W]: float32 [B, classes]."""
+        return self.answers(pixels).logits_BC
+
+    def find_head(self, pixels: Tensor) -> tuple[str, Head]:
+        """The name and the values of its last layer, looked for on some pixels.
+
+        Raises:
+            ConfigError: that layer is not linear.
+        """
+        return find_head(self.model, torch.inference_mode()(lambda: self._forward(pixels)))
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """What the model itself is called with: preprocessed, in its memory format."""
+        inputs = self.preprocess(pixels)
+        if self.memory_format == "channels_last":
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        inputs = self.inputs(pixels)
+        with autocast(self.precision, self.device):
+            logits: Tensor = self.model(inputs)
+        return logits.float()
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of the cache's identity that are the teacher's."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "preprocess": self.preprocess.describe(),
+            "precision": self.precision,
+            "memory_format": self.memory_format,
+            **({"options": dict(self.options)} if self.options else {}),
+        }
+
+
+def freeze(
+    model: nn.Module,
+    preprocess: Preprocess,
+    *,
+    precision: str,
+    memory_format: str,
+    device: torch.device,
+    options: Mapping[str, Any] | None = None,
+) -> FrozenTeacher:
+    """A teacher in inference mode on `device`; its weights are hashed as they are in memory."""
+    fingerprint = tensors_sha256(model)
+    model = model.eval().requires_grad_(False).to(device)
+    if memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)
+    return FrozenTeacher(
+        model, preprocess, precision, memory_format, device, fingerprint, options or {}
+    )
+
+
+class SizedBatches:
+    """Asks a teacher in batches, and halves them when the device runs out of memory."""
+
+    def __init__(self, teacher: FrozenTeacher, batch_size: int) -> None:
+        self.teacher = teacher
+        self.batch_size = batch_size
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits of any number of pixels, on the teacher's device; errors as of `answers`."""
+        return self.answers(pixels).logits_BC
+
+    def answers(self, pixels: Tensor) -> Answers:
+        """What the teacher says of any number of pixels, on its device.
+
+        Raises:
+            DeviceMemoryError: not even one image fits.
+        """
+        while True:
+            try:
+                parts = pixels.split(self.batch_size)
+                return together([self.teacher.answers(part) for part in parts])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve()
+
+    def _halve(self) -> None:
+        if self.batch_size == 1:
+            raise DeviceMemoryError(
+                "the device has no memory for the teacher and one image: use a smaller "
+                "teacher.input.size, teacher.precision = 'bfloat16', or another device"
+            )
+        self.batch_size //= 2
+        log.warning("the device ran out of memory: teacher batches of %d now", self.batch_size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

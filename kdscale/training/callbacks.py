@@ -1,0 +1,241 @@
+"""What follows a training step: progress, log, evaluation, checkpoint, an orderly stop."""
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from kdscale import config
+from kdscale.data.loader import Images
+from kdscale.distributed import agreed_stop, mean_over_processes
+from kdscale.errors import DivergedError, PrunedError
+from kdscale.evaluation.evaluator import evaluate
+from kdscale.models.weights import save_weights
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.log import MetricsLog
+from kdscale.signals import StopRequest
+from kdscale.training.early_stopping import Patience
+from kdscale.training.feature_student import student_of
+from kdscale.training.resume import save_checkpoint
+from kdscale.training.trainer import Loop, due
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[float, Mapping[str, Mapping[str, float]]], bool]
+"""Told of each evaluation: epochs done, and metrics by split. Says whether to go on."""
+
+NEVER = sys.maxsize
+_STOP_EVERY = 10  # steps between asking the other processes whether to stop
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Evaluates a loop's model on the test split, and on the validation split if there is one."""
+
+    test: Images
+    num_classes: int
+    training: Images
+    validation: Tensor
+    """int64 indices into `training`."""
+
+    def __call__(
+        self, loop: Loop, between_batches: Callable[[], None] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Metrics by split; `between_batches` may end it by raising, in all processes alike."""
+        splits = {"test": (self.test, torch.arange(len(self.test.labels)))}
+        if len(self.validation):
+            splits["validation"] = (self.training, self.validation)
+        return {
+            name: evaluate(
+                loop.model, loop.preprocess, images, samples, self.num_classes, loop.accelerator,
+                loop.precision, between_batches,
+            )
+            for name, (images, samples) in splits.items()
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """Optimizer steps between things that happen now and then; all happen at the last step."""
+
+    log: int
+    evaluate: int
+    checkpoint: int
+    last: int
+
+    @classmethod
+    def of(cls, settings: config.Train, steps_per_epoch: int) -> "Cadence":
+        """A training section's."""
+        return cls(
+            log=settings.log_every,
+            evaluate=settings.evaluate_every * steps_per_epoch,
+            checkpoint=settings.checkpoint_every or steps_per_epoch,
+            last=settings.epochs * steps_per_epoch,
+        )
+
+
+@dataclass(slots=True)
+class Following:
+    """Called after each step. `last` is the newest evaluation on the test split."""
+
+    run: Path
+    cadence: Cadence
+    evaluator: Evaluator | None
+    metrics: MetricsLog
+    stop: StopRequest
+    bar: "tqdm[Any]"
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    """Of weights: model, preprocessing, classes."""
+    patience: Patience = field(default_factory=Patience)
+    last: dict[str, float] | None = None
+    watch: Watch | None = None
+    """Of one process; what it ends can be resumed."""
+    given_up: bool = False
+    still_ours: Callable[[], None] = lambda: None
+    """Raises where the run's folder is another's now; asked before it is written."""
+
+    def __call__(self, loop: Loop) -> None:
+        """Do what is due.
+
+        What is saved is the state before an evaluation, and that it is due: who goes on from there
+        begins with it, so that a stop need not wait for one, however long it takes.
+
+        Raises:
+            Interrupted: asked to stop; the state is saved.
+            PrunedError: `watch` said so; the state is saved.
+            DivergedError: the loss is not finite.
+            RunError: another command has taken the run over.
+        """
+        step, cadence = loop.state.step, self.cadence
+        self.bar.update()
+        if due(step, cadence.log, cadence.last):
+            self._log(loop)
+        loop.state.evaluation_due = due(step, cadence.evaluate, cadence.last)
+        if self._is_stopping(loop):
+            self._save_and_stop(loop)
+        if due(step, cadence.checkpoint, cadence.last):
+            self.save(loop)
+        self.evaluate_if_due(loop)
+
+    def evaluate_if_due(self, loop: Loop) -> None:
+        """The evaluation of this step, here or where its checkpoint is resumed.
+
+        Raises:
+            Interrupted: asked to stop; the state before it is saved.
+            PrunedError: `watch` said so; the state is saved.
+        """
+        if loop.state.evaluation_due:
+            self._evaluate(loop)
+            loop.state.evaluation_due = False
+            if loop.state.ended_early or self.given_up:
+                self.save(loop)
+        if self.given_up and loop.state.step < self.cadence.last and not loop.state.ended_early:
+            raise PrunedError(
+                f"{self.run} was given up after step {loop.state.step} of {self.cadence.last}"
+            )
+
+    def waits(self, step: int) -> bool:
+        """Whether something is due that waits for the device."""
+        cadence = self.cadence
+        often = (cadence.log, cadence.evaluate, cadence.checkpoint)
+        return any(due(step, every, cadence.last) for every in often)
+
+    def _is_stopping(self, loop: Loop) -> bool:
+        if loop.accelerator.num_processes == 1:
+            return self.stop.received is not None
+        asking = due(loop.state.step, _STOP_EVERY, self.cadence.last)
+        return asking and agreed_stop(self.stop, loop.accelerator)
+
+    def save(self, loop: Loop) -> None:
+        """A checkpoint to resume from.
+
+        Raises:
+            DivergedError: the loss is not finite.
+            RunError: another command has taken the run over.
+        """
+        self._finite_loss(loop)
+        self.still_ours()
+        save_checkpoint(self.run, loop, self.metrics)
+
+    def _save_and_stop(self, loop: Loop) -> NoReturn:
+        self.save(loop)
+        raise self.stop.interrupted(
+            f"stopped after step {loop.state.step} of {self.cadence.last}; state saved in "
+            f"{self.run}: run the same command with --resume to go on"
+        )
+
+    def _finite_loss(self, loop: Loop) -> float:
+        loss = mean_over_processes(loop.loss, loop.accelerator)
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {loop.state.step}: lower the learning rate, clip "
+                f"gradients (gradient_clip) or use float32; {self.run} keeps the last checkpoint"
+            )
+        return loss
+
+    def _log(self, loop: Loop) -> None:
+        loss = self._finite_loss(loop)
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._record(
+            loop,
+            loss=loss,
+            learning_rate=loop.learning_rate,
+            train_seconds=round(loop.state.train_seconds, 3),
+        )
+
+    def _evaluate(self, loop: Loop) -> None:
+        assert self.evaluator is not None, "without an evaluator, evaluation is never due"
+
+        def stop_if_asked() -> None:
+            if agreed_stop(self.stop, loop.accelerator):
+                self._save_and_stop(loop)
+
+        found = self.evaluator(loop, stop_if_asked)
+        for split, values in found.items():
+            self._record(loop, split=split, **values)
+        self.last = found["test"]
+        best = max(loop.state.best_top1_accuracy, self.last["top1_accuracy"])
+        loop.state.best_top1_accuracy = best
+        log.info("epoch %.0f: top-1 %.2f %%", loop.epoch, 100 * self.last["top1_accuracy"])
+        if validation := found.get("validation"):
+            self._keep_best(loop, validation["top1_accuracy"], self.last["top1_accuracy"])
+            self.patience.note(loop.state, validation["cross_entropy"])
+        self.given_up = self.watch is not None and not self.watch(loop.epoch, found)
+
+    def _keep_best(self, loop: Loop, validation: float, test: float) -> None:
+        """The best weights are chosen on the validation split, never on the test split."""
+        if validation <= loop.state.best_validation_accuracy:
+            return
+        loop.state.best_validation_accuracy = validation
+        loop.state.chosen_step, loop.state.chosen_top1_accuracy = loop.state.step, test
+        if loop.accelerator.is_main_process:
+            model = student_of(loop.accelerator.unwrap_model(loop.model))
+            metadata = {**self.metadata, "step": loop.state.step}
+            save_weights(RunFolder(self.run).weights_file("best"), model, metadata=metadata)
+
+    def _record(self, loop: Loop, **values: Any) -> None:
+        self.still_ours()
+        where = {"step": loop.state.step, "epoch": round(loop.epoch, 4)}
+        self.metrics.append({**where, **values})
+
+
+def progress_bar(loop: Loop, last: int, accelerator: Accelerator) -> "tqdm[Any]":
+    """Steps done, steps a second, time left; rarely where nobody is watching."""
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        total=last,
+        initial=loop.state.step,
+        unit=" steps",
+        leave=False,
+        mininterval=interval,
+        delay=interval,
+        disable=not accelerator.is_main_process,
+    )

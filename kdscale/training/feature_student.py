@@ -1,0 +1,162 @@
+"""A student and what only its training needs: its features, and adapters that map them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdscale.data.views.rng import chain
+from kdscale.errors import ConfigError
+from kdscale.losses.features import HintRegressor
+from kdscale.losses.objective import FeatureTerm
+from kdscale.models.feature_extraction import find_module, named
+
+_ADAPTERS = chain(0x61646170746572)  # "adapter"
+
+
+class Taught(nn.Module):
+    """A student that gives, while it is trained, features beside its logits.
+
+    Adapters are parts of it, so that they are trained, saved in checkpoints and shared by processes
+    with the student. In evaluation mode it is the student.
+
+    Args:
+        student: gives logits.
+        terms: the losses between features.
+        adapters: what maps the student's features before each of them; None maps nothing.
+        with_logits: whether the loss asks for the logits too. Where it does not, they are given
+            without their gradient: processes that share gradients wait for all that could come.
+
+    Raises:
+        ConfigError: the student has no such module.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        terms: Sequence[FeatureTerm],
+        adapters: Sequence[nn.Module | None],
+        *,
+        with_logits: bool = True,
+    ) -> None:
+        super().__init__()
+        self.student, self.with_logits = student, with_logits
+        self.adapters = nn.ModuleList(one or nn.Identity() for one in adapters)
+        self._names = [term.student for term in terms]
+        self._seen: dict[str, Tensor] | None = None  # None outside a forward pass
+        modules = named(student)
+        for name in dict.fromkeys(self._names):
+            find_module(modules, name, "the student").register_forward_hook(self._noting(name))
+
+    def forward(self, inputs: Tensor) -> Any:
+        """Logits [B, C]; in training with the features of each term."""
+        if not self.training:
+            return self.student(inputs)
+        seen = self._seen = {}
+        try:
+            logits = self.student(inputs)
+        finally:
+            self._seen = None
+        for name in self._names:
+            if name not in seen:
+                raise ConfigError(
+                    f"module {name!r} takes no part in the student's forward pass: name another "
+                    "one in loss.features"
+                )
+        pairs = zip(self.adapters, self._names, strict=True)
+        features = tuple(adapter(seen[name]) for adapter, name in pairs)
+        return (logits if self.with_logits else logits.detach()), features
+
+    def _noting(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._seen is None:
+                return
+            if not isinstance(output, Tensor) or name in self._seen:
+                what = "gives no one tensor" if name not in self._seen else "is called twice"
+                raise ConfigError(
+                    f"module {name!r} of the student {what} in a forward pass: name another one in "
+                    "loss.features"
+                )
+            self._seen[name] = output.clone()  # a layer after it may work in place
+
+        return note
+
+
+def taught(
+    student: nn.Module,
+    terms: Sequence[FeatureTerm],
+    shown: Tensor,
+    teacher_shapes: Mapping[str, Sequence[int]],
+    seed: int,
+    *,
+    with_logits: bool = True,
+) -> nn.Module:
+    """The student, with what its feature losses need; as it is where there are none.
+
+    Args:
+        student: on the CPU, not yet trained.
+        terms: the losses between features.
+        shown: what it is shown, preprocessed, [B, C, H, W].
+        teacher_shapes: of one sample's features, by module.
+        seed: of the adapters' first weights; no other draw depends on them.
+        with_logits: as of `Taught`.
+
+    Raises:
+        ConfigError: a module is unknown, or its features cannot be compared with the teacher's.
+    """
+    if not terms:
+        return student
+    probe = Taught(student, terms, [None] * len(terms), with_logits=with_logits)
+    seen = _features_of(probe, shown)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chain(seed, _ADAPTERS) >> 1)
+        adapters = [
+            _adapter(term, one.shape[1:], teacher_shapes[term.teacher])
+            for term, one in zip(terms, seen, strict=True)
+        ]
+    probe.adapters = nn.ModuleList(one or nn.Identity() for one in adapters)
+    for term, adapter, one in zip(terms, probe.adapters, seen, strict=True):
+        _check_compared(term, adapter(one), teacher_shapes[term.teacher])
+    return probe
+
+
+def _check_compared(term: FeatureTerm, mapped: Tensor, teacher_shape: Sequence[int]) -> None:
+    """Raise here, before the first step, what the loss says of such shapes."""
+    try:
+        term.compare(mapped, mapped.new_zeros(len(mapped), *teacher_shape))
+    except ConfigError as error:
+        raise _of(term, error) from None
+
+
+def _of(term: FeatureTerm, error: ConfigError) -> ConfigError:
+    """With the modules that it is about."""
+    return ConfigError(
+        f"loss.features with student = {term.student!r} and teacher = {term.teacher!r}: {error}"
+    )
+
+
+def student_of(model: nn.Module) -> nn.Module:
+    """The student alone: what is saved, exported and counted."""
+    return model.student if isinstance(model, Taught) else model
+
+
+def _adapter(term: FeatureTerm, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
+    if term.kind != "hint":
+        return None
+    try:
+        return HintRegressor(student, teacher, int(term.options.get("kernel_size", 1)))
+    except ConfigError as error:
+        raise _of(term, error) from None
+
+
+@torch.no_grad()
+def _features_of(model: Taught, shown: Tensor) -> Sequence[Tensor]:
+    """What a forward pass gives, with nothing changed by it: statistics, dropout, mode."""
+    parts = [(part, part.training) for part in model.modules()]
+    model.eval()
+    model.training = True  # of itself alone
+    features: Sequence[Tensor] = model(shown)[1]
+    for part, mode in parts:
+        part.training = mode
+    return features

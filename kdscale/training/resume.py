@@ -1,0 +1,96 @@
+"""Save the state of a training, and go on from it exactly."""
+
+import logging
+from pathlib import Path
+
+from kdscale.distributed import from_main_process, main_process_first
+from kdscale.documents import parse_as
+from kdscale.errors import KdscaleError, RunError
+from kdscale.models.checkpoints import read_tensors
+from kdscale.models.weights import load_weights
+from kdscale.runs import checkpoint
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.log import MetricsLog
+from kdscale.training.feature_student import student_of
+from kdscale.training.trainer import Loop, LoopState
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(run: Path, loop: Loop, metrics: MetricsLog) -> None:
+    """Write the loop's whole state; there whole or not at all."""
+    folder, accelerator = RunFolder(run).checkpoints, loop.accelerator
+    loop.state.metrics_bytes = metrics.size
+    metrics.flush_to_disk()
+    checkpoint.write_process_state(folder, accelerator.process_index)
+    if accelerator.is_main_process:
+        model = accelerator.unwrap_model(loop.model)
+        checkpoint.write_shared_state(folder, model, loop.optimizer, loop.state.to_json())
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoint.publish(folder, loop.state.step)
+    accelerator.wait_for_everyone()
+
+
+def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
+    """Put the newest sound checkpoint's state into the loop, or write the first one.
+
+    Raises:
+        RunError: all checkpoints are damaged, or of another model or number of processes.
+    """
+    folder, accelerator = RunFolder(run), loop.accelerator
+    newest: Path | None = None
+    with main_process_first(accelerator):
+        if accelerator.is_main_process:  # so that all go on from the same one
+            newest = checkpoint.newest_sound(folder.checkpoints)
+    newest = from_main_process(accelerator, newest)
+    if newest is not None:
+        model = accelerator.unwrap_model(loop.model)
+        who = accelerator.process_index, accelerator.num_processes
+        checkpoint.restore(newest, model, loop.optimizer, *who)
+        loop.state = _loop_state(newest)
+        log.info("going on from step %d of %s", loop.state.step, run)
+        _check_best(folder, loop)
+    size, writes = loop.state.metrics_bytes, accelerator.is_main_process
+    metrics = MetricsLog(folder.metrics_file, size=size, writes=writes)
+    if newest is None:
+        save_checkpoint(run, loop, metrics)
+    return metrics
+
+
+def restore_best(run: Path, loop: Loop) -> None:
+    """Give the model the weights that the validation split chose."""
+    loop.accelerator.wait_for_everyone()  # until they are written
+    model = student_of(loop.accelerator.unwrap_model(loop.model))
+    load_weights(RunFolder(run).weights_file("best"), model, what="run")
+    log.info("the result is the weights of step %d, best on validation", loop.state.chosen_step)
+
+
+def _check_best(folder: RunFolder, loop: Loop) -> None:
+    """Choose the best weights anew where those of an earlier evaluation are damaged or missing."""
+    path, step = folder.weights_file("best"), loop.state.chosen_step
+    if step < 0:
+        return
+    sound = True
+    if loop.accelerator.is_main_process:
+        try:
+            read_tensors(path)
+        except KdscaleError as error:
+            sound = False
+            log.warning(
+                "the best weights, of step %d, are lost (%s): the best of the evaluations that are "
+                "still to come will take their place", step, error,
+            )  # fmt: skip
+    if not from_main_process(loop.accelerator, sound):
+        loop.state.best_validation_accuracy, loop.state.chosen_step = -1.0, -1
+        loop.state.chosen_top1_accuracy = 0.0
+
+
+def _loop_state(path: Path) -> LoopState:
+    try:
+        return parse_as(LoopState, checkpoint.read_loop_state(path))
+    except ValueError as error:
+        raise RunError(
+            f"the loop state of the checkpoint {path} cannot be used ({error}): start again in a "
+            "new --run"
+        ) from None

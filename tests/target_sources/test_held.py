@@ -1,0 +1,62 @@
+"""Targets in memory are what was stored, as it was stored."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdscale.cache.reader import CacheReader
+from kdscale.target_sources.prefetch import Piece, Pieces
+from kdscale.target_sources.stored_encoding import stored_encoding
+from kdscale.targets import DenseTargets, decode
+
+CPU = torch.device("cpu")
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("cache_v*/*.zarr"))
+
+
+def values(targets):
+    if isinstance(targets, DenseTargets):
+        return [targets.logits_BC]
+    return [targets.ids_BK, targets.logits_BK, targets.tails_BG]
+
+
+@pytest.fixture(params=GOLDEN, ids=lambda path: path.stem)
+def reader(request):
+    return CacheReader(request.param)
+
+
+@pytest.fixture
+def pieces(reader):
+    pieces = Pieces(reader, reader.manifest.num_samples, CPU, ahead=True)
+    yield pieces
+    pieces.close()
+
+
+def whole(reader, view):
+    return Piece(view, range(reader.manifest.num_shards), lambda _: view)
+
+
+def test_batches_are_decoded_as_the_whole_view_is(reader, pieces):
+    index = torch.tensor([3, 0, reader.manifest.num_samples - 1, 3])
+    pieces.use(whole(reader, 1))
+    pieces.read_ahead(whole(reader, 0))
+    for view in (1, 0):
+        pieces.use(whole(reader, view))
+        stored = reader.read_view(view)
+        rows = index + pieces.start(view)
+        ours, theirs = (
+            values(pieces.held.targets(rows)),
+            values(decode(stored, stored_encoding(reader)).rows(index)),
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.dtype == other.dtype
+            # What an embedding's sums of products round to depends on how many rows there are.
+            close = 1e-5 if reader.manifest.encoding == "embedding" else 0
+            assert torch.allclose(one, other, rtol=close, atol=close)
+        assert pieces.held.digests(rows).equal(torch.from_numpy(stored["digests"]).long()[index])
+
+
+def test_targets_are_held_as_they_are_stored(reader, pieces):
+    size = sum(part.numel() * part.itemsize for part in pieces.held.parts.values())
+    row = reader.manifest.bytes_per_target + 4  # and the digest
+    assert size == pieces.held_bytes == 2 * reader.manifest.num_samples * row
