@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from kdscale.data.decode import decode_image
-from kdscale.data.image_dataset import ImageSet, load_images
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset, load_images
+from kdscale.data.loader import DeviceImages
 from kdscale.data.source import open_source
 from kdscale.data.views.digest import digest
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
 
 NUM_SAMPLES = 20_000
@@ -45,7 +45,9 @@ CHANGED_ARGUMENT: dict[str, dict[str, Any]] = {
 }
 
 
-def pixels_of(images: Images, pipeline: Pipeline, view: int, index: Tensor, size: int) -> Tensor:
+def pixels_of(
+    images: DeviceImages, pipeline: Pipeline, view: int, index: Tensor, size: int
+) -> Tensor:
     """Views of samples, made in batches of `size`."""
     parts = [images.show(pipeline, view, part).pixels for part in index.split(size)]
     return torch.cat(parts)
@@ -72,10 +74,10 @@ def with_changed_argument(pipeline: Pipeline, name: str) -> Pipeline:
     return Pipeline.parse(entries, pipeline.seed, pairing=pipeline.pairing)
 
 
-def changes(split: ImageSet, name: str, operations: list[Any], index: Tensor) -> dict[str, Any]:
+def changes(split: ImageDataset, name: str, operations: list[Any], index: Tensor) -> dict[str, Any]:
     """All that can go wrong with one pipeline's views."""
-    images = Images(split, torch.device("cpu"))
-    pipeline = Pipeline.parse(operations, 0, pairing=Pairing(len(images.labels)))
+    images = DeviceImages(split, torch.device("cpu"))
+    pipeline = Pipeline.parse(operations, 0, pairing=MixPairs(len(images.labels)))
     made = pixels_of(images, pipeline, 0, index, 512)
     small = index[:512]
     found = {
@@ -95,7 +97,7 @@ def changes(split: ImageSet, name: str, operations: list[Any], index: Tensor) ->
     rows[f"{name}: batches of 1 against 512"] = count(made[: len(small)], one)
     rows[f"{name}: another sample's view"] = count(made[:-1], made[1:])
     if torch.cuda.is_available():
-        on_gpu = pixels_of(Images(split, torch.device("cuda")), pipeline, 0, index, 512).cpu()
+        on_gpu = pixels_of(DeviceImages(split, torch.device("cuda")), pipeline, 0, index, 512).cpu()
         rows[f"{name}: GPU against CPU"] = count(made, on_gpu)
     return rows
 
@@ -110,7 +112,7 @@ def _one_level(pixels: Tensor) -> Tensor:
     return changed.view(pixels.shape)
 
 
-def compiled_against_eager(images: Images, index: Tensor) -> dict[str, Any]:
+def compiled_against_eager(images: DeviceImages, index: Tensor) -> dict[str, Any]:
     """Crop and flip, the whole pipeline through the compiler."""
     pipeline = Pipeline.parse(PIPELINES["crop and flip"])
     pixels, _ = images.take(index)
@@ -151,7 +153,7 @@ def main() -> None:
     parser.add_argument("--cache-root", type=Path, default=Path("cache"))
     a = parser.parse_args()
     split = load_images(a.source, split="train", root=a.cache_root)
-    images = Images(split, torch.device("cpu"))
+    images = DeviceImages(split, torch.device("cpu"))
     index = torch.arange(NUM_SAMPLES)
     rows: dict[str, Any] = {}
     for name, operations in PIPELINES.items():

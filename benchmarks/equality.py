@@ -15,7 +15,7 @@ import torch
 from kdscale import experiment
 from kdscale.commands.build import build
 from kdscale.config import load_recipe
-from kdscale.data.loader import Images, Loader
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
 
@@ -25,14 +25,14 @@ def compare(recipe: Any, states: int, cache_root: Path) -> dict[str, Any]:
     path = build(recipe, cache_root=cache_root)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = experiment.training_images(recipe, cache_root, labelled=True)
-    resident = Images(images, device)
+    resident = DeviceImages(images, device)
     teacher = experiment.frozen_teacher(recipe, images, None, device)
     cached = CachedTargets.open(path, device=device)
     online = LiveTeacher(teacher, experiment.shared_views(recipe))
     settings = recipe.student.train
     student = experiment.model_to_train(recipe, recipe.student, images, seed=0, what="student")
     model = student.model.to(device)
-    loader = Loader(
+    loader = BatchLoader(
         resident,
         torch.arange(images.num_samples),
         experiment.pipeline(recipe, images.num_samples),

@@ -23,15 +23,17 @@ from kdscale import experiment
 from kdscale.building.fidelity import fidelity
 from kdscale.cache.reader import CacheReader
 from kdscale.config import Cache, load_recipe
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.errors import ConfigError
 from kdscale.targets import DenseTargets, Encoding, Head, decode, encode
-from kdscale.teacher.frozen_teacher import Answers, together
+from kdscale.teacher.frozen_teacher import TeacherOutput, concatenate
 
 GRID = tuple(Cache().temperatures)
 
 
-def answers(recipe: Any, cache_root: Path, samples: int) -> tuple[Answers, Tensor, Head | None]:
+def answers(
+    recipe: Any, cache_root: Path, samples: int
+) -> tuple[TeacherOutput, Tensor, Head | None]:
     """What the teacher says of the first view of the first samples, and labels int64 [N].
 
     Where its last layer is linear, what enters that too, and the layer.
@@ -43,23 +45,23 @@ def answers(recipe: Any, cache_root: Path, samples: int) -> tuple[Answers, Tenso
         module, head = teacher.find_head(pixels)
         teacher = replace(teacher, head=head, head_module=module)
     pipeline = experiment.cached_pipeline(recipe, images.num_samples)
-    resident = Images(images, torch.device("cpu"))
+    resident = DeviceImages(images, torch.device("cpu"))
     index = torch.arange(min(samples, images.num_samples))
     said, labels = [], []
     for part in index.split(recipe.teacher.batch_size):
         batch = resident.show(pipeline, 0, part)
         said.append(teacher.answers(batch.pixels))
         labels.append(batch.labels)
-    return together(said).with_each(Tensor.clone), torch.cat(labels), teacher.head
+    return concatenate(said).with_each(Tensor.clone), torch.cat(labels), teacher.head
 
 
-def cached_answers(path: Path, samples: int) -> tuple[Answers, Tensor, None]:
+def cached_answers(path: Path, samples: int) -> tuple[TeacherOutput, Tensor, None]:
     """The same from view 0 of a cache in float32, but for the layer."""
     reader = CacheReader(path)
     if reader.manifest.encoding != "float32":
         raise SystemExit(f"{path} holds {reader.manifest.encoding}, wanted float32")
     logits = torch.from_numpy(reader.read_view(0)["logits"][:samples])
-    return Answers(logits), torch.from_numpy(reader.labels()[:samples]), None
+    return TeacherOutput(logits), torch.from_numpy(reader.labels()[:samples]), None
 
 
 def uniform_tail(logits_BC: Tensor, kept: int) -> DenseTargets:
@@ -73,7 +75,7 @@ def uniform_tail(logits_BC: Tensor, kept: int) -> DenseTargets:
     return DenseTargets(each.scatter(1, top.indices, values.clamp_min(1e-7)).log())
 
 
-def measure(said: Answers, labels: Tensor, encoding: Encoding) -> dict[str, Any]:
+def measure(said: TeacherOutput, labels: Tensor, encoding: Encoding) -> dict[str, Any]:
     """One row of the table."""
     logits = said.logits_BC
     began = time.perf_counter()

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from kdscale.data.image_dataset import ImageSet, load_images
-from kdscale.data.loader import Images
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.image_dataset import ImageDataset, load_images
+from kdscale.data.loader import DeviceImages
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import keep_freed_memory
 
@@ -147,10 +147,10 @@ def torchvision_batches(row: Row, pixels: Tensor, workers: int, *, pillow: bool)
             yield mixed(images.float(), labels) if mixed else (images, labels)
 
 
-def our_batches(row: Row, images: Images) -> Generator[Any]:
+def our_batches(row: Row, images: DeviceImages) -> Generator[Any]:
     """Batches without end."""
     num_samples = len(images.labels)
-    pipeline = Pipeline.parse(row[0], 0, pairing=Pairing(num_samples))
+    pipeline = Pipeline.parse(row[0], 0, pairing=MixPairs(num_samples))
     for view in cycle(range(100)):
         if not pipeline.mixes:
             order = torch.randperm(num_samples)
@@ -172,7 +172,9 @@ def images_per_second(batches: Generator[Any], seconds: float) -> float:
     return shown / (perf_counter() - began)
 
 
-def compare(row: Row, split: ImageSet, seconds: float, workers: int, rounds: int) -> dict[str, Any]:
+def compare(
+    row: Row, split: ImageDataset, seconds: float, workers: int, rounds: int
+) -> dict[str, Any]:
     """Rates in turns; the ratio is taken within a round."""
     names = ["kdscale", *(("tensor", "pillow") if row[1] else ())]
     rates: dict[str, list[float]] = {name: [] for name in names}
@@ -193,10 +195,10 @@ def compare(row: Row, split: ImageSet, seconds: float, workers: int, rounds: int
     return found
 
 
-def _rate(name: str, row: Row, split: ImageSet, seconds: float, workers: int) -> float:
+def _rate(name: str, row: Row, split: ImageDataset, seconds: float, workers: int) -> float:
     """One measurement. Workers live for it alone: idle ones would fetch ahead beside the next."""
     if name == "kdscale":
-        images = Images(split, torch.device("cpu"))
+        images = DeviceImages(split, torch.device("cpu"))
         batches, warm_up = our_batches(row, images), 2
     else:
         pixels = torch.tensor(split.pixels[:_OF_TORCHVISION])

@@ -27,13 +27,13 @@ class _Sum(Function):
         return _Sum.apply(gradients[0])
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over all processes, which all call this, with values of one shape."""
     total: Tensor = _Sum.apply(values)
     return total
 
 
-def gathered(values_B: Tensor) -> Tensor:
+def all_gather_rows(values_B: Tensor) -> Tensor:
     """The rows of all processes, in their order, [processes · B, ...]; all have as many.
 
     A sum of rows and zeros, which is exact, so that one collective and its gradient are enough.
@@ -41,4 +41,4 @@ def gathered(values_B: Tensor) -> Tensor:
     process, count = get_rank(), get_world_size()
     before = values_B.new_zeros(process * len(values_B), *values_B.shape[1:])
     after = values_B.new_zeros((count - process - 1) * len(values_B), *values_B.shape[1:])
-    return summed(torch.cat((before, values_B, after)))
+    return all_reduce_sum(torch.cat((before, values_B, after)))

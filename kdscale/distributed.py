@@ -11,7 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor
 
 from kdscale.errors import KdscaleError, MainProcessError
-from kdscale.launcher import check_environment, check_launch
+from kdscale.launcher import check_environment, check_world_size
 from kdscale.signals import StopRequest
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -36,7 +36,7 @@ def create_accelerator() -> Accelerator:
     accelerator = Accelerator(mixed_precision="no")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    check_launch(accelerator.num_processes)
+    check_world_size(accelerator.num_processes)
     return accelerator
 
 
@@ -90,7 +90,7 @@ def main_process_first(accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def from_main_process(accelerator: Accelerator, value: T) -> T:
+def broadcast_from_main(accelerator: Accelerator, value: T) -> T:
     """The main process's value, in every process."""
     values = [value]
     if accelerator.num_processes > 1:
@@ -111,7 +111,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return known or "can't allocate memory" in str(error)
 
 
-def agreed_stop(request: StopRequest, accelerator: Accelerator) -> bool:
+def any_process_stopped(request: StopRequest, accelerator: Accelerator) -> bool:
     """Whether any process was asked to stop; all of them must call this, and then end alike."""
     if accelerator.num_processes == 1:
         return request.received is not None

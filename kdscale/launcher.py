@@ -49,7 +49,7 @@ _WANTED = (
 )
 
 
-def check_launch(seen: int) -> None:
+def check_world_size(seen: int) -> None:
     """Stop where processes would work side by side without knowing of each other.
 
     Args:
@@ -65,7 +65,7 @@ def check_launch(seen: int) -> None:
             "work. On a CPU use launch/cpu.sh; see launch/README.md"
         )
     command = _launcher()
-    asked, source = processes_asked_for(command)
+    asked, source = expected_processes(command)
     if asked > seen and "WORLD_SIZE" not in os.environ:
         raise LaunchError(
             f"the launcher was asked for {asked} processes ({source}) but started one, as it does "
@@ -74,7 +74,7 @@ def check_launch(seen: int) -> None:
         )
 
 
-def processes_asked_for(command: list[str]) -> tuple[int, str]:
+def expected_processes(command: list[str]) -> tuple[int, str]:
     """How many processes a launcher's command line or the file that it names asks for.
 
     Args:

@@ -178,11 +178,11 @@ def load_table(recipe_table):
 @pytest.fixture
 def stopped_after_step(monkeypatch):
     """Asks a training to stop after a step, as a scheduler does."""
-    from kdscale.training.trainer import Loop
+    from kdscale.training.trainer import Trainer
 
     @contextlib.contextmanager
     def stopped(step):
-        update = Loop._update
+        update = Trainer._update
 
         def update_and_stop(loop):
             update(loop)
@@ -190,7 +190,7 @@ def stopped_after_step(monkeypatch):
                 signal.raise_signal(signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Loop, "_update", update_and_stop)
+            patch.setattr(Trainer, "_update", update_and_stop)
             yield
 
     return stopped
@@ -206,10 +206,10 @@ def shared_root(tmp_path_factory):
 def tiny_teacher(tmp_path_factory, load_table, shared_root):
     """Weights of a teacher that is nearly always right."""
     from kdscale.commands.train import train
-    from kdscale.experiment.saved_runs import Job
+    from kdscale.runs.folder import RunSpec
 
     run = tmp_path_factory.mktemp("teacher") / "run"
-    result = train(load_table(), Job("teacher", "none", 0), run=run, cache_root=shared_root)
+    result = train(load_table(), RunSpec("teacher", "none", 0), run=run, cache_root=shared_root)
     assert result["top1_accuracy"] > 0.8
     return str(run / "weights.safetensors")
 

@@ -21,23 +21,22 @@ from kdscale.data.decode import Headers
 from kdscale.data.encoded_images import read_note, write_note
 from kdscale.data.image_dataset import load_images
 from kdscale.data.image_hashes import read_keys, write_keys
-from kdscale.data.pixel_sources import Stored
+from kdscale.data.pixel_sources import InMemory
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.documents import DAMAGE, write_object
 from kdscale.errors import KdscaleError
 from kdscale.evaluation import teacher_predictions
-from kdscale.experiment.pretrained_init import Beginning
+from kdscale.experiment.pretrained_init import PretrainedInit
 from kdscale.experiment.pretrained_init import _read_note as read_note_of_beginning
-from kdscale.experiment.saved_runs import Job
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.weights import read_metadata
 from kdscale.runs import checkpoint
-from kdscale.runs.folder import RunFolder, read_evaluation
+from kdscale.runs.folder import RunFolder, RunSpec, read_evaluation
 from kdscale.runs.log import read_sound_metrics
 from kdscale.training.optim import create_optimizer
 from kdscale.training.resume import _loop_state
-from kdscale.training.trainer import LoopState
+from kdscale.training.trainer import TrainerState
 
 FLIPS = 40  # of each file
 
@@ -53,7 +52,7 @@ def write_checkpoint(folder, step):
     model(torch.randn(5, 3)).square().sum().backward()
     optimizer.step()
     checkpoint.write_process_state(folder, 0)
-    checkpoint.write_shared_state(folder, model, optimizer, LoopState(step=step).to_json())
+    checkpoint.write_shared_state(folder, model, optimizer, TrainerState(step=step).to_json())
     checkpoint.publish(folder, step)
 
 
@@ -109,7 +108,7 @@ def run(tmp_path_factory, load_table, shared_root):
     """A finished run with best weights and an evaluation."""
     folder = tmp_path_factory.mktemp("flips") / "run"
     recipe = load_table(data={"validation": 0.25}, student={"train": {"epochs": 2}})
-    train(recipe, Job("student", "none", 0), run=folder, cache_root=shared_root)
+    train(recipe, RunSpec("student", "none", 0), run=folder, cache_root=shared_root)
     Evaluation(shared_root, seconds=0).model(trained_model_of(folder, trust=Trust(code=True)))
     return folder
 
@@ -153,7 +152,7 @@ def test_flip_in_a_runs_file_changes_nothing_or_is_told(run, caplog, file):
 
 def test_flip_in_what_a_run_began_from_changes_nothing_or_is_told(tmp_path, caplog):
     path = tmp_path / "pretrained.json"
-    write_object(path, Beginning("weights.pth", "0" * 64).to_json())
+    write_object(path, PretrainedInit("weights.pth", "0" * 64).to_json())
     assert_flips_are_noticed(path, lambda: read_note_of_beginning(path), caplog)
 
 
@@ -227,7 +226,7 @@ def opened(folder):
         stored = decoded_store._open(folder)
     except decoded_store._DamagedError as error:
         raise KdscaleError(str(error)) from error
-    pixels = Stored(stored.pixels, torch.device("cpu"), stored.row_check)
+    pixels = InMemory(stored.pixels, torch.device("cpu"), stored.row_check)
     found, _ = pixels.ask(Pipeline(()), 0, None)(0, torch.arange(len(stored.labels)))
     return found.tolist(), stored.labels.tolist(), stored.fingerprint
 

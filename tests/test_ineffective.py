@@ -59,10 +59,10 @@ def test_setting_that_acts_is_not_said(recipe_table, settings):
 
 @pytest.mark.parametrize("patience", [1, 3, 8, 9])
 def test_patience_acts_exactly_where_it_is_not_said(recipe_table, patience):
-    from kdscale.training.early_stopping import Patience
-    from kdscale.training.trainer import LoopState
+    from kdscale.training.early_stopping import PlateauTracker
+    from kdscale.training.trainer import TrainerState
 
-    state, counts = LoopState(), Patience(reduce_after=patience)
+    state, counts = TrainerState(), PlateauTracker(reduce_after=patience)
     for _ in range(9):  # all but the last evaluation, after which nothing is trained
         counts.note(state, 1.0)
     never = said_of(recipe_table, schedule="plateau", patience=patience)

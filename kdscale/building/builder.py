@@ -11,19 +11,19 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from kdscale.building.shards import ShardBuilder, Shards
-from kdscale.cache.lease import Claims
+from kdscale.building.shards import ShardBuilder, ShardQueue
+from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.stores.base import Place
 from kdscale.cache.writer import ShardWriter, finish
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import CacheIncompleteError
 from kdscale.formatting import number_of
 from kdscale.signals import StopRequest
 from kdscale.target_sources.shard_order import building_order
-from kdscale.teacher.frozen_teacher import SizedBatches
+from kdscale.teacher.frozen_teacher import OomSafeTeacher
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ class Builder:
     """One builder and what it has in hand."""
 
     place: Place
-    images: Images
+    images: DeviceImages
     views: Pipeline
-    teacher: SizedBatches
-    claims: Claims
+    teacher: OomSafeTeacher
+    claims: Leases
     accelerator: Accelerator
     stop: StopRequest
     shift_every: int | None
@@ -89,11 +89,11 @@ class Builder:
         finally:
             builder.close()
 
-    def _shards(self, writer: ShardWriter) -> Shards:
+    def _shards(self, writer: ShardWriter) -> ShardQueue:
         manifest, accelerator = writer.manifest, self.accelerator
         schedule = ViewSchedule(manifest.num_views, manifest.views["seed"], self.shift_every)
         who = accelerator.process_index, accelerator.num_processes
-        return Shards(writer, self.claims, building_order(schedule, manifest), *who)
+        return ShardQueue(writer, self.claims, building_order(schedule, manifest), *who)
 
     def _check_stop(self) -> None:
         if self.stop.received is not None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
-from kdscale.cache.lease import MANIFEST, Claims
+from kdscale.cache.lease import MANIFEST, Leases
 from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
 from kdscale.cache.stores.base import Place
 from kdscale.cache.writer import is_free
@@ -72,7 +72,7 @@ def clear_abandoned(root: Path) -> None:
     for path in root.glob("*.zarr"):
         if path.is_dir() and not path.is_symlink() and is_free(path):
             with suppress(OSError, UnsafePathError):  # it is not ours to write to
-                with Claims(path) as claims:
+                with Leases(path) as claims:
                     if claims.claim(MANIFEST):  # what dead builders left is cleared before
                         claims.tidy()
                 path.rmdir()

@@ -12,20 +12,20 @@ from kdscale.building.fidelity import fidelity
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.stores.base import Place
 from kdscale.cache.writer import ShardWriter
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import wait_for_device
 from kdscale.formatting import number_of
 from kdscale.targets import Encoding, decode, encode
 from kdscale.teacher.checks import inspect_teacher
-from kdscale.teacher.frozen_teacher import FrozenTeacher, SizedBatches
+from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class FirstAnswers:
+class PreflightReport:
     """What is known of a teacher once it was asked."""
 
     top1_accuracy: float | None
@@ -41,14 +41,14 @@ class FirstAnswers:
         return replace(asked, teacher=teacher, fidelity=self.fidelity)
 
 
-def ask_first(
-    batches: SizedBatches,
-    resident: Images,
-    images: ImageSet,
+def run_preflight(
+    batches: OomSafeTeacher,
+    resident: DeviceImages,
+    images: ImageDataset,
     views: Pipeline,
     encoding: Encoding,
     with_features: FrozenTeacher,
-) -> FirstAnswers:
+) -> PreflightReport:
     """Inspect a teacher on clean samples, and measure how fast it is and how well stored.
 
     Args:
@@ -68,12 +68,12 @@ def ask_first(
     measured = fidelity(logits.cpu(), stored, None if seen.labels is None else seen.labels.cpu())
     number = len(seen.index)
     seconds_a_sample = seen.seconds / number + _seconds_a_view(resident, views)
-    return FirstAnswers(
+    return PreflightReport(
         seen.top1_accuracy, 1 / seconds_a_sample, {**measured, "num_samples": number}
     )
 
 
-def _seconds_a_view(resident: Images, views: Pipeline) -> float:
+def _seconds_a_view(resident: DeviceImages, views: Pipeline) -> float:
     """Native views cost next to nothing, those of others' transforms may cost the most."""
     index = torch.arange(min(64, len(resident.labels)))
     resident.show(views, 0, index[:2])
@@ -83,7 +83,7 @@ def _seconds_a_view(resident: Images, views: Pipeline) -> float:
     return (perf_counter() - began) / len(index)
 
 
-def announce(path: Place, manifest: Manifest, first: FirstAnswers) -> None:
+def announce(path: Place, manifest: Manifest, first: PreflightReport) -> None:
     """Say what is about to happen, while it can still be stopped."""
     committed = ShardWriter(path, manifest).committed()
     answers = manifest.num_views * manifest.num_samples

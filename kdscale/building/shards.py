@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.layout import claim_name
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.cache.writer import ShardWriter
-from kdscale.data.loader import Batch, Images
+from kdscale.data.loader import Batch, DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ClaimLostError
 from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.targets import encode, encode_features
 from kdscale.teacher.checks import check_finite_logits
-from kdscale.teacher.frozen_teacher import Answers, SizedBatches, together
+from kdscale.teacher.frozen_teacher import OomSafeTeacher, TeacherOutput, concatenate
 
 log = logging.getLogger(__name__)
 
 _PENDING = 2  # shards waiting to be written: enough to hide the disk, little memory
 
 
-class Shards:
+class ShardQueue:
     """The shards of a cache that are still missing, for one of any number of builders.
 
     Args:
@@ -44,7 +44,7 @@ class Shards:
     def __init__(
         self,
         writer: ShardWriter,
-        claims: Claims,
+        claims: Leases,
         order: Iterable[tuple[int, int]],
         process_index: int = 0,
         num_processes: int = 1,
@@ -86,11 +86,11 @@ class ShardBuilder:
 
     def __init__(
         self,
-        images: Images,
+        images: DeviceImages,
         pipeline: Pipeline,
-        teacher: SizedBatches,
+        teacher: OomSafeTeacher,
         writer: ShardWriter,
-        claims: Claims | None = None,
+        claims: Leases | None = None,
         between_chunks: Callable[[], None] = lambda: None,
     ) -> None:
         self._between_chunks = between_chunks
@@ -137,7 +137,7 @@ class ShardBuilder:
             if first > start:
                 self._between_chunks()
             last = min(first + manifest.rows_together, stop)
-            answers: list[Answers] = []
+            answers: list[TeacherOutput] = []
             done = first
             while done < last:
                 pixels = next(shown).pixels
@@ -145,14 +145,14 @@ class ShardBuilder:
                 digests.append(digest(pixels))
                 done += len(pixels)
             # Chunk by chunk: of a large object only what is stored stays in memory.
-            encoded.append(self._thread.submit(self._encode, together(answers), view, first))
+            encoded.append(self._thread.submit(self._encode, concatenate(answers), view, first))
             if len(encoded) > _PENDING:
                 encoded[-_PENDING - 1].exception()  # waits for it; `_write` raises what it raised
         seen, seconds = torch.cat(digests).cpu(), perf_counter() - began
         self._pending.append(self._thread.submit(self._write, view, shard, encoded, seen, seconds))
         self.wait(_PENDING)
 
-    def _encode(self, said: Answers, view: int, first: int) -> dict[str, np.ndarray]:
+    def _encode(self, said: TeacherOutput, view: int, first: int) -> dict[str, np.ndarray]:
         logits, teacher = said.logits_BC, self._teacher.teacher
         if not torch.isfinite(logits).all():
             index = torch.arange(first, first + len(logits))
@@ -197,7 +197,7 @@ class ShardBuilder:
             self._thread.shutdown(wait=True)
 
 
-def _compact(answers: Answers) -> Answers:
+def _compact(answers: TeacherOutput) -> TeacherOutput:
     """Features as they will be stored, and off the device: those of a shard may be gigabytes."""
     features = {name: one.half().cpu() for name, one in answers.features.items()}
     return replace(answers, features=features)

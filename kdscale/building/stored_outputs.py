@@ -11,7 +11,7 @@ from torch import Tensor
 from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.formatting import number_of
-from kdscale.models.feature_extraction import Tap
+from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.targets import Head
 from kdscale.teacher.frozen_teacher import FrozenTeacher
 
@@ -21,10 +21,10 @@ _LARGE_SHARD = 1 << 30  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredOutputs:
     """What a recipe's cache keeps beside the teacher's logits, as a look at the teacher shows."""
 
-    taps: tuple[Tap, ...] = ()
+    taps: tuple[FeatureSpec, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of one sample's features, of each of `taps`."""
     head: Head | None = None
@@ -43,7 +43,7 @@ class Kept:
         ]
 
 
-def look(settings: config.Cache, teacher: FrozenTeacher, pixels: Tensor) -> Kept:
+def look(settings: config.Cache, teacher: FrozenTeacher, pixels: Tensor) -> StoredOutputs:
     """See on some pixels what a cache would keep of a teacher.
 
     Args:
@@ -55,8 +55,8 @@ def look(settings: config.Cache, teacher: FrozenTeacher, pixels: Tensor) -> Kept
         ConfigError: a module is unknown or gives what cannot be stored; or the teacher's last layer
             is not linear, and the encoding needs that.
     """
-    taps = tuple(Tap(one.module, one.pool) for one in settings.features)
-    kept = Kept(taps)
+    taps = tuple(FeatureSpec(one.module, one.pool) for one in settings.features)
+    kept = StoredOutputs(taps)
     if taps:
         seen = replace(teacher, taps=taps).answers(pixels).features
         kept = replace(kept, shapes=tuple(tuple(seen[tap.module].shape[1:]) for tap in taps))
@@ -66,16 +66,18 @@ def look(settings: config.Cache, teacher: FrozenTeacher, pixels: Tensor) -> Kept
     return kept
 
 
-def asked_for(teacher: FrozenTeacher, manifest: Manifest, kept: Kept) -> FrozenTeacher:
+def configure_teacher(
+    teacher: FrozenTeacher, manifest: Manifest, kept: StoredOutputs
+) -> FrozenTeacher:
     """The teacher, whose answers hold what a cache keeps: maybe more features than a recipe's."""
     return replace(
         teacher, taps=taps_of(manifest.features), head=kept.head, head_module=kept.head_module
     )
 
 
-def taps_of(features: Sequence[Mapping[str, Any]]) -> tuple[Tap, ...]:
+def taps_of(features: Sequence[Mapping[str, Any]]) -> tuple[FeatureSpec, ...]:
     """The modules of a manifest's features."""
-    return tuple(Tap(one["module"], one["pool"]) for one in features)
+    return tuple(FeatureSpec(one["module"], one["pool"]) for one in features)
 
 
 def mention_large_shards(manifest: Manifest) -> None:

@@ -17,8 +17,8 @@ from kdscale.cache.layout import (
     checksum,
     decode,
     fixed_keys,
-    once_objects,
     shard_objects,
+    static_objects,
 )
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.records import Record
@@ -64,7 +64,7 @@ def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
     Raises:
         CacheCorruptError: they are missing or damaged.
     """
-    keys = (f"{name}/zarr.json", once_objects(manifest)[name])
+    keys = (f"{name}/zarr.json", static_objects(manifest)[name])
     layouts = arrays(manifest)
     found = {key: _fixed_object(store, manifest, layouts, key) for key in keys}
     objects = {key: data for key, data in found.items() if isinstance(data, bytes)}

@@ -205,10 +205,10 @@ def _is_fill(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
 def fixed_keys(manifest: Manifest) -> list[str]:
     """Keys of the objects that the manifest itself vouches for: metadata and what is kept once."""
     metadata = [f"{name}/zarr.json" for name in arrays(manifest)]
-    return [*metadata, *once_objects(manifest).values()]
+    return [*metadata, *static_objects(manifest).values()]
 
 
-def once_objects(manifest: Manifest) -> dict[str, str]:
+def static_objects(manifest: Manifest) -> dict[str, str]:
     """Keys of the one chunk of each array that does not grow with the views, by its name."""
     return {
         name: "/".join([name, "c", *["0"] * len(layout.shape)])

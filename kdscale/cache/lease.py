@@ -42,7 +42,7 @@ _TEMPORARY = re.compile(FOLDER + r"/\.[^/]+\.tmp")
 _DIGITS = 20  # of a counter; its builder's identity follows, on a line of its own
 
 
-class Claims:
+class Leases:
     """One builder's claims on parts of a cache; close it, or use it with `with`.
 
     Claiming and checking may happen in different threads. The first claim writes the first object.

@@ -17,11 +17,11 @@ from kdscale.cache.checked_objects import (
 from kdscale.cache.layout import (
     DAMAGE,
     decode,
-    once_objects,
     read_arrays,
     record_object,
     shard_name,
     shard_objects,
+    static_objects,
 )
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.records import CommitRecords
@@ -166,7 +166,7 @@ class CacheReader:
         Raises:
             CacheCorruptError: it is missing or damaged.
         """
-        names = [name for name in once_objects(self.manifest) if name.startswith("head_")]
+        names = [name for name in static_objects(self.manifest) if name.startswith("head_")]
         return {name: read_once(self.store, self.manifest, name) for name in names}
 
     def _check_range(self, view: int, shards: range, features: Sequence[str]) -> None:

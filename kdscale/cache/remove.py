@@ -4,7 +4,7 @@ import json
 import re
 from contextlib import suppress
 
-from kdscale.cache.lease import FOLDER, MANIFEST, Claims, is_claim, living_builder
+from kdscale.cache.lease import FOLDER, MANIFEST, Leases, is_claim, living_builder
 from kdscale.cache.manifest import MANIFEST_KEY
 from kdscale.cache.stores.base import Location, Store, open_store
 from kdscale.cache.stores.local import LocalFolder
@@ -70,7 +70,7 @@ def remove_cache(cache: Location) -> list[str]:
     """
     store = open_store(cache)
     check_removable(store)
-    with Claims(store) as claims, claims.exclusive(MANIFEST):
+    with Leases(store) as claims, claims.exclusive(MANIFEST):
         keys = [key for key, _ in store.keys("") if not is_claim(key)]
         ours = [key for key in keys if _is_ours(key)]
         store.remove(MANIFEST_KEY)

@@ -16,22 +16,22 @@ from kdscale.cache.layout import (
     shard_arrays,
     shard_objects,
 )
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.stores.base import Location, Store, open_store
-from kdscale.cache.verify import Verdict, judge
-from kdscale.cache.writer import ShardWriter, changing_manifest, holds, lay_out
+from kdscale.cache.verify import VerifyReport, check_shards
+from kdscale.cache.writer import ShardWriter, changing_manifest, holds, write_metadata
 from kdscale.documents import DAMAGE, canonical
 from kdscale.errors import CacheCorruptError, StorageError
 
 
-def take_out(
+def discard_bad_shards(
     cache: Location,
     labels: np.ndarray,
     restored: Manifest | None = None,
     once: Mapping[str, np.ndarray] | None = None,
-) -> Verdict:
+) -> VerifyReport:
     """Make a damaged cache an unfinished one that misses what was bad, ready for its build.
 
     Bad shards lose their commit records before anything else, so that a kill at any moment leaves a
@@ -53,24 +53,24 @@ def take_out(
     store = open_store(cache)
     with changing_manifest(store) as held:
         manifest = read_manifest(store) if restored is None else restored
-        found = judge(store, manifest)
+        found = check_shards(store, manifest)
         if found.ok and restored is None:
             return found
         objects = fixed_objects(manifest, labels, once)
         if RECORDS_METADATA in (*found.missing_shards, *found.corrupt_shards):
             _make_way(store, RECORDS_METADATA)
             store.write(RECORDS_METADATA, objects[RECORDS_METADATA])
-            found = _together(found, judge(store, manifest))  # its shards can be judged now
+            found = _together(found, check_shards(store, manifest))  # its shards can be judged now
         _remove_records(store, manifest, found.bad_shards, held)
         for key in objects:
             _make_way(store, key)
-        lay_out(store, replace(manifest, complete=False), labels, held, once)
+        write_metadata(store, replace(manifest, complete=False), labels, held, once)
     if restored is None:
         return found
     return replace(found, corrupt_shards=(MANIFEST_KEY, *found.corrupt_shards))
 
 
-def _together(one: Verdict, other: Verdict) -> Verdict:
+def _together(one: VerifyReport, other: VerifyReport) -> VerifyReport:
     missing = dict.fromkeys((*one.missing_shards, *other.missing_shards))
     corrupt = dict.fromkeys((*one.corrupt_shards, *other.corrupt_shards))
     return replace(
@@ -82,7 +82,7 @@ def _together(one: Verdict, other: Verdict) -> Verdict:
 
 
 def _remove_records(
-    store: Store, manifest: Manifest, shards: Iterable[tuple[int, int]], claims: Claims
+    store: Store, manifest: Manifest, shards: Iterable[tuple[int, int]], claims: Leases
 ) -> None:
     """Remove the records of bad shards, each under its claim: a builder may be at work.
 

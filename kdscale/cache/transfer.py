@@ -10,13 +10,13 @@ import numpy as np
 from kdscale.cache.checked_objects import fixed_objects_of, read_once, read_shard_objects
 from kdscale.cache.layout import (
     claim_name,
-    once_objects,
     shard_arrays,
     shard_name,
+    static_objects,
     with_large_objects,
     with_plain_objects,
 )
-from kdscale.cache.lease import MANIFEST, Claims
+from kdscale.cache.lease import MANIFEST, Leases
 from kdscale.cache.manifest import (
     MANIFEST_KEY,
     Manifest,
@@ -65,10 +65,10 @@ def transfer(
     large = is_remote(store) if large is None else large
     lay_out = with_large_objects if large else with_plain_objects
     asked = replace(lay_out(reader.manifest), build={})
-    once = {name: read_once(reader.store, asked, name) for name in once_objects(asked)}
+    once = {name: read_once(reader.store, asked, name) for name in static_objects(asked)}
     begun = create_or_resume(store, asked, once.pop("labels"), once=once)
     writer = ShardWriter(store, begun)
-    with Claims(store) as claims:
+    with Leases(store) as claims:
         done = {"copied": 0, "kept": 0}
         for view in range(begun.num_views):
             for shard in range(begun.num_shards):
@@ -111,7 +111,7 @@ def _found(store: Store) -> Manifest | None:
 
 
 def _bring(
-    reader: CacheReader, writer: ShardWriter, store: Store, view: int, shard: int, claims: Claims
+    reader: CacheReader, writer: ShardWriter, store: Store, view: int, shard: int, claims: Leases
 ) -> str:
     """Copy one shard of the destination, unless it is there and right."""
     if _is_sound(store, writer, view, shard):
@@ -153,7 +153,7 @@ def _rows(
     return values, build * (stop - start) / answers
 
 
-def _finish(source: Manifest, store: Store, claims: Claims) -> None:
+def _finish(source: Manifest, store: Store, claims: Leases) -> None:
     """The manifest last: that of the source, but for the layout and its checksums."""
     with changing_manifest(store, claims) as held:
         begun = read_manifest(store)

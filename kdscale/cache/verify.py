@@ -15,7 +15,7 @@ from kdscale.formatting import number_of
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VerifyReport:
     """What `verify` found; shards by name, metadata and labels by key."""
 
     complete: bool
@@ -70,7 +70,7 @@ class Verdict:
         return name if not reason else f"{name} ({reason})"
 
 
-def verify(cache: Location) -> Verdict:
+def verify(cache: Location) -> VerifyReport:
     """Read every object of a cache and compare it with its recorded checksum.
 
     Raises:
@@ -80,14 +80,14 @@ def verify(cache: Location) -> Verdict:
     try:
         manifest = read_manifest(cache)
     except CacheCorruptError as error:
-        return Verdict(False, 0, (), (MANIFEST_KEY,), {MANIFEST_KEY: str(error)})
-    verdict = judge(cache, manifest)
+        return VerifyReport(False, 0, (), (MANIFEST_KEY,), {MANIFEST_KEY: str(error)})
+    verdict = check_shards(cache, manifest)
     if not verdict.ok and read_manifest(cache) != manifest:
         return verify(cache)  # a build took it up meanwhile
     return verdict
 
 
-def judge(cache: Location, manifest: Manifest) -> Verdict:
+def check_shards(cache: Location, manifest: Manifest) -> VerifyReport:
     """Compare every object of a cache with what a manifest, its own, makes of it."""
     store = open_store(cache)
     found: dict[str, dict[str, str]] = {"missing": {}, "corrupt": {}}
@@ -99,7 +99,7 @@ def judge(cache: Location, manifest: Manifest) -> Verdict:
         for name, fault in _bad_shards(store, manifest).items():
             found[fault.state][name] = fault.reason
     reasons = {**found["missing"], **found["corrupt"]}
-    return Verdict(
+    return VerifyReport(
         complete=manifest.complete,
         num_shards=manifest.num_views * manifest.num_shards,
         missing_shards=tuple(found["missing"]),

@@ -20,7 +20,7 @@ from kdscale.cache.layout import (
     shard_name,
     shard_objects,
 )
-from kdscale.cache.lease import MANIFEST, Claims, is_claim
+from kdscale.cache.lease import MANIFEST, Leases, is_claim
 from kdscale.cache.manifest import (
     MANIFEST_KEY,
     Manifest,
@@ -43,7 +43,7 @@ def create_or_resume(
     cache: Location,
     asked: Manifest,
     labels: np.ndarray,
-    claims: Claims | None = None,
+    claims: Leases | None = None,
     once: Mapping[str, np.ndarray] | None = None,
 ) -> Manifest:
     """Make a place a cache that `asked` can be written to.
@@ -77,16 +77,16 @@ def create_or_resume(
     with changing_manifest(store, claims) as held:
         found = _fitting(store, asked)
         if found is None:
-            return lay_out(store, replace(asked, complete=False), labels, held, once)
+            return write_metadata(store, replace(asked, complete=False), labels, held, once)
         if found.complete and found.num_views >= asked.num_views:
             return found
-        return lay_out(store, _taken_up(found, asked), labels, held, once)
+        return write_metadata(store, _taken_up(found, asked), labels, held, once)
 
 
 @contextmanager
-def changing_manifest(cache: Location, claims: Claims | None = None) -> Iterator[Claims]:
+def changing_manifest(cache: Location, claims: Leases | None = None) -> Iterator[Leases]:
     """Be the only builder that changes the manifest; gives the claims that hold it."""
-    with Claims(cache) if claims is None else nullcontext(claims) as ours, ours.exclusive(MANIFEST):
+    with Leases(cache) if claims is None else nullcontext(claims) as ours, ours.exclusive(MANIFEST):
         yield ours
 
 
@@ -133,11 +133,11 @@ def is_free(cache: Location) -> bool:
 _BEGUN = re.compile(r"\.zarr\.json\.[^/]*\.tmp")
 
 
-def lay_out(
+def write_metadata(
     cache: Location,
     manifest: Manifest,
     labels: np.ndarray,
-    held: Claims,
+    held: Leases,
     once: Mapping[str, np.ndarray] | None = None,
 ) -> Manifest:
     """Write an unfinished manifest, then what it vouches for; repeatable after a kill.
@@ -261,7 +261,7 @@ class ShardWriter:
 
 
 def finish(
-    cache: Location, manifest: Manifest, build: Mapping[str, Any], claims: Claims | None = None
+    cache: Location, manifest: Manifest, build: Mapping[str, Any], claims: Leases | None = None
 ) -> Manifest:
     """Declare the cache complete: the last write of a build, by whichever builder comes first.
 

@@ -152,13 +152,14 @@ def train(
     from kdscale.commands.train import train as start
     from kdscale.experiment import check_recipe
     from kdscale.experiment.checks import mention_ineffective
-    from kdscale.experiment.saved_runs import Job, finished_as, is_begun, open_run, teacher_folder
+    from kdscale.experiment.saved_runs import finished_as, is_begun, open_run, teacher_folder
     from kdscale.experiment.target_source import cache_being_built
+    from kdscale.runs.folder import RunSpec
 
     folder = run or (
         teacher_folder(runs_folder(loaded.name)) if model == "teacher" else runs_folder(loaded.name)
     )
-    job = Job(model, targets, seed)
+    job = RunSpec(model, targets, seed)
     job.section(loaded)
     mention_ineffective(loaded, model)
     if resume_if_begun:

@@ -130,7 +130,7 @@ def sweep_start(
     variants = Variants(read_table(recipe, overrides, data), recipe)
     folder = run or runs_folder(f"{variants.recipe.name}-sweep")
     _check_optuna()
-    from kdscale.sweep.local_workers import Crew, end_with
+    from kdscale.sweep.local_workers import WorkerPool, end_with
     from kdscale.sweep.run_sweep import sweep
     from kdscale.tables.sweep import sweep_table
 
@@ -144,7 +144,7 @@ def sweep_start(
             "--of": os.getpid(),
         },
     )  # fmt: skip
-    crew = Crew(workers, command, {} if storage is None else {STORAGE: storage})
+    crew = WorkerPool(workers, command, {} if storage is None else {STORAGE: storage})
     found = sweep(
         variants, folder=folder, storage=storage, cache_root=cache_root, cache=cache,
         copies=local_copies(copies, copies_gib, cache_root), patience_seconds=patience,

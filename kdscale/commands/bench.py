@@ -22,20 +22,20 @@ from tqdm import tqdm
 
 from kdscale import config, experiment
 from kdscale.building.shards import ShardBuilder
-from kdscale.building.stored_outputs import asked_for
+from kdscale.building.stored_outputs import configure_teacher
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.commands.timing import (
-    Parts,
     StagedTargets,
     Steps,
-    Variant,
-    made_up_answers,
+    TimedLoop,
+    TimedSetup,
     soft_objective,
     student_settings,
+    synthetic_outputs,
 )
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.data.views.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
@@ -50,9 +50,9 @@ from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
 from kdscale.targets import encode
-from kdscale.teacher.frozen_teacher import SizedBatches
-from kdscale.training.callbacks import NEVER, Cadence, Following
-from kdscale.training.trainer import Loop
+from kdscale.teacher.frozen_teacher import OomSafeTeacher
+from kdscale.training.callbacks import NEVER, Intervals, StepCallback
+from kdscale.training.trainer import Trainer
 
 MINIMUM_ROUNDS = 50  # single rounds scatter by tens of percent
 _BUILD_ROUNDS = 5  # at least
@@ -87,7 +87,7 @@ def bench(
     _check_measurable(recipe, images)
     device, size = accelerator.device, student_settings(recipe).global_batch_size
     teacher = experiment.frozen_teacher_or_random(recipe, images, teacher_weights, device)
-    parts = Parts(recipe, images, Images(images, device), teacher, accelerator, size)
+    parts = TimedSetup(recipe, images, DeviceImages(images, device), teacher, accelerator, size)
     with tempfile.TemporaryDirectory(prefix="kdscale-bench-") as folder:
         cache = _temporary_cache(Path(folder) / "steps.zarr", parts)
         with ExitStack() as stack:
@@ -103,7 +103,7 @@ def bench(
     return summary | {"reading": reading}
 
 
-def _check_measurable(recipe: config.Recipe, images: ImageSet) -> None:
+def _check_measurable(recipe: config.Recipe, images: ImageDataset) -> None:
     if not images.labelled:
         raise ConfigError(
             f"split {images.split!r} of {images.name} has no labels, and bench compares with steps "
@@ -123,20 +123,20 @@ class _Scratch:
     stack: ExitStack
 
 
-def _temporary_cache(path: Path, parts: Parts) -> Path:
+def _temporary_cache(path: Path, parts: TimedSetup) -> Path:
     """A finished cache of two views with true digests and made-up logits: cheap, read the same.
 
     Without features: losses between them are not timed.
     """
     recipe, images = parts.recipe, parts.images
-    kept = experiment.kept_of(recipe, images, parts.teacher)
-    asked = experiment.asked_manifest(recipe, images, parts.teacher.describe(), kept=kept)
+    kept = experiment.stored_outputs_of(recipe, images, parts.teacher)
+    asked = experiment.required_manifest(recipe, images, parts.teacher.describe(), kept=kept)
     views = 2 if recipe.views.operations else 1
     asked = replace(asked, features=()).with_num_views(views)
     manifest = create_or_resume(path, asked, images.labels, once=kept.once)
     writer = ShardWriter(path, manifest)
     pipeline = experiment.cached_pipeline(recipe, images.num_samples)
-    made_up = made_up_answers(images, images.num_samples, kept.head)
+    made_up = synthetic_outputs(images, images.num_samples, kept.head)
     for view in range(views):
         for shard in range(manifest.num_shards):
             index = torch.arange(*manifest.shard_range(shard))
@@ -152,14 +152,14 @@ def _temporary_cache(path: Path, parts: Parts) -> Path:
     return path
 
 
-def _open(cache: Path, parts: Parts, scratch: _Scratch) -> CachedTargets:
+def _open(cache: Path, parts: TimedSetup, scratch: _Scratch) -> CachedTargets:
     memory = parts.recipe.cache.targets_memory_bytes
     cached = CachedTargets.open(cache, device=parts.accelerator.device, memory_bytes=memory)
     scratch.stack.callback(cached.close)
     return cached
 
 
-def _variants(parts: Parts, cached: CachedTargets, scratch: _Scratch) -> dict[str, Variant]:
+def _variants(parts: TimedSetup, cached: CachedTargets, scratch: _Scratch) -> dict[str, TimedLoop]:
     schedule = ViewSchedule(cached.num_views, 0)
     encoding = stored_encoding(cached.reader)
     staged = StagedTargets(parts.images, encoding, cached.schedule, cached.device, cached.windows)
@@ -178,11 +178,11 @@ def _variants(parts: Parts, cached: CachedTargets, scratch: _Scratch) -> dict[st
     ours["staged"] = replace(
         ours["staged"], prepare=lambda count: staged.stage(loops["staged"], count)
     )
-    plain, views = Variant(_plain(parts, schedule)), Variant(_views_alone(parts, schedule))
+    plain, views = TimedLoop(_plain(parts, schedule)), TimedLoop(_views_alone(parts, schedule))
     return {"plain": plain, **ours, "views": views}
 
 
-def _views_alone(parts: Parts, schedule: ViewSchedule) -> Steps:
+def _views_alone(parts: TimedSetup, schedule: ViewSchedule) -> Steps:
     """The views of a step's batches, shown to nobody."""
     loader, steps_done = parts.loader(schedule), count()
 
@@ -193,7 +193,7 @@ def _views_alone(parts: Parts, schedule: ViewSchedule) -> Steps:
     return steps
 
 
-def _plain(parts: Parts, schedule: ViewSchedule) -> Steps:
+def _plain(parts: TimedSetup, schedule: ViewSchedule) -> Steps:
     """A bare PyTorch loop: same student, views, batches and optimizer, none of kdscale's loop."""
     settings, images = parts.settings, parts.resident
     pipeline = experiment.pipeline(parts.recipe, parts.images.num_samples)
@@ -225,17 +225,17 @@ def _plain(parts: Parts, schedule: ViewSchedule) -> Steps:
     return steps
 
 
-def _ours(parts: Parts, loop: Loop, scratch: _Scratch) -> Variant:
+def _ours(parts: TimedSetup, loop: Trainer, scratch: _Scratch) -> TimedLoop:
     """kdscale's loop, with everything that follows its steps but evaluation and checkpoints."""
     metrics = scratch.stack.enter_context(MetricsLog(scratch.folder / f"{id(loop)}.jsonl"))
-    cadence = Cadence(log=parts.settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER)
+    cadence = Intervals(log=parts.settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER)
     bar = tqdm(disable=True)
-    following = Following(scratch.folder, cadence, None, metrics, StopRequest(), bar)
+    following = StepCallback(scratch.folder, cadence, None, metrics, StopRequest(), bar)
 
     def steps(count: int) -> None:
         loop.run(loop.state.step + count, after_step=following)
 
-    return Variant(steps)
+    return TimedLoop(steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,7 @@ class _Timings:
     """Steps of each variant in a round."""
 
 
-def _warm_up(variants: Mapping[str, Variant]) -> dict[str, float]:
+def _warm_up(variants: Mapping[str, TimedLoop]) -> dict[str, float]:
     """Seconds of one step of each variant, about."""
     for variant in variants.values():
         variant.timed(3)
@@ -255,7 +255,7 @@ def _warm_up(variants: Mapping[str, Variant]) -> dict[str, float]:
 
 
 def _measure_steps(
-    variants: Mapping[str, Variant], once: Mapping[str, float], seconds: float
+    variants: Mapping[str, TimedLoop], once: Mapping[str, float], seconds: float
 ) -> _Timings:
     wanted = max(1, round(_ROUND_SECONDS / min(once.values())))
     affordable = max(1, int(seconds / MINIMUM_ROUNDS / sum(once.values())))
@@ -270,11 +270,11 @@ def _measure_steps(
     return _Timings(measured, count)
 
 
-def _measure_build(parts: Parts, folder: Path, seconds: float) -> dict[str, Any]:
+def _measure_build(parts: TimedSetup, folder: Path, seconds: float) -> dict[str, Any]:
     """Whole shards, written and flushed, against a bare teacher loop over the same views."""
     recipe, teacher = parts.recipe, parts.teacher
     pipeline = experiment.cached_pipeline(recipe, parts.images.num_samples)
-    kept = experiment.kept_of(recipe, parts.images, teacher)
+    kept = experiment.stored_outputs_of(recipe, parts.images, teacher)
     size = recipe.teacher.batch_size
 
     def bare(start: int, stop: int) -> None:
@@ -286,9 +286,9 @@ def _measure_build(parts: Parts, folder: Path, seconds: float) -> dict[str, Any]
     bare(0, min(size, parts.images.num_samples))
     per_image = (perf_counter() - began) / min(size, parts.images.num_samples)
     shard_samples = _shard_samples(recipe, parts.images, seconds, per_image)
-    asked = experiment.asked_manifest(recipe, parts.images, teacher.describe(), kept=kept)
+    asked = experiment.required_manifest(recipe, parts.images, teacher.describe(), kept=kept)
     asked = replace(asked, shard_samples=shard_samples).with_num_views(1)
-    batches = SizedBatches(asked_for(teacher, asked, kept), recipe.teacher.batch_size)
+    batches = OomSafeTeacher(configure_teacher(teacher, asked, kept), recipe.teacher.batch_size)
     path = folder / "build.zarr"
     manifest: Manifest = create_or_resume(path, asked, parts.images.labels, once=kept.once)
     builder = ShardBuilder(parts.resident, pipeline, batches, ShardWriter(path, manifest))
@@ -310,7 +310,7 @@ def _measure_build(parts: Parts, folder: Path, seconds: float) -> dict[str, Any]
             bare(*span)
 
         pair: list[Steps] = [ours, plain] if turn % 2 else [plain, ours]
-        times = {steps: Variant(steps).timed(1) for steps in pair}
+        times = {steps: TimedLoop(steps).timed(1) for steps in pair}
         ratios.append(times[ours] / times[plain])
         rates.append((span[1] - span[0]) / times[ours])
         turn += 1
@@ -325,7 +325,7 @@ def _shards_a_round(manifest: Manifest, per_image: float) -> int:
 
 
 def _shard_samples(
-    recipe: config.Recipe, images: ImageSet, seconds: float, per_image: float
+    recipe: config.Recipe, images: ImageDataset, seconds: float, per_image: float
 ) -> int:
     """The recipe's shard, or a smaller one where not ten pairs of it fit into the time."""
     largest = min(recipe.cache.shard_samples, images.num_samples)

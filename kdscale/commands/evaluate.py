@@ -12,17 +12,21 @@ import torch
 from accelerate import Accelerator
 
 from kdscale import experiment
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
-from kdscale.distributed import create_accelerator, from_main_process, main_process_first
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
+from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
 from kdscale.documents import DAMAGE
 from kdscale.errors import KdscaleError, ModelError, WeightsError
 from kdscale.evaluation.efficiency import BATCH_SIZES, device_name, forward_cost, weight_bytes
 from kdscale.evaluation.evaluator import Examined, examine, mention_unclear
 from kdscale.evaluation.metrics import NO_PREDICTION, details, summarize
-from kdscale.evaluation.teacher_predictions import Predictions, keep_predictions, predictions_of
+from kdscale.evaluation.teacher_predictions import (
+    TeacherPredictions,
+    keep_predictions,
+    predictions_of,
+)
 from kdscale.evaluation.test_set import evaluation_file, own_test_set
-from kdscale.experiment.trained_models import Trained, Trust, Weights, trained_models
+from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_models
 from kdscale.models.registry import num_parameters
 from kdscale.runs.folder import read_evaluation, write_evaluation
 from kdscale.teacher.frozen_teacher import FrozenTeacher, freeze
@@ -49,7 +53,7 @@ class Evaluation:
     """Which models that the folders name may run code of their own."""
     reuse: bool = False
     """Take what was found before, where model, images and teacher are still the same."""
-    _asked: dict[str, Predictions] = field(default_factory=dict)
+    _asked: dict[str, TeacherPredictions] = field(default_factory=dict)
     """Of teachers that this command has asked already."""
 
     def folders(
@@ -72,7 +76,7 @@ class Evaluation:
         ]
         return [self.model(one) for models in found for one in models]
 
-    def model(self, subject: Trained) -> dict[str, Any]:
+    def model(self, subject: TrainedModel) -> dict[str, Any]:
         """Evaluate a model into its file.
 
         On another test split than the one that the run was tested on, the file is another one: the
@@ -101,7 +105,7 @@ class Evaluation:
         own = own_test_set(subject.evaluation)
         file = evaluation_file(subject.evaluation, own, test.fingerprint)
         known = _known(file, identity) if self.reuse else None
-        known = from_main_process(accelerator, known)
+        known = broadcast_from_main(accelerator, known)
         if known is not None:
             return {"run": subject.name, **known}
         log.info("evaluating %s", subject.name)
@@ -134,8 +138,8 @@ class Evaluation:
         return {"run": subject.name, **found}
 
     def _teacher_answers(
-        self, subject: Trained, test: ImageSet, accelerator: Accelerator
-    ) -> tuple[Predictions | None, str | None]:
+        self, subject: TrainedModel, test: ImageDataset, accelerator: Accelerator
+    ) -> tuple[TeacherPredictions | None, str | None]:
         """What the student's teacher says; None where that is not known, and why it is not."""
         if subject.role == "teacher":
             return None, None
@@ -159,8 +163,12 @@ class Evaluation:
         return answers, None
 
     def _ask(
-        self, subject: Trained, weights: str | None, test: ImageSet, accelerator: Accelerator
-    ) -> Predictions:
+        self,
+        subject: TrainedModel,
+        weights: str | None,
+        test: ImageDataset,
+        accelerator: Accelerator,
+    ) -> TeacherPredictions:
         recipe = subject.recipe
         key = json.dumps([weights, recipe.teacher.model_dump(), test.fingerprint, test.clean])
         if key not in self._asked:
@@ -174,7 +182,9 @@ class Evaluation:
         return self._asked[key]
 
 
-def _load(subject: Trained, test: ImageSet, device: torch.device) -> tuple[FrozenTeacher, int]:
+def _load(
+    subject: TrainedModel, test: ImageDataset, device: torch.device
+) -> tuple[FrozenTeacher, int]:
     """The model, ready to be asked, and the number of its trainable parameters."""
     trained = experiment.model_of(
         subject.recipe, subject.section, test, what=subject.role,
@@ -191,17 +201,17 @@ def _load(subject: Trained, test: ImageSet, device: torch.device) -> tuple[Froze
     return model, parameters
 
 
-def _examine(model: FrozenTeacher, test: ImageSet, accelerator: Accelerator) -> Examined:
-    resident, samples = Images(test, accelerator.device), torch.arange(test.num_samples)
+def _examine(model: FrozenTeacher, test: ImageDataset, accelerator: Accelerator) -> Examined:
+    resident, samples = DeviceImages(test, accelerator.device), torch.arange(test.num_samples)
     return examine(model.logits, resident, samples, test.num_classes, accelerator)
 
 
-def _agreement(examined: Examined, answers: Predictions) -> float:
+def _agreement(examined: Examined, answers: TeacherPredictions) -> float:
     is_equal = examined.predictions == answers.classes
     return float((is_equal & (examined.predictions != NO_PREDICTION)).double().mean())
 
 
-def _described(test: ImageSet) -> dict[str, Any]:
+def _described(test: ImageDataset) -> dict[str, Any]:
     return {
         "test_source": test.name,
         "test_split": test.split,
@@ -212,20 +222,20 @@ def _described(test: ImageSet) -> dict[str, Any]:
 
 
 def _cost(
-    model: FrozenTeacher, test: ImageSet, seconds: float, accelerator: Accelerator
+    model: FrozenTeacher, test: ImageDataset, seconds: float, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Of the forward pass in the main process, while the others wait; and where it was measured."""
     cost: dict[str, Any] = {}
     if accelerator.is_main_process:
         first = torch.arange(max(BATCH_SIZES)) % test.num_samples
         with torch.no_grad():
-            inputs = model.inputs(Images(test, accelerator.device).take(first)[0])
+            inputs = model.inputs(DeviceImages(test, accelerator.device).take(first)[0])
         cost = {
             **forward_cost(model.model, inputs, precision=model.precision, seconds=seconds),
             "input_shape": list(inputs.shape[1:]),
         }
     return {
-        **from_main_process(accelerator, cost),
+        **broadcast_from_main(accelerator, cost),
         "device": accelerator.device.type,
         "device_name": device_name(accelerator.device),
         "num_threads": torch.get_num_threads(),

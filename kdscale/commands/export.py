@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kdscale import __version__, experiment
 from kdscale.atomic_write import rename_durably, storage_error, temporary_folder
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
 from kdscale.distributed import create_accelerator
 from kdscale.errors import ExportError
-from kdscale.experiment.trained_models import Trained, Trust, Weights, trained_model_of
+from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_model_of
 from kdscale.models.deployable import Deployable
 from kdscale.models.formats import FORMATS, Answer, said_in_one_line
 from kdscale.models.untrusted import is_code
@@ -67,7 +67,7 @@ def export(
         trained.recipe, trained.section, test, what=trained.role,
         named_by=trained.named_by(trained.section),
     )  # fmt: skip
-    pixels = Images(test, _CPU).take(torch.arange(min(_IMAGES, test.num_samples)))[0]
+    pixels = DeviceImages(test, _CPU).take(torch.arange(min(_IMAGES, test.num_samples)))[0]
     model = freeze(
         classifier.model, classifier.preprocess, precision="float32",
         memory_format="contiguous", device=_CPU,
@@ -99,7 +99,7 @@ def _quoted(path: Path) -> str:
     return json.dumps(str(path), ensure_ascii=False)
 
 
-def _file_name(trained: Trained, format_name: str) -> str:
+def _file_name(trained: TrainedModel, format_name: str) -> str:
     return f"{trained.role}{'' if trained.weights == 'last' else '-best'}.{format_name}"
 
 
@@ -113,7 +113,9 @@ def _check_place(path: Path, format_name: str, *, overwrite: bool) -> None:
         raise ExportError(f"{path} is there: name another --out, or add --overwrite")
 
 
-def _about(trained: Trained, program: Deployable, test: ImageSet, pixels: Tensor) -> dict[str, Any]:
+def _about(
+    trained: TrainedModel, program: Deployable, test: ImageDataset, pixels: Tensor
+) -> dict[str, Any]:
     """What the file says of itself; the keys of a weights file among them."""
     return {
         "kdscale": __version__,

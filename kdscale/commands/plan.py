@@ -15,7 +15,7 @@ import torch
 
 from kdscale import config, experiment
 from kdscale.building.location import free_path, space
-from kdscale.building.stored_outputs import Kept, asked_for
+from kdscale.building.stored_outputs import StoredOutputs, configure_teacher
 from kdscale.cache.catalog import find_cache
 from kdscale.cache.layout import with_large_objects
 from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
@@ -24,16 +24,16 @@ from kdscale.cache.stores.base import Place, is_remote
 from kdscale.cache.writer import ShardWriter
 from kdscale.commands.timing import (
     SMALLEST_BATCH,
-    Parts,
     StagedTargets,
-    Variant,
+    TimedLoop,
+    TimedSetup,
     affordable_batch,
     ask_teacher,
     soft_objective,
     student_settings,
 )
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.distributed import create_accelerator
@@ -43,12 +43,12 @@ from kdscale.formatting import bytes_text
 from kdscale.losses.objective import SUPERVISED
 from kdscale.report.cost import break_even
 from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
-from kdscale.target_sources.compatibility import check_fits, with_keys
+from kdscale.target_sources.compatibility import check_compatible, with_keys
 from kdscale.target_sources.stored_encoding import choose_encoding, encoding_of
 from kdscale.targets import ENCODINGS, Encoding, Head, encode
 from kdscale.teacher.checks import inspect_teacher
-from kdscale.teacher.frozen_teacher import Answers, FrozenTeacher, SizedBatches
-from kdscale.training.trainer import Loop
+from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher, TeacherOutput
+from kdscale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -102,19 +102,21 @@ def plan(
     settings, device = student_settings(recipe), accelerator.device
     teacher = experiment.frozen_teacher_or_random(recipe, images, teacher_weights, device)
     trained = recipe.teacher.is_trained or teacher_weights is not None
-    kept = experiment.kept_of(recipe, images, teacher)
-    asked = experiment.asked_manifest(recipe, images, teacher.describe(), kept=kept)
+    kept = experiment.stored_outputs_of(recipe, images, teacher)
+    asked = experiment.required_manifest(recipe, images, teacher.describe(), kept=kept)
     asked, once = with_keys(asked, images)
     there = _look_for(asked, images, cache_root, cache) if trained else _Found(None, 0.0)
     path = there.path or cache or free_path(cache_root, recipe, asked)
 
     size = settings.global_batch_size
-    parts = Parts(recipe, images, Images(images, device), teacher, accelerator, size, num_processes)
+    parts = TimedSetup(
+        recipe, images, DeviceImages(images, device), teacher, accelerator, size, num_processes
+    )
     parts.loader(ViewSchedule(1, 0))  # a batch that does not split over the processes ends here
     embedded = _embedded(recipe, images, teacher)
-    heard = replace(parts, teacher=asked_for(teacher, asked, embedded or kept))
+    heard = replace(parts, teacher=configure_teacher(teacher, asked, embedded or kept))
     if trained:
-        batches = SizedBatches(heard.teacher, recipe.teacher.batch_size)
+        batches = OomSafeTeacher(heard.teacher, recipe.teacher.batch_size)
         inspect_teacher(batches, parts.resident, images, num_samples=_INSPECTED)
     encoding = encoding_of(asked, kept.head)
     answers = ask_teacher(heard, encoding, asked.num_views, seconds * _TEACHER_SHARE)
@@ -169,7 +171,9 @@ class _Found:
     """0..1"""
 
 
-def _look_for(asked: Manifest, images: ImageSet, cache_root: Path, cache: Place | None) -> _Found:
+def _look_for(
+    asked: Manifest, images: ImageDataset, cache_root: Path, cache: Place | None
+) -> _Found:
     path = cache or find_cache(cache_root, asked)
     try:
         found = None if path is None else read_manifest(path)
@@ -178,7 +182,7 @@ def _look_for(asked: Manifest, images: ImageSet, cache_root: Path, cache: Place 
     if path is None or found is None:
         return _Found(None, 0.0)
     enough = replace(found, num_views=max(found.num_views, asked.num_views))
-    check_fits(path, enough, asked, images)
+    check_compatible(path, enough, asked, images)
     # In parts too, where the cache is unfinished.
     built = (
         found.num_views if found.complete else ShardWriter(path, found).committed().mean(1).sum()
@@ -186,21 +190,25 @@ def _look_for(asked: Manifest, images: ImageSet, cache_root: Path, cache: Place 
     return _Found(path, min(1.0, float(built) / asked.num_views))
 
 
-def _embedded(recipe: config.Recipe, images: ImageSet, teacher: FrozenTeacher) -> Kept | None:
+def _embedded(
+    recipe: config.Recipe, images: ImageDataset, teacher: FrozenTeacher
+) -> StoredOutputs | None:
     """What a cache of embeddings would keep; None where the teacher's last layer is not linear."""
     settings = recipe.cache.model_copy(update={"encoding": "embedding"})
     with suppress(ConfigError):
-        return experiment.kept_of(recipe.model_copy(update={"cache": settings}), images, teacher)
+        return experiment.stored_outputs_of(
+            recipe.model_copy(update={"cache": settings}), images, teacher
+        )
     return None
 
 
 def _sizes(
     recipe: config.Recipe,
     asked: Manifest,
-    images: ImageSet,
+    images: ImageDataset,
     once: Mapping[str, np.ndarray],
-    embedded: Kept | None,
-    said: Answers | None,
+    embedded: StoredOutputs | None,
+    said: TeacherOutput | None,
 ) -> dict[str, dict[str, int]]:
     """Bytes of an answer and of the cache, by encoding.
 
@@ -211,11 +219,11 @@ def _sizes(
     for name in ENCODINGS:
         settings = recipe.cache.model_copy(update={"encoding": name})
         wanted = recipe.model_copy(update={"cache": settings})
-        kept = embedded if name == "embedding" else Kept()
+        kept = embedded if name == "embedding" else StoredOutputs()
         if kept is None:
             continue
         with suppress(ConfigError):  # topk of fewer classes than it keeps
-            manifest = experiment.asked_manifest(wanted, images, asked.teacher, kept=kept)
+            manifest = experiment.required_manifest(wanted, images, asked.teacher, kept=kept)
             manifest = replace(manifest, features=asked.features, dataset=asked.dataset)
             each = float(manifest.bytes_per_sample)
             if said is not None:
@@ -229,7 +237,7 @@ def _sizes(
     return sizes
 
 
-def _stored_bytes_per_answer(manifest: Manifest, said: Answers, head: Head | None) -> float:
+def _stored_bytes_per_answer(manifest: Manifest, said: TeacherOutput, head: Head | None) -> float:
     """Compressed, but for features, whose bytes are told as they are."""
     values = encode(said.logits_BC, encoding_of(manifest, head), said.embedding_BD)
     logits = said.logits_BC
@@ -244,7 +252,7 @@ def _stored_bytes_per_answer(manifest: Manifest, said: Answers, head: Head | Non
 
 
 def _step_seconds(
-    parts: Parts, asked: Manifest, encoding: Encoding, seconds: float
+    parts: TimedSetup, asked: Manifest, encoding: Encoding, seconds: float
 ) -> dict[str, float]:
     """Seconds a sample that training steps of each kind take; medians of interleaved rounds."""
     tiny = _variants(
@@ -263,7 +271,7 @@ def _step_seconds(
     return {kind: step / samples for kind, step in measured.items()}
 
 
-def _variants(parts: Parts, asked: Manifest, encoding: Encoding) -> dict[str, Variant]:
+def _variants(parts: TimedSetup, asked: Manifest, encoding: Encoding) -> dict[str, TimedLoop]:
     schedule = ViewSchedule(asked.num_views, 0)
     staged = StagedTargets(parts.images, encoding, schedule, parts.accelerator.device)
     sources: dict[str, TargetSource] = {"cached": staged}
@@ -276,15 +284,15 @@ def _variants(parts: Parts, asked: Manifest, encoding: Encoding) -> dict[str, Va
     for kind, source in sources.items():
         loop = parts.loop(source, SUPERVISED if kind == "supervised" else soft)
         prepare = partial(staged.stage, loop) if kind == "cached" else None
-        found[kind] = Variant(partial(_go_on, loop), prepare)
+        found[kind] = TimedLoop(partial(_go_on, loop), prepare)
     return found
 
 
-def _go_on(loop: Loop, count: int) -> None:
+def _go_on(loop: Trainer, count: int) -> None:
     loop.run(loop.state.step + count)
 
 
-def _measure(variants: Mapping[str, Variant], seconds: float) -> dict[str, float]:
+def _measure(variants: Mapping[str, TimedLoop], seconds: float) -> dict[str, float]:
     """Seconds of a step of each kind."""
     names, ended = list(variants), perf_counter() + seconds
     once = {name: variant.timed(1) for name, variant in variants.items()}
@@ -303,7 +311,7 @@ def _measure(variants: Mapping[str, Variant], seconds: float) -> dict[str, float
 
 
 def _payback(
-    recipe: config.Recipe, parts: Parts, build: float, steps: Mapping[str, float]
+    recipe: config.Recipe, parts: TimedSetup, build: float, steps: Mapping[str, float]
 ) -> dict[str, Any]:
     """Times of the build and of a student of each kind, and when the one has saved the other."""
     settings = student_settings(recipe)

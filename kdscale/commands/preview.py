@@ -16,8 +16,8 @@ from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import Place, name_of
 from kdscale.config import Recipe
-from kdscale.data.image_dataset import ImageSet, load_images
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset, load_images
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
 from kdscale.preview.exhibits import Exhibits, Names, spread
@@ -85,7 +85,7 @@ class ShownCache:
         num_samples = _within(samples, _SAMPLES, manifest.num_samples, "samples", self._path)
         shown = Exhibits(
             self._images,
-            Images(self._images, _CPU),
+            DeviceImages(self._images, _CPU),
             Pipeline.from_description(manifest.views),
             spread(self._labels, num_samples, seed),
             num_views,
@@ -122,7 +122,7 @@ def show_views(
     num_samples = _within(samples, _SAMPLES, images.num_samples, "samples", recipe.name)
     shown = Exhibits(
         images,
-        Images(images, _CPU),
+        DeviceImages(images, _CPU),
         experiment.pipeline(recipe, images.num_samples),
         spread(images.labels, num_samples, seed),
         num_views,
@@ -161,7 +161,7 @@ def _within(asked: int | None, default: int, limit: int, what: str, place: objec
 
 def _cached_images(
     path: Place, manifest: Manifest, data: str | None, cache_root: Path, *, labelled: bool
-) -> ImageSet:
+) -> ImageDataset:
     """The images that a cache was built from, proved by their fingerprint.
 
     Raises:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.cache.manifest import read_manifest
-from kdscale.cache.repair import restored_manifest, take_out
+from kdscale.cache.repair import discard_bad_shards, restored_manifest
 from kdscale.cache.stores.base import Place
-from kdscale.cache.verify import Verdict, verify
+from kdscale.cache.verify import VerifyReport, verify
 from kdscale.commands.build import build
 from kdscale.config import Recipe
-from kdscale.distributed import create_accelerator, from_main_process, main_process_first
+from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
 from kdscale.errors import CacheCorruptError
-from kdscale.experiment import asked_manifest, frozen_teacher, kept_of, training_images
-from kdscale.target_sources.compatibility import check_fits, with_keys
+from kdscale.experiment import frozen_teacher, required_manifest, stored_outputs_of, training_images
+from kdscale.target_sources.compatibility import check_compatible, with_keys
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def repair(
     accelerator = create_accelerator()
     with main_process_first(accelerator):
         found = verify(path) if accelerator.is_main_process else None
-    found = from_main_process(accelerator, found)
+    found = broadcast_from_main(accelerator, found)
     assert found is not None
     if found.ok:
         log.info("cache %s is sound: nothing to repair", path)
@@ -58,30 +58,30 @@ def repair(
     build(
         recipe, cache_root=cache_root, cache=path, teacher_weights=teacher_weights, num_views=views
     )
-    found = from_main_process(accelerator, found)
+    found = broadcast_from_main(accelerator, found)
     log.info("cache %s is repaired: %s", path, ", ".join(_names(found)) or "its build is finished")
     return _answer(path, found)
 
 
-def _answer(path: Place, found: Verdict) -> dict[str, Any]:
+def _answer(path: Place, found: VerifyReport) -> dict[str, Any]:
     return {"path": str(path), "ok": True, "rebuilt": _names(found)}
 
 
-def _names(found: Verdict) -> list[str]:
+def _names(found: VerifyReport) -> list[str]:
     return [*found.missing_shards, *found.corrupt_shards]
 
 
-def _take_out(recipe: Recipe, path: Place, root: Path, weights: str | None) -> Verdict:
+def _take_out(recipe: Recipe, path: Place, root: Path, weights: str | None) -> VerifyReport:
     images = training_images(recipe, root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, weights, create_accelerator().device)
-    kept = kept_of(recipe, images, teacher)
-    asked = asked_manifest(recipe, images, teacher.describe(), kept=kept)
+    kept = stored_outputs_of(recipe, images, teacher)
+    asked = required_manifest(recipe, images, teacher.describe(), kept=kept)
     asked, once = with_keys(asked, images)
     once |= kept.once
     try:
         manifest = read_manifest(path)
     except CacheCorruptError:
         restored = restored_manifest(path, asked, images.labels, once)
-        return take_out(path, images.labels, restored, once)
-    check_fits(path, manifest, replace(asked, num_views=manifest.num_views), images)
-    return take_out(path, images.labels, once=once)
+        return discard_bad_shards(path, images.labels, restored, once)
+    check_compatible(path, manifest, replace(asked, num_views=manifest.num_views), images)
+    return discard_bad_shards(path, images.labels, once=once)

@@ -17,15 +17,12 @@ from kdscale.commands.build import build
 from kdscale.commands.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.commands.report import write_page
 from kdscale.commands.train import train
-from kdscale.data.image_dataset import ImageSet
+from kdscale.data.image_dataset import ImageDataset
 from kdscale.distributed import create_accelerator
 from kdscale.errors import Interrupted, RunError
-from kdscale.experiment import asked_manifest, check_recipe
+from kdscale.experiment import check_recipe, required_manifest
 from kdscale.experiment.checks import mention_ineffective
 from kdscale.experiment.saved_runs import (
-    Content,
-    Job,
-    Targets,
     check_content,
     check_same_recipe,
     check_same_run,
@@ -40,8 +37,8 @@ from kdscale.experiment.saved_runs import (
 from kdscale.experiment.trained_models import Trust, given_teacher
 from kdscale.regular_files import read_regular
 from kdscale.report.runs import Kind
-from kdscale.runs.folder import RunFolder
-from kdscale.runs.lock import alone_in
+from kdscale.runs.folder import RunFolder, RunInputs, RunSpec, Targets
+from kdscale.runs.lock import run_lock
 from kdscale.tables.comparison import Row, results_table
 from kdscale.target_sources.ensemble import check_different, further_caches
 
@@ -79,10 +76,10 @@ def run_recipe(
     seeds = list(dict.fromkeys(seeds))
     mention_ineffective(recipe, *([] if recipe.teacher.is_trained else ["teacher"]), "student")
     train_set, test_set = check_recipe(recipe, cache_root)
-    Job("student", "teacher" if online else "cache", seeds[0]).section(recipe)
-    with alone_in(folder, create_accelerator()):
+    RunSpec("student", "teacher" if online else "cache", seeds[0]).section(recipe)
+    with run_lock(folder, create_accelerator()):
         _open_folder(folder, recipe)
-        splits = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
+        splits = RunInputs(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
         teacher, weights = _teacher(recipe, folder, splits, cache_root)
         with stopped_with_advice(folder):
             path = build(recipe, cache_root=cache_root, cache=cache, teacher_weights=weights)
@@ -99,7 +96,7 @@ def run_recipe(
             rows.append(Row(_FOLDERS[targets], []))
             for seed in seeds:
                 run = folder / f"{_FOLDERS[targets]}-seed{seed}"
-                job = Job("student", targets, seed)
+                job = RunSpec("student", targets, seed)
                 result = _train_or_reuse(recipe, job, run, contents[targets], **places)
                 rows[-1].results.append(result)
                 _write_table(folder, rows)  # as they come
@@ -111,16 +108,18 @@ def run_recipe(
         return result
 
 
-def _manifests(recipe: config.Recipe, images: ImageSet, cache: Place, root: Path) -> list[Manifest]:
+def _manifests(
+    recipe: config.Recipe, images: ImageDataset, cache: Place, root: Path
+) -> list[Manifest]:
     """Of the recipe's own cache, and of those of its ensemble."""
     own = read_manifest(cache)
-    asked = asked_manifest(recipe, images, own.teacher)
+    asked = required_manifest(recipe, images, own.teacher)
     others = further_caches(recipe.ensemble.caches, asked, images, root)
     check_different([(str(cache), own), *others])
     return [own, *(manifest for _, manifest in others)]
 
 
-def _contents(splits: Content, caches: Sequence[Manifest]) -> dict[Targets, Content]:
+def _contents(splits: RunInputs, caches: Sequence[Manifest]) -> dict[Targets, RunInputs]:
     """What students learn from, by where their targets come from."""
     return {
         "none": splits,
@@ -174,7 +173,7 @@ def _open_folder(folder: Path, recipe: config.Recipe) -> None:
 
 
 def _teacher(
-    recipe: config.Recipe, folder: Path, splits: Content, cache_root: Path
+    recipe: config.Recipe, folder: Path, splits: RunInputs, cache_root: Path
 ) -> tuple[dict[str, Any], str | None]:
     """The teacher's result, and its weights where the recipe names none."""
     if recipe.teacher.is_trained:
@@ -187,7 +186,7 @@ def _teacher(
 
 
 def ready_teacher(
-    recipe: config.Recipe, folder: Path, splits: Content, cache_root: Path
+    recipe: config.Recipe, folder: Path, splits: RunInputs, cache_root: Path
 ) -> tuple[dict[str, Any], str]:
     """The result and weights of a teacher that is trained here, unless it was already.
 
@@ -197,7 +196,7 @@ def ready_teacher(
     usual = teacher_folder(Path("runs") / recipe.name)
     if not is_finished(run) and not is_begun(run) and is_same_teacher(usual, recipe):
         run = usual
-    job = Job("teacher", "none", 0)
+    job = RunSpec("teacher", "none", 0)
     result = _train_or_reuse(recipe, job, run, splits, cache_root=cache_root)
     return result, str(RunFolder(run).weights_file())
 
@@ -214,7 +213,7 @@ def quick_evaluation(recipe: config.Recipe, cache_root: Path) -> Evaluation:
 
 
 def _train_or_reuse(
-    recipe: config.Recipe, job: Job, run: Path, content: Content, **places: Any
+    recipe: config.Recipe, job: RunSpec, run: Path, content: RunInputs, **places: Any
 ) -> dict[str, Any]:
     if is_finished(run):
         if job.model == "teacher":

@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdscale import config, experiment
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Batch, Images, Loader
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import Batch, BatchLoader, DeviceImages
 from kdscale.data.pixel_sources import as_tensor
 from kdscale.data.views.digest import digest
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
-from kdscale.experiment.saved_runs import Job
 from kdscale.losses.objective import Objective
+from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import TargetSource
 from kdscale.targets import Encoding, Head, Targets, decode, encode, encode_features
-from kdscale.teacher.frozen_teacher import Answers, FrozenTeacher, SizedBatches, together
-from kdscale.training.trainer import Loop
+from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher, TeacherOutput, concatenate
+from kdscale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ SMALLEST_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class TimedLoop:
     """One way to train, ready to go on for any number of steps."""
 
     steps: Steps
@@ -60,12 +60,12 @@ def synchronize() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class TimedSetup:
     """What a recipe's steps are made of."""
 
     recipe: config.Recipe
-    images: ImageSet
-    resident: Images
+    images: ImageDataset
+    resident: DeviceImages
     teacher: FrozenTeacher
     accelerator: Accelerator
     batch_size: int
@@ -78,9 +78,9 @@ class Parts:
         """How the student is trained."""
         return student_settings(self.recipe)
 
-    def loader(self, schedule: ViewSchedule, windows: Windows | None = None) -> Loader:
+    def loader(self, schedule: ViewSchedule, windows: Windows | None = None) -> BatchLoader:
         """The batches of steps."""
-        return Loader(
+        return BatchLoader(
             self.resident,
             torch.arange(self.images.num_samples),
             experiment.pipeline(self.recipe, self.images.num_samples),
@@ -91,7 +91,7 @@ class Parts:
             windows=windows,
         )
 
-    def loop(self, source: TargetSource, objective: Objective) -> Loop:
+    def loop(self, source: TargetSource, objective: Objective) -> Trainer:
         """A student's training loop, at its beginning."""
         settings = self.settings
         student = experiment.model_to_train(
@@ -99,7 +99,7 @@ class Parts:
         )
         loader = self.loader(source.schedule, source.windows)
         model = self.accelerator.prepare(student.model)
-        return Loop(
+        return Trainer(
             model,
             student.preprocess,
             loader,
@@ -116,7 +116,7 @@ class Parts:
 
 def student_settings(recipe: config.Recipe) -> config.Train:
     """How a recipe's student is trained."""
-    return Job("student", "none", 0).section(recipe)[1]
+    return RunSpec("student", "none", 0).section(recipe)[1]
 
 
 def soft_objective(recipe: config.Recipe) -> Objective:
@@ -129,7 +129,7 @@ def soft_objective(recipe: config.Recipe) -> Objective:
     return replace(objective, feature_weight=0.0)
 
 
-def made_up_logits(images: ImageSet, num_samples: int) -> Tensor:
+def synthetic_logits(images: ImageDataset, num_samples: int) -> Tensor:
     """[N, C] float32 that point to the labels of the first samples, as a teacher's do.
 
     Noise alone would drive units dead and gradients into denormals, and slow down what learns it.
@@ -140,13 +140,13 @@ def made_up_logits(images: ImageSet, num_samples: int) -> Tensor:
     return logits
 
 
-def made_up_answers(images: ImageSet, num_samples: int, head: Head | None) -> Answers:
+def synthetic_outputs(images: ImageDataset, num_samples: int, head: Head | None) -> TeacherOutput:
     """Such logits; with a head, what it makes of an embedding that points to the labels."""
-    logits = made_up_logits(images, num_samples)
+    logits = synthetic_logits(images, num_samples)
     if head is None:
-        return Answers(logits)
+        return TeacherOutput(logits)
     embedding = logits @ head.weight_CD / head.weight_CD.square().sum(1).mean()
-    return Answers(head(embedding), embedding)
+    return TeacherOutput(head(embedding), embedding)
 
 
 class StagedTargets:
@@ -154,7 +154,7 @@ class StagedTargets:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: ImageDataset,
         encoding: Encoding,
         schedule: ViewSchedule,
         device: torch.device,
@@ -164,12 +164,12 @@ class StagedTargets:
         self._num_rows, self._device = min(images.num_samples, _STAGED_SAMPLES), device
         head = None if encoding.head is None else encoding.head.to(torch.device("cpu"))
         encoding = replace(encoding, head=head)
-        said = made_up_answers(images, self._num_rows, head)
+        said = synthetic_outputs(images, self._num_rows, head)
         stored = encode(said.logits_BC, encoding, said.embedding_BD)
         self._targets_N = decode(stored, encoding).to(device)
         self._staged: Iterator[Targets] = iter(())
 
-    def stage(self, loop: Loop, count: int) -> None:
+    def stage(self, loop: Trainer, count: int) -> None:
         """Gather the targets of the next steps, before the clock starts."""
         first = loop.state.step
         indices = [loop.loader.index(step) for step in range(first, first + count)]
@@ -199,16 +199,18 @@ def affordable_batch(batch_size: int, each: float, seconds: float) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class TimedAnswers:
+class TimedTeacher:
     """What the teacher said while it was timed."""
 
     seconds_per_image: float
-    said: Answers
+    said: TeacherOutput
     """Of the first samples of the first view, at most a shard of them; on the CPU, and without
     features."""
 
 
-def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float) -> TimedAnswers:
+def ask_teacher(
+    parts: TimedSetup, encoding: Encoding, num_views: int, seconds: float
+) -> TimedTeacher:
     """Ask a teacher for a while as a build does: views, forward pass, digests, encoding.
 
     Args:
@@ -219,7 +221,7 @@ def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float
     """
     num_samples, wanted = parts.images.num_samples, parts.recipe.cache.shard_samples
     pipeline = experiment.cached_pipeline(parts.recipe, num_samples)
-    teacher = SizedBatches(parts.teacher, parts.recipe.teacher.batch_size)
+    teacher = OomSafeTeacher(parts.teacher, parts.recipe.teacher.batch_size)
 
     def seconds_of(size: int) -> float:
         began = perf_counter()
@@ -230,7 +232,7 @@ def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float
     seconds_of(tiny)  # the first pass sets things up
     size = affordable_batch(min(teacher.batch_size, num_samples), seconds_of(tiny) / tiny, seconds)
     seconds_of(size)
-    kept: list[Answers] = []
+    kept: list[TeacherOutput] = []
     asked, batches = 0, 0
     began = perf_counter()
     for batch in parts.resident.show_each(pipeline, _each_view(num_samples, size, num_views)):
@@ -244,8 +246,8 @@ def ask_teacher(parts: Parts, encoding: Encoding, num_views: int, seconds: float
         if batches > 1 and perf_counter() - began > seconds:
             break
     seconds_per_image = (perf_counter() - began) / asked
-    first = together(kept).with_each(lambda values: values[:wanted].clone())
-    return TimedAnswers(seconds_per_image, first)
+    first = concatenate(kept).with_each(lambda values: values[:wanted].clone())
+    return TimedTeacher(seconds_per_image, first)
 
 
 def _each_view(num_samples: int, size: int, num_views: int) -> Iterator[tuple[int, Tensor]]:

@@ -14,31 +14,31 @@ from torch import nn
 from kdscale import config, experiment
 from kdscale.cache.stores.base import Place
 from kdscale.cache.stores.read_through import Copies
-from kdscale.collectives import gathered
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images, Loader
-from kdscale.data.views.rng import chain
+from kdscale.collectives import all_gather_rows
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import BatchLoader, DeviceImages
+from kdscale.data.views.rng import derive_seed
 from kdscale.distributed import create_accelerator, expect_unused_parameters, main_process_first
 from kdscale.experiment import target_source
 from kdscale.experiment.checks import check_loss, mention_loss, mention_steps
-from kdscale.experiment.pretrained_init import Beginning, find_beginning
+from kdscale.experiment.pretrained_init import PretrainedInit, find_pretrained_init
 from kdscale.experiment.results import reading_of, result_of, weights_metadata
-from kdscale.experiment.saved_runs import Content, Job, keep_content, of_caches, open_run
+from kdscale.experiment.saved_runs import keep_content, of_caches, open_run
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
-from kdscale.runs.folder import RunFolder
-from kdscale.runs.lock import alone_in
+from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
+from kdscale.runs.lock import run_lock
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import orderly_stop
 from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.teacher.checks import inspect_teacher
-from kdscale.teacher.frozen_teacher import SizedBatches
+from kdscale.teacher.frozen_teacher import OomSafeTeacher
 from kdscale.training.batch_norm import with_whole_batches
-from kdscale.training.callbacks import Cadence, Evaluator, Following, Watch, progress_bar
-from kdscale.training.feature_student import student_of, taught
+from kdscale.training.callbacks import EvaluationHook, Intervals, StepCallback, Watch, progress_bar
+from kdscale.training.feature_student import unwrap_student, with_features
 from kdscale.training.resume import restore_best, restore_or_begin
-from kdscale.training.trainer import Loop
+from kdscale.training.trainer import Trainer
 from kdscale.training.trial_step import mention_unused, unused_parameters
 from kdscale.training.unsaved_state import check_state_is_saved
 from kdscale.training.wait_for_build import Turn
@@ -49,7 +49,7 @@ class _Training:
     """What the steps of a training share: what is trained, where, and on what."""
 
     recipe: config.Recipe
-    job: Job
+    job: RunSpec
     run: Path
     cache_root: Path
     teacher_weights: str | None
@@ -73,14 +73,14 @@ class _Training:
 class _Data:
     """The splits, and the training split where steps take it from."""
 
-    images: ImageSet
-    test: ImageSet
-    resident: Images
+    images: ImageDataset
+    test: ImageDataset
+    resident: DeviceImages
 
 
 def train(
     recipe: config.Recipe,
-    job: Job,
+    job: RunSpec,
     *,
     run: Path,
     cache_root: Path,
@@ -120,7 +120,7 @@ def train(
     alone = job.targets == "none"
     loss = experiment.supervised(settings) if alone else experiment.objective(recipe)
     accelerator = create_accelerator()
-    with nullcontext(still_ours) if still_ours else alone_in(run, accelerator) as ours:
+    with nullcontext(still_ours) if still_ours else run_lock(run, accelerator) as ours:
         training = _Training(recipe, job, run, cache_root, teacher_weights, loss, accelerator, ours)
         data, begun = _open(training, resume=resume)
         with _opened_caches(training, data, cache, copies, wait=wait) as caches:
@@ -136,7 +136,7 @@ def train(
         if begun is not None:
             result["pretrained"] = begun.to_json()
         if caches:
-            result |= target_source.told_of(caches, recipe)
+            result |= target_source.describe_caches(caches, recipe)
             result |= reading_of(caches, loop, loop.state.train_seconds - before_seconds)
         if wait:
             result["wait_seconds"] = round(loop.state.wait_seconds, 3)
@@ -144,13 +144,13 @@ def train(
     return result
 
 
-def _open(training: _Training, *, resume: bool) -> tuple[_Data, Beginning | None]:
+def _open(training: _Training, *, resume: bool) -> tuple[_Data, PretrainedInit | None]:
     """The run's folder, the splits, and what the model begins from, once all of them will do."""
     recipe, loss, accelerator = training.recipe, training.loss, training.accelerator
     run, main = training.run, accelerator.is_main_process
     with main_process_first(accelerator):
         open_run(run, recipe, training.job, resume=resume, main=main)
-        begun = find_beginning(run, training.section, training.job.model, main=main)
+        begun = find_pretrained_init(run, training.section, training.job.model, main=main)
         images = experiment.training_images(
             recipe, training.cache_root, labelled=loss.hard_weight > 0
         )
@@ -159,7 +159,7 @@ def _open(training: _Training, *, resume: bool) -> tuple[_Data, Beginning | None
         test = experiment.test_images(recipe, training.cache_root)
     experiment.check_same_classes(images, test)
     experiment.mention_other_shape(images, test)
-    return _Data(images, test, Images(images, accelerator.device)), begun
+    return _Data(images, test, DeviceImages(images, accelerator.device)), begun
 
 
 @contextmanager
@@ -193,20 +193,22 @@ def _source(training: _Training, data: _Data, caches: Sequence[CachedTargets]) -
         weights, device = training.teacher_weights, training.accelerator.device
         teacher = experiment.frozen_teacher(recipe, images, weights, device)
         teacher = replace(teacher, taps=experiment.taps_asked(recipe))
-        inspect_teacher(SizedBatches(teacher, recipe.teacher.batch_size), data.resident, images)
+        inspect_teacher(OomSafeTeacher(teacher, recipe.teacher.batch_size), data.resident, images)
         return LiveTeacher(teacher, experiment.shared_views(recipe))
-    return target_source.taught_by(caches, recipe, data.resident, fresh)
+    return target_source.make_target_source(caches, recipe, data.resident, fresh)
 
 
-def _content(data: _Data, source: TargetSource, caches: Sequence[CachedTargets]) -> Content:
+def _content(data: _Data, source: TargetSource, caches: Sequence[CachedTargets]) -> RunInputs:
     windows = None if source.windows is None else source.windows.describe()
-    splits = Content(data.images.fingerprint, data.test.fingerprint, None, None, windows)
+    splits = RunInputs(data.images.fingerprint, data.test.fingerprint, None, None, windows)
     if isinstance(source, LiveTeacher):
         return replace(splits, teacher=source.teacher.weights_sha256)
     return of_caches(splits, [cached.manifest for cached in caches]) if caches else splits
 
 
-def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginning | None) -> Loop:
+def _loop(
+    training: _Training, data: _Data, source: TargetSource, begun: PretrainedInit | None
+) -> Trainer:
     """The loop, and all that it uses."""
     settings, accelerator, loss = training.settings, training.accelerator, training.loss
     loader = _loader(training, data, source)
@@ -227,13 +229,13 @@ def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginni
         expect_unused_parameters(accelerator)
     model = accelerator.prepare(model)
     if accelerator.process_index:  # other dropout than the main process
-        torch.manual_seed(chain(training.job.seed, accelerator.process_index) >> 1)
-    return Loop(
+        torch.manual_seed(derive_seed(training.job.seed, accelerator.process_index) >> 1)
+    return Trainer(
         model,
         classifier.preprocess,
         loader,
         source,
-        replace(loss, gather=gathered) if accelerator.num_processes > 1 else loss,
+        replace(loss, gather=all_gather_rows) if accelerator.num_processes > 1 else loss,
         experiment.optimizer(settings, model),
         experiment.schedule(settings, loader.steps_per_epoch),
         accelerator,
@@ -243,11 +245,11 @@ def _loop(training: _Training, data: _Data, source: TargetSource, begun: Beginni
     )
 
 
-def _loader(training: _Training, data: _Data, source: TargetSource) -> Loader:
+def _loader(training: _Training, data: _Data, source: TargetSource) -> BatchLoader:
     """Batches of the training split, without what is held out to validate."""
     samples, _ = experiment.sample_indices(training.recipe, data.images)
     settings, num_samples = training.settings, data.images.num_samples
-    return Loader(
+    return BatchLoader(
         data.resident,
         samples,
         experiment.training_pipeline(training.recipe, settings, num_samples),
@@ -263,9 +265,9 @@ def _loader(training: _Training, data: _Data, source: TargetSource) -> Loader:
 def _student(
     training: _Training,
     classifier: experiment.Classifier,
-    loader: Loader,
+    loader: BatchLoader,
     source: TargetSource,
-    begun: Beginning | None,
+    begun: PretrainedInit | None,
 ) -> nn.Module:
     """The model as it is trained: begun, over all processes, with what its losses need."""
     student, loss, accelerator = classifier.model, training.loss, training.accelerator
@@ -281,13 +283,13 @@ def _student(
         target_source.feature_shapes(source, pixels),
     )
     seed, with_logits = training.job.seed, loss.with_logits
-    return taught(student, loss.features, shown, shapes, seed, with_logits=with_logits)
+    return with_features(student, loss.features, shown, shapes, seed, with_logits=with_logits)
 
 
 def _run(
     training: _Training,
     data: _Data,
-    loop: Loop,
+    loop: Trainer,
     metrics: MetricsLog,
     caches: Sequence[CachedTargets],
     *,
@@ -297,11 +299,11 @@ def _run(
     """Train to the end; the last evaluation on the test split, of the weights that are kept."""
     run, settings, accelerator = training.run, training.settings, training.accelerator
     evaluator = _evaluator(training, data)
-    cadence = Cadence.of(settings, loop.loader.steps_per_epoch)
+    cadence = Intervals.of(settings, loop.loader.steps_per_epoch)
     metadata = weights_metadata(training.section, data.images, loop)
     with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
         patience = experiment.patience(settings)
-        following = Following(
+        following = StepCallback(
             run, cadence, evaluator, metrics, stop, bar, metadata, patience, watch=watch,
             still_ours=training.still_ours,
         )  # fmt: skip
@@ -315,18 +317,18 @@ def _run(
     return evaluator(loop)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
 
 
-def _evaluator(training: _Training, data: _Data) -> Evaluator:
+def _evaluator(training: _Training, data: _Data) -> EvaluationHook:
     _, validation = experiment.sample_indices(training.recipe, data.images)
-    tested = Images(data.test, training.accelerator.device)
-    return Evaluator(tested, data.images.num_classes, data.resident, validation)
+    tested = DeviceImages(data.test, training.accelerator.device)
+    return EvaluationHook(tested, data.images.num_classes, data.resident, validation)
 
 
-def _write(training: _Training, data: _Data, loop: Loop, result: dict[str, Any]) -> None:
+def _write(training: _Training, data: _Data, loop: Trainer, result: dict[str, Any]) -> None:
     """Weights, then the result, which says that the run is finished."""
     accelerator = training.accelerator
     training.still_ours()
     if accelerator.is_main_process:
-        model = student_of(accelerator.unwrap_model(loop.model))
+        model = unwrap_student(accelerator.unwrap_model(loop.model))
         metadata = weights_metadata(training.section, data.images, loop) | {"metrics": result}
         folder = RunFolder(training.run)
         save_weights(folder.weights_file(), model, metadata=metadata)

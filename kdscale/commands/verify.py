@@ -15,15 +15,15 @@ from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import Place
 from kdscale.config import Recipe
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.distributed import create_accelerator
-from kdscale.experiment import asked_manifest, cached_pipeline, frozen_teacher, training_images
+from kdscale.experiment import cached_pipeline, frozen_teacher, required_manifest, training_images
 from kdscale.formatting import number_of
-from kdscale.target_sources.compatibility import check_fits
+from kdscale.target_sources.compatibility import check_compatible
 from kdscale.target_sources.stored_encoding import stored_encoding
 from kdscale.targets import DenseTargets, Targets, decode, log_sums
-from kdscale.teacher.frozen_teacher import SizedBatches
+from kdscale.teacher.frozen_teacher import OomSafeTeacher
 
 _SMALLEST = 1e-4  # of a row's largest value: float16 keeps smaller ones with fewer digits
 _NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -123,13 +123,13 @@ def ask_again(
     device = create_accelerator().device
     images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
     teacher = frozen_teacher(recipe, images, teacher_weights, device)
-    asked = asked_manifest(recipe, images, teacher.describe())
-    check_fits(path, manifest, replace(asked, num_views=manifest.num_views), images)
+    asked = required_manifest(recipe, images, teacher.describe())
+    check_compatible(path, manifest, replace(asked, num_views=manifest.num_views), images)
     allowed = default_tolerance(manifest) if tolerance is None else tolerance
     encoding, pairs = stored_encoding(reader), _pairs(manifest, num_pairs, seed)
     taps = taps_of(manifest.features)
-    batches = SizedBatches(replace(teacher, taps=taps), recipe.teacher.batch_size)
-    views, resident = cached_pipeline(recipe, images.num_samples), Images(images, device)
+    batches = OomSafeTeacher(replace(teacher, taps=taps), recipe.teacher.batch_size)
+    views, resident = cached_pipeline(recipe, images.num_samples), DeviceImages(images, device)
     same: list[bool] = []
     apart: list[float] = []
     features: list[float] = []

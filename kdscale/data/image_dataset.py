@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSet:
+class ImageDataset:
     """One split."""
 
     pixels: np.ndarray | EncodedImages
     """uint8 [N, C, H, W], a read-only memory map; C is 1 for grey sets and 3 for all others. Where
-    sizes differ, the images as they are encoded: `kdscale.data.loader.Images` shows both alike."""
+    sizes differ, the encoded images; `kdscale.data.loader.DeviceImages` renders views of both."""
     labels: np.ndarray
     """int64 [N], -1 where a sample has no label."""
     classes: tuple[str, ...]
@@ -80,7 +80,7 @@ def load_images(
     require_labels: bool = True,
     config: str | None = None,
     grey_range: tuple[float, float] | None = None,
-) -> ImageSet:
+) -> ImageDataset:
     """Find the split, decode it or reuse the decoded copy under `root/images`.
 
     Images of several sizes stay encoded, whatever their number.
@@ -115,7 +115,7 @@ def load_images(
     )
     logger.info("%s", describe_split(encoded), extra={"once": True})
     stored = open_or_decode(encoded, path_inside(root, "images"))
-    return ImageSet(
+    return ImageDataset(
         pixels=stored.pixels,
         labels=stored.labels,
         classes=encoded.classes,

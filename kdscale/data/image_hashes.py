@@ -17,17 +17,17 @@ from kdscale.errors import DataError, KdscaleError
 from kdscale.regular_files import read_inside
 
 if TYPE_CHECKING:
-    from kdscale.data.image_dataset import ImageSet
+    from kdscale.data.image_dataset import ImageDataset
 
 _ROWS = 1024  # copied at once from the memory map
 
 
-def kind_of(images: "ImageSet") -> str:
+def kind_of(images: "ImageDataset") -> str:
     """What the keys are of: `pixels`, or the bytes of `encoded` images, as the fingerprint is."""
     return "pixels" if images.one_size else "encoded"
 
 
-def image_keys(images: "ImageSet") -> np.ndarray:
+def image_keys(images: "ImageDataset") -> np.ndarray:
     """uint64 [N]: the key of each image, as stored beside decoded images or computed."""
     if images.keys is not None:
         return images.keys

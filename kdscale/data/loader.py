@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from kdscale.data.encoded_images import EncodedImages
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.pixel_sources import Decoded, Pixels, Stored, as_tensor
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.pixel_sources import DecodeOnDemand, InMemory, Pixels, as_tensor
 from kdscale.data.views.pipeline import Pipeline, Prepare, View
-from kdscale.data.views.rng import chain, permutation
+from kdscale.data.views.rng import derive_seed, permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.errors import DataError
 from kdscale.formatting import number_of
 from kdscale.targets import Mix
 
-_ORDER = chain(0x6F72646572)  # "order"
+_ORDER = derive_seed(0x6F72646572)  # "order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +55,20 @@ class Batch:
         return Batch(self.pixels[part], self.labels[part], self.index[part], view, mix)
 
 
-class Images:
+class DeviceImages:
     """An image set on a device: uint8 pixels and labels by index.
 
     Of one size or of several, decoded or not: who asks cannot tell, but for the time it takes.
     """
 
-    def __init__(self, images: ImageSet, device: torch.device) -> None:
+    def __init__(self, images: ImageDataset, device: torch.device) -> None:
         self.device, self.clean = device, Pipeline.parse(images.clean)
         self.labels = as_tensor(images.labels).to(device)
         self._pixels: Pixels
         if isinstance(images.pixels, EncodedImages):
-            self._pixels = Decoded(images.pixels, device)
+            self._pixels = DecodeOnDemand(images.pixels, device)
         else:
-            self._pixels = Stored(images.pixels, device, images.row_check)
+            self._pixels = InMemory(images.pixels, device, images.row_check)
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Clean pixels and labels of the samples `index` (int64 [B]), on the device."""
@@ -119,7 +119,7 @@ class Images:
         return Batch(shown.pixels, self.labels_of(index), index, view, mix)
 
 
-class Loader:
+class BatchLoader:
     """Training batches of a split.
 
     Args:
@@ -139,7 +139,7 @@ class Loader:
 
     def __init__(
         self,
-        images: Images,
+        images: DeviceImages,
         samples: Tensor,
         pipeline: Pipeline,
         schedule: ViewSchedule,

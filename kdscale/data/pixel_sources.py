@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.image_hashes import RowCheck
-from kdscale.data.views.operations.torchvision_op import PerSample
+from kdscale.data.views.operations.torchvision_op import TorchvisionOp
 from kdscale.data.views.pipeline import Pipeline, Prepare, View
 from kdscale.errors import ConfigError
 
@@ -46,7 +46,7 @@ class Pixels(Protocol):
         ...
 
 
-class Stored:
+class InMemory:
     """Decoded images of one size, uint8 [N, C, H, W].
 
     Args:
@@ -80,7 +80,7 @@ class Stored:
         return pixels.to(self._device), 0
 
 
-class Decoded:
+class DecodeOnDemand:
     """Images of several sizes, decoded in threads.
 
     Threads, not processes: Pillow's codecs let go of the interpreter. A JPEG of 500 x 375 took 1.7
@@ -129,7 +129,7 @@ class _Asked:
         leading = pipeline.operations[: pipeline.leading]
         # Transforms that are not ours set the generators of torch, NumPy and Python, which belong
         # to the caller's thread: it applies them itself, and few whole images wait for it.
-        self._alone = any(isinstance(operation, PerSample) for operation in leading)
+        self._alone = any(isinstance(operation, TorchvisionOp) for operation in leading)
         self._in_thread = 0 if self._alone else len(leading)
         self._begun: dict[tuple[int, int], Future[Tensor]] = {}
         self._begin(pairs[:_WHOLE_IMAGES] if self._alone else pairs)

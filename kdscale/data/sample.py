@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.data.views.rng import chain, permutation
+from kdscale.data.views.rng import derive_seed, permutation
 
-_SAMPLE = chain(0x73616D706C65)  # "sample"
+_SAMPLE = derive_seed(0x73616D706C65)  # "sample"
 
 
 def balanced_sample(labels: np.ndarray, count: int) -> Tensor:

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kdscale.data.views.rng import chain, permutation
+from kdscale.data.views.rng import derive_seed, permutation
 
-_VALIDATION = chain(0x76616C6964)  # "valid"
+_VALIDATION = derive_seed(0x76616C6964)  # "valid"
 
 
 def split_validation(num_samples: int, share: float) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdscale.data.views.rng import chain, permutation
+from kdscale.data.views.rng import derive_seed, permutation
 
-_WINDOWS = chain(0x77696E646F7773)  # "windows"
+_WINDOWS = derive_seed(0x77696E646F7773)  # "windows"
 
 
 @dataclass(frozen=True, slots=True)

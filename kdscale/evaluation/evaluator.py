@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.distributed import is_out_of_memory
 from kdscale.evaluation.metrics import Counts, predict, summarize
 from kdscale.formatting import number_of
@@ -40,7 +40,7 @@ class Examined:
 def evaluate(
     model: nn.Module,
     preprocess: Preprocess,
-    images: Images,
+    images: DeviceImages,
     samples: Tensor,
     num_classes: int,
     accelerator: Accelerator,
@@ -99,7 +99,7 @@ def mention_unclear(found: Mapping[str, Any], num_samples: int) -> None:
 @torch.inference_mode()
 def examine(
     logits: Callable[[Tensor], Tensor],
-    images: Images,
+    images: DeviceImages,
     samples: Tensor,
     num_classes: int,
     accelerator: Accelerator,

@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdscale.atomic_write import remove_abandoned, write_durably
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
-from kdscale.distributed import from_main_process
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
+from kdscale.distributed import broadcast_from_main
 from kdscale.evaluation.evaluator import examine
 from kdscale.formatting import number_of
 from kdscale.regular_files import read_inside
@@ -33,7 +33,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, slots=True)
-class Predictions:
+class TeacherPredictions:
     """A teacher's top-1 of each clean image of a split."""
 
     classes: Tensor
@@ -43,8 +43,8 @@ class Predictions:
 
 
 def predictions_of(
-    teacher: FrozenTeacher, images: ImageSet, root: Path, accelerator: Accelerator
-) -> Predictions:
+    teacher: FrozenTeacher, images: ImageDataset, root: Path, accelerator: Accelerator
+) -> TeacherPredictions:
     """What a teacher answers first, the same in every process; asked where it is not kept yet.
 
     Args:
@@ -54,18 +54,22 @@ def predictions_of(
         accelerator: its processes share the work.
     """
     path = _path(teacher, images, root)
-    kept = from_main_process(accelerator, _read(path, images.num_samples))
+    kept = broadcast_from_main(accelerator, _read(path, images.num_samples))
     if kept is not None:
-        return Predictions(kept, teacher.weights_sha256)
+        return TeacherPredictions(kept, teacher.weights_sha256)
     log.info("asking the teacher about %s, once", number_of(images.num_samples, "test image"))
-    shown, samples = Images(images, accelerator.device), torch.arange(images.num_samples)
+    shown, samples = DeviceImages(images, accelerator.device), torch.arange(images.num_samples)
     examined = examine(teacher.logits, shown, samples, images.num_classes, accelerator)
     keep_predictions(teacher, images, root, examined.predictions, accelerator)
-    return Predictions(examined.predictions, teacher.weights_sha256)
+    return TeacherPredictions(examined.predictions, teacher.weights_sha256)
 
 
 def keep_predictions(
-    teacher: FrozenTeacher, images: ImageSet, root: Path, answers: Tensor, accelerator: Accelerator
+    teacher: FrozenTeacher,
+    images: ImageDataset,
+    root: Path,
+    answers: Tensor,
+    accelerator: Accelerator,
 ) -> None:
     """Keep what another pass has found; arguments as of `predictions_of`."""
     if accelerator.is_main_process:
@@ -77,7 +81,7 @@ def keep_predictions(
         remove_abandoned(path.parent, path)
 
 
-def _path(teacher: FrozenTeacher, images: ImageSet, root: Path) -> Path:
+def _path(teacher: FrozenTeacher, images: ImageDataset, root: Path) -> Path:
     decides = {
         "version": _VERSION,
         "images": images.fingerprint,

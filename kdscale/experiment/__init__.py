@@ -1,6 +1,11 @@
 """From a recipe to the things it names: where configuration ends and plain objects begin."""
 
-from kdscale.experiment.cache_spec import LIBRARIES, asked_manifest, check_recipe, kept_of
+from kdscale.experiment.cache_spec import (
+    LIBRARIES,
+    check_recipe,
+    required_manifest,
+    stored_outputs_of,
+)
 from kdscale.experiment.datasets import (
     check_same_classes,
     mention_other_shape,
@@ -39,7 +44,6 @@ from kdscale.experiment.views import (
 __all__ = [
     "LIBRARIES",
     "Classifier",
-    "asked_manifest",
     "cached_pipeline",
     "check_recipe",
     "check_same_classes",
@@ -48,7 +52,6 @@ __all__ = [
     "fresh_views",
     "frozen_teacher",
     "frozen_teacher_or_random",
-    "kept_of",
     "mention_other_shape",
     "model_of",
     "model_to_train",
@@ -57,10 +60,12 @@ __all__ = [
     "optimizer",
     "patience",
     "pipeline",
+    "required_manifest",
     "sample_indices",
     "schedule",
     "shared_views",
     "source_path",
+    "stored_outputs_of",
     "supervised",
     "taps_asked",
     "test_images",

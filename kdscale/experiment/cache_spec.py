@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from kdscale import config
-from kdscale.building.stored_outputs import Kept, look
+from kdscale.building.stored_outputs import StoredOutputs, look
 from kdscale.cache.manifest import Manifest
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.experiment.checks import check_loss, check_stored
 from kdscale.experiment.datasets import (
@@ -38,14 +38,14 @@ from kdscale.target_sources.stored_encoding import check_mixing, check_temperatu
 from kdscale.targets import Encoding
 from kdscale.teacher.checks import inspect_outputs
 from kdscale.teacher.frozen_teacher import FrozenTeacher
-from kdscale.training.feature_student import taught
+from kdscale.training.feature_student import with_features
 from kdscale.training.trial_step import unused_parameters
 from kdscale.training.unsaved_state import check_state_is_saved
 
 LIBRARIES = ("kdscale", "torch", "torchvision", "accelerate", "datasets", "zarr", "numpy", "pillow")
 
 
-def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]:
+def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, ImageDataset]:
     """Find what is wrong with a recipe before hours go into a part of it.
 
     Decodes both splits, parses all operations, and creates teacher and student once.
@@ -62,13 +62,13 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
     check_loss(loss, train, pipeline(recipe, train.num_samples))
     check_stored(loss, _encoding(recipe, train))
     check_temperature(_encoding(recipe, train), recipe.loss)
-    further_caches(recipe.ensemble.caches, asked_manifest(recipe, train, {}), train, root)
+    further_caches(recipe.ensemble.caches, required_manifest(recipe, train, {}), train, root)
     sample_indices(recipe, train)
     num_views(recipe)
     pipelines = [pipeline(recipe, train.num_samples)]
     if recipe.teacher.train is not None:
         pipelines.append(training_pipeline(recipe, recipe.teacher.train, train.num_samples))
-    first = Images(train, torch.device("cpu"))
+    first = DeviceImages(train, torch.device("cpu"))
     for views in pipelines:
         first.show(views, 0, torch.zeros(1, dtype=torch.int64))
     mention_other_shape(train, test)
@@ -79,22 +79,27 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageSet, ImageSet]
         find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.is_trained:
         teacher = frozen_model(recipe, recipe.teacher, train, torch.device("cpu"))
-        kept = kept_of(recipe, train, teacher)
+        kept = stored_outputs_of(recipe, train, teacher)
         inspect_outputs(teacher, few_views(recipe, train, teacher.device))
         shown = student.preprocess(two_views(first, pipelines[0]))
         shapes = {tap.module: shape for tap, shape in zip(kept.taps, kept.shapes, strict=True)}
-        taught(student.model, loss.features, shown, shapes, seed=0)
+        with_features(student.model, loss.features, shown, shapes, seed=0)
     return train, test
 
 
 def _check_trains(
-    recipe: config.Recipe, section: config.Model, train: ImageSet, test: ImageSet, *, what: str
+    recipe: config.Recipe,
+    section: config.Model,
+    train: ImageDataset,
+    test: ImageDataset,
+    *,
+    what: str,
 ) -> Classifier:
     """The model of a section, once a step in training mode has shown that it can be trained."""
     classifier = model_of(recipe, section, train, what=what, tested=test)
     if section.train is not None:
         views = training_pipeline(recipe, section.train, train.num_samples)
-        inputs = classifier.preprocess(two_views(Images(train, torch.device("cpu")), views))
+        inputs = classifier.preprocess(two_views(DeviceImages(train, torch.device("cpu")), views))
         unused_parameters(
             classifier.model, inputs, num_classes=train.num_classes,
             precision=section.train.precision, what=what,
@@ -103,20 +108,23 @@ def _check_trains(
     return classifier
 
 
-def kept_of(
-    recipe: config.Recipe, images: ImageSet, teacher: FrozenTeacher, views: Pipeline | None = None
-) -> Kept:
+def stored_outputs_of(
+    recipe: config.Recipe,
+    images: ImageDataset,
+    teacher: FrozenTeacher,
+    views: Pipeline | None = None,
+) -> StoredOutputs:
     """What the recipe's cache keeps of its teacher beside the logits.
 
     Raises:
         ConfigError: see `look`.
     """
     if recipe.cache.encoding != "embedding" and not recipe.cache.features:
-        return Kept()
+        return StoredOutputs()
     return look(recipe.cache, teacher, few_views(recipe, images, teacher.device, views))
 
 
-def _encoding(recipe: config.Recipe, images: ImageSet) -> Encoding:
+def _encoding(recipe: config.Recipe, images: ImageDataset) -> Encoding:
     """How the recipe's targets are stored."""
     encoding, _ = choose_encoding(recipe.cache, images.num_classes)
     if recipe.views.mode == "fixed":
@@ -129,12 +137,12 @@ def _set(**fields: object) -> dict[str, object]:
     return {name: one for name, one in fields.items() if one is not None}
 
 
-def asked_manifest(
+def required_manifest(
     recipe: config.Recipe,
-    images: ImageSet,
+    images: ImageDataset,
     teacher: Mapping[str, Any],
     views: Pipeline | None = None,
-    kept: Kept | None = None,
+    kept: StoredOutputs | None = None,
 ) -> Manifest:
     """The manifest of the cache that a recipe asks for.
 
@@ -143,8 +151,8 @@ def asked_manifest(
         images: its training split.
         teacher: what `FrozenTeacher.describe` says of its teacher.
         views: what the teacher is asked about, where that is not the recipe's.
-        kept: what `kept_of` says of its teacher. Without, sizes that only the teacher knows are
-            left open: the manifest will do to be compared with a cache's.
+        kept: what `stored_outputs_of` says of its teacher. Without, sizes that only the
+            teacher knows are left open: the manifest will do to be compared with a cache's.
     """
     views = views or cached_pipeline(recipe, images.num_samples)
     encoding = _encoding(recipe, images)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from kdscale import config
-from kdscale.data.image_dataset import ImageSet
+from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, DataError
 from kdscale.formatting import number_of
@@ -14,7 +14,7 @@ from kdscale.targets import Encoding
 log = logging.getLogger(__name__)
 
 
-def check_loss(objective: Objective, images: ImageSet, shown: Pipeline) -> None:
+def check_loss(objective: Objective, images: ImageDataset, shown: Pipeline) -> None:
     """Stop where images or views are not what the loss asks for.
 
     Args:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kdscale import config
 from kdscale.data.encoded_images import EncodedImages
-from kdscale.data.image_dataset import ImageSet, load_images
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset, load_images
+from kdscale.data.loader import DeviceImages
 from kdscale.data.pixel_sources import check_fixes_size
 from kdscale.data.validation_split import split_validation
 from kdscale.data.views.pipeline import Pipeline
@@ -23,7 +23,7 @@ from kdscale.formatting import number_of
 log = logging.getLogger(__name__)
 
 
-def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> ImageSet:
+def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> ImageDataset:
     """The recipe's training split, decoded.
 
     Args:
@@ -49,7 +49,7 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
     return images
 
 
-def test_images(recipe: config.Recipe, root: Path) -> ImageSet:
+def test_images(recipe: config.Recipe, root: Path) -> ImageDataset:
     """The recipe's test split, decoded."""
     return _images(recipe, recipe.data.test_split, root, labelled=True)
 
@@ -57,7 +57,7 @@ def test_images(recipe: config.Recipe, root: Path) -> ImageSet:
 test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
-def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageSet:
+def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageDataset:
     levels = recipe.data.grey_range
     images = load_images(
         source_path(recipe.data.source),
@@ -82,7 +82,7 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
     return replace(images, name=recipe.data.source, clean=tuple(recipe.data.clean))
 
 
-def _check_distinguishes(images: ImageSet, *, labelled: bool) -> None:
+def _check_distinguishes(images: ImageDataset, *, labelled: bool) -> None:
     """Stop where a model could learn nothing: a single image, or images of a single class."""
     place = f"split {images.split!r} of {images.name}"
     if images.num_samples < 2:
@@ -94,7 +94,7 @@ def _check_distinguishes(images: ImageSet, *, labelled: bool) -> None:
         )
 
 
-def _check_views_fix_size(recipe: config.Recipe, images: ImageSet) -> None:
+def _check_views_fix_size(recipe: config.Recipe, images: ImageDataset) -> None:
     """Whatever may be trained on gives images of several sizes one size."""
     if not isinstance(images.pixels, EncodedImages):
         return
@@ -110,7 +110,7 @@ def source_path(name: str) -> str:
     return name if embedded == name else str(files("kdscale") / "assets" / embedded)
 
 
-def check_same_classes(train: ImageSet, test: ImageSet) -> None:
+def check_same_classes(train: ImageDataset, test: ImageDataset) -> None:
     """Stop where labels of the two splits would mean different things.
 
     Raises:
@@ -124,7 +124,7 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
         )
 
 
-def mention_other_shape(train: ImageSet, test: ImageSet) -> None:
+def mention_other_shape(train: ImageDataset, test: ImageDataset) -> None:
     """Say so where a model will be evaluated on images of another size, or of other channels."""
     (channels, *size), (test_channels, *test_size) = (clean_shape(one) for one in (train, test))
     if (channels, size) != (test_channels, test_size):
@@ -136,19 +136,19 @@ def mention_other_shape(train: ImageSet, test: ImageSet) -> None:
         )  # fmt: skip
 
 
-def clean_shape(images: ImageSet) -> tuple[int, int, int]:
+def clean_shape(images: ImageDataset) -> tuple[int, int, int]:
     """Channels, height and width of a split's images that are not augmented."""
-    pixels, _ = Images(images, torch.device("cpu")).take(torch.zeros(1, dtype=torch.int64))
+    pixels, _ = DeviceImages(images, torch.device("cpu")).take(torch.zeros(1, dtype=torch.int64))
     return int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3])
 
 
-def two_views(images: Images, views: Pipeline) -> Tensor:
+def two_views(images: DeviceImages, views: Pipeline) -> Tensor:
     """Two images as a model is trained on them, uint8 [2, C, H, W]; of one image, twice that."""
     index = torch.arange(2) % len(images.labels)
     return images.show(views, 0, index).pixels
 
 
-def sample_indices(recipe: config.Recipe, images: ImageSet) -> tuple[Tensor, Tensor]:
+def sample_indices(recipe: config.Recipe, images: ImageDataset) -> tuple[Tensor, Tensor]:
     """Indices of the training split to train on and to validate on.
 
     Raises:

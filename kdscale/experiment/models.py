@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from kdscale import config
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
 from kdscale.errors import ConfigError, ModelError, WeightsError
 from kdscale.experiment.datasets import clean_shape, names_text
 from kdscale.experiment.views import cached_pipeline, pipeline, training_pipeline
@@ -40,12 +40,12 @@ class Classifier:
 def model_of(
     recipe: config.Recipe,
     section: config.Model,
-    images: ImageSet,
+    images: ImageDataset,
     *,
     what: str,
     memory_format: config.MemoryFormat = "contiguous",
     named_by: Path | None = None,
-    tested: ImageSet | None = None,
+    tested: ImageDataset | None = None,
 ) -> Classifier:
     """The model that a section names, with its weights; drawn from torch's generator without.
 
@@ -113,7 +113,7 @@ def options_of_file(section: config.Model, stated: Mapping[str, Any]) -> dict[st
 
 
 def _check_tested(
-    model: nn.Module, preprocess: Preprocess, images: ImageSet, tested: ImageSet, what: str
+    model: nn.Module, preprocess: Preprocess, images: ImageDataset, tested: ImageDataset, what: str
 ) -> None:
     """Raise ModelError where a model takes the images that it is trained on, and not the others."""
     channels, height, width = clean_shape(tested)
@@ -133,10 +133,10 @@ def _check_tested(
         ) from error
 
 
-def _sizes(recipe: config.Recipe, images: ImageSet, what: str) -> set[tuple[int, int]]:
+def _sizes(recipe: config.Recipe, images: ImageDataset, what: str) -> set[tuple[int, int]]:
     """Height and width of what a model is shown: clean images and views."""
     first = torch.zeros(1, dtype=torch.int64)
-    shown = Images(images, torch.device("cpu"))
+    shown = DeviceImages(images, torch.device("cpu"))
     views = [pipeline(recipe, images.num_samples), shown.clean]
     if what == "teacher":
         views[0] = cached_pipeline(recipe, images.num_samples)
@@ -149,11 +149,11 @@ def _sizes(recipe: config.Recipe, images: ImageSet, what: str) -> set[tuple[int,
 def model_to_train(
     recipe: config.Recipe,
     section: config.Model,
-    images: ImageSet,
+    images: ImageDataset,
     *,
     seed: int,
     what: str,
-    tested: ImageSet | None = None,
+    tested: ImageDataset | None = None,
 ) -> Classifier:
     """A model to train, its initial weights a function of `seed` alone."""
     torch.manual_seed(seed)
@@ -165,7 +165,7 @@ def model_to_train(
 
 def frozen_teacher(
     recipe: config.Recipe,
-    images: ImageSet,
+    images: ImageDataset,
     weights: str | None,
     device: torch.device,
     *,
@@ -191,7 +191,7 @@ def frozen_teacher(
 
 
 def frozen_teacher_or_random(
-    recipe: config.Recipe, images: ImageSet, weights: str | None, device: torch.device
+    recipe: config.Recipe, images: ImageDataset, weights: str | None, device: torch.device
 ) -> FrozenTeacher:
     """Like `frozen_teacher`, but with random weights where there are none: for timing alone."""
     if not recipe.teacher.is_trained and weights is None:
@@ -202,7 +202,7 @@ def frozen_teacher_or_random(
 def frozen_model(
     recipe: config.Recipe,
     section: config.Teacher,
-    images: ImageSet,
+    images: ImageDataset,
     device: torch.device,
     *,
     named_by: Path | None = None,
@@ -245,7 +245,7 @@ def _preprocess(
 
 
 def _check_classes(
-    stated: object, images: ImageSet, what: str, source: str, *, all_named: bool = True
+    stated: object, images: ImageDataset, what: str, source: str, *, all_named: bool = True
 ) -> None:
     """Class order is part of what weights mean.
 
@@ -289,7 +289,7 @@ def _check_statement(
     section: config.Model,
     classifier: Classifier,
     sizes: Collection[int | tuple[int, int]],
-    images: ImageSet,
+    images: ImageDataset,
     what: str,
 ) -> None:
     """Compare a recipe with what a library says of the weights that it loaded.

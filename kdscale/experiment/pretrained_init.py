@@ -21,7 +21,7 @@ _NOTE = "pretrained.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class PretrainedInit:
     """The weights that a training begins from: kept in `pretrained.json`."""
 
     source: str
@@ -57,7 +57,9 @@ class Beginning:
             )  # fmt: skip
 
 
-def find_beginning(run: Path, section: config.Model, what: str, *, main: bool) -> Beginning | None:
+def find_pretrained_init(
+    run: Path, section: config.Model, what: str, *, main: bool
+) -> PretrainedInit | None:
     """The pretrained weights that a section asks to begin from; None where it asks for none.
 
     A training that goes on does not read them again. The main process decides, first, whether they
@@ -86,7 +88,7 @@ def find_beginning(run: Path, section: config.Model, what: str, *, main: bool) -
     return found
 
 
-def _read_note(path: Path) -> Beginning:
+def _read_note(path: Path) -> PretrainedInit:
     """Return what a training began from, without its tensors.
 
     Raises:
@@ -99,7 +101,7 @@ def _read_note(path: Path) -> Beginning:
             f"{path} is damaged or missing ({error}): which weights the run began from is not "
             "known; start again in a new --run"
         ) from None
-    return Beginning(noted.source, noted.sha256, noted.reason)
+    return PretrainedInit(noted.source, noted.sha256, noted.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class _Note:
     reason: str | None
 
 
-def _read(source: str, model: str, what: str, *, required: bool) -> Beginning:
+def _read(source: str, model: str, what: str, *, required: bool) -> PretrainedInit:
     try:
         tensors = read_pretrained(source, model)
     except DownloadError as error:
@@ -119,5 +121,5 @@ def _read(source: str, model: str, what: str, *, required: bool) -> Beginning:
                 f"scratch with {what}.train.pretrained_required = false"
             ) from error
         log.warning("%s: trained FROM SCRATCH, without %s: %s", what, source, error)
-        return Beginning(source, None, str(error))
-    return Beginning(source, state_sha256(tensors), None, tensors)
+        return PretrainedInit(source, None, str(error))
+    return PretrainedInit(source, state_sha256(tensors), None, tensors)

@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdscale import config
-from kdscale.data.image_dataset import ImageSet
-from kdscale.experiment.saved_runs import Job
+from kdscale.data.image_dataset import ImageDataset
 from kdscale.models.registry import num_parameters
 from kdscale.models.torchvision_weights import implied_options
+from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.training.feature_student import student_of
-from kdscale.training.trainer import Loop
+from kdscale.training.feature_student import unwrap_student
+from kdscale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
 def result_of(
-    loop: Loop,
-    job: Job,
+    loop: Trainer,
+    job: RunSpec,
     section: config.Model,
     settings: config.Train,
     last: Mapping[str, float],
@@ -28,7 +28,7 @@ def result_of(
         **last,
         "best_top1_accuracy": loop.state.best_top1_accuracy,
         "train_seconds": round(loop.state.train_seconds, 3),
-        "num_parameters": num_parameters(student_of(loop.accelerator.unwrap_model(loop.model))),
+        "num_parameters": num_parameters(unwrap_student(loop.accelerator.unwrap_model(loop.model))),
         "targets": job.targets,
         "seed": job.seed,
         "role": job.model,
@@ -47,7 +47,7 @@ def result_of(
 
 
 def reading_of(
-    caches: Sequence[CachedTargets], loop: Loop, train_seconds: float
+    caches: Sequence[CachedTargets], loop: Trainer, train_seconds: float
 ) -> dict[str, dict[str, Any]]:
     """What it says of reading caches, since this process began, in so many seconds of training."""
     shown = loop.loader.num_samples / loop.accelerator.num_processes
@@ -57,7 +57,9 @@ def reading_of(
     return {"reading": reading.to_json(train_seconds)}
 
 
-def weights_metadata(section: config.Model, images: ImageSet, loop: Loop) -> dict[str, object]:
+def weights_metadata(
+    section: config.Model, images: ImageDataset, loop: Trainer
+) -> dict[str, object]:
     """Weights say what they are: model, preprocessing, classes."""
     return {
         "model": section.model,

@@ -10,20 +10,18 @@ from kdscale.cache.manifest import Manifest
 from kdscale.errors import RunError
 from kdscale.formatting import shortened
 from kdscale.runs import checkpoint
-from kdscale.runs.folder import Content, Job, RunFolder, Targets
-
-__all__ = ["Content", "Job", "Targets"]
+from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
 
 _ANOTHER_RUN = "name another --run"
 
 
-def of_caches(splits: Content, caches: Sequence[Manifest]) -> Content:
+def of_caches(splits: RunInputs, caches: Sequence[Manifest]) -> RunInputs:
     """What a student learns from that is taught by caches; several are named in their order."""
     teachers = "+".join(one.teacher["weights_sha256"] for one in caches)
     return replace(splits, teacher=teachers, cache="+".join(one.id for one in caches))
 
 
-def keep_content(run: Path, content: Content, *, main: bool) -> None:
+def keep_content(run: Path, content: RunInputs, *, main: bool) -> None:
     """Note what a run learns from, or stop where it has begun to learn from something else.
 
     Raises:
@@ -37,7 +35,7 @@ def keep_content(run: Path, content: Content, *, main: bool) -> None:
         folder.write_content(content)
 
 
-def check_content(run: Path, content: Content) -> None:
+def check_content(run: Path, content: RunInputs) -> None:
     """Stop unless a finished run learned from this; by which windows no longer matters.
 
     Raises:
@@ -48,12 +46,12 @@ def check_content(run: Path, content: Content) -> None:
         _refuse_other(run, replace(before, windows=content.windows), content)
 
 
-def _refuse_other(run: Path, before: Content, content: Content) -> None:
+def _refuse_other(run: Path, before: RunInputs, content: RunInputs) -> None:
     changed = config.differences(asdict(before), asdict(content))
     refuse_changed(run, changed, "learned from something else")
 
 
-def open_run(run: Path, recipe: config.Recipe, job: Job, *, resume: bool, main: bool) -> None:
+def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, main: bool) -> None:
     """Start the run's folder, or make sure that it is the one to go on with.
 
     Args:
@@ -115,7 +113,7 @@ def is_finished(run: Path) -> bool:
     return RunFolder(run).is_finished
 
 
-def finished_as(run: Path, recipe: config.Recipe, job: Job) -> dict[str, Any] | None:
+def finished_as(run: Path, recipe: config.Recipe, job: RunSpec) -> dict[str, Any] | None:
     """The result of a run that is finished; None of another.
 
     Raises:
@@ -132,7 +130,7 @@ def is_begun(run: Path) -> bool:
     return checkpoint.newest(RunFolder(run).checkpoints) is not None
 
 
-def check_same_run(run: Path, recipe: config.Recipe, job: Job) -> None:
+def check_same_run(run: Path, recipe: config.Recipe, job: RunSpec) -> None:
     """Stop unless the run was begun with this recipe and job.
 
     Raises:

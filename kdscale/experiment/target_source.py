@@ -14,17 +14,17 @@ from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.stores.base import Place
 from kdscale.cache.stores.read_through import Copies
 from kdscale.cache.wait import Patience
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.experiment.checks import check_stored
 from kdscale.target_sources.base import LiveTeacher, TargetSource
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.target_sources.clean_image import FixedTargets, check_partners
-from kdscale.target_sources.compatibility import check_fits
+from kdscale.target_sources.clean_image import CleanImageTargets, check_partners
+from kdscale.target_sources.compatibility import check_compatible
 from kdscale.target_sources.ensemble import Ensemble, check_different, further_caches, normalised
-from kdscale.target_sources.memory_plan import fit_into
+from kdscale.target_sources.memory_plan import plan_memory
 from kdscale.target_sources.stored_encoding import (
     check_temperature,
     encoding_of,
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def open_caches(
     recipe: config.Recipe,
-    images: ImageSet,
+    images: ImageDataset,
     cache: Place,
     *,
     cache_root: Path,
@@ -69,12 +69,12 @@ def open_caches(
     own = wait_for_manifest(cache) if wait else read_manifest(cache)
     asked = _asked(recipe, images, cache, own, teacher_weights)
     growing = replace(own, num_views=max(own.num_views, asked.num_views)) if wait else own
-    check_fits(cache, growing, asked, images)
+    check_compatible(cache, growing, asked, images)
     others = further_caches(recipe.ensemble.caches, asked, images, cache_root)
     check_different([(str(cache), own), *others])
     shown, num_views = experiment.pipeline(recipe, images.num_samples), experiment.num_views(recipe)
     features = [tap.module for tap in experiment.taps_asked(recipe)]
-    fit = fit_into(
+    fit = plan_memory(
         recipe.cache.targets_memory_bytes,
         [own, *(manifest for _, manifest in others)],
         num_views=num_views,
@@ -128,11 +128,11 @@ def cache_being_built(
     images = experiment.training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
     cpu = torch.device("cpu")
     teacher = experiment.frozen_teacher(recipe, images, teacher_weights, cpu).describe()
-    return wait_for_cache(cache_root, experiment.asked_manifest(recipe, images, teacher))
+    return wait_for_cache(cache_root, experiment.required_manifest(recipe, images, teacher))
 
 
 def _asked(
-    recipe: config.Recipe, images: ImageSet, cache: Place, found: Manifest, weights: str | None
+    recipe: config.Recipe, images: ImageDataset, cache: Place, found: Manifest, weights: str | None
 ) -> Manifest:
     """What the recipe asks of its own cache.
 
@@ -144,11 +144,14 @@ def _asked(
     else:
         cpu = torch.device("cpu")
         teacher = experiment.frozen_teacher(recipe, images, weights, cpu).describe()
-    return experiment.asked_manifest(recipe, images, teacher)
+    return experiment.required_manifest(recipe, images, teacher)
 
 
-def taught_by(
-    caches: Sequence[CachedTargets], recipe: config.Recipe, images: Images, fresh: ViewSchedule
+def make_target_source(
+    caches: Sequence[CachedTargets],
+    recipe: config.Recipe,
+    images: DeviceImages,
+    fresh: ViewSchedule,
 ) -> TargetSource:
     """The caches as one source of targets.
 
@@ -161,7 +164,7 @@ def taught_by(
     members: list[TargetSource] = list(caches)
     if recipe.views.mode == "fixed":
         log.warning(_FIXED)
-        members = [FixedTargets(cached, images, fresh) for cached in caches]
+        members = [CleanImageTargets(cached, images, fresh) for cached in caches]
     if len(members) == 1:
         return members[0]
     settings = recipe.ensemble
@@ -177,7 +180,7 @@ _FIXED = (
 )
 
 
-def told_of(caches: Sequence[CachedTargets], recipe: config.Recipe) -> dict[str, Any]:
+def describe_caches(caches: Sequence[CachedTargets], recipe: config.Recipe) -> dict[str, Any]:
     """What a result says of the caches that taught; of several, each with its weight."""
     seconds = [cached.reader.build_seconds() for cached in caches]
     told: dict[str, Any] = {

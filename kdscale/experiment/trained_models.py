@@ -12,7 +12,14 @@ from kdscale.formatting import in_counting_order
 from kdscale.regular_files import path_inside
 from kdscale.runs.folder import RunFolder, Weights
 
-__all__ = ["Trained", "Trust", "Weights", "given_teacher", "trained_model_of", "trained_models"]
+__all__ = [
+    "TrainedModel",
+    "Trust",
+    "Weights",
+    "given_teacher",
+    "trained_model_of",
+    "trained_models",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,7 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedModel:
     """A trained model, and what is known of how it came about."""
 
     name: str
@@ -77,7 +84,7 @@ class Trained:
 
 def trained_models(
     folder: Path, *, data: str | None, weights: Weights, trust: Trust
-) -> list[Trained]:
+) -> list[TrainedModel]:
     """The model of a run, or all that is finished in the folder of a whole recipe or of a sweep.
 
     Args:
@@ -110,7 +117,7 @@ def trained_model_of(
     data: str | None = None,
     weights: Weights = "last",
     evaluation: Path | None = None,
-) -> Trained:
+) -> TrainedModel:
     """The model of a finished run.
 
     Args:
@@ -142,7 +149,7 @@ def trained_model_of(
     own, content = folder.read_recipe(), folder.read_content()
     recipe = own if data is None else folder.read_recipe(data)
     section: config.Model = recipe.teacher if result["role"] == "teacher" else recipe.student
-    return Trained(
+    return TrainedModel(
         name=str(run),
         recipe=recipe,
         section=section.model_copy(update={"weights": str(kept), "rename": {}, "input": None}),
@@ -160,10 +167,10 @@ def trained_model_of(
     )
 
 
-def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> Trained:
+def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> TrainedModel:
     """The teacher whose weights a recipe names, as it is asked; evaluated into its folder."""
     teacher, evaluation = recipe.teacher, RunFolder(folder).given_teacher_file
-    return Trained(
+    return TrainedModel(
         name=str(evaluation),
         recipe=recipe,
         section=teacher,
@@ -176,7 +183,7 @@ def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> Trained:
     )
 
 
-def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) -> list[Trained]:
+def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) -> list[TrainedModel]:
     """The teacher of a whole recipe: given, trained there, or trained by another run of it."""
     recipe = RunFolder(folder).read_recipe(data)
     if recipe.teacher.is_trained:
@@ -192,7 +199,7 @@ def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) ->
 
 def _teachers_at_hand(
     folder: Path, data: str | None, weights: Weights, trust: Trust
-) -> list[Trained]:
+) -> list[TrainedModel]:
     """The teacher of a sweep; its students can be evaluated without it."""
     if not RunFolder(folder).recipe_file.is_file():
         return []

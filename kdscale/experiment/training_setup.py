@@ -7,8 +7,8 @@ from torch import nn
 
 from kdscale import config
 from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
-from kdscale.models.feature_extraction import Tap
-from kdscale.training.early_stopping import Patience
+from kdscale.models.feature_extraction import FeatureSpec
+from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.optim import Schedule, create_optimizer, decay_groups
 
 
@@ -36,10 +36,10 @@ def objective(recipe: config.Recipe) -> Objective:
     )
 
 
-def taps_asked(recipe: config.Recipe) -> tuple[Tap, ...]:
+def taps_asked(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
     """The modules of the teacher that the losses ask for, pooled as the recipe's cache has them."""
     asked = {term.teacher for term in objective(recipe).features}
-    return tuple(Tap(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
+    return tuple(FeatureSpec(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
 
 
 def optimizer(settings: config.Train, model: nn.Module) -> torch.optim.Optimizer:
@@ -67,7 +67,7 @@ def schedule(settings: config.Train, steps_per_epoch: int) -> Schedule:
     )
 
 
-def patience(settings: config.Train) -> Patience:
+def patience(settings: config.Train) -> PlateauTracker:
     """What the validation split decides in a training section."""
     reduce_after = settings.patience if settings.schedule == "plateau" else None
-    return Patience(reduce_after, settings.stop_after)
+    return PlateauTracker(reduce_after, settings.stop_after)

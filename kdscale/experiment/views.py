@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from kdscale import config
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.registry import parse_operation
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
@@ -23,8 +23,8 @@ def pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
     )
 
 
-def _pairing(recipe: config.Recipe, num_samples: int) -> Pairing:
-    return Pairing(num_samples, recipe.data.validation, recipe.views.pair_within)
+def _pairing(recipe: config.Recipe, num_samples: int) -> MixPairs:
+    return MixPairs(num_samples, recipe.data.validation, recipe.views.pair_within)
 
 
 def clean_pipeline(recipe: config.Recipe) -> Pipeline:
@@ -93,9 +93,9 @@ def shared_views(recipe: config.Recipe) -> ViewSchedule:
 
 
 def few_views(
-    recipe: config.Recipe, images: ImageSet, device: torch.device, views: Pipeline | None = None
+    recipe: config.Recipe, images: ImageDataset, device: torch.device, views: Pipeline | None = None
 ) -> Tensor:
     """A few pictures as the teacher is shown them, uint8 [B, C, H, W]."""
     views = views or cached_pipeline(recipe, images.num_samples)
     index = torch.arange(min(6, images.num_samples))
-    return Images(images, device).show(views, 0, index).pixels
+    return DeviceImages(images, device).show(views, 0, index).pixels

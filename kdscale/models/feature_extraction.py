@@ -23,7 +23,7 @@ _NO_CHANGE = (nn.Identity, nn.Dropout, nn.Flatten)  # in evaluation mode, but fo
 
 
 @dataclass(frozen=True, slots=True)
-class Tap:
+class FeatureSpec:
     """A module whose output is wanted."""
 
     module: str
@@ -33,7 +33,7 @@ class Tap:
 
 
 @dataclass(slots=True)
-class Tapped:
+class FeatureExtractor:
     """What was seen in one forward pass, all of it copied: later layers may work in place."""
 
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -43,9 +43,9 @@ class Tapped:
 
 
 @contextmanager
-def tapping(
-    model: nn.Module, taps: Iterable[Tap] = (), head: str | None = None
-) -> Iterator[Tapped]:
+def extract_features(
+    model: nn.Module, taps: Iterable[FeatureSpec] = (), head: str | None = None
+) -> Iterator[FeatureExtractor]:
     """Watch one forward pass of a model.
 
     Args:
@@ -57,7 +57,7 @@ def tapping(
         ConfigError: a module is unknown, its output is not one tensor of 2 to 4 dimensions, it is
             called twice or not at all, or a map cannot be pooled as asked.
     """
-    seen, modules, hooks = Tapped(), named(model), []
+    seen, modules, hooks = FeatureExtractor(), named(model), []
     try:
         for tap in taps:
             module = find_module(modules, tap.module)
@@ -103,7 +103,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-def _note_output(seen: Tapped, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+def _note_output(seen: FeatureExtractor, tap: FeatureSpec) -> Callable[[nn.Module, Any, Any], None]:
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         if tap.module in seen.features:
             raise ConfigError(
@@ -115,7 +115,7 @@ def _note_output(seen: Tapped, tap: Tap) -> Callable[[nn.Module, Any, Any], None
     return note
 
 
-def _taken(output: object, tap: Tap, module: nn.Module) -> Tensor:
+def _taken(output: object, tap: FeatureSpec, module: nn.Module) -> Tensor:
     """A copy of an output, pooled as asked."""
     if not isinstance(output, Tensor) or output.ndim not in _SHAPES:
         inside = [name for name, _ in module.named_children()]
@@ -129,7 +129,7 @@ def _taken(output: object, tap: Tap, module: nn.Module) -> Tensor:
     return _pooled(output.detach(), tap, tap.pool)
 
 
-def _pooled(output: Tensor, tap: Tap, pool: int) -> Tensor:
+def _pooled(output: Tensor, tap: FeatureSpec, pool: int) -> Tensor:
     if output.ndim != 4 or min(output.shape[2:]) < pool:
         raise ConfigError(
             f"cache.features asks for module {tap.module!r} pooled to {pool} x {pool}, but it "
@@ -140,7 +140,7 @@ def _pooled(output: Tensor, tap: Tap, pool: int) -> Tensor:
     return pooled.flatten(1) if pool == 1 else pooled
 
 
-def _note_input(seen: Tapped) -> Callable[..., None]:
+def _note_input(seen: FeatureExtractor) -> Callable[..., None]:
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         (inputs,) = (*args, *kwargs.values())
         if seen.head_input_BD is not None:

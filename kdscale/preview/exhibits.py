@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kdscale.cache.reader import CacheReader
 from kdscale.data.encoded_images import EncodedImages
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Batch, Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import Batch, DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.data.views.rng import chain, permutation
+from kdscale.data.views.rng import derive_seed, permutation
 from kdscale.errors import ViewMismatchError
 from kdscale.formatting import number_of
 from kdscale.preview.lettering import drawable
@@ -22,7 +22,7 @@ from kdscale.target_sources.stored_encoding import stored_encoding
 from kdscale.targets import Targets, decode
 
 _ANSWERS = 3
-_CHOICE = chain(0x73686F77)  # "show"
+_CHOICE = derive_seed(0x73686F77)  # "show"
 
 
 def spread(labels: np.ndarray, count: int, seed: int) -> Tensor:
@@ -62,8 +62,8 @@ class Names:
 class Exhibits:
     """Which views of which samples, and who says what they are."""
 
-    image_set: ImageSet
-    images: Images
+    image_set: ImageDataset
+    images: DeviceImages
     pipeline: Pipeline
     index: Tensor
     """int64 [B]"""

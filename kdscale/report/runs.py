@@ -9,7 +9,7 @@ from kdscale.errors import RunError
 from kdscale.report.evaluation import Evaluation, read_evaluation
 from kdscale.report.fields import dicts, name_text, read_json, shown, sound_metrics, tables_of
 from kdscale.report.training_log import Curve, read_log
-from kdscale.runs.folder import Job, RunFolder
+from kdscale.runs.folder import RunFolder, RunSpec
 
 Kind = Literal["teacher", "alone", "online", "cache"]
 KINDS: tuple[Kind, ...] = ("teacher", "alone", "online", "cache")
@@ -202,7 +202,7 @@ def tested_on(recipe: Mapping[str, Any]) -> str:
     return f"{data.get('source', '?')}, split {data.get('test_split', 'test')}"
 
 
-def _kind_of(job: Job) -> Kind:
+def _kind_of(job: RunSpec) -> Kind:
     return "teacher" if job.model == "teacher" else _KIND_OF_TARGETS[job.targets]
 
 

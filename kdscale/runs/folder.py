@@ -50,7 +50,7 @@ Sha256s = Annotated[str, Field(pattern=r"^[0-9a-f+]+$", max_length=65 * 64)]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RunSpec:
     """What is trained, apart from how: kept in `run.json`."""
 
     model: Role
@@ -82,7 +82,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class RunInputs:
     """What a run has learned from, beyond what its recipe says: kept in `content.json`."""
 
     dataset: str
@@ -200,15 +200,15 @@ class RunFolder:
 
     # ------------------------------------------------------------------ readers
 
-    def read_job(self) -> Job:
+    def read_job(self) -> RunSpec:
         """Return what the run trains.
 
         Raises:
             RunError: `run.json` is missing or damaged.
         """
-        return self._read(_RUN, lambda table: parse_as(Job, table), "name another --run")
+        return self._read(_RUN, lambda table: parse_as(RunSpec, table), "name another --run")
 
-    def read_content(self) -> Content | None:
+    def read_content(self) -> RunInputs | None:
         """Return what the run learned from; None where it does not say.
 
         Raises:
@@ -217,7 +217,7 @@ class RunFolder:
         if not (self.path / _CONTENT).exists():
             return None
         advice = "remove it; what the run learned from is then not known"
-        return self._read(_CONTENT, lambda table: parse_as(Content, table), advice)
+        return self._read(_CONTENT, lambda table: parse_as(RunInputs, table), advice)
 
     def read_result(self) -> dict[str, Any]:
         """Return the run's result.
@@ -280,11 +280,11 @@ class RunFolder:
 
     # ------------------------------------------------------------------ writers
 
-    def write_job(self, job: Job) -> None:
+    def write_job(self, job: RunSpec) -> None:
         """Write `run.json`."""
         write_object(self.path / _RUN, asdict(job))
 
-    def write_content(self, content: Content) -> None:
+    def write_content(self, content: RunInputs) -> None:
         """Write `content.json`."""
         write_object(self.path / _CONTENT, asdict(content))
 

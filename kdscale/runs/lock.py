@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from kdscale.atomic_write import files_below
 from kdscale.cache import lease as claiming
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.distributed import main_process_first
 from kdscale.errors import ClaimLostError, RunError
 from kdscale.regular_files import check_no_links
@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.1
 
 
 @contextmanager
-def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[Callable[[], None]]:
+def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[Callable[[], None]]:
     """Hold a run's folder, or that of a recipe's runs, for a block: one launch at a time does.
 
     What a killed process held is free at once, and on another machine once it has been watched for
@@ -48,7 +48,7 @@ def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[Callable[[], No
             _check(claims, folder)
 
     try:
-        with Claims(folder) as claims:
+        with Leases(folder) as claims:
             with main_process_first(accelerator):
                 if accelerator.is_main_process:
                     _claim(claims, folder)
@@ -83,7 +83,7 @@ def _remove_unless_begun(folder: Path) -> None:
                 Path(place).rmdir()
 
 
-def _claim(claims: Claims, folder: Path) -> None:
+def _claim(claims: Leases, folder: Path) -> None:
     told = False
     while not claims.claim(_RUN):
         if (who := claims.holder(_RUN)) is not None:
@@ -99,7 +99,7 @@ def _claim(claims: Claims, folder: Path) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _check(claims: Claims, folder: Path) -> None:
+def _check(claims: Leases, folder: Path) -> None:
     try:
         claims.check(_RUN)
     except ClaimLostError as lost:

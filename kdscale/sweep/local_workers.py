@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class WorkerPool:
     """Workers that are to be started."""
 
     num_workers: int
@@ -40,7 +40,7 @@ class _Worker:
     """How it ended, once that is told."""
 
 
-def run_crew(crew: Crew, *, logs: Path, tell: Callable[[], None], every: float) -> None:
+def run_workers(crew: WorkerPool, *, logs: Path, tell: Callable[[], None], every: float) -> None:
     """Start workers and wait until all have ended.
 
     Args:

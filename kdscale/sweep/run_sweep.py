@@ -12,7 +12,7 @@ from kdscale.commands.run import stopped_with_advice
 from kdscale.config import Variants
 from kdscale.config.variants import in_words
 from kdscale.errors import RunError
-from kdscale.sweep.local_workers import Crew, run_crew
+from kdscale.sweep.local_workers import WorkerPool, run_workers
 from kdscale.sweep.search_space import unlabelled
 from kdscale.sweep.status import describe, keep
 from kdscale.sweep.study import Study
@@ -32,7 +32,7 @@ def sweep(
     storage: str | None = None,
     cache: Place | None = None,
     copies: Copies | None = None,
-    crew: Crew | None = None,
+    crew: WorkerPool | None = None,
     retry_failed: bool = False,
     page: bool = True,
     patience_seconds: int = 60,
@@ -72,7 +72,7 @@ def sweep(
             )  # fmt: skip
         else:
             logs = folder / "logs"
-            run_crew(crew, logs=logs, tell=Teller(study).tell, every=pace.poll)
+            run_workers(crew, logs=logs, tell=Teller(study).tell, every=pace.poll)
         found = _end(begun, study.places())
     if page:
         write_page(folder, variants.recipe.data.source, cache_root)

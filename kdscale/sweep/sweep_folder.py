@@ -10,7 +10,7 @@ from time import sleep
 from typing import Any
 
 from kdscale.atomic_write import write_durably
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.cache.stores.base import Place
 from kdscale.config import Variants, differences
 from kdscale.documents import DAMAGE, read_object, write_object
@@ -73,7 +73,7 @@ def is_sweep(folder: Path) -> bool:
     return path_inside(folder, _FILE).is_file()
 
 
-def begin(folder: Path, variants: Variants, storage: str | None, claims: Claims) -> SweepFolder:
+def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases) -> SweepFolder:
     """Begin a sweep in a folder, or make sure that it is the one to go on with.
 
     Args:
@@ -169,7 +169,7 @@ def _changed(before: Variants, now: Variants) -> list[tuple[str, Any, Any]]:
 
 
 @contextmanager
-def in_turn(claims: Claims, name: str, waiting: str) -> Iterator[None]:
+def in_turn(claims: Leases, name: str, waiting: str) -> Iterator[None]:
     """Wait until no other worker, on whatever machine, does what this one is to do."""
     if not claims.claim(name):
         log.info(waiting)

@@ -14,7 +14,7 @@ from optuna import TrialPruned
 
 from kdscale import config
 from kdscale.atomic_write import write_durably
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.cache.stores.base import Place
 from kdscale.cache.stores.read_through import Copies
 from kdscale.commands.build import build
@@ -36,9 +36,10 @@ from kdscale.errors import (
     PrunedError,
 )
 from kdscale.experiment import check_recipe
-from kdscale.experiment.saved_runs import Content, Job, check_same_run, is_begun, is_finished
+from kdscale.experiment.saved_runs import check_same_run, is_begun, is_finished
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.regular_files import check_no_links
+from kdscale.runs.folder import RunInputs, RunSpec
 from kdscale.runs.log import read_metrics
 from kdscale.sweep.search_space import planned
 from kdscale.sweep.study import Ended, Running, Study
@@ -70,7 +71,7 @@ class Pace:
 @contextmanager
 def opened(
     variants: Variants, folder: Path, storage: str | None, cache_root: Path, pace: Pace
-) -> Iterator[tuple[SweepFolder, Study, Claims]]:
+) -> Iterator[tuple[SweepFolder, Study, Leases]]:
     """Begin a sweep, once all that can be found wrong with it is; or join one that is begun.
 
     Raises:
@@ -81,7 +82,7 @@ def opened(
     points = check_values(variants)
     if not is_sweep(folder):
         _check_students(variants, points or variants.samples(), cache_root)
-    with Claims(folder) as claims:
+    with Leases(folder) as claims:
         begun = begin(folder, variants, storage, claims)
         study = Study(
             begun.database, begun.study, variants.sweep,
@@ -99,7 +100,7 @@ def opened(
 def work(
     begun: SweepFolder,
     study: Study,
-    claims: Claims,
+    claims: Leases,
     *,
     cache_root: Path,
     cache: Place | None = None,
@@ -185,13 +186,13 @@ def _named(values: Mapping[str, object]) -> Iterator[None]:
         raise type(error)(f"with {in_words(values)}: {error}") from error
 
 
-def _teacher(recipe: config.Recipe, folder: Path, root: Path, claims: Claims) -> str | None:
+def _teacher(recipe: config.Recipe, folder: Path, root: Path, claims: Leases) -> str | None:
     """Weights of a teacher where the recipe names none: trained once, by one worker."""
     if recipe.teacher.is_trained:
         return None
     with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
         train_set, test_set = check_recipe(recipe, root)
-        content = Content(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
+        content = RunInputs(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
         return ready_teacher(recipe, folder, content, root)[1]
 
 
@@ -201,7 +202,7 @@ class Worker:
 
     folder: SweepFolder
     study: Study
-    claims: Claims
+    claims: Leases
     cache_root: Path
     cache: Place
     copies: Copies | None
@@ -230,7 +231,7 @@ class Worker:
         with in_turn(self.claims, place, f"{place}: its worker may live: waiting"), _noted(trial):
             self.folder.variants.check_among(trial.values)
             recipe = self.folder.variants.trial(trial.values)
-            job = Job("student", "cache", int(trial.values.get(SEED, 0)))
+            job = RunSpec("student", "cache", int(trial.values.get(SEED, 0)))
             log.info("trial %s: %s", place, in_words(trial.values))
             if is_finished(run):
                 check_same_run(run, recipe, job)
@@ -253,7 +254,7 @@ class Worker:
         restored = recipe.student.train is not None and recipe.student.train.restore_best
         return restored or self.study.sweep.metric == "best_validation_accuracy"
 
-    def _train(self, trial: Running, recipe: config.Recipe, job: Job, run: Path) -> None:
+    def _train(self, trial: Running, recipe: config.Recipe, job: RunSpec, run: Path) -> None:
         if is_pruned(run):
             raise TrialPruned
 

@@ -29,7 +29,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class TargetBuffer:
     """Rows of a cache's arrays on a device, to be filled and filled anew."""
 
     parts: Mapping[str, Tensor]
@@ -50,9 +50,11 @@ class Held:
     def __len__(self) -> int:
         return len(self.parts["digests"])
 
-    def slice(self, start: int, stop: int) -> "Held":
+    def slice(self, start: int, stop: int) -> "TargetBuffer":
         """Some of the rows, in the same memory."""
-        return Held({name: part[start:stop] for name, part in self.parts.items()}, self.encoding)
+        return TargetBuffer(
+            {name: part[start:stop] for name, part in self.parts.items()}, self.encoding
+        )
 
     def fill(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
         """Put what a reader gave in the place of the rows from `start` on."""

@@ -19,9 +19,9 @@ from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.errors import CacheMismatchError, OutOfRangeError, ViewMismatchError
 from kdscale.formatting import number_of
-from kdscale.target_sources.buffer import Held
-from kdscale.target_sources.memory_plan import EVERYTHING, Fit, fit_into
-from kdscale.target_sources.read_stats import Reading
+from kdscale.target_sources.buffer import TargetBuffer
+from kdscale.target_sources.memory_plan import EVERYTHING, MemoryPlan, plan_memory
+from kdscale.target_sources.read_stats import ReadStats
 from kdscale.target_sources.resident import Resident
 from kdscale.target_sources.windowed import Windowed
 from kdscale.targets import Targets
@@ -50,7 +50,7 @@ class CachedTargets:
         pipeline: Pipeline | None = None,
         features: Sequence[str] = (),
         *,
-        fit: Fit = EVERYTHING,
+        fit: MemoryPlan = EVERYTHING,
         epochs: int | None = None,
     ) -> None:
         self.reader = reader
@@ -94,7 +94,7 @@ class CachedTargets:
         together: int | None = None,
         seed: int = 0,
         epochs: int | None = None,
-        fit: Fit | None = None,
+        fit: MemoryPlan | None = None,
     ) -> Self:
         """Open the cache at `path`.
 
@@ -103,13 +103,13 @@ class CachedTargets:
             device: where targets are wanted.
             num_views: use only its first views.
             shift_every: see `ViewSchedule`.
-            pipeline: what made the views, where it holds a callable of your own (`PerSample`),
+            pipeline: what made the views, where it holds a callable of your own (`TorchvisionOp`),
                 which a manifest can only name.
             features: modules of the teacher whose features the targets shall carry; no others are
                 read.
             patience: of a cache that is being built, wait for what is not there yet.
             memory_bytes: of targets to hold. Where what an epoch shows does not fit, samples must
-                be shown in an order that follows `windows`, as `Loader` does. None: any will do.
+                be shown in an order that follows `windows`, as `BatchLoader` does; None: any.
             together: consecutive samples that are always in one window; None: those that the
                 views may mix, where they say so.
             seed: of the order of training, which windows follow.
@@ -190,7 +190,7 @@ class CachedTargets:
         self._num_checked += num_samples
         return True
 
-    def reading(self, share: float = 1.0) -> Reading:
+    def reading(self, share: float = 1.0) -> ReadStats:
         """What reading has cost so far.
 
         Args:
@@ -198,7 +198,7 @@ class CachedTargets:
         """
         pieces = self._memory.pieces
         needed = share * pieces.rows_kept / max(1, pieces.rows_read)
-        return Reading(
+        return ReadStats(
             held_bytes=pieces.held_bytes,
             num_windows=1 if self.windows is None else len(self.windows),
             waited_seconds=pieces.waited_seconds,
@@ -211,7 +211,7 @@ class CachedTargets:
         self.reader.close()
         self._memory.pieces.close()
 
-    def _rows(self, view: View, index: Tensor) -> tuple[Held, Tensor]:
+    def _rows(self, view: View, index: Tensor) -> tuple[TargetBuffer, Tensor]:
         self._check_range(view, index)
         found = self._memory.rows(view, index)
         if self._checked != self._memory.shown:
@@ -231,7 +231,9 @@ class CachedTargets:
                     outside = first if first < 0 else last
                     raise OutOfRangeError(f"{what} {outside}: {place} has {what}s 0..{count - 1}")
 
-    def _check(self, held: Held, rows: Tensor, view: View, index: Tensor, pixels: Tensor) -> None:
+    def _check(
+        self, held: TargetBuffer, rows: Tensor, view: View, index: Tensor, pixels: Tensor
+    ) -> None:
         assert self._memory.shows(view, index), "the epoch was started"
         differing = digest(pixels).to(self.device) != held.digests(rows)
         if differing.any():
@@ -262,12 +264,12 @@ def _fit(
     together: int | None,
     seed: int,
     features: Sequence[str],
-) -> Fit:
+) -> MemoryPlan:
     if memory_bytes is None:
         return EVERYTHING
     if together is None:
         together = manifest.views.get("pairing", {}).get("within")
     views = num_views or manifest.num_views
-    return fit_into(
+    return plan_memory(
         memory_bytes, [manifest], num_views=views, together=together, seed=seed, features=features
     )

@@ -1,7 +1,7 @@
 """Fixed mode: the teacher's answers to the clean images, for comparison."""
 
 from kdscale.cache.manifest import Manifest
-from kdscale.data.loader import Batch, Images
+from kdscale.data.loader import Batch, DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
@@ -24,14 +24,14 @@ def check_partners(clean: Manifest, shown: Pipeline) -> None:
         )
 
 
-class FixedTargets:
+class CleanImageTargets:
     """The teacher's answers to the clean images, whatever view of them the student is shown.
 
     The way of most known systems, for comparison only: the targets belong to other pixels than the
     student sees. Of mixed images the targets are mixed like the labels.
     """
 
-    def __init__(self, clean: CachedTargets, images: Images, schedule: ViewSchedule) -> None:
+    def __init__(self, clean: CachedTargets, images: DeviceImages, schedule: ViewSchedule) -> None:
         self.clean, self.schedule = clean, schedule
         self._images = images
 

@@ -9,12 +9,14 @@ from kdscale.cache.checked_objects import read_once
 from kdscale.cache.dataset_diff import Rows, changes
 from kdscale.cache.manifest import Manifest, check_identity
 from kdscale.cache.stores.base import Location, open_store
-from kdscale.data.image_dataset import ImageSet
+from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.image_hashes import image_keys, kind_of
 from kdscale.errors import CacheError
 
 
-def check_fits(path: Location, cache: Manifest, asked: Manifest, images: ImageSet) -> None:
+def check_compatible(
+    path: Location, cache: Manifest, asked: Manifest, images: ImageDataset
+) -> None:
     """Stop unless a cache holds what is asked for.
 
     Args:
@@ -31,7 +33,7 @@ def check_fits(path: Location, cache: Manifest, asked: Manifest, images: ImageSe
     check_identity(store.location, cache, asked, explain)
 
 
-def differing_images(cache: Location, manifest: Manifest, images: ImageSet) -> list[str]:
+def differing_images(cache: Location, manifest: Manifest, images: ImageDataset) -> list[str]:
     """In which images the data set at hand differs from the one that a cache was built from.
 
     Nothing where the cache is of an earlier version, or cannot be read.
@@ -47,7 +49,7 @@ def differing_images(cache: Location, manifest: Manifest, images: ImageSet) -> l
     return changes(before, Rows(image_keys(images), images.labels, images.classes))
 
 
-def with_keys(asked: Manifest, images: ImageSet) -> tuple[Manifest, dict[str, np.ndarray]]:
+def with_keys(asked: Manifest, images: ImageDataset) -> tuple[Manifest, dict[str, np.ndarray]]:
     """A manifest that says that the images' keys are stored, and those keys, to be stored."""
     dataset = {**asked.dataset, "keys": kind_of(images)}
     return replace(asked, dataset=dataset), {"keys": image_keys(images)}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.data.image_dataset import ImageSet
+from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import Batch
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.errors import ConfigError
 from kdscale.target_sources.base import TargetSource
-from kdscale.target_sources.compatibility import check_fits
+from kdscale.target_sources.compatibility import check_compatible
 from kdscale.targets import DenseTargets, all_classes
 
 
@@ -101,7 +101,7 @@ def normalised(weights: Sequence[float], members: int) -> list[float]:
 
 
 def further_caches(
-    names: Sequence[str], own: Manifest, images: ImageSet, root: Path
+    names: Sequence[str], own: Manifest, images: ImageDataset, root: Path
 ) -> list[tuple[str, Manifest]]:
     """The caches that an ensemble names beside the recipe's own: where they lie, and manifests.
 
@@ -124,7 +124,7 @@ def further_caches(
         _check_classes(place, manifest)
         # Teacher and encoding may be any: those of the cache itself are asked for.
         asked = replace(manifest, dataset=own.dataset, views=own.views, num_views=own.num_views)
-        check_fits(place, manifest, asked, images)
+        check_compatible(place, manifest, asked, images)
     return found
 
 

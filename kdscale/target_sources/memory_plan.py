@@ -18,7 +18,7 @@ _SHARDS_IN_HAND = 3  # while one is read: its bytes, what they decode to, and a 
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class MemoryPlan:
     """What is held at once."""
 
     ahead: bool = True
@@ -27,10 +27,10 @@ class Fit:
     """In which an epoch is held, with the next window; None: whole."""
 
 
-EVERYTHING = Fit()
+EVERYTHING = MemoryPlan()
 
 
-def fit_into(
+def plan_memory(
     memory_bytes: int,
     manifests: Sequence[Manifest],
     *,
@@ -38,7 +38,7 @@ def fit_into(
     together: int | None = None,
     seed: int = 0,
     features: Sequence[str] = (),
-) -> Fit:
+) -> MemoryPlan:
     """What of an epoch's targets fits into memory.
 
     Args:
@@ -66,7 +66,7 @@ def fit_into(
                 "meanwhile: cache.targets_memory of %s would allow that",
                 shown_bytes(epoch), shown_bytes(2 * epoch + in_hand),
             )  # fmt: skip
-        return Fit(ahead)
+        return MemoryPlan(ahead)
     shards = lcm(*(one.shard_samples for one in manifests))
     unit = min(num_samples, lcm(shards, together or 1))
     if room < 2 * unit * row:
@@ -83,7 +83,7 @@ def fit_into(
         shown_bytes(epoch), number_of(len(windows), "window"),
         number_of(windows.most_samples, "sample"),
     )  # fmt: skip
-    return Fit(windows=windows)
+    return MemoryPlan(windows=windows)
 
 
 def _smaller_windows(manifests: Sequence[Manifest], unit: int, shards: int) -> str:

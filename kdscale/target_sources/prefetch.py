@@ -18,11 +18,11 @@ from torch import Tensor
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.concurrent import each
 from kdscale.data.views.pipeline import View
-from kdscale.target_sources.buffer import Held, row_bytes
+from kdscale.target_sources.buffer import TargetBuffer, row_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Segment:
     """Some shards, each sample in the view that is shown."""
 
     key: Hashable
@@ -40,7 +40,7 @@ def same_view(one: View, other: View) -> bool:
     return isinstance(one, int) and isinstance(other, int) and one == other
 
 
-class Pieces:
+class DoubleBuffer:
     """Places in memory for one piece or two.
 
     Args:
@@ -61,7 +61,7 @@ class Pieces:
         features: Sequence[str] = (),
     ) -> None:
         self.rows = rows
-        self.held = Held.empty(reader, (1 + ahead) * rows, device, features)
+        self.held = TargetBuffer.empty(reader, (1 + ahead) * rows, device, features)
         """All rows; those of a piece lie from `start` on."""
         self.held_bytes = len(self.held) * row_bytes(reader.manifest, features)
         """Of memory."""
@@ -98,7 +98,7 @@ class Pieces:
         self._wait(self._next[2])
         return self._next[1] * self.rows
 
-    def use(self, piece: Piece) -> None:
+    def use(self, piece: Segment) -> None:
         """Have a piece in memory, in place of the one that was used.
 
         Raises:
@@ -121,7 +121,7 @@ class Pieces:
         self.waited_seconds += perf_counter() - began
         self._here = piece.key, 0
 
-    def read_ahead(self, piece: Piece) -> None:
+    def read_ahead(self, piece: Segment) -> None:
         """Start to read what will be used next, where there is place for it."""
         if not self._ahead or self._here is None or self.has(piece.key):
             return
@@ -146,7 +146,7 @@ class Pieces:
             self.waited_seconds += perf_counter() - began
         coming.result()
 
-    def _load(self, piece: Piece, place: int) -> None:
+    def _load(self, piece: Segment, place: int) -> None:
         self._content[place], row = None, place * self.rows
         shard = partial(self._shard, piece)
         for values, views in each(self._reader.store, shard, self._wanted(piece), self._in_hand):
@@ -157,7 +157,7 @@ class Pieces:
             row += count
         self._content[place] = piece.key
 
-    def _wanted(self, piece: Piece) -> Iterator[int]:
+    def _wanted(self, piece: Segment) -> Iterator[int]:
         """Shards, once they are there; none any more when this is closed."""
         for shard in piece.shards:
             for view in self._views(piece, shard):
@@ -166,12 +166,12 @@ class Pieces:
                 raise CancelledError
             yield shard
 
-    def _views(self, piece: Piece, shard: int) -> list[int]:
+    def _views(self, piece: Segment, shard: int) -> list[int]:
         """Those in which samples of a shard are shown."""
         view = piece.view(torch.arange(*self._reader.manifest.shard_range(shard)))
         return [view] if isinstance(view, int) else np.unique(view.numpy()).tolist()
 
-    def _shard(self, piece: Piece, shard: int) -> tuple[dict[str, np.ndarray], int]:
+    def _shard(self, piece: Segment, shard: int) -> tuple[dict[str, np.ndarray], int]:
         """Every sample of a shard in its own view, and how many views that took, mostly one."""
         view = piece.view(torch.arange(*self._reader.manifest.shard_range(shard)))
         rows, views = dict[str, np.ndarray](), self._views(piece, shard)

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadStats:
     """Of one process, since it started."""
 
     held_bytes: int

@@ -9,8 +9,8 @@ from torch import Tensor
 from kdscale.cache.reader import CacheReader
 from kdscale.data.views.pipeline import View
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.target_sources.buffer import Held
-from kdscale.target_sources.prefetch import Piece, Pieces, same_view
+from kdscale.target_sources.buffer import TargetBuffer
+from kdscale.target_sources.prefetch import DoubleBuffer, Segment, same_view
 
 
 class Resident:
@@ -38,11 +38,13 @@ class Resident:
         ahead: bool = True,
     ) -> None:
         manifest = reader.manifest
-        self.pieces = Pieces(reader, manifest.num_samples, device, ahead=ahead, features=features)
+        self.pieces = DoubleBuffer(
+            reader, manifest.num_samples, device, ahead=ahead, features=features
+        )
         self._schedule, self._epochs, self._device = schedule, epochs, device
         self._shards = range(manifest.num_shards)
-        self._held: Held | None = None  # what is used
-        self._piece: Piece | None = None
+        self._held: TargetBuffer | None = None  # what is used
+        self._piece: Segment | None = None
 
     @property
     def shown(self) -> Hashable:
@@ -55,7 +57,7 @@ class Resident:
         if self._epochs is None or epoch + 1 < self._epochs:
             self.pieces.read_ahead(self._of_epoch(epoch + 1))
 
-    def rows(self, view: View, index: Tensor) -> tuple[Held, Tensor]:
+    def rows(self, view: View, index: Tensor) -> tuple[TargetBuffer, Tensor]:
         """Where the targets of samples `index` (int64 [B]) in a view lie."""
         if isinstance(view, int):
             self._use(self._of_view(view))
@@ -67,18 +69,18 @@ class Resident:
         assert self._piece is not None, "an epoch was started before its first batch"
         return same_view(self._piece.view(index.cpu()), view)
 
-    def _use(self, piece: Piece) -> None:
+    def _use(self, piece: Segment) -> None:
         if self._held is None or not self.pieces.has(piece.key):
             self.pieces.use(piece)
             start = self.pieces.start(piece.key)
             self._held = self.pieces.held.slice(start, start + self.pieces.rows)
             self._piece = piece
 
-    def _of_epoch(self, epoch: int) -> Piece:
+    def _of_epoch(self, epoch: int) -> Segment:
         view = self._schedule.view(epoch, torch.zeros(1, dtype=torch.int64))
         if isinstance(view, int):
             return self._of_view(view)
-        return Piece(("epoch", epoch), self._shards, partial(self._schedule.view, epoch))
+        return Segment(("epoch", epoch), self._shards, partial(self._schedule.view, epoch))
 
-    def _of_view(self, view: int) -> Piece:
-        return Piece(view, self._shards, lambda _: view)
+    def _of_view(self, view: int) -> Segment:
+        return Segment(view, self._shards, lambda _: view)

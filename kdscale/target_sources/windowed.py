@@ -11,8 +11,8 @@ from kdscale.data.views.pipeline import View
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.errors import ConfigError
-from kdscale.target_sources.buffer import Held
-from kdscale.target_sources.prefetch import Piece, Pieces, same_view
+from kdscale.target_sources.buffer import TargetBuffer
+from kdscale.target_sources.prefetch import DoubleBuffer, Segment, same_view
 
 
 class Windowed:
@@ -40,7 +40,9 @@ class Windowed:
         features: Sequence[str] = (),
     ) -> None:
         self.windows = windows
-        self.pieces = Pieces(reader, windows.most_samples, device, ahead=True, features=features)
+        self.pieces = DoubleBuffer(
+            reader, windows.most_samples, device, ahead=True, features=features
+        )
         self._schedule, self._epochs, self._device = schedule, epochs, device
         self._shard_samples = reader.manifest.shard_samples
         self._first_S = torch.arange(reader.manifest.num_shards) * self._shard_samples
@@ -65,7 +67,7 @@ class Windowed:
         turn_S[order_S] = torch.arange(len(order_S)) - torch.searchsorted(sorted_S, sorted_S)
         self._row_S = turn_S * self._shard_samples - self._first_S
 
-    def rows(self, view: View, index: Tensor) -> tuple[Held, Tensor]:
+    def rows(self, view: View, index: Tensor) -> tuple[TargetBuffer, Tensor]:
         """Where the targets of samples `index` (int64 [B]) in a view lie.
 
         Raises:
@@ -107,7 +109,7 @@ class Windowed:
     def _key(self, window: int) -> Hashable:
         return self._epoch, window
 
-    def _piece(self, epoch: int, window: int) -> Piece:
+    def _piece(self, epoch: int, window: int) -> Segment:
         shown = self.windows.number(epoch, self._first_S) == window
         shards = shown.nonzero().squeeze(1).tolist()
-        return Piece((epoch, window), shards, partial(self._schedule.view, epoch))
+        return Segment((epoch, window), shards, partial(self._schedule.view, epoch))

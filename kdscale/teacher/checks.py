@@ -12,13 +12,13 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
 from kdscale.data.sample import balanced_sample
 from kdscale.distributed import wait_for_device
 from kdscale.errors import ModelError
 from kdscale.targets import encode_features
-from kdscale.teacher.frozen_teacher import Answers, FrozenTeacher, SizedBatches
+from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher, TeacherOutput
 from kdscale.teacher.label_order import Relabelling, find_relabelling
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Inspection:
     """int64 [B], positions in the split."""
     labels: Tensor | None
     """int64 [B]; None where there are none."""
-    answers: Answers
+    answers: TeacherOutput
     """The teacher's outputs, without features."""
     seconds: float
     """Of the forward passes of the sample."""
@@ -52,9 +52,9 @@ class Inspection:
 
 
 def inspect_teacher(
-    batches: SizedBatches,
-    resident: Images,
-    images: ImageSet,
+    batches: OomSafeTeacher,
+    resident: DeviceImages,
+    images: ImageDataset,
     *,
     with_features: FrozenTeacher | None = None,
     num_samples: int = SAMPLES,
@@ -103,7 +103,7 @@ def inspect_outputs(teacher: FrozenTeacher, pixels: Tensor) -> None:
     Raises:
         ModelError: as of `inspect_teacher`.
     """
-    batches = SizedBatches(teacher, len(pixels))
+    batches = OomSafeTeacher(teacher, len(pixels))
     once = _check_repeats(batches, teacher, pixels)
     if torch.isfinite(once).all():
         _check_regrouped(teacher, pixels, once, once)
@@ -118,7 +118,7 @@ def _allowed(what: str, precision: str) -> float:
     return full if precision == "float32" else reduced
 
 
-def _check_repeats(batches: SizedBatches, teacher: FrozenTeacher, pixels: Tensor) -> Tensor:
+def _check_repeats(batches: OomSafeTeacher, teacher: FrozenTeacher, pixels: Tensor) -> Tensor:
     """Logits of a batch, passed twice.
 
     Raises:
@@ -143,7 +143,7 @@ def _check_repeats(batches: SizedBatches, teacher: FrozenTeacher, pixels: Tensor
     return first["logits"]
 
 
-def _outputs(batches: SizedBatches, pixels: Tensor) -> dict[str, Tensor]:
+def _outputs(batches: OomSafeTeacher, pixels: Tensor) -> dict[str, Tensor]:
     """All that would be stored of a batch, by a name for messages."""
     answers = batches.answers(pixels)
     encode_features(answers.features)  # raises where float16 cannot hold them
@@ -291,7 +291,7 @@ def _report_order(found: Relabelling, classes: tuple[str, ...], accuracy: float)
     log.warning("%s: compare the order of its classes with data.classes", message)
 
 
-def _estimated_accuracy(predicted: Tensor, labels: Tensor, images: ImageSet) -> float:
+def _estimated_accuracy(predicted: Tensor, labels: Tensor, images: ImageDataset) -> float:
     """Top-1 on the whole split: the mean over classes, each weighted by its size."""
     sizes_C = torch.bincount(torch.from_numpy(images.labels.copy()), minlength=images.num_classes)
     seen_C = torch.bincount(labels, minlength=images.num_classes)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdscale.distributed import is_out_of_memory
 from kdscale.errors import DeviceMemoryError
-from kdscale.models.feature_extraction import Tap, find_head, tapping
+from kdscale.models.feature_extraction import FeatureSpec, extract_features, find_head
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.weights import tensors_sha256
 from kdscale.precision import autocast
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class TeacherOutput:
     """What a teacher says of a batch, all in one forward pass."""
 
     logits_BC: Tensor
@@ -40,14 +40,14 @@ class Answers:
         )
 
 
-def together(parts: Sequence[Answers]) -> Answers:
+def concatenate(parts: Sequence[TeacherOutput]) -> TeacherOutput:
     """The answers to several batches, one after the other."""
     first = parts[0]
     embedding = None
     if first.embedding_BD is not None:
         embedding = torch.cat([p.embedding_BD for p in parts if p.embedding_BD is not None])
     features = {name: torch.cat([p.features[name] for p in parts]) for name in first.features}
-    return Answers(torch.cat([p.logits_BC for p in parts]), embedding, features)
+    return TeacherOutput(torch.cat([p.logits_BC for p in parts]), embedding, features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class FrozenTeacher:
     weights_sha256: str
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the model's factory: they may change what equal weights answer."""
-    taps: tuple[Tap, ...] = ()
+    taps: tuple[FeatureSpec, ...] = ()
     """The modules whose outputs are part of its answers."""
     head: Head | None = None
     """Its last layer, where what enters that is part of them."""
@@ -70,17 +70,17 @@ class FrozenTeacher:
     """And the name of that layer."""
 
     @torch.inference_mode()
-    def answers(self, pixels: Tensor) -> Answers:
+    def answers(self, pixels: Tensor) -> TeacherOutput:
         """What it says of uint8 pixels [B, C, H, W].
 
         Raises:
             ConfigError: a module that is asked for is unknown, or has no one output.
         """
         if not self.taps and self.head_module is None:
-            return Answers(self._forward(pixels))
-        with tapping(self.model, self.taps, self.head_module) as seen:
+            return TeacherOutput(self._forward(pixels))
+        with extract_features(self.model, self.taps, self.head_module) as seen:
             logits_BC = self._forward(pixels)
-        return Answers(logits_BC, seen.head_input_BD, seen.features)
+        return TeacherOutput(logits_BC, seen.head_input_BD, seen.features)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Raw logits of uint8 pixels [B, C, H, W]: float32 [B, classes]."""
@@ -137,7 +137,7 @@ def freeze(
     )
 
 
-class SizedBatches:
+class OomSafeTeacher:
     """Asks a teacher in batches, and halves them when the device runs out of memory."""
 
     def __init__(self, teacher: FrozenTeacher, batch_size: int) -> None:
@@ -148,7 +148,7 @@ class SizedBatches:
         """Logits of any number of pixels, on the teacher's device; errors as of `answers`."""
         return self.answers(pixels).logits_BC
 
-    def answers(self, pixels: Tensor) -> Answers:
+    def answers(self, pixels: Tensor) -> TeacherOutput:
         """What the teacher says of any number of pixels, on its device.
 
         Raises:
@@ -157,7 +157,7 @@ class SizedBatches:
         while True:
             try:
                 parts = pixels.split(self.batch_size)
-                return together([self.teacher.answers(part) for part in parts])
+                return concatenate([self.teacher.answers(part) for part in parts])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

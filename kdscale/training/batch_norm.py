@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed import get_world_size
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdscale.collectives import summed
+from kdscale.collectives import all_reduce_sum
 from kdscale.errors import ModelError
 
 _REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -49,9 +49,9 @@ class WholeBatchNorm(_BatchNorm):
         shape = [1, -1] + [1] * (inputs.ndim - 2)
         values = inputs.float()
         count = get_world_size() * values.numel() // values.shape[1]  # all have as many samples
-        mean_C = summed(values.sum(dims)) / count
+        mean_C = all_reduce_sum(values.sum(dims)) / count
         centred = values - mean_C.view(shape)
-        variance_C = summed(centred.square().sum(dims)) / count
+        variance_C = all_reduce_sum(centred.square().sum(dims)) / count
         self._keep(mean_C.detach(), variance_C.detach(), count)
         normalised = centred * (variance_C + self.eps).rsqrt().view(shape)
         if self.weight is not None:

@@ -14,18 +14,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kdscale import config
-from kdscale.data.loader import Images
-from kdscale.distributed import agreed_stop, mean_over_processes
+from kdscale.data.loader import DeviceImages
+from kdscale.distributed import any_process_stopped, mean_over_processes
 from kdscale.errors import DivergedError, PrunedError
 from kdscale.evaluation.evaluator import evaluate
 from kdscale.models.weights import save_weights
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import StopRequest
-from kdscale.training.early_stopping import Patience
-from kdscale.training.feature_student import student_of
+from kdscale.training.early_stopping import PlateauTracker
+from kdscale.training.feature_student import unwrap_student
 from kdscale.training.resume import save_checkpoint
-from kdscale.training.trainer import Loop, due
+from kdscale.training.trainer import Trainer, due
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +37,17 @@ _STOP_EVERY = 10  # steps between asking the other processes whether to stop
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluator:
+class EvaluationHook:
     """Evaluates a loop's model on the test split, and on the validation split if there is one."""
 
-    test: Images
+    test: DeviceImages
     num_classes: int
-    training: Images
+    training: DeviceImages
     validation: Tensor
     """int64 indices into `training`."""
 
     def __call__(
-        self, loop: Loop, between_batches: Callable[[], None] | None = None
+        self, loop: Trainer, between_batches: Callable[[], None] | None = None
     ) -> dict[str, dict[str, float]]:
         """Metrics by split; `between_batches` may end it by raising, in all processes alike."""
         splits = {"test": (self.test, torch.arange(len(self.test.labels)))}
@@ -63,7 +63,7 @@ class Evaluator:
 
 
 @dataclass(frozen=True, slots=True)
-class Cadence:
+class Intervals:
     """Optimizer steps between things that happen now and then; all happen at the last step."""
 
     log: int
@@ -72,7 +72,7 @@ class Cadence:
     last: int
 
     @classmethod
-    def of(cls, settings: config.Train, steps_per_epoch: int) -> "Cadence":
+    def of(cls, settings: config.Train, steps_per_epoch: int) -> "Intervals":
         """A training section's."""
         return cls(
             log=settings.log_every,
@@ -83,18 +83,18 @@ class Cadence:
 
 
 @dataclass(slots=True)
-class Following:
+class StepCallback:
     """Called after each step. `last` is the newest evaluation on the test split."""
 
     run: Path
-    cadence: Cadence
-    evaluator: Evaluator | None
+    cadence: Intervals
+    evaluator: EvaluationHook | None
     metrics: MetricsLog
     stop: StopRequest
     bar: "tqdm[Any]"
     metadata: Mapping[str, object] = field(default_factory=dict)
     """Of weights: model, preprocessing, classes."""
-    patience: Patience = field(default_factory=Patience)
+    patience: PlateauTracker = field(default_factory=PlateauTracker)
     last: dict[str, float] | None = None
     watch: Watch | None = None
     """Of one process; what it ends can be resumed."""
@@ -102,7 +102,7 @@ class Following:
     still_ours: Callable[[], None] = lambda: None
     """Raises where the run's folder is another's now; asked before it is written."""
 
-    def __call__(self, loop: Loop) -> None:
+    def __call__(self, loop: Trainer) -> None:
         """Do what is due.
 
         What is saved is the state before an evaluation, and that it is due: who goes on from there
@@ -125,7 +125,7 @@ class Following:
             self.save(loop)
         self.evaluate_if_due(loop)
 
-    def evaluate_if_due(self, loop: Loop) -> None:
+    def evaluate_if_due(self, loop: Trainer) -> None:
         """The evaluation of this step, here or where its checkpoint is resumed.
 
         Raises:
@@ -148,13 +148,13 @@ class Following:
         often = (cadence.log, cadence.evaluate, cadence.checkpoint)
         return any(due(step, every, cadence.last) for every in often)
 
-    def _is_stopping(self, loop: Loop) -> bool:
+    def _is_stopping(self, loop: Trainer) -> bool:
         if loop.accelerator.num_processes == 1:
             return self.stop.received is not None
         asking = due(loop.state.step, _STOP_EVERY, self.cadence.last)
-        return asking and agreed_stop(self.stop, loop.accelerator)
+        return asking and any_process_stopped(self.stop, loop.accelerator)
 
-    def save(self, loop: Loop) -> None:
+    def save(self, loop: Trainer) -> None:
         """A checkpoint to resume from.
 
         Raises:
@@ -165,14 +165,14 @@ class Following:
         self.still_ours()
         save_checkpoint(self.run, loop, self.metrics)
 
-    def _save_and_stop(self, loop: Loop) -> NoReturn:
+    def _save_and_stop(self, loop: Trainer) -> NoReturn:
         self.save(loop)
         raise self.stop.interrupted(
             f"stopped after step {loop.state.step} of {self.cadence.last}; state saved in "
             f"{self.run}: run the same command with --resume to go on"
         )
 
-    def _finite_loss(self, loop: Loop) -> float:
+    def _finite_loss(self, loop: Trainer) -> float:
         loss = mean_over_processes(loop.loss, loop.accelerator)
         if not math.isfinite(loss):
             raise DivergedError(
@@ -181,7 +181,7 @@ class Following:
             )
         return loss
 
-    def _log(self, loop: Loop) -> None:
+    def _log(self, loop: Trainer) -> None:
         loss = self._finite_loss(loop)
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._record(
@@ -191,11 +191,11 @@ class Following:
             train_seconds=round(loop.state.train_seconds, 3),
         )
 
-    def _evaluate(self, loop: Loop) -> None:
+    def _evaluate(self, loop: Trainer) -> None:
         assert self.evaluator is not None, "without an evaluator, evaluation is never due"
 
         def stop_if_asked() -> None:
-            if agreed_stop(self.stop, loop.accelerator):
+            if any_process_stopped(self.stop, loop.accelerator):
                 self._save_and_stop(loop)
 
         found = self.evaluator(loop, stop_if_asked)
@@ -210,24 +210,24 @@ class Following:
             self.patience.note(loop.state, validation["cross_entropy"])
         self.given_up = self.watch is not None and not self.watch(loop.epoch, found)
 
-    def _keep_best(self, loop: Loop, validation: float, test: float) -> None:
+    def _keep_best(self, loop: Trainer, validation: float, test: float) -> None:
         """The best weights are chosen on the validation split, never on the test split."""
         if validation <= loop.state.best_validation_accuracy:
             return
         loop.state.best_validation_accuracy = validation
         loop.state.chosen_step, loop.state.chosen_top1_accuracy = loop.state.step, test
         if loop.accelerator.is_main_process:
-            model = student_of(loop.accelerator.unwrap_model(loop.model))
+            model = unwrap_student(loop.accelerator.unwrap_model(loop.model))
             metadata = {**self.metadata, "step": loop.state.step}
             save_weights(RunFolder(self.run).weights_file("best"), model, metadata=metadata)
 
-    def _record(self, loop: Loop, **values: Any) -> None:
+    def _record(self, loop: Trainer, **values: Any) -> None:
         self.still_ours()
         where = {"step": loop.state.step, "epoch": round(loop.epoch, 4)}
         self.metrics.append({**where, **values})
 
 
-def progress_bar(loop: Loop, last: int, accelerator: Accelerator) -> "tqdm[Any]":
+def progress_bar(loop: Trainer, last: int, accelerator: Accelerator) -> "tqdm[Any]":
     """Steps done, steps a second, time left; rarely where nobody is watching."""
     interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(

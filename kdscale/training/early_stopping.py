@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from kdscale.formatting import number_of
-from kdscale.training.trainer import LoopState
+from kdscale.training.trainer import TrainerState
 
 log = logging.getLogger(__name__)
 
@@ -13,7 +13,7 @@ SMALLEST_FALL = 1e-4  # nats; Keras' `min_delta` of ReduceLROnPlateau
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class PlateauTracker:
     """How many evaluations without a smaller loss on the validation split are too many.
 
     Counted as Keras counts them: after `reduce_after` of them the learning rate falls and that
@@ -27,7 +27,7 @@ class Patience:
     stop_after: int | None = None
     """None: training ends after its last epoch."""
 
-    def note(self, state: LoopState, validation_loss: float) -> None:
+    def note(self, state: TrainerState, validation_loss: float) -> None:
         """Count an evaluation, in `state`."""
         smallest = state.smallest_validation_loss
         falls = smallest is None or validation_loss < smallest - SMALLEST_FALL

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdscale.data.views.rng import chain
+from kdscale.data.views.rng import derive_seed
 from kdscale.errors import ConfigError
 from kdscale.losses.features import HintRegressor
 from kdscale.losses.objective import FeatureTerm
 from kdscale.models.feature_extraction import find_module, named
 
-_ADAPTERS = chain(0x61646170746572)  # "adapter"
+_ADAPTERS = derive_seed(0x61646170746572)  # "adapter"
 
 
-class Taught(nn.Module):
+class StudentWithFeatures(nn.Module):
     """A student that gives, while it is trained, features beside its logits.
 
     Adapters are parts of it, so that they are trained, saved in checkpoints and shared by processes
@@ -83,7 +83,7 @@ class Taught(nn.Module):
         return note
 
 
-def taught(
+def with_features(
     student: nn.Module,
     terms: Sequence[FeatureTerm],
     shown: Tensor,
@@ -100,17 +100,17 @@ def taught(
         shown: what it is shown, preprocessed, [B, C, H, W].
         teacher_shapes: of one sample's features, by module.
         seed: of the adapters' first weights; no other draw depends on them.
-        with_logits: as of `Taught`.
+        with_logits: as of `StudentWithFeatures`.
 
     Raises:
         ConfigError: a module is unknown, or its features cannot be compared with the teacher's.
     """
     if not terms:
         return student
-    probe = Taught(student, terms, [None] * len(terms), with_logits=with_logits)
+    probe = StudentWithFeatures(student, terms, [None] * len(terms), with_logits=with_logits)
     seen = _features_of(probe, shown)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(chain(seed, _ADAPTERS) >> 1)
+        torch.manual_seed(derive_seed(seed, _ADAPTERS) >> 1)
         adapters = [
             _adapter(term, one.shape[1:], teacher_shapes[term.teacher])
             for term, one in zip(terms, seen, strict=True)
@@ -136,9 +136,9 @@ def _of(term: FeatureTerm, error: ConfigError) -> ConfigError:
     )
 
 
-def student_of(model: nn.Module) -> nn.Module:
+def unwrap_student(model: nn.Module) -> nn.Module:
     """The student alone: what is saved, exported and counted."""
-    return model.student if isinstance(model, Taught) else model
+    return model.student if isinstance(model, StudentWithFeatures) else model
 
 
 def _adapter(term: FeatureTerm, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
@@ -151,7 +151,7 @@ def _adapter(term: FeatureTerm, student: Sequence[int], teacher: Sequence[int]) 
 
 
 @torch.no_grad()
-def _features_of(model: Taught, shown: Tensor) -> Sequence[Tensor]:
+def _features_of(model: StudentWithFeatures, shown: Tensor) -> Sequence[Tensor]:
     """What a forward pass gives, with nothing changed by it: statistics, dropout, mode."""
     parts = [(part, part.training) for part in model.modules()]
     model.eval()

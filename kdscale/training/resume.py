@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from kdscale.distributed import from_main_process, main_process_first
+from kdscale.distributed import broadcast_from_main, main_process_first
 from kdscale.documents import parse_as
 from kdscale.errors import KdscaleError, RunError
 from kdscale.models.checkpoints import read_tensors
@@ -11,13 +11,13 @@ from kdscale.models.weights import load_weights
 from kdscale.runs import checkpoint
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import MetricsLog
-from kdscale.training.feature_student import student_of
-from kdscale.training.trainer import Loop, LoopState
+from kdscale.training.feature_student import unwrap_student
+from kdscale.training.trainer import Trainer, TrainerState
 
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(run: Path, loop: Loop, metrics: MetricsLog) -> None:
+def save_checkpoint(run: Path, loop: Trainer, metrics: MetricsLog) -> None:
     """Write the loop's whole state; there whole or not at all."""
     folder, accelerator = RunFolder(run).checkpoints, loop.accelerator
     loop.state.metrics_bytes = metrics.size
@@ -32,7 +32,7 @@ def save_checkpoint(run: Path, loop: Loop, metrics: MetricsLog) -> None:
     accelerator.wait_for_everyone()
 
 
-def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
+def restore_or_begin(run: Path, loop: Trainer) -> MetricsLog:
     """Put the newest sound checkpoint's state into the loop, or write the first one.
 
     Raises:
@@ -43,7 +43,7 @@ def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
     with main_process_first(accelerator):
         if accelerator.is_main_process:  # so that all go on from the same one
             newest = checkpoint.newest_sound(folder.checkpoints)
-    newest = from_main_process(accelerator, newest)
+    newest = broadcast_from_main(accelerator, newest)
     if newest is not None:
         model = accelerator.unwrap_model(loop.model)
         who = accelerator.process_index, accelerator.num_processes
@@ -58,15 +58,15 @@ def restore_or_begin(run: Path, loop: Loop) -> MetricsLog:
     return metrics
 
 
-def restore_best(run: Path, loop: Loop) -> None:
+def restore_best(run: Path, loop: Trainer) -> None:
     """Give the model the weights that the validation split chose."""
     loop.accelerator.wait_for_everyone()  # until they are written
-    model = student_of(loop.accelerator.unwrap_model(loop.model))
+    model = unwrap_student(loop.accelerator.unwrap_model(loop.model))
     load_weights(RunFolder(run).weights_file("best"), model, what="run")
     log.info("the result is the weights of step %d, best on validation", loop.state.chosen_step)
 
 
-def _check_best(folder: RunFolder, loop: Loop) -> None:
+def _check_best(folder: RunFolder, loop: Trainer) -> None:
     """Choose the best weights anew where those of an earlier evaluation are damaged or missing."""
     path, step = folder.weights_file("best"), loop.state.chosen_step
     if step < 0:
@@ -81,14 +81,14 @@ def _check_best(folder: RunFolder, loop: Loop) -> None:
                 "the best weights, of step %d, are lost (%s): the best of the evaluations that are "
                 "still to come will take their place", step, error,
             )  # fmt: skip
-    if not from_main_process(loop.accelerator, sound):
+    if not broadcast_from_main(loop.accelerator, sound):
         loop.state.best_validation_accuracy, loop.state.chosen_step = -1.0, -1
         loop.state.chosen_top1_accuracy = 0.0
 
 
-def _loop_state(path: Path) -> LoopState:
+def _loop_state(path: Path) -> TrainerState:
     try:
-        return parse_as(LoopState, checkpoint.read_loop_state(path))
+        return parse_as(TrainerState, checkpoint.read_loop_state(path))
     except ValueError as error:
         raise RunError(
             f"the loop state of the checkpoint {path} cannot be used ({error}): start again in a "

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from kdscale.data.loader import Batch, Loader
+from kdscale.data.loader import Batch, BatchLoader
 from kdscale.distributed import wait_for_device
 from kdscale.losses.objective import Objective
 from kdscale.models.preprocess import Preprocess
@@ -21,7 +21,7 @@ from kdscale.training.optim import Schedule
 
 
 @dataclass(slots=True)
-class LoopState:
+class TrainerState:
     """All state of the loop that a checkpoint saves, beside weights, optimizer and random state."""
 
     step: NonNegativeInt = 0
@@ -58,7 +58,7 @@ class LoopState:
         return asdict(self)
 
 
-class Loop:
+class Trainer:
     """Trains a model for as many steps as it is asked to.
 
     Args:
@@ -81,7 +81,7 @@ class Loop:
         self,
         model: nn.Module,
         preprocess: Preprocess,
-        loader: Loader,
+        loader: BatchLoader,
         source: TargetSource,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
@@ -91,14 +91,14 @@ class Loop:
         precision: str = "float32",
         accumulation: int = 1,
         gradient_clip: float | None = None,
-        state: LoopState | None = None,
+        state: TrainerState | None = None,
     ) -> None:
         self.model, self.preprocess, self.objective = model, preprocess, objective
         self.loader, self.source = loader, source
         self.optimizer, self.schedule, self.accelerator = optimizer, schedule, accelerator
         self.precision = precision
         self.accumulation, self.gradient_clip = accumulation, gradient_clip
-        self.state = state or LoopState()
+        self.state = state or TrainerState()
         self.loss = torch.zeros(())
         self.learning_rate = 0.0
         """Of the newest step."""
@@ -189,7 +189,7 @@ class Loop:
 class AfterStep(Protocol):
     """What follows a step."""
 
-    def __call__(self, loop: Loop) -> None:
+    def __call__(self, loop: Trainer) -> None:
         """Do what is due."""
         ...
 

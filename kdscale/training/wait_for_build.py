@@ -17,12 +17,12 @@ from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import Location, open_store
 from kdscale.cache.wait import Patience, Watch
 from kdscale.cache.writer import is_free
-from kdscale.distributed import agreed_stop
+from kdscale.distributed import any_process_stopped
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError
 from kdscale.signals import StopRequest
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.shard_order import shards_of_epoch
-from kdscale.training.trainer import Loop
+from kdscale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Turn:
     """
 
     caches: Sequence[CachedTargets]
-    loop: Loop
+    loop: Trainer
     run: Path
     save: Callable[[], None]
     """Saves the state of the loop; all processes call it."""
@@ -69,7 +69,7 @@ class Turn:
             waits, gives_up = _any_of(accelerator, bool(pending), dead is not None)
             if not waits:
                 return
-            if agreed_stop(self.stop, accelerator) or gives_up:
+            if any_process_stopped(self.stop, accelerator) or gives_up:
                 self._end(dead)
             if not told:
                 log.info("waiting for the build of %s, which epoch %d shows", wanted, epoch)

@@ -15,14 +15,14 @@ import torch
 torch.set_num_threads(1)
 
 from kdscale.cli import cli
-from kdscale.data.loader import Loader
+from kdscale.data.loader import BatchLoader
 from kdscale.distributed import create_accelerator
 
 accelerator = create_accelerator()
 assert accelerator.num_processes == 2
 shown = Path(f"shown-{accelerator.process_index}.jsonl")
 run = ""
-batch = Loader.batch
+batch = BatchLoader.batch
 
 
 def noted(loader, step):
@@ -32,7 +32,7 @@ def noted(loader, step):
     return found
 
 
-Loader.batch = noted
+BatchLoader.batch = noted
 for arguments in json.loads(Path(sys.argv[1]).read_text()):
     run = arguments[arguments.index("--run") + 1] if "--run" in arguments else ""
     cli(arguments, prog_name="kdscale", standalone_mode=False)

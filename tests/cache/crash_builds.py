@@ -19,7 +19,7 @@ import synthetic
 
 from kdscale.cache.layout import shard_name
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.repair import take_out
+from kdscale.cache.repair import discard_bad_shards
 from kdscale.cache.verify import verify
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError
 
@@ -158,7 +158,7 @@ def moments_of_a_repair(root, step):
 
         def repair(moment=moment):
             kill_at(moment, root)
-            take_out(path, synthetic.labels(ASKED))
+            discard_bad_shards(path, synthetic.labels(ASKED))
             synthetic.build(path, ASKED)
 
         status = in_child(repair)
@@ -169,7 +169,7 @@ def moments_of_a_repair(root, step):
             if moment % 2:  # a build goes on as well, unless the damage is not taken out yet
                 synthetic.build(path, ASKED)
                 assert not verify(path).ok or synthetic.files(path) == reference
-            take_out(path, synthetic.labels(ASKED))
+            discard_bad_shards(path, synthetic.labels(ASKED))
             synthetic.build(path, ASKED)
             assert synthetic.files(path) == reference
 

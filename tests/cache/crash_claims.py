@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 
 CHANGES = {"os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir"}
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -52,14 +52,14 @@ def killed(work):
 
 def claim_and_release(folder, moment):
     kill_at(moment, folder)
-    with Claims(folder) as claims:
+    with Leases(folder) as claims:
         assert claims.claim("part")
 
 
 def check_next(folder):
     """In a fork: a claimant starts a thread."""
     began = time.monotonic()
-    with Claims(folder) as claims:
+    with Leases(folder) as claims:
         while not claims.claim("part"):
             time.sleep(0.01)
             assert time.monotonic() - began < 2
@@ -68,7 +68,7 @@ def check_next(folder):
 
 
 def die_holding(folder, name):
-    Claims(folder).claim(name)
+    Leases(folder).claim(name)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

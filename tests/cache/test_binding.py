@@ -12,7 +12,7 @@ import synthetic
 from kdscale.cache.layout import record_object, shard_name, shard_objects
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader, check_present
-from kdscale.cache.repair import take_out
+from kdscale.cache.repair import discard_bad_shards
 from kdscale.cache.transfer import transfer
 from kdscale.cache.verify import verify
 from kdscale.cache.wait import Patience
@@ -252,7 +252,9 @@ def test_repair_takes_out_the_foreign_shard_alone(pair):
     keys = keys_of(ours, 1, 1)
     put(ours, keys, synthetic.files(theirs), keys)
     manifest = read_manifest(ours)
-    assert take_out(ours, synthetic.labels(manifest)).corrupt_shards == (shard_name(1, 1),)
+    assert discard_bad_shards(ours, synthetic.labels(manifest)).corrupt_shards == (
+        shard_name(1, 1),
+    )
     assert verify(ours).missing_shards == (shard_name(1, 1),)
     synthetic.build(ours, manifest)
     assert verify(ours).ok
@@ -286,7 +288,7 @@ def test_cache_of_an_earlier_version_stays_one(tmp_path, version):
     extended = synthetic.build(path, synthetic.asked(num_views=3, **EARLIER[version]))
     assert extended.format_version == old.format_version == int(version[-1])
     (path / "digests/c/2/1").unlink()
-    take_out(path, synthetic.labels(old))
+    discard_bad_shards(path, synthetic.labels(old))
     assert synthetic.build(path, extended).format_version == old.format_version
     transfer(path, tmp_path / "copy.zarr")
     assert read_manifest(tmp_path / "copy.zarr").format_version == old.format_version

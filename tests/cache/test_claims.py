@@ -16,7 +16,7 @@ import pytest
 import synthetic
 
 from kdscale.cache import lease as module
-from kdscale.cache.lease import Claims, is_claim, living_builder
+from kdscale.cache.lease import Leases, is_claim, living_builder
 from kdscale.cache.stores import local as folder_module
 from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.writer import ShardWriter, create_or_resume
@@ -29,7 +29,7 @@ def builder(tmp_path):
     made = []
 
     def make(**settings):
-        made.append(Claims(tmp_path, **{"interval_seconds": 1000, **settings}))
+        made.append(Leases(tmp_path, **{"interval_seconds": 1000, **settings}))
         return made[-1]
 
     yield make
@@ -110,7 +110,7 @@ def test_counter_moves_while_a_builder_lives(builder, tmp_path):
 def test_of_many_builders_exactly_one_takes_a_dead_ones_part(tmp_path):
     for _ in range(10):
         elsewhere(tmp_path)
-        builders = [Claims(tmp_path, patience_seconds=-1) for _ in range(8)]
+        builders = [Leases(tmp_path, patience_seconds=-1) for _ in range(8)]
         assert not any(one.claim("part") for one in builders)  # the first look
         start, won = threading.Barrier(8), []
 
@@ -210,8 +210,8 @@ def test_claim_of_any_generation_is_taken_over_and_released_at_once(
 def test_killed_process_of_this_machine_is_taken_over_at_once(builder, tmp_path):
     code = (
         "import sys, time, pathlib\n"
-        "from kdscale.cache.lease import Claims\n"
-        "print(Claims(pathlib.Path(sys.argv[1])).claim('part'), flush=True)\n"
+        "from kdscale.cache.lease import Leases\n"
+        "print(Leases(pathlib.Path(sys.argv[1])).claim('part'), flush=True)\n"
         "time.sleep(100)\n"
     )
     with subprocess.Popen(
@@ -312,7 +312,7 @@ def test_builder_that_gets_no_thread_leaves_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="can't start"), Claims(tmp_path) as claims:
+        with pytest.raises(RuntimeError, match="can't start"), Leases(tmp_path) as claims:
             claims.claim("part")
     assert not list(tmp_path.glob("claims/*"))
 
@@ -400,7 +400,7 @@ def test_disk_that_refuses_a_claim_is_a_storage_error(tmp_path, monkeypatch, num
     def refuse(*_args, **_kwargs):
         raise OSError(number, os.strerror(number))
 
-    with Claims(tmp_path) as claims:
+    with Leases(tmp_path) as claims:
         if call == "write":
             claims.claim("another part")
         monkeypatch.setattr(*((Path, "mkdir") if call == "mkdir" else (os, call)), refuse)

@@ -27,7 +27,7 @@ from kdscale.cache.manifest import FORMAT_VERSION, canonical, read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.records import COMMITTED
 from kdscale.cache.verify import verify
-from kdscale.models.feature_extraction import Tap, tapping
+from kdscale.models.feature_extraction import FeatureSpec, extract_features
 from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
 from kdscale.targets import ENCODINGS, DenseTargets, Encoding, Head, decode, encode
 
@@ -215,7 +215,7 @@ def test_maps_are_pooled_as_the_page_says(side, pool):
     assert "from `floor(r * H / pool)` to before `ceil((r + 1) * H / pool)`" in WORDS
     maps = torch.randn(2, 3, side, side + 1)
     model = torch.nn.Sequential(torch.nn.Identity())
-    with tapping(model, [Tap("0", pool)]) as seen:
+    with extract_features(model, [FeatureSpec("0", pool)]) as seen:
         model(maps)
     found = seen.features["0"]
     spans = [

@@ -8,7 +8,7 @@ import pytest
 import synthetic
 
 from kdscale.cache import lease
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.wait import Patience
 from kdscale.cache.writer import create_or_resume, finish
@@ -57,7 +57,7 @@ def test_finished_view_of_an_unfinished_cache_is_read_as_ever(begun):
 
 def test_shard_is_waited_for_as_long_as_a_builder_counts(begun):
     reader = CacheReader(begun, Patience())
-    with Claims(begun, interval_seconds=0.05) as builder:
+    with Leases(begun, interval_seconds=0.05) as builder:
         assert builder.claim("part")
         writing = later(1.5, synthetic.write_shards, begun, reader.manifest, SECOND_VIEW)
         assert_equal_rows(reader.read_view(1), reader.manifest, 1)
@@ -75,7 +75,7 @@ def test_without_a_sign_of_life_waiting_ends(begun):
 
 def test_counter_that_stands_still_is_no_sign_of_life(begun):
     reader = CacheReader(begun, Patience())
-    with Claims(begun, interval_seconds=1000) as builder:
+    with Leases(begun, interval_seconds=1000) as builder:
         builder.claim("part")
         with pytest.raises(CacheIncompleteError, match="nobody has built"):
             reader.read_shard(1, 0)

@@ -10,7 +10,7 @@ import pytest
 import synthetic
 
 from kdscale.cache import lease as claiming
-from kdscale.cache.lease import Claims, living_builder
+from kdscale.cache.lease import Leases, living_builder
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.remove import check_removable, remove_cache
 from kdscale.cache.stores.local import LocalFolder
@@ -107,7 +107,7 @@ def test_what_is_no_cache_is_refused_and_kept(tmp_path, content):
 
 
 def test_cache_that_is_being_built_is_refused(cache):
-    with Claims(cache) as builder:
+    with Leases(cache) as builder:
         assert builder.claim("view-00000-shard-00000")
         with pytest.raises(CacheError, match=rf"being built by process {os.getpid()} on"):
             remove_cache(cache)
@@ -117,8 +117,8 @@ def test_cache_that_is_being_built_is_refused(cache):
 
 def test_builder_of_this_machine_that_was_killed_is_no_obstacle(cache):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom kdscale.cache.lease import Claims\n"
-        "Claims(Path(sys.argv[1])).claim('view-00000-shard-00000')\nos.kill(os.getpid(), 9)"
+        "import os, sys\nfrom pathlib import Path\nfrom kdscale.cache.lease import Leases\n"
+        "Leases(Path(sys.argv[1])).claim('view-00000-shard-00000')\nos.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, cache], check=False)
     assert done.returncode == -9

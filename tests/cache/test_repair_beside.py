@@ -7,10 +7,10 @@ import synthetic
 
 from kdscale.cache import repair
 from kdscale.cache.layout import claim_name
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import read_manifest
-from kdscale.cache.repair import take_out
-from kdscale.cache.verify import judge, verify
+from kdscale.cache.repair import discard_bad_shards
+from kdscale.cache.verify import check_shards, verify
 from kdscale.cache.writer import ShardWriter
 
 BAD = "view-00000/shard-00000"
@@ -35,21 +35,21 @@ def test_shard_that_was_committed_since_it_was_judged_stays(damaged, monkeypatch
     cache, manifest = damaged
 
     def judge_slowly(store, judged):
-        found = judge(store, judged)
+        found = check_shards(store, judged)
         build_again(cache, manifest)
         return found
 
-    monkeypatch.setattr(repair, "judge", judge_slowly)
-    assert take_out(cache, synthetic.labels(manifest)).corrupt_shards == (BAD,)
+    monkeypatch.setattr(repair, "check_shards", judge_slowly)
+    assert discard_bad_shards(cache, synthetic.labels(manifest)).corrupt_shards == (BAD,)
     assert ShardWriter(cache, manifest).is_committed(0, 0)
     assert not verify(cache).missing_shards
 
 
 def test_shard_that_a_builder_works_on_is_waited_for(damaged):
     cache, manifest = damaged
-    with Claims(cache) as builder:
+    with Leases(cache) as builder:
         assert builder.claim(claim_name(0, 0))
-        taking_out = Thread(target=take_out, args=(cache, synthetic.labels(manifest)))
+        taking_out = Thread(target=discard_bad_shards, args=(cache, synthetic.labels(manifest)))
         taking_out.start()
         taking_out.join(0.5)
         assert taking_out.is_alive()
@@ -62,7 +62,7 @@ def test_shard_that_a_builder_works_on_is_waited_for(damaged):
 
 def test_shard_that_nobody_works_on_is_taken_out(damaged):
     cache, manifest = damaged
-    take_out(cache, synthetic.labels(manifest))
+    discard_bad_shards(cache, synthetic.labels(manifest))
     assert not ShardWriter(cache, manifest).is_committed(0, 0)
     assert ShardWriter(cache, manifest).is_committed(0, 1)
     assert not (cache / "claims").exists()

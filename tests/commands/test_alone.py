@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from kdscale.cache import lease
 from kdscale.errors import RunError
-from kdscale.runs.lock import alone_in
+from kdscale.runs.lock import run_lock
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_training_that_was_taken_for_dead_writes_nothing_more(commands, slow_rec
 
 
 def alone(folder):
-    return alone_in(folder, Accelerator(cpu=True))
+    return run_lock(folder, Accelerator(cpu=True))
 
 
 def test_nothing_is_left_of_a_run_that_did_not_begin(kdscale, slow_recipe, tmp_path):

@@ -17,7 +17,7 @@ from kdscale.errors import DeviceMemoryError
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
-from kdscale.teacher.frozen_teacher import FrozenTeacher, SizedBatches, freeze
+from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher, freeze
 
 
 def values(path):
@@ -286,7 +286,7 @@ def test_memory_for_not_even_one_image_is_an_error_with_advice(kdscale, write_re
 
     full = Full(**{name: getattr(frozen, name) for name in FrozenTeacher.__slots__})
     with pytest.raises(DeviceMemoryError, match="no memory for the teacher and one image"):
-        SizedBatches(full, 4).logits(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+        OomSafeTeacher(full, 4).logits(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
 
 
 # --------------------------------------------------------------------------- interruptions

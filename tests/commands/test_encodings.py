@@ -14,9 +14,9 @@ from kdscale.commands.build import build
 from kdscale.commands.preview import show_cache
 from kdscale.commands.train import train
 from kdscale.config import Cache
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.errors import CacheMismatchError, ConfigError
-from kdscale.experiment.saved_runs import Job
+from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.stored_encoding import (
@@ -55,12 +55,12 @@ def test_cached_targets_are_the_live_ones_as_stored(name, built, tiny_teacher, s
     recipe, path = built(name)
     images = experiment.training_images(recipe, shared_root, labelled=True)
     teacher = experiment.frozen_teacher(recipe, images, tiny_teacher, CPU)
-    kept = experiment.kept_of(recipe, images, teacher)
+    kept = experiment.stored_outputs_of(recipe, images, teacher)
     teacher = replace(teacher, head=kept.head, head_module=kept.head_module)
     live = LiveTeacher(teacher, experiment.shared_views(recipe))
     cached = CachedTargets.open(path)
     how = stored_encoding(cached.reader)
-    shown, objective = Images(images, CPU), experiment.objective(recipe)
+    shown, objective = DeviceImages(images, CPU), experiment.objective(recipe)
     student = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
     for view in range(2):
         index = torch.arange(64, 96)  # a shard, so the teacher sees the batch that the build saw
@@ -84,7 +84,11 @@ def test_student_trains_from_it_is_shown_it_and_info_reports_it(
 ):
     recipe, path = built(name)
     result = train(
-        recipe, Job("student", "cache", 0), run=tmp_path / "run", cache_root=shared_root, cache=path
+        recipe,
+        RunSpec("student", "cache", 0),
+        run=tmp_path / "run",
+        cache_root=shared_root,
+        cache=path,
     )
     assert result["top1_accuracy"] > 0.4
     show_cache(path, out=tmp_path / "sheet.png", samples=4, cache_root=shared_root)
@@ -162,7 +166,7 @@ def test_auto_mentions_an_embedding_that_would_be_better(load_table, tiny_teache
     images = experiment.training_images(recipe, shared_root, labelled=True)
     teacher = experiment.frozen_teacher(recipe, images, tiny_teacher, CPU)
     pixels = experiment.few_views(recipe, images, CPU)
-    asked = experiment.asked_manifest(recipe, images, teacher.describe())
+    asked = experiment.required_manifest(recipe, images, teacher.describe())
     mention_encoding(recipe, asked, teacher, pixels)
     assert "'embedding'" not in caplog.text  # 64 bytes, against 8
     mention_encoding(recipe, replace(asked, encoding="int4"), teacher, pixels)
@@ -194,7 +198,7 @@ def test_settings_of_top_k_are_identity(built, changes, said):
 
 def student_of(recipe, path, shared_root, run, **loss):
     table = recipe.model_copy(update={"loss": recipe.loss.model_copy(update=loss)})
-    job = Job("student", "cache", 0)
+    job = RunSpec("student", "cache", 0)
     return train(table, job, run=run, cache_root=shared_root, cache=path)
 
 

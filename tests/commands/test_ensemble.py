@@ -9,11 +9,11 @@ from kdscale import experiment
 from kdscale.cache.manifest import read_manifest
 from kdscale.commands.build import build
 from kdscale.commands.train import train
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.errors import ConfigError
-from kdscale.experiment.saved_runs import Job
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
+from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.ensemble import MEANS, Ensemble, normalised
@@ -102,7 +102,7 @@ def test_cached_ensemble_equals_an_online_one(
         for one, weights in ((recipe, tiny_teacher), (second(), second_teacher))
     ]
     cached = [CachedTargets.open(path) for path in (tiny_cache, exact)]
-    shown = Images(images, CPU)
+    shown = DeviceImages(images, CPU)
     for mean in MEANS:
         online, stored = (Ensemble(all_, [0.25, 0.75], mean, 4.0) for all_ in (live, cached))
         for view in range(3):
@@ -155,7 +155,13 @@ def test_weights_and_mean_reach_the_loss(
             student={"train": {"epochs": 1}},
         )
         run = tmp_path / str(number)
-        train(recipe, Job("student", "cache", 0), run=run, cache_root=shared_root, cache=tiny_cache)
+        train(
+            recipe,
+            RunSpec("student", "cache", 0),
+            run=run,
+            cache_root=shared_root,
+            cache=tiny_cache,
+        )
         losses.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"])
     assert len(set(losses)) == 4
 
@@ -186,7 +192,7 @@ def test_fixed_mode_takes_the_mean_of_clean_answers(
         views=fixed, teacher={"weights": tiny_teacher}, ensemble={"caches": [str(other)]}
     )
     own = build(recipe, cache_root=shared_root, cache=tmp_path / "own.zarr")
-    job = Job("student", "cache", 0)
+    job = RunSpec("student", "cache", 0)
     result = train(recipe, job, run=tmp_path / "run", cache_root=shared_root, cache=own)
     assert len(result["caches"]) == 2
 

@@ -209,11 +209,11 @@ def test_two_models_without_an_answer_do_not_agree():
     from kdscale.commands.evaluate import _agreement
     from kdscale.evaluation.evaluator import Examined
     from kdscale.evaluation.metrics import NO_PREDICTION, Counts
-    from kdscale.evaluation.teacher_predictions import Predictions
+    from kdscale.evaluation.teacher_predictions import TeacherPredictions
 
     classes = torch.tensor([NO_PREDICTION, 1, 2, NO_PREDICTION])
     examined = Examined(Counts.none(3), classes, torch.zeros(4))
-    assert _agreement(examined, Predictions(classes, "0")) == 0.5
+    assert _agreement(examined, TeacherPredictions(classes, "0")) == 0.5
 
 
 @pytest.mark.parametrize(

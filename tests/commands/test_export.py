@@ -30,14 +30,14 @@ COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def run(tmp_path_factory, load_table, shared_root):
     """A finished student with batch-norm, whose run kept its best weights too."""
     from kdscale.commands.train import train
-    from kdscale.experiment.saved_runs import Job
+    from kdscale.runs.folder import RunSpec
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     recipe = load_table(
         data={"validation": 0.25},
         student={"model": "tiny_models:batch_norm", "options": {}, "train": {"epochs": 1}},
     )
-    train(recipe, Job("student", "none", 0), run=folder, cache_root=shared_root)
+    train(recipe, RunSpec("student", "none", 0), run=folder, cache_root=shared_root)
     return folder
 
 

@@ -8,13 +8,13 @@ from kdscale import experiment
 from kdscale.commands.build import build
 from kdscale.commands.train import train
 from kdscale.errors import ConfigError, Interrupted
-from kdscale.experiment.saved_runs import Job
 from kdscale.losses.objective import FeatureTerm
 from kdscale.models.weights import save_weights
 from kdscale.runs import checkpoint
-from kdscale.runs.folder import RunFolder
+from kdscale.runs.folder import RunFolder, RunSpec
 from kdscale.runs.log import read_metrics
-from kdscale.training.feature_student import Taught, taught
+from kdscale.training.feature_student import StudentWithFeatures
+from kdscale.training.feature_student import with_features as wrap_student
 
 CPU = torch.device("cpu")
 MAPS = {"model": "tiny_models:batch_norm", "options": {}}
@@ -68,8 +68,8 @@ def trained(with_features, map_teacher, shared_root, tmp_path):
         if targets == "cache":
             cache = build(recipe, cache_root=shared_root, teacher_weights=map_teacher)
         folder = tmp_path / name
-        train(recipe, Job("student", targets, 0), run=folder, cache_root=shared_root, cache=cache,
-              teacher_weights=map_teacher, resume=resume)  # fmt: skip
+        train(recipe, RunSpec("student", targets, 0), run=folder, cache_root=shared_root,
+              cache=cache, teacher_weights=map_teacher, resume=resume)  # fmt: skip
         return folder
 
     return run
@@ -83,8 +83,8 @@ def losses(run):
 def without(with_features, map_teacher, shared_root, tmp_path_factory):
     """The losses of an epoch that compares no features."""
     run = tmp_path_factory.mktemp("without") / "run"
-    train(with_features([], epochs=1, feature_weight=0.0), Job("student", "teacher", 0), run=run,
-          cache_root=shared_root, teacher_weights=map_teacher)  # fmt: skip
+    train(with_features([], epochs=1, feature_weight=0.0), RunSpec("student", "teacher", 0),
+          run=run, cache_root=shared_root, teacher_weights=map_teacher)  # fmt: skip
     return losses(run)
 
 
@@ -148,18 +148,18 @@ def test_making_adapters_changes_neither_the_student_nor_what_is_drawn_after():
     model = student().train()
     before = {name: one.clone() for name, one in model.state_dict().items()}
     drawn = torch.get_rng_state()
-    made = taught(
+    made = wrap_student(
         model, [TERM], torch.randn(5, 1, 2, 2, generator=torch.Generator()), {"x": (9,)}, 0
     )
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
     assert all(part.training for part in made.modules())
-    again = taught(student(), [TERM], torch.zeros(2, 1, 2, 2), {"x": (9,)}, 0)
+    again = wrap_student(student(), [TERM], torch.zeros(2, 1, 2, 2), {"x": (9,)}, 0)
     assert torch.equal(made.adapters[0].map.weight, again.adapters[0].map.weight)
 
 
 def test_features_are_those_of_the_module_before_what_follows_works_in_place():
-    model = Taught(student(0.0), [TERM], [None]).train()
+    model = StudentWithFeatures(student(0.0), [TERM], [None]).train()
     inputs = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     logits, (features,) = model(inputs)
     assert torch.equal(features, model.student[1](inputs.flatten(1)))
@@ -168,7 +168,7 @@ def test_features_are_those_of_the_module_before_what_follows_works_in_place():
 
 
 def test_student_in_evaluation_gives_logits_alone():
-    model = Taught(student(), [TERM], [None]).eval()
+    model = StudentWithFeatures(student(), [TERM], [None]).eval()
     assert model(torch.zeros(2, 1, 2, 2)).shape == (2, 3)
 
 
@@ -184,7 +184,7 @@ def test_module_without_one_output_is_named(calls):
                 inputs = self.odd(inputs)
             return self.body(inputs)
 
-    model = Taught(Odd(), [FeatureTerm("cosine", "odd", "x")], [None])
+    model = StudentWithFeatures(Odd(), [FeatureTerm("cosine", "odd", "x")], [None])
     said = "takes no part" if calls == 0 else "is called twice"
     with pytest.raises(ConfigError, match=f"'odd' .*{said}.* name another one in loss.features"):
         model(torch.zeros(2, 4))
@@ -224,7 +224,7 @@ def test_memory_of_targets_counts_their_features(with_features, map_teacher, sha
     limited = recipe.model_copy(
         update={"cache": recipe.cache.model_copy(update={"targets_memory": limit})}
     )
-    found = train(limited, Job("student", "cache", 0), run=tmp_path / "run",
+    found = train(limited, RunSpec("student", "cache", 0), run=tmp_path / "run",
                   cache_root=shared_root, cache=cache, teacher_weights=map_teacher)  # fmt: skip
     assert found["reading"]["num_windows"] > 1
     assert found["reading"]["held_bytes"] <= limit

@@ -18,13 +18,13 @@ from kdscale.commands.build import build
 from kdscale.commands.repair import repair
 from kdscale.commands.train import train
 from kdscale.commands.verify import ask_again
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import CacheError, CacheMismatchError, ConfigError
-from kdscale.experiment.saved_runs import Job
-from kdscale.models.feature_extraction import Tap
+from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
+from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
 
@@ -81,10 +81,10 @@ def test_cached_and_live_answers_are_alike_features_too(
     if precision != "float32":
         cache = build(table, cache_root=shared_root, cache=tmp_path / "low.zarr")
     images, teacher = parts_of(table, shared_root)
-    taps = tuple(Tap(one.module, one.pool) for one in table.cache.features)
+    taps = tuple(FeatureSpec(one.module, one.pool) for one in table.cache.features)
     live = LiveTeacher(replace(teacher, taps=taps), ViewSchedule(2, 0))
     cached = CachedTargets.open(cache, features=list(SHAPES))
-    shown = Images(images, CPU)
+    shown = DeviceImages(images, CPU)
     for view in range(2):
         batch = shown.show(cached.pipeline, view, torch.arange(32, 64))  # a shard, as was asked
         said, stored = live.targets(batch), cached.targets(batch)
@@ -158,7 +158,7 @@ def test_info_names_features_and_their_shapes(cache, kdscale):
 
 
 def test_student_trains_from_an_embedding(recipe, cache, shared_root, tmp_path):
-    job = Job("student", "cache", 0)
+    job = RunSpec("student", "cache", 0)
     result = train(recipe(), job, run=tmp_path / "run", cache_root=shared_root, cache=cache)
     assert result["cache"] == read_manifest(cache).id
 
@@ -173,7 +173,13 @@ def test_cache_with_more_features_fits_and_is_found(recipe, cache, shared_root, 
         table = recipe(fewer)
         assert build(table, cache_root=root) == root / "tiny.zarr"
         run = tmp_path / f"run-{len(fewer)}"
-        train(table, Job("student", "cache", 0), run=run, cache_root=root, cache=root / "tiny.zarr")
+        train(
+            table,
+            RunSpec("student", "cache", 0),
+            run=run,
+            cache_root=root,
+            cache=root / "tiny.zarr",
+        )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,7 @@ def test_cache_that_lacks_a_feature_is_refused_by_name(
     with pytest.raises(CacheMismatchError, match=said):
         build(table, cache_root=shared_root, cache=cache)
     with pytest.raises(CacheMismatchError, match=said):
-        train(table, Job("student", "cache", 0), run=tmp_path / "run", cache_root=shared_root,
+        train(table, RunSpec("student", "cache", 0), run=tmp_path / "run", cache_root=shared_root,
               cache=cache)  # fmt: skip
 
 

@@ -9,10 +9,10 @@ import torch
 from kdscale import experiment
 from kdscale.cache.reader import CacheReader
 from kdscale.commands.build import build
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.errors import ViewMismatchError
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.target_sources.clean_image import FixedTargets
+from kdscale.target_sources.clean_image import CleanImageTargets
 from kdscale.targets import DenseTargets, mixed_targets
 
 CPU = torch.device("cpu")
@@ -25,9 +25,9 @@ def parts(load_table, tiny_teacher, tmp_path):
     path = build(recipe, cache_root=tmp_path, teacher_weights=tiny_teacher)
     images = experiment.training_images(recipe, tmp_path, labelled=True)
     teacher = experiment.frozen_teacher(recipe, images, tiny_teacher, CPU)
-    resident = Images(images, CPU)
+    resident = DeviceImages(images, CPU)
     schedule = experiment.fresh_views(recipe, recipe.student.train, images.num_samples)
-    source = FixedTargets(CachedTargets.open(path), resident, schedule)
+    source = CleanImageTargets(CachedTargets.open(path), resident, schedule)
     pipeline = experiment.pipeline(recipe, images.num_samples)
     yield source, resident, pipeline, teacher
     source.clean.close()

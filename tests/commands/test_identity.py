@@ -17,8 +17,8 @@ from kdscale.cache.writer import create_or_resume
 from kdscale.data import image_hashes
 from kdscale.data.image_dataset import load_images
 from kdscale.errors import CacheMismatchError
-from kdscale.experiment import asked_manifest, training_images
-from kdscale.target_sources.compatibility import check_fits, with_keys
+from kdscale.experiment import required_manifest, training_images
+from kdscale.target_sources.compatibility import check_compatible, with_keys
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_damaged_keys_do_not_hide_the_refusal(cache_copy, load_table, shared_roo
     found = read_manifest(cache_copy)
     asked = replace(found, dataset={**found.dataset, "fingerprint": other.fingerprint})
     with pytest.raises(CacheMismatchError, match=r"dataset\.fingerprint"):
-        check_fits(cache_copy, found, asked, other)
+        check_compatible(cache_copy, found, asked, other)
 
 
 def test_damaged_keys_and_manifest_are_repaired(kdscale, write_recipe, tiny_teacher, cache_copy):
@@ -306,9 +306,9 @@ def test_images_of_several_sizes_are_told_apart_by_their_files(load_table, tiny_
         file.write_bytes(bytes(len(file.read_bytes())))
     assert training_images(recipe, tmp_path, labelled=True).keys is None
     teacher = read_manifest(tiny_cache).teacher
-    asked = [asked_manifest(recipe, images, teacher) for images in found]
+    asked = [required_manifest(recipe, images, teacher) for images in found]
     cache, once = with_keys(asked[0], found[0])
     cache = create_or_resume(tmp_path / "c.zarr", cache, found[0].labels, once=once)
     assert cache.dataset["keys"] == "encoded"
     with pytest.raises(CacheMismatchError, match=r"1 image changed \(first: \d\)"):
-        check_fits(tmp_path / "c.zarr", cache, asked[1], found[1])
+        check_compatible(tmp_path / "c.zarr", cache, asked[1], found[1])

@@ -15,7 +15,7 @@ import pytest
 from kdscale import atomic_write
 from kdscale.atomic_write import temporary_folder, write_durably
 from kdscale.building.location import clear_abandoned
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.runs import checkpoint
 from kdscale.sweep import database
 
@@ -63,7 +63,7 @@ def test_caches_that_were_killed_before_their_manifest_go_with_the_next_build(tm
     os.utime(tmp_path / "b.zarr/.zarr.json.host.1.abcd.tmp", (1, 1))
     (tmp_path / "mine.zarr").mkdir()
     (tmp_path / "mine.zarr/notes.txt").write_text("mine")
-    with Claims(tmp_path / "living.zarr") as living:
+    with Leases(tmp_path / "living.zarr") as living:
         assert living.claim("manifest")
         clear_abandoned(tmp_path)
         living.check("manifest")

@@ -8,14 +8,14 @@ from safetensors.torch import load_file
 
 from kdscale import experiment
 from kdscale.commands.train import train
-from kdscale.data.loader import Images, Loader
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.distributed import create_accelerator
 from kdscale.errors import ConfigError, Interrupted
-from kdscale.experiment.saved_runs import Job
+from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.training.trainer import Loop
+from kdscale.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 LOSSES = {
@@ -31,8 +31,8 @@ LOSSES = {
 
 
 def loop_of(recipe, images, source, student, optimizer):
-    loader = Loader(
-        Images(images, CPU),
+    loader = BatchLoader(
+        DeviceImages(images, CPU),
         torch.arange(images.num_samples),
         experiment.pipeline(recipe, images.num_samples),
         source.schedule,
@@ -42,7 +42,7 @@ def loop_of(recipe, images, source, student, optimizer):
     schedule = experiment.schedule(recipe.student.train, loader.steps_per_epoch)
     loss = experiment.objective(recipe)
     arguments = (student.model, student.preprocess, loader, source, loss, optimizer, schedule)
-    return Loop(*arguments, create_accelerator(), accumulation=recipe.student.train.accumulation)
+    return Trainer(*arguments, create_accelerator(), accumulation=recipe.student.train.accumulation)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -110,7 +110,7 @@ def test_warm_up_goes_on_where_a_run_was_stopped(
     load_table, tiny_cache, tiny_teacher, shared_root, tmp_path, stopped_after_step
 ):
     recipe = load_table(loss={"kind": "dkd", "warmup_epochs": 4})
-    job, places = Job("student", "cache", 0), {"cache_root": shared_root, "cache": tiny_cache}
+    job, places = RunSpec("student", "cache", 0), {"cache_root": shared_root, "cache": tiny_cache}
     train(recipe, job, run=tmp_path / "whole", **places)
     with stopped_after_step(5), pytest.raises(Interrupted):
         train(recipe, job, run=tmp_path / "parts", **places)
@@ -125,7 +125,7 @@ def test_training_shorter_than_its_warm_up_says_so(
 ):
     recipe = load_table(loss={"kind": "dkd"}, student={"train": {"epochs": 1}})
     places = {"cache_root": shared_root, "cache": tiny_cache}
-    train(recipe, Job("student", "cache", 0), run=tmp_path / "run", **places)
+    train(recipe, RunSpec("student", "cache", 0), run=tmp_path / "run", **places)
     assert "loss.warmup_epochs is 20, the student is trained for 1" in caplog.text
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from kdscale.commands.train import train
 from kdscale.config import load_recipe
 from kdscale.errors import Interrupted
-from kdscale.experiment.saved_runs import Job
+from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
 
 CONVOLUTIONAL = {"model": "tiny_models:batch_norm_and_dropout", "options": {}}
@@ -29,7 +29,7 @@ def trained(shared_root, tiny_cache, tmp_path):
     def trained(recipe, name, **options):
         run = tmp_path / name
         places = {"cache_root": shared_root, "cache": tiny_cache}
-        train(recipe, Job("student", "cache", 0), run=run, **places, **options)
+        train(recipe, RunSpec("student", "cache", 0), run=run, **places, **options)
         return run
 
     return trained

@@ -63,17 +63,17 @@ def test_changed_teacher_does_not_leave_old_students_in_a_new_table(
 def test_changed_data_is_noticed_when_a_run_is_gone_on_with(
     kdscale, quick, make_dataset, tmp_path, monkeypatch
 ):
-    from kdscale.training.trainer import Loop
+    from kdscale.training.trainer import Trainer
 
     def fails(self, batch):
         if self.state.step == 1:
             raise KeyboardInterrupt
         return original(self, batch)
 
-    original = Loop.loss_of
+    original = Trainer.loss_of
     recipe = quick()
     with monkeypatch.context() as patched:
-        patched.setattr(Loop, "loss_of", fails)
+        patched.setattr(Trainer, "loss_of", fails)
         kdscale("train", recipe, "--run", "r", "--set", "student.train.checkpoint_every=1")
     shutil.rmtree(tmp_path / "data")
     make_dataset(tmp_path / "data", 64, 32, seed=5)
@@ -215,15 +215,15 @@ def test_best_weights_say_what_they_are(kdscale, quick, tmp_path):
 
 
 def test_stopped_recipe_says_to_run_the_same_command_again(kdscale, quick, monkeypatch):
-    from kdscale.training.trainer import Loop
+    from kdscale.training.trainer import Trainer
 
-    original = Loop.loss_of
+    original = Trainer.loss_of
 
     def stops(self, batch):
         signal.raise_signal(signal.SIGTERM)
         return original(self, batch)
 
-    monkeypatch.setattr(Loop, "loss_of", stops)
+    monkeypatch.setattr(Trainer, "loss_of", stops)
     done = kdscale("run", quick(), "--run", "r")
     assert done.exit_code == 75
     assert "run the same command again" in done.stderr

@@ -13,7 +13,7 @@ from kdscale import experiment
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.commands import preview
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
 from kdscale.models.registry import create_model
@@ -102,7 +102,7 @@ def test_views_are_those_of_the_pipeline_and_differ(show_tiny, drawn, load_table
     images = experiment.training_images(recipe, shared_root, labelled=True)
     index = torch.tensor([int(row.note.removeprefix("image ")) for row in sheet.rows])
     for view in range(3):
-        batch = Images(images, CPU).show(experiment.pipeline(recipe, len(index)), view, index)
+        batch = DeviceImages(images, CPU).show(experiment.pipeline(recipe, len(index)), view, index)
         for row, pixels in zip(sheet.rows, batch.pixels, strict=True):
             np.testing.assert_array_equal(row.pictures[view + 1].pixels, pixels)
     seen = {row.pictures[view].pixels.tobytes() for row in sheet.rows for view in range(4)}
@@ -479,7 +479,7 @@ def test_legend_is_whole_at_any_width(width):
 def test_exhibits_without_a_teacher_have_no_answers(load_table, shared_root):
     images = experiment.training_images(load_table(), shared_root, labelled=True)
     shown = Exhibits(
-        images, Images(images, CPU), Pipeline(()), torch.tensor([3]), 1, Names(images.classes)
+        images, DeviceImages(images, CPU), Pipeline(()), torch.tensor([3]), 1, Names(images.classes)
     )
     (row,) = shown.sheet("t", ()).rows
     assert row.pictures[0].answers == ()

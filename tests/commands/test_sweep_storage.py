@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.config import Variants, read_table
 from kdscale.sweep.database import own_database, typed_database
 from kdscale.sweep.search_space import planned
@@ -27,7 +27,7 @@ def begun(write_recipe, tmp_path):
         )
         variants = Variants(read_table(str(recipe), (), None), str(recipe))
         folder = tmp_path / name
-        with Claims(folder) as claims:
+        with Leases(folder) as claims:
             found = begin(folder, variants, None, claims)
             study = Study(found.database, found.study, variants.sweep)
             study.plan(planned(variants.sweep))

@@ -14,9 +14,9 @@ from kdscale.commands.train import train
 from kdscale.data import decoded_store
 from kdscale.data.image_hashes import RowCheck
 from kdscale.evaluation import evaluator
-from kdscale.experiment.saved_runs import Job
 from kdscale.models.weights import read_metadata
 from kdscale.runs import checkpoint
+from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
 
 TIMES = ("train_seconds", "build_seconds", "reading", "checksum")
@@ -492,7 +492,7 @@ def test_accumulated_steps_equal_whole_ones(
         recipe = load_table(student={"train": {"accumulation": accumulation, "optimizer": "sgd"}})
         train(
             recipe,
-            Job("student", targets, 0),
+            RunSpec("student", targets, 0),
             run=tmp_path / str(accumulation),
             cache_root=shared_root,
             cache=tiny_cache,

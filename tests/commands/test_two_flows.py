@@ -10,15 +10,14 @@ from kdscale.cache.reader import CacheReader
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.commands.build import build
 from kdscale.commands.train import train
-from kdscale.data.loader import Images, Loader
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.distributed import create_accelerator
-from kdscale.experiment.saved_runs import Job
-from kdscale.runs.folder import RunFolder
+from kdscale.runs.folder import RunFolder, RunSpec
 from kdscale.runs.log import read_metrics
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.training.trainer import Loop
+from kdscale.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 CROP_AND_FLIP = {
@@ -53,8 +52,8 @@ def assert_same_weights(one, other):
 
 
 def loader_of(recipe, images, source, seed=0):
-    return Loader(
-        Images(images, CPU),
+    return BatchLoader(
+        DeviceImages(images, CPU),
         torch.arange(images.num_samples),
         experiment.pipeline(recipe, images.num_samples),
         source.schedule,
@@ -65,7 +64,7 @@ def loader_of(recipe, images, source, seed=0):
 
 def loop_of(recipe, images, source, student, optimizer):
     loader = loader_of(recipe, images, source)
-    return Loop(
+    return Trainer(
         student.model,
         student.preprocess,
         loader,
@@ -125,7 +124,7 @@ def test_cached_step_equals_online_step_at_30_student_states(
 
 def cache_of_live_answers(path, recipe, images, teacher, seed):
     """A cache of exactly what the live teacher answers to the batches of a run with `seed`."""
-    asked = experiment.asked_manifest(recipe, images, teacher.describe())
+    asked = experiment.required_manifest(recipe, images, teacher.describe())
     manifest = create_or_resume(path, asked, images.labels)
     live = LiveTeacher(teacher, experiment.shared_views(recipe))
     loader = loader_of(recipe, images, live, seed)
@@ -159,8 +158,8 @@ def test_free_running_traces_are_bit_identical_when_the_logits_are(
     cache = cache_of_live_answers(tmp_path / "live.zarr", recipe, images, teacher, seed=5)
     places = {"cache_root": shared_root, "teacher_weights": tiny_teacher}
     online, cached = tmp_path / "online", tmp_path / "cached"
-    train(recipe, Job("student", "teacher", 5), run=online, **places)
-    train(recipe, Job("student", "cache", 5), run=cached, cache=cache, **places)
+    train(recipe, RunSpec("student", "teacher", 5), run=online, **places)
+    train(recipe, RunSpec("student", "cache", 5), run=cached, cache=cache, **places)
     assert len(losses(online)) == epochs * 128 // batch_size
     assert losses(online) == losses(cached)
     assert_same_weights(online, cached)
@@ -172,14 +171,14 @@ def test_free_running_traces_are_bit_identical_when_the_logits_are(
 @pytest.fixture
 def shown(monkeypatch):
     """Every batch that a training is shown, as (samples, view, digests of the pixels)."""
-    batches, original = [], Loader.batch
+    batches, original = [], BatchLoader.batch
 
     def recording(loader, step):
         batch = original(loader, step)
         batches.append((batch.index.tolist(), batch.view, digest(batch.pixels).tolist()))
         return batch
 
-    monkeypatch.setattr(Loader, "batch", recording)
+    monkeypatch.setattr(BatchLoader, "batch", recording)
 
     def take():
         taken = list(batches)
@@ -210,7 +209,7 @@ def test_all_target_sources_train_on_the_same_batches_views_and_initial_weights(
     for targets in ("none", "cache", "teacher"):
         train(
             recipe,
-            Job("student", targets, 3),
+            RunSpec("student", targets, 3),
             run=tmp_path / targets,
             cache_root=shared_root,
             cache=tiny_cache,
@@ -231,7 +230,7 @@ def test_student_does_not_depend_on_what_was_done_before_it_was_created(
 ):
     """Dropout included: whatever numbers a build draws, the student does not see it."""
     recipe = load_table(student={"options": {"dropout": 0.3}})
-    job = Job("student", "cache", 0)
+    job = RunSpec("student", "cache", 0)
     places = {"cache_root": shared_root, "cache": tiny_cache, "teacher_weights": tiny_teacher}
     train(recipe, job, run=tmp_path / "first", **places)
     torch.randn(1000)
@@ -248,7 +247,7 @@ def test_another_seed_changes_weights_and_order_but_neither_views_nor_targets(
     for seed in (0, 1):
         train(
             load_table(),
-            Job("student", "cache", seed),
+            RunSpec("student", "cache", seed),
             run=tmp_path / str(seed),
             cache_root=shared_root,
             cache=tiny_cache,

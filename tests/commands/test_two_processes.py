@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from kdscale import experiment
 from kdscale.cache.reader import CacheReader
-from kdscale.data.loader import Images, Loader
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.models.registry import create_model
@@ -230,8 +230,9 @@ def test_two_processes_train_on_the_samples_of_each_global_batch(one, load_table
         return
     recipe = load_table(data={"source": str(one / "data")})
     images = experiment.training_images(recipe, one / "cache", labelled=True)
-    alone = Loader(
-        Images(images, torch.device("cpu")), torch.arange(128), Pipeline((), 0), ViewSchedule(1, 0),
+    alone = BatchLoader(
+        DeviceImages(images, torch.device("cpu")), torch.arange(128),
+        Pipeline((), 0), ViewSchedule(1, 0),
         seed=0, global_batch_size=32,
     )  # fmt: skip
     for step in noted[0]:
@@ -260,7 +261,7 @@ def test_batch_norm_student_is_evaluated_by_two_processes_with_one_state(two, lo
     found = evaluate(
         model,
         Preprocess((0.4,), (0.25,), None),
-        Images(test, torch.device("cpu")),
+        DeviceImages(test, torch.device("cpu")),
         torch.arange(1001),
         4,
         create_accelerator(),
@@ -272,8 +273,8 @@ def test_processes_share_out_the_samples_of_each_global_batch(load_table, shared
     images = experiment.training_images(load_table(), shared_root, labelled=True)
 
     def loader(index, count):
-        return Loader(
-            Images(images, torch.device("cpu")),
+        return BatchLoader(
+            DeviceImages(images, torch.device("cpu")),
             torch.arange(126),
             Pipeline((), 0),
             ViewSchedule(1, 0),

@@ -17,7 +17,7 @@ from kdscale import experiment
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.data.encoded_images import EncodedImages
-from kdscale.data.loader import Images, Loader
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.runs.log import read_metrics
@@ -162,14 +162,14 @@ def test_stopped_in_mid_epoch_and_resumed_equals_uninterrupted(
         student={"train": {"global_batch_size": 10, "epochs": 2, "checkpoint_every": 3}},
     )
     assert kdscale("train", recipe, "--run", "whole").exit_code == 0
-    batch = Loader.batch
+    batch = BatchLoader.batch
 
     def stop(self, step):
         if step == 7:
             raise KeyboardInterrupt
         return batch(self, step)
 
-    monkeypatch.setattr(Loader, "batch", stop)
+    monkeypatch.setattr(BatchLoader, "batch", stop)
     assert kdscale("train", recipe, "--run", "run").exit_code != 0
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -270,7 +270,7 @@ def test_clean_operations_are_used_for_sets_of_one_size(load_table, shared_root,
         images.fingerprint
         == experiment.training_images(load_table(), shared_root, labelled=True).fingerprint
     )
-    found, _ = Images(images, torch.device("cpu")).take(torch.arange(3))
+    found, _ = DeviceImages(images, torch.device("cpu")).take(torch.arange(3))
     assert found.equal(torch.from_numpy(images.pixels[:3, :, 1:7, 1:7]))
     assert experiment.cached_pipeline(recipe, 128) == experiment.cached_pipeline(load_table(), 128)
     shown_clean = load_table(

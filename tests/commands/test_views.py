@@ -7,8 +7,8 @@ from kdscale import experiment
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.commands.build import build
-from kdscale.data.loader import Images
-from kdscale.data.views.operations.torchvision_op import PerSample
+from kdscale.data.loader import DeviceImages
+from kdscale.data.views.operations.torchvision_op import TorchvisionOp
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.experiment.saved_runs import _teacher_settings
@@ -94,16 +94,16 @@ def test_shifted_epoch_reads_every_chunk_once(tiny_cache, monkeypatch):
 
 
 def test_callable_of_ones_own_fills_a_cache_and_reads_it(load_table, tiny_teacher, tmp_path):
-    views = Pipeline((PerSample(upside_down, "upside-down-1"),), seed=4)
+    views = Pipeline((TorchvisionOp(upside_down, "upside-down-1"),), seed=4)
     recipe = load_table(views={"operations": [FLIP], "count": 2})
     path = build(recipe, cache_root=tmp_path, teacher_weights=tiny_teacher, views=views)
     with pytest.raises(ConfigError, match="no operation 'upside-down-1'"):
         CachedTargets.open(path)
-    other = Pipeline((PerSample(upside_down, "upside-down-2"),), seed=4)
+    other = Pipeline((TorchvisionOp(upside_down, "upside-down-2"),), seed=4)
     with pytest.raises(CacheMismatchError, match="upside-down-2"):
         CachedTargets.open(path, pipeline=other)
     targets = CachedTargets.open(path, pipeline=views)
-    images = Images(experiment.training_images(recipe, tmp_path, labelled=True), CPU)
+    images = DeviceImages(experiment.training_images(recipe, tmp_path, labelled=True), CPU)
     batch = images.show(targets.pipeline, 1, torch.arange(128))
     targets.check(1, batch.index, batch.pixels)
     targets.close()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images, Loader
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.views.digest import digest
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
@@ -54,12 +54,12 @@ def images(num_samples=512, shape=(3, 32, 26), device="cpu"):
     pixels = np.where(np.arange(num_samples).reshape(-1, 1, 1, 1) % 4 == 0, noise, pixels)
     pixels = pixels.astype(np.uint8)
     labels = np.zeros(num_samples, np.int64)
-    split = ImageSet(pixels, labels, ("one",), "", "synthetic", "train")
-    return Images(split, torch.device(device))
+    split = ImageDataset(pixels, labels, ("one",), "", "synthetic", "train")
+    return DeviceImages(split, torch.device(device))
 
 
 def pipeline(*operations):
-    return Pipeline.parse(operations, 11, pairing=Pairing(512))
+    return Pipeline.parse(operations, 11, pairing=MixPairs(512))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -93,8 +93,8 @@ def test_number_of_threads_does_not_matter(name):
 
 def epoch_of_digests(process_index=0, num_processes=1):
     """Digests by sample of one epoch, as one of several processes shows it."""
-    loader = Loader(
-        images(128), torch.arange(128), Pipeline.parse(WHOLE, 11, pairing=Pairing(128)),
+    loader = BatchLoader(
+        images(128), torch.arange(128), Pipeline.parse(WHOLE, 11, pairing=MixPairs(128)),
         ViewSchedule(3, 0), seed=0, global_batch_size=32,
         process_index=process_index, num_processes=num_processes,
     )  # fmt: skip
@@ -127,7 +127,7 @@ def test_two_processes_show_the_pixels_of_one():
 def test_compiled_equals_eager(name):
     """Through inductor: other loops, fused operations, other instructions."""
     source, index = images(64), torch.arange(64)
-    views = Pipeline.parse([operation(name)], 11, pairing=Pairing(64))
+    views = Pipeline.parse([operation(name)], 11, pairing=MixPairs(64))
     compiled = torch.compile(source.show, dynamic=False)
     assert compiled(views, 3, index).pixels.equal(source.show(views, 3, index).pixels)
 

@@ -4,7 +4,7 @@ import torch
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.operations.erasing import Cutout, RandomErasing
 from kdscale.data.views.operations.registry import parse_operation
-from kdscale.data.views.rng import absorb, bernoulli, bits_KB, integers
+from kdscale.data.views.rng import bernoulli, bits_KB, integers, mix
 from kdscale.errors import ConfigError
 from tests.data.test_color import images
 
@@ -108,7 +108,7 @@ def test_noise_is_uniform_and_its_own_for_every_pixel():
     assert found[~covered].equal(pixels[~covered])
     seed = bits_KB(3, [(0, 23)], 1, index)[0, 7]
     for number in covered[7].flatten().nonzero().flatten().tolist():
-        byte = int(absorb(seed, torch.tensor(number // 8))) >> 8 * (number % 8) & 255
+        byte = int(mix(seed, torch.tensor(number // 8))) >> 8 * (number % 8) & 255
         assert int(found[7].flatten()[number]) == byte
 
 

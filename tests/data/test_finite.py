@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
 
@@ -104,4 +104,4 @@ def test_description_of_a_newer_version_is_refused():
 )
 def test_what_is_not_finite_is_refused(operations, name):
     with pytest.raises(ConfigError, match=rf"'all': {name} has too many outcomes"):
-        Pipeline.parse(operations, pairing=Pairing(10), enumerated=True)
+        Pipeline.parse(operations, pairing=MixPairs(10), enumerated=True)

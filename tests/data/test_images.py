@@ -18,7 +18,7 @@ from PIL import Image
 import kdscale
 from kdscale.data import decoded_store
 from kdscale.data.decode import decode_image
-from kdscale.data.image_dataset import ImageSet, load_images
+from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.errors import DataError, StorageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -118,7 +118,7 @@ def test_importing_images_does_not_import_datasets():
 
 def test_parquet_folder_gives_pixels_labels_and_names(source, root):
     images = load(source, root)
-    assert isinstance(images, ImageSet)
+    assert isinstance(images, ImageDataset)
     assert isinstance(images.pixels, np.memmap)
     assert not images.pixels.flags.writeable
     assert images.pixels.flags.c_contiguous

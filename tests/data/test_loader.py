@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Batch, Images, Loader
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import Batch, BatchLoader, DeviceImages
 from kdscale.data.pixel_sources import as_tensor
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
@@ -20,12 +20,12 @@ def split():
     labels = np.arange(50) * 7 % 50  # a permutation: a label tells its sample
     pixels.setflags(write=False)
     labels.setflags(write=False)
-    return ImageSet(pixels, labels, tuple(map(str, range(50))), "", "synthetic", "train")
+    return ImageDataset(pixels, labels, tuple(map(str, range(50))), "", "synthetic", "train")
 
 
 def loader(split, num_views=4, **options):
-    return Loader(
-        Images(split, torch.device("cpu")),
+    return BatchLoader(
+        DeviceImages(split, torch.device("cpu")),
         torch.arange(5, 47),
         PIPELINE,
         ViewSchedule(num_views, 0),
@@ -88,7 +88,7 @@ def test_batch_splits_into_nearly_equal_pieces(split, parts):
 def test_images_share_the_memory_of_a_read_only_array(split):
     assert as_tensor(split.pixels).data_ptr() == split.pixels.ctypes.data
     kept = split.pixels.copy()
-    pixels, labels = Images(split, torch.device("cpu")).take(torch.tensor([3, 0]))
+    pixels, labels = DeviceImages(split, torch.device("cpu")).take(torch.tensor([3, 0]))
     pixels.zero_()
     assert labels.tolist() == [21, 0]
     np.testing.assert_array_equal(split.pixels, kept)

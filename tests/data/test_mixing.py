@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images, Loader
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.validation_split import split_validation
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional.mixing import blend, box_around, paste
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.mixing import Cutmix, Mixup, MixupOrCutmix
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.rng import bits_KB, integers
@@ -29,17 +29,19 @@ MIXTURES = ["mixup", "cutmix", "mixup_or_cutmix"]
 
 
 def pipeline(*operations, num_samples=40, validation=0.0, seed=3):
-    return Pipeline.parse(operations, seed, pairing=Pairing(num_samples, validation))
+    return Pipeline.parse(operations, seed, pairing=MixPairs(num_samples, validation))
 
 
 def image_set(num_samples=40, shape=(3, 12, 10)):
     pixels = replay.sample_images(*shape, range(num_samples))
     labels = np.arange(num_samples) * 7 % num_samples
-    return ImageSet(pixels, labels, tuple(map(str, range(num_samples))), "", "synthetic", "train")
+    return ImageDataset(
+        pixels, labels, tuple(map(str, range(num_samples))), "", "synthetic", "train"
+    )
 
 
 def images(num_samples=40, shape=(3, 12, 10)):
-    return Images(image_set(num_samples, shape), CPU)
+    return DeviceImages(image_set(num_samples, shape), CPU)
 
 
 def noise(count, seed, shape=(3, 12, 10)):
@@ -60,7 +62,7 @@ def noise(count, seed, shape=(3, 12, 10)):
 def test_partners_are_pairs_within_the_trained_and_the_held_out_part(
     num_samples, share, seed, view
 ):
-    partner = Pairing(num_samples, share).partners(seed, view)
+    partner = MixPairs(num_samples, share).partners(seed, view)
     assert partner[partner].equal(torch.arange(num_samples))
     groups = split_validation(num_samples, share)
     for group in groups:
@@ -70,7 +72,7 @@ def test_partners_are_pairs_within_the_trained_and_the_held_out_part(
 
 
 def test_partners_differ_between_views_and_seeds_and_are_uniform():
-    pairing = Pairing(1000)
+    pairing = MixPairs(1000)
     first = pairing.partners(0, 0)
     for other in (pairing.partners(0, 1), pairing.partners(1, 0)):
         assert (first == other).double().mean() < 0.01
@@ -214,7 +216,7 @@ def test_operations_after_a_mixture_see_the_mixture():
 
 def loader(views, samples, **options):
     options = {"seed": 0, "global_batch_size": 8} | options
-    return Loader(images(), samples, views, ViewSchedule(3, 0), **options)
+    return BatchLoader(images(), samples, views, ViewSchedule(3, 0), **options)
 
 
 @pytest.mark.parametrize("count", [40, 39, 8])
@@ -286,5 +288,5 @@ def test_wrong_mixture_is_refused(operations, message):
 def test_mixture_without_partners_is_refused():
     with pytest.raises(ConfigError, match="mixup needs to know its partners"):
         Pipeline.parse(["mixup"])
-    with pytest.raises(ConfigError, match=r"needs too: use `Images\.show`"):
+    with pytest.raises(ConfigError, match=r"needs too: use `DeviceImages\.show`"):
         pipeline("mixup")(noise(4, 0), 0, torch.arange(4))

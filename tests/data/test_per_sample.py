@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from kdscale.data.views.operations.torchvision_op import PerSample, library_versions
+from kdscale.data.views.operations.torchvision_op import TorchvisionOp, library_versions
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
 from tests.data import replay
@@ -65,7 +65,7 @@ def test_transform_differs_between_views_samples_and_seeds():
 
 
 def test_every_generator_is_seeded_and_put_back():
-    views = Pipeline((PerSample(draws_of_three, "rolled-1"),), 3)
+    views = Pipeline((TorchvisionOp(draws_of_three, "rolled-1"),), 3)
     before = states()
     first = views(images(), 0, torch.arange(6))
     assert states() == before
@@ -84,7 +84,7 @@ def test_generators_are_put_back_after_an_error():
 
     before = states()
     with pytest.raises(RuntimeError, match="no"):
-        Pipeline((PerSample(broken, "broken"),))(images(), 0, torch.arange(6))
+        Pipeline((TorchvisionOp(broken, "broken"),))(images(), 0, torch.arange(6))
     assert states() == before
 
 

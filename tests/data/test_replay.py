@@ -14,7 +14,7 @@ from PIL import Image
 
 from kdscale.commands.build import build
 from kdscale.data.views.digest import digest
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from tests.data import replay
@@ -192,7 +192,7 @@ def check_mixed(data, before, mixing, after):
     """The views of all samples of a small split, mixed in pairs."""
     count = data.draw(st.integers(3, 9))
     within = data.draw(st.none() | st.integers(2, 10))
-    pairing = Pairing(count, data.draw(st.sampled_from([0.0, 0.2, 0.4])), within)
+    pairing = MixPairs(count, data.draw(st.sampled_from([0.0, 0.2, 0.4])), within)
     pipeline = Pipeline.parse([*before, mixing, *after], data.draw(SEEDS), pairing=pairing)
     views = [data.draw(COUNTERS)] * count
     check(pipeline, data.draw(pictures(count)), views, list(range(count)))
@@ -291,7 +291,7 @@ def test_built_cache_is_replayed(views, validation, load_table, tiny_teacher, da
 )
 def test_documented_pairs_are_replayed(num_samples, validation, within, seed, view, expected):
     within = within or None
-    assert Pairing(num_samples, validation, within).partners(seed, view).tolist() == expected
+    assert MixPairs(num_samples, validation, within).partners(seed, view).tolist() == expected
     assert replay.partners(num_samples, validation, seed, view, within) == expected
 
 

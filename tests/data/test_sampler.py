@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images, Loader
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.validation_split import split_validation
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
@@ -19,11 +19,11 @@ COUNTERS = st.integers(0, 2**63 - 1)
 def loader(num_samples, *, samples=None, **options):
     pixels = replay.sample_images(1, 2, 2, range(num_samples))
     labels = torch.arange(num_samples).numpy() % 10
-    split = ImageSet(pixels, labels, tuple("0123456789"), "", "synthetic", "train")
+    split = ImageDataset(pixels, labels, tuple("0123456789"), "", "synthetic", "train")
     samples = torch.arange(num_samples) if samples is None else samples
     options = {"seed": 0, "global_batch_size": 12} | options
-    images = Images(split, torch.device("cpu"))
-    return Loader(images, samples, Pipeline.parse([]), ViewSchedule(1, 0), **options)
+    images = DeviceImages(split, torch.device("cpu"))
+    return BatchLoader(images, samples, Pipeline.parse([]), ViewSchedule(1, 0), **options)
 
 
 def epoch_of(found, epoch):

@@ -16,9 +16,9 @@ from PIL import Image
 from kdscale.data import decode, decoded_store, pixel_sources
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.image_dataset import load_images
-from kdscale.data.loader import Images, Loader
-from kdscale.data.views.mix_pairs import Pairing
-from kdscale.data.views.operations.torchvision_op import PerSample
+from kdscale.data.loader import BatchLoader, DeviceImages
+from kdscale.data.views.mix_pairs import MixPairs
+from kdscale.data.views.operations.torchvision_op import TorchvisionOp
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError, DataError
@@ -81,7 +81,7 @@ def images(image_set):
 
 def shown(image_set, clean=CLEAN):
     """The set's images, with a clean crop."""
-    return Images(replace(image_set, clean=clean), CPU)
+    return DeviceImages(replace(image_set, clean=clean), CPU)
 
 
 def decoded(image_set, sample):
@@ -90,7 +90,7 @@ def decoded(image_set, sample):
 
 
 def pipeline_of(name):
-    return Pipeline.parse(PIPELINES[name], seed=7, pairing=Pairing(NUM_SAMPLES))
+    return Pipeline.parse(PIPELINES[name], seed=7, pairing=MixPairs(NUM_SAMPLES))
 
 
 def one_by_one(image_set, pipeline, view, index):
@@ -181,7 +181,7 @@ def test_views_without_a_size_are_refused(image_set, images):
 
 
 def test_an_operation_that_does_not_keep_its_word_is_refused(images):
-    broken = PerSample(lambda image: image, "mine", fixes_size=True)
+    broken = TorchvisionOp(lambda image: image, "mine", fixes_size=True)
     with pytest.raises(ConfigError, match=r"made views of 10x9 and 20x23 \(height x width\)"):
         images.show(Pipeline((broken,)), 0, torch.arange(2))
 
@@ -190,7 +190,7 @@ def test_an_operation_that_does_not_keep_its_word_is_refused(images):
 
 
 def loader(images, name="crop, then more", **options):
-    return Loader(
+    return BatchLoader(
         images,
         torch.arange(1, NUM_SAMPLES),
         pipeline_of(name),

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.image_dataset import ImageSet
-from kdscale.data.loader import Images, Loader
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.validation_split import split_validation
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
@@ -24,12 +24,14 @@ CPU = torch.device("cpu")
 def loader(windows, *, samples=None, mixing=None, **options):
     count = windows.num_samples
     pixels = replay.sample_images(1, 2, 2, range(count))
-    split = ImageSet(pixels, torch.zeros(count).long().numpy(), ("0",), "", "synthetic", "train")
+    split = ImageDataset(
+        pixels, torch.zeros(count).long().numpy(), ("0",), "", "synthetic", "train"
+    )
     pipeline = Pipeline.parse(["mixup"] if mixing else [], pairing=mixing)
     samples = torch.arange(count) if samples is None else samples
     options = {"seed": windows.seed, "global_batch_size": 4} | options
-    return Loader(
-        Images(split, CPU), samples, pipeline, ViewSchedule(3, 0), windows=windows, **options
+    return BatchLoader(
+        DeviceImages(split, CPU), samples, pipeline, ViewSchedule(3, 0), windows=windows, **options
     )
 
 
@@ -95,7 +97,7 @@ def test_processes_together_show_the_batch_of_one(num_processes):
 @pytest.mark.parametrize("within", [None, 6, 12])
 @pytest.mark.parametrize("validation", [0.0, 0.2])
 def test_every_sample_is_shown_once_and_partners_in_a_window_side_by_side(within, validation):
-    pairing = Pairing(100, validation, within)
+    pairing = MixPairs(100, validation, within)
     windows = Windows(100, 12, 3, 0)
     samples = split_validation(100, validation)[0]
     found = loader(windows, samples=samples, mixing=pairing)

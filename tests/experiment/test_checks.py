@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, DataError
 from kdscale.experiment.checks import check_loss, check_stored, mention_loss
@@ -15,7 +15,7 @@ from kdscale.targets import Encoding
 LABELLED = SimpleNamespace(labelled=True, split="train", name="tiny")
 UNLABELLED = SimpleNamespace(labelled=False, split="train", name="tiny")
 PLAIN = Pipeline.parse(["random_horizontal_flip"])
-MIXED = Pipeline.parse(["random_horizontal_flip", "mixup"], pairing=Pairing(8))
+MIXED = Pipeline.parse(["random_horizontal_flip", "mixup"], pairing=MixPairs(8))
 TOP_K = Encoding("topk", 100, 20, (1.0, 4.0))
 
 

@@ -131,14 +131,14 @@ def test_kdscale_stops_where_a_launch_is_not_what_it_seems(tmp_path, trap):
 
 def test_processes_that_believe_to_be_alone_are_refused(monkeypatch):
     from kdscale.errors import LaunchError
-    from kdscale.launcher import check_launch
+    from kdscale.launcher import check_world_size
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check_launch(2)
+    check_world_size(2)
     with pytest.raises(
         LaunchError, match="2 processes were started, Accelerate sees 1: each would"
     ):
-        check_launch(1)
+        check_world_size(1)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_processes_asked_for_are_those_of_the_command_or_its_file(
         (tmp_path / name).write_text(yaml.safe_dump(config))
         (tmp_path / name).with_suffix(".json").write_text(json.dumps(config))
     monkeypatch.setattr(launcher, "default_config_file", str(tmp_path / "default.yaml"))
-    assert launcher.processes_asked_for(shlex.split(command))[0] == asked
+    assert launcher.expected_processes(shlex.split(command))[0] == asked
     assert capsys.readouterr().err == ""
 
 

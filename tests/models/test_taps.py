@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from kdscale.errors import ConfigError
-from kdscale.models.feature_extraction import Tap, find_head, tapping
+from kdscale.models.feature_extraction import FeatureSpec, extract_features, find_head
 from kdscale.models.registry import create_model
 
 PRECISIONS = ["float32", "bfloat16"]
@@ -22,7 +22,7 @@ def run(model, images, precision="float32"):
 
 
 def heard(model, images, taps, precision="float32"):
-    with tapping(model, taps) as seen:
+    with extract_features(model, taps) as seen:
         run(model, images, precision)
     return seen.features
 
@@ -59,7 +59,7 @@ def test_head_is_found_whatever_it_is_called(name, channels, side, module, size,
         (7,),
     )
     assert hooks(model) == before
-    with tapping(model, head=found) as seen:
+    with extract_features(model, head=found) as seen:
         logits = run(model, images, precision)
     assert seen.head_input_BD.dtype == torch.float32
     close = {"float32": 1e-5, "bfloat16": 0.05}[precision]
@@ -181,7 +181,12 @@ def of_module(model, name, images, precision="float32"):
 def test_features_are_what_modules_give_in_any_precision_and_layout(network, precision, layout):
     images = IMAGES.contiguous(memory_format=layout)
     model = network.to(memory_format=layout)
-    taps = [Tap("layer2"), Tap("layer3.0", 2), Tap("layer1", 1), Tap("fc")]
+    taps = [
+        FeatureSpec("layer2"),
+        FeatureSpec("layer3.0", 2),
+        FeatureSpec("layer1", 1),
+        FeatureSpec("fc"),
+    ]
     found = heard(model, images, taps, precision)
     assert list(found) == ["layer1", "layer2", "layer3.0", "fc"]  # as they are called
     assert {name: tuple(one.shape[1:]) for name, one in found.items()} == {
@@ -198,7 +203,7 @@ def test_features_are_what_modules_give_in_any_precision_and_layout(network, pre
 
 def test_listening_changes_no_logit_and_leaves_nothing_behind(network):
     alone = run(network, IMAGES)
-    with tapping(network, [Tap("layer1"), Tap("fc")], head="fc") as seen:
+    with extract_features(network, [FeatureSpec("layer1"), FeatureSpec("fc")], head="fc") as seen:
         assert torch.equal(run(network, IMAGES), alone)
     assert seen.head_input_BD.shape == (4, 256)
     assert hooks(network) == 0
@@ -209,29 +214,32 @@ def test_what_later_layers_do_in_place_is_not_heard():
     images = torch.randn(4, 3, 1, 1)
     plain = model[0](images)
     assert (plain < 0).any()
-    assert torch.equal(heard(model, images, [Tap("0")])["0"], plain)
+    assert torch.equal(heard(model, images, [FeatureSpec("0")])["0"], plain)
 
 
 def test_tokens_are_heard():
     model = nn.Sequential(nn.Flatten(2), nn.Linear(16, 7), nn.Flatten(), nn.Linear(21, 5))
-    assert heard(model, torch.randn(2, 3, 4, 4), [Tap("1")])["1"].shape == (2, 3, 7)
+    assert heard(model, torch.randn(2, 3, 4, 4), [FeatureSpec("1")])["1"].shape == (2, 3, 7)
 
 
 @pytest.mark.parametrize(
     ("tap", "said"),
     [
-        (Tap("layr3"), "has no module 'layr3': did you mean 'layer3'"),
-        (Tap("layer3.0.conv9"), "has no module 'layer3.0.conv9': did you mean 'layer3.0.conv2'"),
+        (FeatureSpec("layr3"), "has no module 'layr3': did you mean 'layer3'"),
         (
-            Tap("stage"),
+            FeatureSpec("layer3.0.conv9"),
+            "has no module 'layer3.0.conv9': did you mean 'layer3.0.conv2'",
+        ),
+        (
+            FeatureSpec("stage"),
             "has no module 'stage': .* 'conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'fc'",
         ),
         (
-            Tap("fc", 2),
+            FeatureSpec("fc", 2),
             "'fc' pooled to 2 x 2, but it gives a tensor of shape .B, 5.: pooling wants",
         ),
         (
-            Tap("layer3", 5),
+            FeatureSpec("layer3", 5),
             "'layer3' pooled to 5 x 5, but it gives a tensor of shape .B, 256, 4, 4.",
         ),
     ],
@@ -271,6 +279,8 @@ class Pair(nn.Module):
 def test_module_without_one_output_is_refused(name, said):
     model = Odd()
     with pytest.raises(ConfigError, match=said):
-        heard(model, torch.randn(2, 3, 2, 2), [Tap(name)])
+        heard(model, torch.randn(2, 3, 2, 2), [FeatureSpec(name)])
     assert hooks(model) == 0
-    assert heard(model, torch.randn(2, 3, 2, 2), [Tap("pair.inner")])["pair.inner"].shape == (2, 5)
+    assert heard(model, torch.randn(2, 3, 2, 2), [FeatureSpec("pair.inner")])[
+        "pair.inner"
+    ].shape == (2, 5)

@@ -9,7 +9,7 @@ import pytest
 import synthetic
 
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.repair import take_out
+from kdscale.cache.repair import discard_bad_shards
 from kdscale.cache.stores.base import open_store
 from kdscale.cache.stores.read_through import Copies, ReadThrough
 from kdscale.errors import CacheCorruptError
@@ -71,7 +71,7 @@ def test_damaged_copy_is_fetched_again(proxy, url, copies, damage):
 def test_copy_of_a_shard_that_was_rebuilt_is_not_used(proxy, url, copies):
     check(CacheReader(copies.over(url)))
     open_store(url).remove("logits/c/1/2/0")
-    take_out(url, synthetic.labels(synthetic.asked()))
+    discard_bad_shards(url, synthetic.labels(synthetic.asked()))
     manifest = synthetic.asked()
     changed = synthetic.rows(manifest, 1, 2)
     changed["logits"] += np.float16(1)

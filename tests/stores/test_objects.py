@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores import object_store
@@ -41,7 +41,7 @@ def test_claim_whose_answer_was_lost_is_held_all_the_same(proxy, bucket):
         return None
 
     proxy.instead = lose_first
-    with Claims(f"{bucket}/c.zarr") as ours, Claims(f"{bucket}/c.zarr") as theirs:
+    with Leases(f"{bucket}/c.zarr") as ours, Leases(f"{bucket}/c.zarr") as theirs:
         assert ours.claim("shard")
         assert lost
         ours.check("shard")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import synthetic
 
-from kdscale.cache.lease import Claims
+from kdscale.cache.lease import Leases
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.remove import remove_cache
 from kdscale.cache.stores.base import folder_name_of, open_store
@@ -218,7 +218,7 @@ def test_claims_folder_that_is_a_link_is_refused(tmp_path, outside):
     (tmp_path / "run/claims").symlink_to(outside)
     with (
         pytest.raises(UnsafePathError, match="claims is a symbolic link"),
-        Claims(tmp_path / "run") as claims,
+        Leases(tmp_path / "run") as claims,
     ):
         claims.claim("run")
 

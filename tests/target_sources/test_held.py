@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdscale.cache.reader import CacheReader
-from kdscale.target_sources.prefetch import Piece, Pieces
+from kdscale.target_sources.prefetch import DoubleBuffer, Segment
 from kdscale.target_sources.stored_encoding import stored_encoding
 from kdscale.targets import DenseTargets, decode
 
@@ -27,13 +27,13 @@ def reader(request):
 
 @pytest.fixture
 def pieces(reader):
-    pieces = Pieces(reader, reader.manifest.num_samples, CPU, ahead=True)
+    pieces = DoubleBuffer(reader, reader.manifest.num_samples, CPU, ahead=True)
     yield pieces
     pieces.close()
 
 
 def whole(reader, view):
-    return Piece(view, range(reader.manifest.num_shards), lambda _: view)
+    return Segment(view, range(reader.manifest.num_shards), lambda _: view)
 
 
 def test_batches_are_decoded_as_the_whole_view_is(reader, pieces):

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from kdscale.cache.reader import CacheReader
-from kdscale.data.loader import Batch, Loader
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.loader import Batch, BatchLoader
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheCorruptError, ConfigError, ViewMismatchError
 from kdscale.target_sources.buffer import row_bytes
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.target_sources.clean_image import FixedTargets, check_partners
+from kdscale.target_sources.clean_image import CleanImageTargets, check_partners
 from kdscale.target_sources.ensemble import Ensemble
-from kdscale.target_sources.memory_plan import fit_into
+from kdscale.target_sources.memory_plan import plan_memory
 from kdscale.target_sources.read_stats import shown_bytes
 from tests.cache import synthetic
 
@@ -71,7 +71,7 @@ def opened(request):
 def loader(cached, *, batch=12, **options):
     images = SimpleNamespace(ahead=lambda _: 0)
     settings = {"seed": 0, "global_batch_size": batch, "windows": cached.windows} | options
-    return Loader(images, torch.arange(SAMPLES), Pipeline(()), cached.schedule, **settings)
+    return BatchLoader(images, torch.arange(SAMPLES), Pipeline(()), cached.schedule, **settings)
 
 
 def values(targets):
@@ -250,16 +250,16 @@ def mixed_batch(pipeline, view, index):
 
 @pytest.mark.parametrize("within", [SHARD // 2, SHARD, 3 * SHARD, 10])
 def test_partners_in_fixed_mode_are_in_memory_together(plain, opened, within):
-    pipeline = Pipeline.parse(["mixup"], pairing=Pairing(SAMPLES, 0.0, within))
+    pipeline = Pipeline.parse(["mixup"], pairing=MixPairs(SAMPLES, 0.0, within))
     limit = memory(plain, 1, unit=lcm(SHARD, within))
     parts = opened(plain, num_views=1, memory_bytes=limit, together=within)
     whole = opened(plain, num_views=1)
     check_partners(parts.manifest, pipeline)
     assert len(parts.windows) > 2
-    sources = [FixedTargets(one, None, parts.schedule) for one in (parts, whole)]
+    sources = [CleanImageTargets(one, None, parts.schedule) for one in (parts, whole)]
     for source in sources:
         source.clean.check_is_due = lambda _: False
-    found = Loader(
+    found = BatchLoader(
         None, torch.arange(SAMPLES), pipeline, parts.schedule,
         seed=0, global_batch_size=2, windows=parts.windows,
     )  # fmt: skip
@@ -275,12 +275,12 @@ def test_partners_anywhere_are_refused_in_fixed_mode(cache):
     manifest = CacheReader(cache).manifest
     check_partners(manifest, Pipeline(()))
     with pytest.raises(ConfigError, match=f"or views.pair_within = {SHARD}"):
-        check_partners(manifest, Pipeline.parse(["mixup"], pairing=Pairing(SAMPLES)))
+        check_partners(manifest, Pipeline.parse(["mixup"], pairing=MixPairs(SAMPLES)))
 
 
 def test_views_say_who_belongs_together(tmp_path, opened):
     path = tmp_path / "cache.zarr"
-    pipeline = Pipeline.parse(["mixup"], 3, pairing=Pairing(SAMPLES, 0.0, 20))
+    pipeline = Pipeline.parse(["mixup"], 3, pairing=MixPairs(SAMPLES, 0.0, 20))
     build(path, views=pipeline.describe())
     cached = opened(path, memory_bytes=memory(path, 1, unit=40))
     assert cached.windows.unit_samples == 40  # the least that is whole shards and whole blocks
@@ -300,7 +300,7 @@ def test_caches_that_teach_together_share_memory_and_windows(cache, opened, tmp_
     paths = [cache, other]
     manifests = [CacheReader(path).manifest for path in paths]
     limit = 150 * sum(row_bytes(manifest) for manifest in manifests)
-    fit = fit_into(limit, manifests, num_views=VIEWS)
+    fit = plan_memory(limit, manifests, num_views=VIEWS)
     assert fit.windows.unit_samples == 24
     parts = [opened(path, fit=fit) for path in paths]
     whole = [opened(path) for path in paths]
@@ -324,4 +324,4 @@ def test_memory_for_less_than_large_objects_says_to_pull_them():
     sizes = {"num_samples": SAMPLES, "shard_samples": SAMPLES, "num_views": VIEWS}
     manifest = synthetic.encoded("float16", views=VIEW, chunk_samples=SHARD, **sizes)
     with pytest.raises(ConfigError, match="kdscale cache pull"):
-        fit_into(100, [manifest], num_views=VIEWS)
+        plan_memory(100, [manifest], num_views=VIEWS)

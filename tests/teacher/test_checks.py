@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdscale.data.loader import Images
+from kdscale.data.loader import DeviceImages
 from kdscale.data.sample import balanced_sample
 from kdscale.errors import ModelError
-from kdscale.models.feature_extraction import Tap
+from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import create_model
 from kdscale.models.weights import load_weights
 from kdscale.teacher.checks import inspect_outputs, inspect_teacher
-from kdscale.teacher.frozen_teacher import SizedBatches, freeze
+from kdscale.teacher.frozen_teacher import OomSafeTeacher, freeze
 from kdscale.teacher.label_order import find_relabelling
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def frozen(tiny_teacher):
 
 
 def inspect(teacher, images, **more):
-    return inspect_teacher(SizedBatches(teacher, 128), Images(images, CPU), images, **more)
+    return inspect_teacher(OomSafeTeacher(teacher, 128), DeviceImages(images, CPU), images, **more)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -146,14 +146,14 @@ def test_untrained_networks_are_functions_of_one_image(images, model, precision)
     teacher = freeze(
         model, PREPROCESS, precision=precision, memory_format="channels_last", device=CPU
     )
-    inspect_outputs(teacher, Images(images, CPU).take(torch.arange(8))[0])
+    inspect_outputs(teacher, DeviceImages(images, CPU).take(torch.arange(8))[0])
 
 
 @pytest.mark.parametrize("kind", ["functional dropout", "batch statistics", "probabilities"])
 def test_what_needs_no_training_is_found_without_it(frozen, images, kind):
     changes, said = BAD[kind]
     with pytest.raises(ModelError, match=said):
-        inspect_outputs(frozen(**changes), Images(images, CPU).take(torch.arange(8))[0])
+        inspect_outputs(frozen(**changes), DeviceImages(images, CPU).take(torch.arange(8))[0])
 
 
 def test_random_features_are_found_where_the_logits_are_not_random(frozen, images):
@@ -161,7 +161,7 @@ def test_random_features_are_found_where_the_logits_are_not_random(frozen, image
     teacher.model.add_module("aside", DroppingFeature())
     teacher.model.embedding = lambda values: (teacher.model.aside(values), values)[1]
     inspect(teacher, images)
-    tapped = dataclasses.replace(teacher, taps=(Tap("aside", None),))
+    tapped = dataclasses.replace(teacher, taps=(FeatureSpec("aside", None),))
     with pytest.raises(ModelError, match="features of 'aside' of the same images differ"):
         inspect(teacher, images, with_features=tapped)
 

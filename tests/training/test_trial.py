@@ -7,7 +7,7 @@ from torch import nn
 from kdscale.errors import ModelError
 from kdscale.losses.objective import FeatureTerm
 from kdscale.models.registry import check_model, create_model
-from kdscale.training.feature_student import taught
+from kdscale.training.feature_student import with_features
 from kdscale.training.trial_step import unused_parameters
 
 INPUTS = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ def test_frozen_parameters_are_not_unused_ones():
 def test_parameters_behind_the_features_of_all_losses_are_unused():
     model = create_model("tiny_models:convolutional", num_classes=4, in_channels=1)
     terms = [FeatureTerm("hint", "stem", "stem")]
-    student = taught(model, terms, INPUTS, {"stem": (6, 4, 4)}, 0, with_logits=False)
+    student = with_features(model, terms, INPUTS, {"stem": (6, 4, 4)}, 0, with_logits=False)
     found = tried(student)
     assert "student.top.weight" in found
     assert not any(name.startswith(("student.stem", "adapters")) for name in found)

@@ -96,16 +96,16 @@ def _make(folder, *args):
 
 def _stopped_training(folder, cached):
     """Train until the fourth step, as a scheduler has it; in a process of its own."""
-    from kdscale.training.trainer import Loop
+    from kdscale.training.trainer import Trainer
 
-    update = Loop._update
+    update = Trainer._update
 
     def update_and_stop(loop):
         update(loop)
         if loop.state.step == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    Loop._update = update_and_stop
+    Trainer._update = update_and_stop
     sandbox.main("train", "r.toml", *cached, "--run", "unfinished")
 
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.views.rng import absorb, chain, signed
+from kdscale.data.views.rng import as_int64, derive_seed, mix
 
-_KEY = chain(0x76696577)  # "view"
+_KEY = derive_seed(0x76696577)  # "view"
 
 
 def digest(pixels: Tensor) -> Tensor:
@@ -28,9 +28,9 @@ def digest(pixels: Tensor) -> Tensor:
     """
     words_BW = _words(pixels)
     keys_W = _word_keys(words_BW.shape[1], pixels.device)
-    total_B = absorb(keys_W, words_BW).sum(1)
-    shape = chain(_KEY, *pixels.shape[1:])
-    return absorb(total_B, torch.tensor(signed(shape), device=pixels.device)) & 0xFFFFFFFF
+    total_B = mix(keys_W, words_BW).sum(1)
+    shape = derive_seed(_KEY, *pixels.shape[1:])
+    return mix(total_B, torch.tensor(as_int64(shape), device=pixels.device)) & 0xFFFFFFFF
 
 
 def _words(pixels: Tensor) -> Tensor:
@@ -47,5 +47,5 @@ def _words(pixels: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _word_keys(num_words: int, device: torch.device) -> Tensor:
-    state = torch.tensor(signed(_KEY))
-    return absorb(state, torch.arange(num_words)).to(device)
+    state = torch.tensor(as_int64(_KEY))
+    return mix(state, torch.arange(num_words)).to(device)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from kdscale.data.validation_split import split_validation
-from kdscale.data.views.rng import chain, permutation
+from kdscale.data.views.rng import derive_seed, permutation
 
-_PAIRS = chain(0x7061697273)  # "pairs"
+_PAIRS = derive_seed(0x7061697273)  # "pairs"
 
 
 @dataclass(frozen=True, slots=True)
-class Pairing:
+class MixPairs:
     """Matches samples in pairs, so that whoever shows both needs each image once.
 
     Samples that are trained on and samples that are held out to validate on are never paired with
@@ -40,7 +40,7 @@ class Pairing:
 
 
 @lru_cache(maxsize=4)  # the views of this epoch and the next one
-def _partners(pairing: Pairing, seed: int, view: int) -> Tensor:
+def _partners(pairing: MixPairs, seed: int, view: int) -> Tensor:
     partner = torch.arange(pairing.num_samples)
     for number, group in enumerate(split_validation(pairing.num_samples, pairing.validation)):
         shuffled = group[permutation(len(group), _PAIRS, number, seed, view)]

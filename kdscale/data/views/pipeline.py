@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale.data.views.mix_pairs import Pairing
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.base import Operation
 from kdscale.data.views.operations.mixing import Mixing
 from kdscale.data.views.operations.registry import NAMES, parse_operation
-from kdscale.data.views.operations.torchvision_op import PerSample
-from kdscale.data.views.rng import GENERATOR_VERSION, absorb, bits_KB, chain, integers, signed
+from kdscale.data.views.operations.torchvision_op import TorchvisionOp
+from kdscale.data.views.rng import GENERATOR_VERSION, as_int64, bits_KB, derive_seed, integers, mix
 from kdscale.errors import ConfigError
 
-_ALL = chain(0x616C6C)  # "all"
+_ALL = derive_seed(0x616C6C)  # "all"
 _DESCRIBED = {"generator", "seed", "operations", "pairing", "enumerated", "count"}
 _MOST_VIEWS = 1 << 20  # of an enumerated pipeline
 _LARGEST_WORD = (1 << 32) - 1
@@ -50,7 +50,7 @@ class Pipeline:
 
     operations: tuple[Operation | Mixing, ...]
     seed: int = 0
-    pairing: Pairing | None = None
+    pairing: MixPairs | None = None
     """Who is mixed with whom."""
     enumerated: bool = False
     """Views count through all outcomes instead of drawing them."""
@@ -75,7 +75,7 @@ class Pipeline:
         operations: Sequence[str | Mapping[str, object]],
         seed: int = 0,
         *,
-        pairing: Pairing | None = None,
+        pairing: MixPairs | None = None,
         enumerated: bool = False,
         field: str = "views.operations",
     ) -> "Pipeline":
@@ -117,7 +117,7 @@ class Pipeline:
         return cls.parse(
             description["operations"],
             description["seed"],
-            pairing=None if pairing is None else Pairing(**pairing),
+            pairing=None if pairing is None else MixPairs(**pairing),
             enumerated=description.get("enumerated", False),
         )
 
@@ -174,7 +174,7 @@ class Pipeline:
         if self.mixes:
             raise ConfigError(
                 "this pipeline mixes samples with partners, whose images it needs too: use "
-                "`Images.show` (kdscale.data.loader) or `Pipeline.show`"
+                "`DeviceImages.show` (kdscale.data.loader) or `Pipeline.show`"
             )
         return self.apply(images, view, index)
 
@@ -245,10 +245,10 @@ class Pipeline:
     def _enumerated(self, draws: Sequence[tuple[int, int]], view: View, index: Tensor) -> Tensor:
         """Bits that lead to outcome (view + a number drawn for the sample) of all outcomes."""
         choices = self._choices()
-        state = torch.tensor(signed(chain(_ALL, self.seed)), device=index.device)
+        state = torch.tensor(as_int64(derive_seed(_ALL, self.seed)), device=index.device)
         total = prod(choices.values())
         # The view is reduced first: near 2**63 the sum would overflow.
-        outcome = (integers(absorb(state, index), total) + view % total) % total
+        outcome = (integers(mix(state, index), total) + view % total) % total
         words = {}
         for draw, count in reversed(choices.items()):
             # The word that every draw of `count` values, integer or bernoulli, reads as its value.
@@ -283,10 +283,10 @@ def _once(view: View, samples: Tensor, index: Tensor) -> tuple[View, Tensor, Ten
 
 
 def _name(operation: Operation | Mixing) -> str:
-    return operation.name if isinstance(operation, PerSample) else NAMES[type(operation)]
+    return operation.name if isinstance(operation, TorchvisionOp) else NAMES[type(operation)]
 
 
 def _describe(operation: Operation | Mixing) -> dict[str, Any]:
-    if isinstance(operation, PerSample):
+    if isinstance(operation, TorchvisionOp):
         return operation.describe()
     return {"name": _name(operation), **asdict(operation)}

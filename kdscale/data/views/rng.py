@@ -21,13 +21,13 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 
 
-def signed(value: int) -> int:
+def as_int64(value: int) -> int:
     """The int64 with the same 64 bits as the unsigned `value`."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
 
-def absorb_integer(state: int, field: int) -> int:
+def mix_integer(state: int, field: int) -> int:
     """One link of the chain, on Python integers modulo 2^64."""
     x = ((state + _GOLDEN) ^ field) & _MASK
     x = ((x ^ (x >> 30)) * _MULTIPLIER_1) & _MASK
@@ -35,11 +35,11 @@ def absorb_integer(state: int, field: int) -> int:
     return x ^ (x >> 31)
 
 
-def absorb(state: Tensor, field: Tensor) -> Tensor:
-    """One link of the chain, on int64 tensors that broadcast; bit-equal to `absorb_integer`."""
-    x = (state + signed(_GOLDEN)) ^ field
-    x = (x ^ _shift_right(x, 30)) * signed(_MULTIPLIER_1)
-    x = (x ^ _shift_right(x, 27)) * signed(_MULTIPLIER_2)
+def mix(state: Tensor, field: Tensor) -> Tensor:
+    """One link of the chain, on int64 tensors that broadcast; bit-equal to `mix_integer`."""
+    x = (state + as_int64(_GOLDEN)) ^ field
+    x = (x ^ _shift_right(x, 30)) * as_int64(_MULTIPLIER_1)
+    x = (x ^ _shift_right(x, 27)) * as_int64(_MULTIPLIER_2)
     return x ^ _shift_right(x, 31)
 
 
@@ -48,11 +48,11 @@ def _shift_right(x: Tensor, places: int) -> Tensor:
     return (x >> places) & ((1 << (64 - places)) - 1)
 
 
-def chain(*fields: int) -> int:
+def derive_seed(*fields: int) -> int:
     """64 bits, as an unsigned Python integer, from the fields in order."""
     state = 0
     for field in fields:
-        state = absorb_integer(state, field)
+        state = mix_integer(state, field)
     return state
 
 
@@ -70,14 +70,14 @@ def bits_KB(
     Returns:
         int64 [K, B].
     """
-    states = [chain(seed, position, draw) for position, draw in draws]
+    states = [derive_seed(seed, position, draw) for position, draw in draws]
     if isinstance(view, int):
-        states = [absorb_integer(state, view) for state in states]
-    words = [signed(state) for state in states]  # none at all where nothing is drawn
+        states = [mix_integer(state, view) for state in states]
+    words = [as_int64(state) for state in states]  # none at all where nothing is drawn
     state_K1 = torch.tensor(words, dtype=torch.int64, device=index.device).view(-1, 1)
     if isinstance(view, Tensor):
-        state_K1 = absorb(state_K1, view)
-    return absorb(state_K1, index)
+        state_K1 = mix(state_K1, view)
+    return mix(state_K1, index)
 
 
 def integers(bits: Tensor, bound: int | Tensor) -> Tensor:
@@ -99,5 +99,5 @@ def permutation(num_samples: int, *fields: int) -> Tensor:
 
     The keys that are sorted all differ: for one state, a link of the chain is a bijection.
     """
-    state = torch.tensor(signed(chain(*fields)))
-    return torch.argsort(absorb(state, torch.arange(num_samples)), stable=True)
+    state = torch.tensor(as_int64(derive_seed(*fields)))
+    return torch.argsort(mix(state, torch.arange(num_samples)), stable=True)

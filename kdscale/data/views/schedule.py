@@ -6,9 +6,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdscale.data.views.rng import absorb, chain, integers, permutation, signed
+from kdscale.data.views.rng import as_int64, derive_seed, integers, mix, permutation
 
-_SHIFT = chain(0x7368696674)  # "shift"
+_SHIFT = derive_seed(0x7368696674)  # "shift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class ViewSchedule:
         return order.to(index.device)[place]
 
     def _shift(self, block: Tensor) -> Tensor:
-        state = torch.tensor(signed(chain(_SHIFT, self.seed)), device=block.device)
-        return integers(absorb(state, block), self.num_views)
+        state = torch.tensor(as_int64(derive_seed(_SHIFT, self.seed)), device=block.device)
+        return integers(mix(state, block), self.num_views)
 
 
 @lru_cache(maxsize=64)  # asked at every step

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional.masking import in_parts
+from kdscale.data.views.functional.masking import chunked
 
 FACTOR_BITS = 12
 ONE = 1 << FACTOR_BITS
@@ -24,38 +24,36 @@ _GREY_BITS = 22  # in so fine parts, as many as int32 holds: floor then hardly e
 
 def brightness(images: Tensor, factor_B: Tensor) -> Tensor:
     """Black (0) to too bright: floor(pixel · factor), at most 255."""
-    return in_parts(_scale, images, factor_B, torch.zeros_like(factor_B))
+    return chunked(_scale, images, factor_B, torch.zeros_like(factor_B))
 
 
 def contrast(images: Tensor, factor_B: Tensor) -> Tensor:
     """Even grey (0) to too contrasted: away from the mean of the grey image."""
-    return in_parts(_contrast, images, factor_B)
+    return chunked(_contrast, images, factor_B)
 
 
 def saturation(images: Tensor, factor_B: Tensor) -> Tensor:
     """Grey (0) to too colourful: away from the grey image. An image of one channel stays."""
-    return in_parts(_saturation, images, factor_B) if images.shape[1] == 3 else images
+    return chunked(_saturation, images, factor_B) if images.shape[1] == 3 else images
 
 
 def hue(images: Tensor, turn_B: Tensor) -> Tensor:
     """Turn the colour circle by -2048..2048 4096ths. An image of one channel stays."""
-    return in_parts(_hue, images, turn_B) if images.shape[1] == 3 else images
+    return chunked(_hue, images, turn_B) if images.shape[1] == 3 else images
 
 
 def grayscale(images: Tensor) -> Tensor:
     """The grey image, in as many channels as before."""
     if images.shape[1] == 1:
         return images
-    return in_parts(
-        lambda part: _grey(part).to(torch.uint8).expand(part.shape), images
-    ).contiguous()
+    return chunked(lambda part: _grey(part).to(torch.uint8).expand(part.shape), images).contiguous()
 
 
 def sharpness(images: Tensor, factor_B: Tensor) -> Tensor:
     """Smooth (0) to too sharp: away from a 3x3 mean; the outermost pixels stay."""
     if min(images.shape[-2:]) <= 2:
         return images
-    return in_parts(_sharpness, images, factor_B)
+    return chunked(_sharpness, images, factor_B)
 
 
 def invert(images: Tensor, inverted_B: Tensor) -> Tensor:
@@ -77,12 +75,12 @@ def solarize(images: Tensor, threshold_B: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor) -> Tensor:
     """Each channel stretched to 0..255: floor(255 · (pixel - least) / (most - least))."""
-    return in_parts(_autocontrast, images)
+    return chunked(_autocontrast, images)
 
 
 def equalize(images: Tensor) -> Tensor:
     """Each channel's histogram made flat, as Pillow does it."""
-    return in_parts(_equalize, images)
+    return chunked(_equalize, images)
 
 
 def gaussian_blur(images: Tensor, sigma_B: Tensor, kernel_size: int, largest_sigma: int) -> Tensor:
@@ -96,7 +94,7 @@ def gaussian_blur(images: Tensor, sigma_B: Tensor, kernel_size: int, largest_sig
     """
     table = lookup_tables.gaussian(kernel_size, largest_sigma)
     weights = lookup_tables.on(images.device, table).to(torch.int32).view(largest_sigma, -1)
-    return in_parts(_blur, images, weights[sigma_B - 1])
+    return chunked(_blur, images, weights[sigma_B - 1])
 
 
 def _quotient(dividend: Tensor, divisor: Tensor | int) -> Tensor:

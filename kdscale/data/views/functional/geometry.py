@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional.masking import in_parts
+from kdscale.data.views.functional.masking import chunked
 
 Interpolation = Literal["nearest", "bilinear"]
 
@@ -38,26 +38,26 @@ def affine(images: Tensor, matrix_B6: Tensor, interpolation: Interpolation, fill
         fill: grey level of what lies outside.
     """
     moved = partial(_affine, interpolation=interpolation, fill=fill)
-    return in_parts(moved, images, matrix_B6.contiguous(), pixels=_PART)
+    return chunked(moved, images, matrix_B6.contiguous(), pixels=_PART)
 
 
-def places(matrix_B6: Tensor, height: int, width: int) -> Tensor:
+def source_coordinates(matrix_B6: Tensor, height: int, width: int) -> Tensor:
     """Where `affine` finds the nearest pixels of images of a size: int64 [B, H, W].
 
-    For `taken`: matrices that come again and again need not be multiplied out each time.
+    For `gather_pixels`: matrices that come again and again need not be multiplied out each time.
     """
     padded_shape = torch.Size((1, 1, height + 2 * _BORDER, width + 2 * _BORDER))
     return _places(*_sources(matrix_B6, padded_shape, _PLACE_ONE // 2), padded_shape)
 
 
-def taken(images: Tensor, place_BHW: Tensor, fill: int) -> Tensor:
+def gather_pixels(images: Tensor, place_BHW: Tensor, fill: int) -> Tensor:
     """The images made of the pixels at these places, `fill` outside."""
     return _take(F.pad(images, [_BORDER] * 4, value=fill), place_BHW).view(images.shape)
 
 
 def _affine(images: Tensor, matrix_B6: Tensor, interpolation: Interpolation, fill: int) -> Tensor:
     if interpolation == "nearest":
-        return taken(images, places(matrix_B6, *images.shape[2:]), fill)
+        return gather_pixels(images, source_coordinates(matrix_B6, *images.shape[2:]), fill)
     padded = F.pad(images, [_BORDER] * 4, value=fill)
     return _bilinear(padded, matrix_B6).view(images.shape)
 

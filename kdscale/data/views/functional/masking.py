@@ -8,7 +8,7 @@ from torch import Tensor
 _PART = 1 << 17  # pixels; int32 copies of so many stay in a core's own cache: 3 times faster
 
 
-def in_parts(
+def chunked(
     function: Callable[..., Tensor], images: Tensor, *parameters: Tensor, pixels: int = _PART
 ) -> Tensor:
     """`function(images, *parameters)`, on a CPU a few samples at a time.
@@ -51,7 +51,7 @@ def where_chosen(function: Callable[[Tensor], Tensor], images: Tensor, chosen_B:
     return torch.cat((images, changed)).index_select(0, source_B)
 
 
-def by_kind(
+def dispatch_by_kind(
     images: Tensor,
     kind_SB: Tensor,
     num_kinds: int,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdscale.data.views.functional.geometry import Interpolation, rounded
-from kdscale.data.views.functional.masking import in_parts
+from kdscale.data.views.functional.masking import chunked
 
 _WEIGHT_ONE = 1 << 14
 _SMALL = 48  # pixels a side, up to which the weights of all boxes fit into memory
@@ -84,7 +84,7 @@ def resize(
 def _resample_both(
     images: Tensor, row_BHK: Tensor, weight_BHK: Tensor, column_BWK: Tensor, weight_BWK: Tensor
 ) -> Tensor:
-    return in_parts(_as_bags, images, row_BHK, weight_BHK, column_BWK, weight_BWK)
+    return chunked(_as_bags, images, row_BHK, weight_BHK, column_BWK, weight_BWK)
 
 
 def _has_tables(images: Tensor, size: tuple[int, int]) -> bool:
@@ -109,7 +109,7 @@ def _with_tables(
     old_height, old_width = images.shape[2:]
     row_table = _table_of_boxes(old_height, size[0], antialias, images.device)
     column_table = _table_of_boxes(old_width, size[1], antialias, images.device)
-    return in_parts(
+    return chunked(
         partial(_as_products, row_table=row_table[0], column_table=column_table[1]),
         images,
         _box_number(*rows, old_height),

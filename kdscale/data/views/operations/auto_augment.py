@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import color
-from kdscale.data.views.functional.geometry import affine, places, taken
-from kdscale.data.views.functional.masking import by_kind, in_parts
+from kdscale.data.views.functional.geometry import affine, gather_pixels, source_coordinates
+from kdscale.data.views.functional.masking import chunked, dispatch_by_kind
 from kdscale.data.views.operations.base import Native, check_name, check_range
 from kdscale.data.views.rng import integers
 
@@ -172,21 +172,21 @@ def _apply(
 
     def move(part: Tensor, row_B: Tensor) -> Tensor:
         assert found is not None
-        return taken(part, found.index_select(0, row_B), fill)
+        return gather_pixels(part, found.index_select(0, row_B), fill)
 
     def change(step: int, group: int, part: Tensor, rows_B: Tensor) -> Tensor:
         if group == _IDENTITY:
             return part
         row_B = row_SB[step].index_select(0, rows_B)
         if group == _MOVE and found is not None:
-            return in_parts(move, part, row_B - first, pixels=_PART)
+            return chunked(move, part, row_B - first, pixels=_PART)
         parameters_B6 = table.index_select(0, row_B)
         if group == _MOVE:
             return affine(part, parameters_B6, interpolation, fill)
         return _GREY_LEVELS[group - _CHANGE](part, parameters_B6[:, 0])
 
     groups = lookup_tables.on(images.device, _GROUPS)
-    return by_kind(images, groups[kind_SB], _GROUPS[-1] + 1, change)
+    return dispatch_by_kind(images, groups[kind_SB], _GROUPS[-1] + 1, change)
 
 
 @lru_cache(maxsize=8)
@@ -200,7 +200,7 @@ def _place_table(
     if len(matrices) // 6 * height * width > _MOST_PLACES:
         return None
     with torch.inference_mode(False):
-        return places(torch.tensor(matrices, device=device).view(-1, 6), height, width)
+        return source_coordinates(torch.tensor(matrices, device=device).view(-1, 6), height, width)
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import color
-from kdscale.data.views.functional.masking import by_kind, where_chosen
+from kdscale.data.views.functional.masking import dispatch_by_kind, where_chosen
 from kdscale.data.views.operations.base import (
     Native,
     check_interval,
@@ -32,7 +32,7 @@ Jitter = float | tuple[float, float]
 """How far a factor may be from its middle, or its smallest and largest value."""
 
 
-class Sometimes(Native):
+class RandomApply(Native):
     """What happens to a sample with probability `p`: draw 0 decides."""
 
     __slots__ = ()
@@ -89,7 +89,7 @@ class ColorJitter(Native):
                 images = function(images, parameter_B)
             return images
         orders = lookup_tables.on(images.device, _ORDERS).view(24, 4)
-        return by_kind(images, orders[integers(bits[0], 24)].T, 4, change)
+        return dispatch_by_kind(images, orders[integers(bits[0], 24)].T, 4, change)
 
     def _ranges(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, int], int]]:
         """Function, smallest and largest parameter, and the one that changes nothing."""
@@ -137,7 +137,7 @@ class Grayscale(Native):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomGrayscale(Sometimes):
+class RandomGrayscale(RandomApply):
     """The grey image, in as many channels as before, with probability `p`."""
 
     p: float = 0.1
@@ -185,7 +185,7 @@ class GaussianBlur(Native):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomInvert(Sometimes):
+class RandomInvert(RandomApply):
     """The negative, with probability `p`."""
 
     p: float = 0.5
@@ -199,7 +199,7 @@ class RandomInvert(Sometimes):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomPosterize(Sometimes):
+class RandomPosterize(RandomApply):
     """The upper `bits` bits of each pixel, with probability `p`."""
 
     bits: int
@@ -215,7 +215,7 @@ class RandomPosterize(Sometimes):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomSolarize(Sometimes):
+class RandomSolarize(RandomApply):
     """The negative of all pixels of at least `threshold`, with probability `p`."""
 
     threshold: float
@@ -233,7 +233,7 @@ class RandomSolarize(Sometimes):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomAdjustSharpness(Sometimes):
+class RandomAdjustSharpness(RandomApply):
     """Smoother (below 1) or sharper (above 1), with probability `p`."""
 
     sharpness_factor: float
@@ -262,7 +262,7 @@ class RandomAdjustSharpness(Sometimes):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomAutocontrast(Sometimes):
+class RandomAutocontrast(RandomApply):
     """Each channel stretched to all grey levels, with probability `p`."""
 
     p: float = 0.5
@@ -276,7 +276,7 @@ class RandomAutocontrast(Sometimes):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomEqualize(Sometimes):
+class RandomEqualize(RandomApply):
     """Each channel's histogram made flat, with probability `p`."""
 
     p: float = 0.5

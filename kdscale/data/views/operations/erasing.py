@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional.masking import in_parts
+from kdscale.data.views.functional.masking import chunked
 from kdscale.data.views.operations.base import (
     Native,
     check_interval,
     check_probability,
     check_range,
 )
-from kdscale.data.views.rng import absorb, bernoulli, integers
+from kdscale.data.views.rng import bernoulli, integers, mix
 
 _ATTEMPTS = 10
 _LARGEST_SIZE = 4096  # pixels
@@ -57,7 +57,7 @@ class RandomErasing(Native):
         left_B = integers(bits[2], width - width_B + 1)
         inside = _inside(images, top_B, top_B + height_B, left_B, left_B + width_B)
         if self.value == "random":
-            return _covered(images, inside, in_parts(_noise, images, bits[-1]))
+            return _covered(images, inside, chunked(_noise, images, bits[-1]))
         return _covered(images, inside, self.value)
 
     def _rectangles(self, height: int, width: int, bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +135,6 @@ def _noise(images: Tensor, bits_B: Tensor) -> Tensor:
     """Uniform grey levels: byte n of a sample is byte n mod 8 of absorb(bits, floor(n / 8))."""
     num_pixels = images[:1].numel()
     word = torch.arange(-(-num_pixels // 8), device=images.device)
-    words_BN = absorb(bits_B.view(-1, 1), word)
+    words_BN = mix(bits_B.view(-1, 1), word)
     # Bytes as they lie in memory: every machine that torch runs on has the lowest one first.
     return words_BN.view(torch.uint8)[:, :num_pixels].reshape(images.shape)

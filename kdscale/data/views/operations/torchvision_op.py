@@ -30,7 +30,7 @@ _BATCH_TRANSFORMS = {"MixUp": "mixup", "CutMix": "cutmix"}
 
 
 @dataclass(frozen=True, slots=True)
-class PerSample(Native):
+class TorchvisionOp(Native):
     """Any callable on one image, uint8 [C, H, W] on the CPU, that returns another of that kind.
 
     Draw 0 seeds the generators of torch, NumPy and Python, which are put back afterwards.
@@ -100,7 +100,7 @@ class PerSample(Native):
         return made
 
 
-def from_torchvision(name: str, arguments: Mapping[str, Any]) -> PerSample:
+def from_torchvision(name: str, arguments: Mapping[str, Any]) -> TorchvisionOp:
     """A transform of `torchvision.transforms.v2` by its name, `v2.NAME`.
 
     Nested transforms are tables of the same kind; `interpolation` is its name. `libraries`, as
@@ -133,7 +133,7 @@ def from_torchvision(name: str, arguments: Mapping[str, Any]) -> PerSample:
             ) from error
 
     draws = name.removeprefix(PREFIX) not in _WITHOUT_DRAWS
-    return PerSample(checked, name, given, fixes_size=_fixes_size(name, given), draws=draws)
+    return TorchvisionOp(checked, name, given, fixes_size=_fixes_size(name, given), draws=draws)
 
 
 def library_versions() -> dict[str, str]:
