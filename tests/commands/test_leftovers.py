@@ -54,8 +54,8 @@ def test_temporary_folder_of_a_killed_process_goes_with_the_next(tmp_path):
 def test_caches_that_were_killed_before_their_manifest_go_with_the_next_build(tmp_path):
     place = tmp_path / "a.zarr"
     kill(
-        "from kdscale.cache.lease import Claims\n"
-        "Claims(pathlib.Path(sys.argv[1])).claim('manifest')",
+        "from kdscale.cache.lease import Leases\n"
+        "Leases(pathlib.Path(sys.argv[1])).claim('manifest')",
         place,
     )
     shutil.copytree(place, tmp_path / "b.zarr")
@@ -74,8 +74,8 @@ def test_caches_that_were_killed_before_their_manifest_go_with_the_next_build(tm
 def test_cache_that_was_killed_before_its_manifest_can_be_removed(kdscale, tmp_path):
     place = tmp_path / "a.zarr"
     kill(
-        "from kdscale.cache.lease import Claims\n"
-        "Claims(pathlib.Path(sys.argv[1])).claim('manifest')",
+        "from kdscale.cache.lease import Leases\n"
+        "Leases(pathlib.Path(sys.argv[1])).claim('manifest')",
         place,
     )
     done = kdscale("cache", "remove", place, "--yes")
@@ -105,10 +105,10 @@ def test_killed_trainings_leave_nothing_after_the_next_one(kdscale, write_recipe
     run = tmp_path / "run"
     for _ in range(20):
         kill(
-            "from kdscale.cache.lease import Claims\n"
+            "from kdscale.cache.lease import Leases\n"
             "from kdscale.atomic_write import temporary_for\n"
             "folder = pathlib.Path(sys.argv[1])\n"
-            "claims = Claims(folder)\n"
+            "claims = Leases(folder)\n"
             "while not claims.claim('run'): pass\n"
             "temporary_for(folder / 'run.json').write_bytes(b'half')",
             run,
