@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from systems import systems_tables
+from systems import systems_summary, systems_tables
 
 from kdscale.formatting import markdown_table, spread
 from kdscale.tables.bench import bench_table
@@ -358,15 +358,23 @@ def pages() -> dict[Path, str]:
         path.with_suffix(".md"): render(json.loads(path.read_text()))
         for path in sorted(RESULTS.glob("*.json"))
     }
-    readme = ROOT / "README.md"
-    begin, end = "<!-- results: benchmarks/results.py -->", "<!-- end of results -->"
-    before, _, rest = readme.read_text().partition(begin)
-    found[readme] = f"{before}{begin}\n\n{summary()}\n\n{end}{rest.partition(end)[2]}"
+    found[RESULTS / "README.md"] = _between(RESULTS / "README.md", "results", summary())
+    systems = json.loads((RESULTS / "systems.json").read_text())["found"]["systems"]
+    found[ROOT / "README.md"] = _between(
+        ROOT / "README.md", "systems", systems_summary(systems, RESULTS)
+    )
     return found
 
 
+def _between(page: Path, name: str, table: str) -> str:
+    """Return the text of a page with the table between its two marks replaced."""
+    begin, end = f"<!-- {name}: benchmarks/results.py -->", f"<!-- end of {name} -->"
+    before, _, rest = page.read_text().partition(begin)
+    return f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
+
+
 def summary() -> str:
-    """The README's table: one line a recipe."""
+    """Return the table of docs/results/README.md: one line for each recipe."""
     header = ["recipe", "published", "teacher", "alone", "online", "cached"]
     header += ["alone s", "online s", "cached s", "build s"]
     lines = []
@@ -379,7 +387,7 @@ def summary() -> str:
         accuracy = [_spread_of(rows.get(label), "top1_accuracy", 100, 2) for label in ORDER]
         seconds = [_spread_of(rows.get(k), "train_seconds", 1, 0) for k in STUDENTS]
         build = f"{rows['cache'][0]['build_seconds']:.0f}"
-        name = f"[{path.stem}](docs/results/{path.stem}.md)"
+        name = f"[{path.stem}]({path.stem}.md)"
         lines.append([name, document["published"], *accuracy, *seconds, build])
     return markdown_table(header, lines)
 

@@ -36,6 +36,19 @@ def systems_tables(systems: list[dict[str, Any]], results: Path) -> str:
     return "\n\n".join(parts[:6]) + "\n\n" + "\n".join(parts[6:])
 
 
+def systems_summary(systems: list[dict[str, Any]], results: Path) -> str:
+    """Return the README's table: one line for each system whose `models` are named."""
+    lines = [["system", "teacher → student", "published", *_LABELS[:3], "cached"], ["---"] * 7]
+    for system in systems:
+        if "models" not in system:
+            continue
+        found = _results(system, results)
+        ours = [spread(_accuracies(found[k]), 2) if k in found else "" for k in _LABELS]
+        published = _published(system, "alone", "distilled")
+        lines.append([system["name"], system["models"], published, *ours])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _results(system: dict[str, Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Results of each seed, by label."""
     if system["result"] is None:
@@ -114,8 +127,8 @@ def _name(system: dict[str, Any]) -> str:
     return name if result is None else f"[{name}]({result}.md)"
 
 
-def _published(system: dict[str, Any]) -> str:
-    values = (system["published"][key] for key in ("teacher", "alone", "distilled"))
+def _published(system: dict[str, Any], *keys: str) -> str:
+    values = (system["published"][key] for key in keys or ("teacher", "alone", "distilled"))
     return " / ".join(NOTHING if value is None else f"{value:.2f}" for value in values)
 
 
