@@ -106,7 +106,7 @@ def folder(tmp_path, write_split):
     random = np.random.default_rng(0)
     for split, count in (("train", 96), ("test", 32)):
         labels = np.arange(count) % 2
-        pixels = random.integers(0, 120, (count, 16, 16, 3)) + 120 * labels[:, None, None, None]
+        pixels = random.integers(0, 120, (count, 32, 32, 3)) + 120 * labels[:, None, None, None]
         path = tmp_path / f"path/to/my-data/{split}.parquet"
         write_split(path, pixels.astype(np.uint8), labels, ["dark", "bright"])
     return tmp_path
@@ -142,6 +142,9 @@ def test_commands_of_the_readme_run_as_printed(folder, kdscale_process):
 def test_commands_of_the_commands_page_run_as_printed(folder, kdscale_process):
     (table,) = recipes(COMMANDS)
     table = shortened(table)
+    table["teacher"]["model"] = table["student"]["model"] = (
+        "cifar10-lightnn"  # seconds, not minutes
+    )
     (folder / "mine.toml").write_text(tomli_w.dumps(table))
     sweep = next(tomllib.loads(text) for text in blocks(COMMANDS, "toml") if "[sweep]" in text)
     fewer = {"50": "4", "60": "3"}  # views in all; seconds of the bench
