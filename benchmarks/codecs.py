@@ -27,7 +27,7 @@ from kdscale.cache.layout import ArrayLayout, arrays, decode, shard_arrays, shar
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import LocalFolder, crc
-from kdscale.config import Cache
+from kdscale.config import CacheSection
 from kdscale.target_sources.stored_encoding import choose_encoding
 from kdscale.targets import encode
 
@@ -164,7 +164,7 @@ def variants(encodings: tuple[str, ...], num_samples: int) -> list[Variant]:
 
 def trial(variant: Variant, logits: torch.Tensor, source: Manifest, root: Path) -> Trial:
     """A view of these logits, ready to be written."""
-    settings = Cache(encoding=variant.encoding, top_k=min(20, logits.shape[1] // 2))
+    settings = CacheSection(encoding=variant.encoding, top_k=min(20, logits.shape[1] // 2))
     how, _ = choose_encoding(settings, logits.shape[1])
     manifest = replace(
         source, encoding=how.name, top_k=how.top_k, temperatures=how.temperatures,

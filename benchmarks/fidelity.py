@@ -22,13 +22,13 @@ from torch import Tensor
 from kdscale import experiment
 from kdscale.building.fidelity import fidelity
 from kdscale.cache.reader import CacheReader
-from kdscale.config import Cache, load_recipe
+from kdscale.config import CacheSection, load_recipe
 from kdscale.data.loader import DeviceImages
 from kdscale.errors import ConfigError
 from kdscale.targets import DenseTargets, Encoding, Head, decode, encode
 from kdscale.teacher.frozen_teacher import TeacherOutput, concatenate
 
-GRID = tuple(Cache().temperatures)
+GRID = tuple(CacheSection().temperatures)
 
 
 def answers(

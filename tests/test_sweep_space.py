@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from kdscale.config import Range, Variants, dump_recipe, load_recipe, parse_recipe
+from kdscale.config import RangeSection, Variants, dump_recipe, load_recipe, parse_recipe
 from kdscale.errors import ConfigError
 from kdscale.sweep.search_space import planned
 
@@ -168,9 +168,9 @@ def test_views_that_are_counted_and_views_that_are_all_do_not_mix(recipe_table):
 
 
 def test_range_says_which_numbers_are_whole():
-    assert Range(low=1, high=3).values() == [1, 2, 3]
-    assert Range(low=0, high=1, step=0.25).values() == [0, 0.25, 0.5, 0.75, 1.0]
-    assert Range(low=1, high=8, log=True).values() is None
+    assert RangeSection(low=1, high=3).values() == [1, 2, 3]
+    assert RangeSection(low=0, high=1, step=0.25).values() == [0, 0.25, 0.5, 0.75, 1.0]
+    assert RangeSection(low=1, high=8, log=True).values() is None
 
 
 def test_example_of_the_documentation_is_one(recipe_table):

@@ -43,7 +43,7 @@ class StoredOutputs:
         ]
 
 
-def look(settings: config.Cache, teacher: FrozenTeacher, pixels: Tensor) -> StoredOutputs:
+def look(settings: config.CacheSection, teacher: FrozenTeacher, pixels: Tensor) -> StoredOutputs:
     """See on some pixels what a cache would keep of a teacher.
 
     Args:

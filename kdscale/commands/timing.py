@@ -74,7 +74,7 @@ class TimedSetup:
     """As which one of so many to work."""
 
     @property
-    def settings(self) -> config.Train:
+    def settings(self) -> config.TrainSection:
         """How the student is trained."""
         return student_settings(self.recipe)
 
@@ -114,7 +114,7 @@ class TimedSetup:
         )
 
 
-def student_settings(recipe: config.Recipe) -> config.Train:
+def student_settings(recipe: config.Recipe) -> config.TrainSection:
     """How a recipe's student is trained."""
     return RunSpec("student", "none", 0).section(recipe)[1]
 

@@ -59,12 +59,12 @@ class _Training:
     """Raises where another command has taken the run's folder over; asked before it is written."""
 
     @property
-    def section(self) -> config.Model:
+    def section(self) -> config.ModelSection:
         """The recipe's, of the model."""
         return self.job.section(self.recipe)[0]
 
     @property
-    def settings(self) -> config.Train:
+    def settings(self) -> config.TrainSection:
         """How it is trained."""
         return self.job.section(self.recipe)[1]
 

@@ -4,9 +4,31 @@ A recipe is a TOML file (YAML reads `1e-3` as text). Each field's description gi
 unit; `kdscale recipes NAME` prints a recipe, and every run keeps the resolved one.
 """
 
+from kdscale.config.base_section import (
+    ConfigSection,
+    Fraction,
+    MemoryFormat,
+    Positive,
+    Precision,
+    Weight,
+    parse_bytes,
+)
+from kdscale.config.data_sections import (
+    CacheSection,
+    DataSection,
+    EnsembleSection,
+    FeatureSection,
+    ViewsSection,
+)
 from kdscale.config.ineffective import ineffective_settings
-from kdscale.config.loss import FeatureLoss, Loss
-from kdscale.config.models import Input, Model, Teacher, TeacherTrain, Train
+from kdscale.config.loss_sections import FeatureLossSection, LossSection
+from kdscale.config.model_sections import (
+    InputSection,
+    ModelSection,
+    TeacherSection,
+    TeacherTrainSection,
+    TrainSection,
+)
 from kdscale.config.recipe import (
     Recipe,
     differences,
@@ -18,41 +40,31 @@ from kdscale.config.recipe import (
     recipe_text,
     set_field,
 )
-from kdscale.config.section import (
-    Fraction,
-    MemoryFormat,
-    Positive,
-    Precision,
-    Section,
-    Weight,
-    parse_bytes,
-)
-from kdscale.config.sections import Cache, Data, Ensemble, Feature, Views
-from kdscale.config.sweep import Range, Sweep
+from kdscale.config.sweep_section import RangeSection, SweepSection
 from kdscale.config.variants import Variants
 
 __all__ = [
-    "Cache",
-    "Data",
-    "Ensemble",
-    "Feature",
-    "FeatureLoss",
+    "CacheSection",
+    "ConfigSection",
+    "DataSection",
+    "EnsembleSection",
+    "FeatureLossSection",
+    "FeatureSection",
     "Fraction",
-    "Input",
-    "Loss",
+    "InputSection",
+    "LossSection",
     "MemoryFormat",
-    "Model",
+    "ModelSection",
     "Positive",
     "Precision",
-    "Range",
+    "RangeSection",
     "Recipe",
-    "Section",
-    "Sweep",
-    "Teacher",
-    "TeacherTrain",
-    "Train",
+    "SweepSection",
+    "TeacherSection",
+    "TeacherTrainSection",
+    "TrainSection",
     "Variants",
-    "Views",
+    "ViewsSection",
     "Weight",
     "differences",
     "dump_recipe",

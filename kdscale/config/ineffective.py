@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from kdscale.config.models import Train
+from kdscale.config.model_sections import TrainSection
 from kdscale.config.recipe import Recipe
 from kdscale.formatting import number_of
 
@@ -34,11 +34,11 @@ def ineffective_settings(recipe: Recipe, *models: str) -> list[str]:
     ]
 
 
-def _of_another(train: Train) -> Iterator[str]:
+def _of_another(train: TrainSection) -> Iterator[str]:
     """Settings of another schedule or optimizer; a default cannot be told from what is not set."""
     for name, (chooser, readers) in _BELONG.items():
         chosen, value = getattr(train, chooser), getattr(train, name)
-        if chosen not in readers and value != Train.model_fields[name].get_default(
+        if chosen not in readers and value != TrainSection.model_fields[name].get_default(
             call_default_factory=True
         ):
             words = " or ".join(repr(one) for one in readers)
@@ -50,7 +50,7 @@ def _of_another(train: Train) -> Iterator[str]:
         yield "decay_norm_and_bias = false has no effect: weight_decay is 0"
 
 
-def _of_schedule(train: Train) -> Iterator[str]:
+def _of_schedule(train: TrainSection) -> Iterator[str]:
     late = [one for one in train.milestones if one >= train.epochs]
     if train.schedule == "steps" and late:
         yield (
@@ -68,7 +68,7 @@ def _of_schedule(train: Train) -> Iterator[str]:
         )
 
 
-def _of_evaluations(train: Train) -> Iterator[str]:
+def _of_evaluations(train: TrainSection) -> Iterator[str]:
     epochs, number = number_of(train.epochs, "epoch"), -(-train.epochs // train.evaluate_every)
     there_are = f"there {'is' if number == 1 else 'are'} {number_of(number, 'evaluation')}"
     if train.evaluate_every > train.epochs:

@@ -11,17 +11,17 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from kdscale.config.loss import Loss
-from kdscale.config.models import Model, Teacher
-from kdscale.config.section import Section, unknown
-from kdscale.config.sections import Cache, Data, Ensemble, Views
-from kdscale.config.sweep import Sweep
+from kdscale.config.base_section import ConfigSection, unknown
+from kdscale.config.data_sections import CacheSection, DataSection, EnsembleSection, ViewsSection
+from kdscale.config.loss_sections import LossSection
+from kdscale.config.model_sections import ModelSection, TeacherSection
+from kdscale.config.sweep_section import SweepSection
 from kdscale.errors import ConfigError, UnsafePathError
 from kdscale.formatting import shortened
 from kdscale.regular_files import read_regular
 
 
-class Recipe(Section):
+class Recipe(ConfigSection):
     """A named experiment."""
 
     name: str = Field(
@@ -30,14 +30,14 @@ class Recipe(Section):
         description="names caches and run folders",
     )
     description: str = Field("", description="one line for `kdscale recipes`")
-    data: Data
-    views: Views = Views()
-    cache: Cache = Cache()
-    teacher: Teacher
-    student: Model
-    loss: Loss = Loss()
-    ensemble: Ensemble = Ensemble()
-    sweep: Sweep | None = Field(None, description="which students `kdscale sweep` tries")
+    data: DataSection
+    views: ViewsSection = ViewsSection()
+    cache: CacheSection = CacheSection()
+    teacher: TeacherSection
+    student: ModelSection
+    loss: LossSection = LossSection()
+    ensemble: EnsembleSection = EnsembleSection()
+    sweep: SweepSection | None = Field(None, description="which students `kdscale sweep` tries")
 
     @model_validator(mode="after")
     def _features_are_those_of_the_cache(self) -> "Recipe":

@@ -6,9 +6,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.config.loss import Loss
+from kdscale.config.loss_sections import LossSection
 from kdscale.config.recipe import Recipe, parse_recipe, set_field
-from kdscale.config.sweep import SEED, VIEWS, Dimension, Range, Sweep
+from kdscale.config.sweep_section import SEED, VIEWS, Dimension, RangeSection, SweepSection
 from kdscale.errors import ConfigError
 from kdscale.formatting import shortened
 
@@ -28,7 +28,7 @@ class Variants:
         return parse_recipe(self.table, self.origin)
 
     @property
-    def sweep(self) -> Sweep:
+    def sweep(self) -> SweepSection:
         """What it says of its sweep.
 
         Raises:
@@ -94,7 +94,7 @@ class Variants:
     def samples(self) -> list[dict[str, Any]]:
         """As few trials as have each value among them, and of ranges both ends."""
         choices = {
-            field: (values.low, values.high) if isinstance(values, Range) else values
+            field: (values.low, values.high) if isinstance(values, RangeSection) else values
             for field, values in self.sweep.dimensions.items()
         }
         most = max(map(len, choices.values()))
@@ -106,7 +106,7 @@ class Variants:
 
 def _is_among(value: object, dimension: Dimension) -> bool:
     """Whether a value is one of a field's."""
-    if not isinstance(dimension, Range):
+    if not isinstance(dimension, RangeSection):
         return value in dimension
     slack = 1e-6 * max(abs(dimension.low), abs(dimension.high))  # of rounding on the way
     return (
@@ -117,7 +117,7 @@ def _is_among(value: object, dimension: Dimension) -> bool:
 def _leave_the_rest(loss: dict[str, Any], origin: str) -> None:
     """The labels weigh what soft targets and features leave of 1."""
     given = {
-        name: loss.get(name, Loss.model_fields[name].default)
+        name: loss.get(name, LossSection.model_fields[name].default)
         for name in ("soft_weight", "feature_weight")
     }
     if not all(isinstance(one, int | float) for one in given.values()):

@@ -89,7 +89,7 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, Image
 
 def _check_trains(
     recipe: config.Recipe,
-    section: config.Model,
+    section: config.ModelSection,
     train: ImageDataset,
     test: ImageDataset,
     *,

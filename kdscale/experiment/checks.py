@@ -68,7 +68,7 @@ def mention_ineffective(recipe: config.Recipe, *models: str) -> None:
         log.warning("%s", sentence)
 
 
-def mention_steps(settings: config.Train, steps_per_epoch: int) -> None:
+def mention_steps(settings: config.TrainSection, steps_per_epoch: int) -> None:
     """Warn of settings in optimizer steps that so short a training never reaches."""
     last = settings.epochs * steps_per_epoch
     steps = number_of(last, "step")

@@ -39,7 +39,7 @@ class Classifier:
 
 def model_of(
     recipe: config.Recipe,
-    section: config.Model,
+    section: config.ModelSection,
     images: ImageDataset,
     *,
     what: str,
@@ -68,7 +68,7 @@ def model_of(
     stated = {} if weights is None else read_metadata(weights)
     preprocess = _preprocess(recipe, section, stated.get("preprocess"), what)
     _check_classes(stated.get("class_names"), images, what, str(weights))
-    if isinstance(section, config.Teacher):
+    if isinstance(section, config.TeacherSection):
         _check_classes(section.classes, images, what, "teacher.classes")
     create = create_model
     if named_by is not None:
@@ -101,7 +101,7 @@ def model_of(
     return Classifier(model, preprocess)
 
 
-def options_of_file(section: config.Model, stated: Mapping[str, Any]) -> dict[str, Any]:
+def options_of_file(section: config.ModelSection, stated: Mapping[str, Any]) -> dict[str, Any]:
     """A model's options where a file replaces the weights that its library would load.
 
     What those imply of the model stays: as the file says it, which may be older than that rule.
@@ -148,7 +148,7 @@ def _sizes(recipe: config.Recipe, images: ImageDataset, what: str) -> set[tuple[
 
 def model_to_train(
     recipe: config.Recipe,
-    section: config.Model,
+    section: config.ModelSection,
     images: ImageDataset,
     *,
     seed: int,
@@ -201,7 +201,7 @@ def frozen_teacher_or_random(
 
 def frozen_model(
     recipe: config.Recipe,
-    section: config.Teacher,
+    section: config.TeacherSection,
     images: ImageDataset,
     device: torch.device,
     *,
@@ -223,7 +223,7 @@ def frozen_model(
 
 
 def _preprocess(
-    recipe: config.Recipe, section: config.Model, stated: object, what: str
+    recipe: config.Recipe, section: config.ModelSection, stated: object, what: str
 ) -> Preprocess:
     """What the recipe says, else what the weights say, else (a student) the teacher's."""
     asked = section.input
@@ -286,7 +286,7 @@ def _plain(name: object) -> str:
 
 
 def _check_statement(
-    section: config.Model,
+    section: config.ModelSection,
     classifier: Classifier,
     sizes: Collection[int | tuple[int, int]],
     images: ImageDataset,

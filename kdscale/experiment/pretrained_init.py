@@ -37,7 +37,7 @@ class PretrainedInit:
         """As a run keeps it, and its result says it."""
         return {"source": self.source, "sha256": self.sha256, "reason": self.reason}
 
-    def put_into(self, model: nn.Module, section: config.Model, what: str) -> None:
+    def put_into(self, model: nn.Module, section: config.ModelSection, what: str) -> None:
         """Fill a new model; a head for other classes stays as it was drawn.
 
         Raises:
@@ -58,7 +58,7 @@ class PretrainedInit:
 
 
 def find_pretrained_init(
-    run: Path, section: config.Model, what: str, *, main: bool
+    run: Path, section: config.ModelSection, what: str, *, main: bool
 ) -> PretrainedInit | None:
     """The pretrained weights that a section asks to begin from; None where it asks for none.
 

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 def result_of(
     loop: Trainer,
     job: RunSpec,
-    section: config.Model,
-    settings: config.Train,
+    section: config.ModelSection,
+    settings: config.TrainSection,
     last: Mapping[str, float],
 ) -> dict[str, Any]:
     """What `result.json` says of any training; `last` is its last evaluation on the test split."""
@@ -58,7 +58,7 @@ def reading_of(
 
 
 def weights_metadata(
-    section: config.Model, images: ImageDataset, loop: Trainer
+    section: config.ModelSection, images: ImageDataset, loop: Trainer
 ) -> dict[str, object]:
     """Weights say what they are: model, preprocessing, classes."""
     return {

@@ -34,7 +34,7 @@ class Trust:
     recipe: config.Recipe | None = None
     """Those that the recipe of this command names too, with the same options."""
 
-    def covers(self, section: config.Model) -> bool:
+    def covers(self, section: config.ModelSection) -> bool:
         """Whether the user answers for a section's model."""
         own = () if self.recipe is None else (self.recipe.teacher, self.recipe.student)
         named = [(one.model, one.options) for one in own]
@@ -48,7 +48,7 @@ class TrainedModel:
     name: str
     """What a user knows it by."""
     recipe: config.Recipe
-    section: config.Model
+    section: config.ModelSection
     """The recipe's, with its trained weights."""
     role: Literal["teacher", "student"]
     precision: str
@@ -68,7 +68,7 @@ class TrainedModel:
     teacher: str | None = None
     """Where the weights of the recipe's teacher are; None where they are not found."""
 
-    def named_by(self, section: config.Model) -> Path | None:
+    def named_by(self, section: config.ModelSection) -> Path | None:
         """The file that names a section's model; None where the user answers for the name."""
         return None if self.trust.covers(section) else self.origin
 
@@ -148,7 +148,7 @@ def trained_model_of(
         raise RunError(_without_weights(run, weights))
     own, content = folder.read_recipe(), folder.read_content()
     recipe = own if data is None else folder.read_recipe(data)
-    section: config.Model = recipe.teacher if result["role"] == "teacher" else recipe.student
+    section: config.ModelSection = recipe.teacher if result["role"] == "teacher" else recipe.student
     return TrainedModel(
         name=str(run),
         recipe=recipe,

@@ -12,7 +12,7 @@ from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.optim import Schedule, create_optimizer, decay_groups
 
 
-def supervised(settings: config.Train) -> Objective:
+def supervised(settings: config.TrainSection) -> Objective:
     """Cross-entropy on the labels alone."""
     return replace(SUPERVISED, label_smoothing=settings.label_smoothing)
 
@@ -42,7 +42,7 @@ def taps_asked(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
     return tuple(FeatureSpec(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
 
 
-def optimizer(settings: config.Train, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer(settings: config.TrainSection, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a training section."""
     decay = settings.weight_decay
     return create_optimizer(
@@ -55,7 +55,7 @@ def optimizer(settings: config.Train, model: nn.Module) -> torch.optim.Optimizer
     )
 
 
-def schedule(settings: config.Train, steps_per_epoch: int) -> Schedule:
+def schedule(settings: config.TrainSection, steps_per_epoch: int) -> Schedule:
     """The learning rates of a training section."""
     return Schedule(
         settings.schedule,
@@ -67,7 +67,7 @@ def schedule(settings: config.Train, steps_per_epoch: int) -> Schedule:
     )
 
 
-def patience(settings: config.Train) -> PlateauTracker:
+def patience(settings: config.TrainSection) -> PlateauTracker:
     """What the validation split decides in a training section."""
     reduce_after = settings.patience if settings.schedule == "plateau" else None
     return PlateauTracker(reduce_after, settings.stop_after)

@@ -51,12 +51,14 @@ def cached_pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
     return pipeline(recipe, num_samples)
 
 
-def training_pipeline(recipe: config.Recipe, settings: config.Train, num_samples: int) -> Pipeline:
+def training_pipeline(
+    recipe: config.Recipe, settings: config.TrainSection, num_samples: int
+) -> Pipeline:
     """The views that a model is trained on: the recipe's, unless a teacher has its own.
 
     Without operations they are the clean images.
     """
-    if isinstance(settings, config.TeacherTrain) and settings.operations is not None:
+    if isinstance(settings, config.TeacherTrainSection) and settings.operations is not None:
         pairing = _pairing(recipe, num_samples)
         operations = settings.operations or recipe.data.clean
         return Pipeline.parse(
@@ -78,7 +80,9 @@ def num_views(recipe: config.Recipe) -> int:
     return recipe.views.count
 
 
-def fresh_views(recipe: config.Recipe, settings: config.Train, num_samples: int) -> ViewSchedule:
+def fresh_views(
+    recipe: config.Recipe, settings: config.TrainSection, num_samples: int
+) -> ViewSchedule:
     """Another view each epoch, for who asks no cache: labels and a clean answer cost nothing."""
     views = training_pipeline(recipe, settings, num_samples)
     count = settings.epochs if any(one.num_draws for one in views.operations) else 1

@@ -231,7 +231,7 @@ def _told(folder: Path) -> dict[str, Any]:
 def _planned(recipe: Mapping[str, Any]) -> int:
     """Trials that a sweep was begun with; 0 where its recipe, maybe another version's, is mute."""
     try:
-        return config.Sweep.model_validate(recipe.get("sweep")).num_trials
+        return config.SweepSection.model_validate(recipe.get("sweep")).num_trials
     except (ValueError, TypeError, OverflowError):
         return 0
 

@@ -57,13 +57,13 @@ class RunSpec:
     targets: Targets
     seed: Annotated[int, Field(ge=0, lt=2**63)]
 
-    def section(self, recipe: config.Recipe) -> tuple[config.Model, config.Train]:
+    def section(self, recipe: config.Recipe) -> tuple[config.ModelSection, config.TrainSection]:
         """The recipe's section of this model, and how it is trained.
 
         Raises:
             ConfigError: the recipe does not say how.
         """
-        section: config.Model = recipe.teacher if self.model == "teacher" else recipe.student
+        section: config.ModelSection = recipe.teacher if self.model == "teacher" else recipe.student
         if section.train is None:
             raise ConfigError(
                 f"recipe {recipe.name!r} has no [{self.model}.train] section: add one, with epochs"

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import optuna
 
-from kdscale.config import Range, Sweep
+from kdscale.config import RangeSection, SweepSection
 from kdscale.errors import RunError
 
 
-def planned(sweep: Sweep) -> list[dict[str, Any]] | None:
+def planned(sweep: SweepSection) -> list[dict[str, Any]] | None:
     """The values of each trial, where they are known before the first one: not with TPE."""
     if sweep.sampler == "tpe":
         return None
@@ -21,7 +21,7 @@ def planned(sweep: Sweep) -> list[dict[str, Any]] | None:
     return [draw(drawing.ask(), sweep) for _ in range(sweep.num_trials)]
 
 
-def _spread(grid: list[dict[str, Any]], sweep: Sweep) -> list[dict[str, Any]]:
+def _spread(grid: list[dict[str, Any]], sweep: SweepSection) -> list[dict[str, Any]]:
     """All of a grid in its order; where that is too much, as many as asked for from all over."""
     if sweep.num_trials == len(grid):
         return grid
@@ -29,17 +29,17 @@ def _spread(grid: list[dict[str, Any]], sweep: Sweep) -> list[dict[str, Any]]:
     return [grid[number] for number in order[: sweep.num_trials]]
 
 
-def draw(trial: optuna.Trial, sweep: Sweep) -> dict[str, Any]:
+def draw(trial: optuna.Trial, sweep: SweepSection) -> dict[str, Any]:
     """The values of a trial, by field: those that it has, or is given."""
     return {
         field: _in_range(trial, field, among)
-        if isinstance(among, Range)
+        if isinstance(among, RangeSection)
         else unlabelled(trial.suggest_categorical(field, [_label(one) for one in among]))
         for field, among in sweep.dimensions.items()
     }
 
 
-def _in_range(trial: optuna.Trial, field: str, among: Range) -> int | float:
+def _in_range(trial: optuna.Trial, field: str, among: RangeSection) -> int | float:
     counted = among.values()
     high = counted[-1] if counted else among.high  # Optuna warns where steps end below it
     if among.is_whole:
@@ -83,7 +83,7 @@ def unlabelled(value: Any) -> Any:
     return table
 
 
-def sampler(sweep: Sweep, place: int) -> optuna.samplers.BaseSampler:
+def sampler(sweep: SweepSection, place: int) -> optuna.samplers.BaseSampler:
     """What draws the values of a place: another worker would draw the same."""
     seed = int(np.random.SeedSequence([sweep.seed, place]).generate_state(1)[0])
     if sweep.sampler != "tpe":
@@ -92,7 +92,7 @@ def sampler(sweep: Sweep, place: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
-def pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
+def pruner(sweep: SweepSection) -> optuna.pruners.BasePruner:
     """What ends trials early."""
     first = sweep.prune_after_epochs
     if sweep.pruner == "median":

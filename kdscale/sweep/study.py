@@ -9,7 +9,7 @@ from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kdscale.config import Sweep
+from kdscale.config import SweepSection
 from kdscale.errors import RunError
 from kdscale.formatting import number_of
 from kdscale.sweep.database import Database, explained, open_to_work, opened_to_read
@@ -55,7 +55,7 @@ class Study:
         self,
         database: Database,
         name: str,
-        sweep: Sweep,
+        sweep: SweepSection,
         *,
         heartbeat_seconds: int = 10,
         patience_seconds: int = 60,

@@ -21,8 +21,8 @@ from kdscale.commands.build import build
 from kdscale.commands.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.commands.run import ready_teacher
 from kdscale.commands.train import train
-from kdscale.config import Range, Sweep, Variants
-from kdscale.config.sweep import SEED
+from kdscale.config import RangeSection, SweepSection, Variants
+from kdscale.config.sweep_section import SEED
 from kdscale.config.variants import in_words
 from kdscale.distributed import is_out_of_memory
 from kdscale.errors import (
@@ -165,13 +165,13 @@ def _is_checked(field: str) -> bool:
     return not field.startswith(("student.train.", "views.", SEED))
 
 
-def _covering(sweep: Sweep, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _covering(sweep: SweepSection, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """A few of the points that have each value among them, and of ranges the ends."""
     chosen: list[Mapping[str, Any]] = []
     for field, among in sweep.dimensions.items():
         had = [values[field] for values in points]
         if _is_checked(field):
-            wanted = [min(had), max(had)] if isinstance(among, Range) else among
+            wanted = [min(had), max(had)] if isinstance(among, RangeSection) else among
             found = (next((one for one in points if one[field] == value), None) for value in wanted)
             chosen += [one for one in found if one is not None and one not in chosen]
     return chosen

@@ -11,21 +11,21 @@ from kdscale.models.registry import FORMS, known_models
 
 def recipe_reference() -> str:
     """Every field of a recipe: type, default, meaning; `docs/recipes.md` is this text."""
-    sections: dict[str, type[config.Section]] = {
+    sections: dict[str, type[config.ConfigSection]] = {
         "top": config.Recipe,
-        "data": config.Data,
-        "views": config.Views,
-        "cache": config.Cache,
-        "one of cache.features": config.Feature,
-        "teacher": config.Teacher,
-        "student": config.Model,
-        "teacher.input, student.input": config.Input,
-        "teacher.train, student.train": config.TeacherTrain,
-        "loss": config.Loss,
-        "[loss.features]": config.FeatureLoss,
-        "ensemble": config.Ensemble,
-        "sweep": config.Sweep,
-        "one of sweep.space": config.Range,
+        "data": config.DataSection,
+        "views": config.ViewsSection,
+        "cache": config.CacheSection,
+        "one of cache.features": config.FeatureSection,
+        "teacher": config.TeacherSection,
+        "student": config.ModelSection,
+        "teacher.input, student.input": config.InputSection,
+        "teacher.train, student.train": config.TeacherTrainSection,
+        "loss": config.LossSection,
+        "[loss.features]": config.FeatureLossSection,
+        "ensemble": config.EnsembleSection,
+        "sweep": config.SweepSection,
+        "one of sweep.space": config.RangeSection,
     }
     parts = ["# Recipes, field by field", "", *_RECIPE_WORDS]
     for title, section in sections.items():
@@ -50,10 +50,12 @@ _BELOW = {
 }
 
 
-def _fields_table(section: type[config.Section]) -> str:
+def _fields_table(section: type[config.ConfigSection]) -> str:
     rows = []
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+        if isinstance(field.annotation, type) and issubclass(
+            field.annotation, config.ConfigSection
+        ):
             continue
         optional = field.is_required() or field.get_default() is None
         default = "" if optional else f"`{json.dumps(field.get_default())}`"
@@ -72,12 +74,12 @@ def _type_name(annotation: Any) -> str:
         return _type_name(arguments[0])
     if origin in (Union, UnionType):
         return " or ".join(_type_name(a) for a in arguments if a is not type(None))
-    if origin is list and arguments[0] is config.Feature:
+    if origin is list and arguments[0] is config.FeatureSection:
         return "list of names or tables"
     if origin is list:
         return f"list of {_type_name(arguments[0])}"
     if origin is dict:
         return "table"
-    if isinstance(annotation, type) and issubclass(annotation, config.Section):
+    if isinstance(annotation, type) and issubclass(annotation, config.ConfigSection):
         return "Section"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]

@@ -27,7 +27,7 @@ where it would do better."""
 _LARGE_TAIL = 0.1  # of the teacher's probability: the loss says nothing of the classes within
 
 
-def choose_encoding(settings: config.Cache, num_classes: int) -> tuple[Encoding, str]:
+def choose_encoding(settings: config.CacheSection, num_classes: int) -> tuple[Encoding, str]:
     """The encoding that a recipe asks for, `auto` resolved, and why.
 
     Args:
@@ -73,7 +73,7 @@ def mention_encoding(
             )  # fmt: skip
 
 
-def _encoding(settings: config.Cache, name: str, num_classes: int) -> Encoding:
+def _encoding(settings: config.CacheSection, name: str, num_classes: int) -> Encoding:
     if name != "topk":  # the size of an embedding is the teacher's to say
         return Encoding(name, num_classes)
     if settings.top_k >= num_classes:
@@ -118,7 +118,7 @@ def check_mixing(encoding: Encoding, shown: Pipeline) -> None:
         )
 
 
-def check_temperature(encoding: Encoding, loss: config.Loss) -> None:
+def check_temperature(encoding: Encoding, loss: config.LossSection) -> None:
     """Whether a student's soft loss can be computed from what is stored.
 
     Raises:
@@ -128,7 +128,7 @@ def check_temperature(encoding: Encoding, loss: config.Loss) -> None:
         tail_weights(loss.temperature, encoding.temperatures)
 
 
-def mention_large_tail(manifest: Manifest, loss: config.Loss) -> None:
+def mention_large_tail(manifest: Manifest, loss: config.LossSection) -> None:
     """Say so where much of what the teacher said is in the tail, which the student is not told."""
     mass = manifest.fidelity.get("tail_mass")
     if mass is None or not loss.soft_weight:

@@ -72,7 +72,7 @@ class Intervals:
     last: int
 
     @classmethod
-    def of(cls, settings: config.Train, steps_per_epoch: int) -> "Intervals":
+    def of(cls, settings: config.TrainSection, steps_per_epoch: int) -> "Intervals":
         """A training section's."""
         return cls(
             log=settings.log_every,

@@ -13,7 +13,7 @@ from kdscale.commands.bench import bench
 from kdscale.commands.build import build
 from kdscale.commands.preview import show_cache
 from kdscale.commands.train import train
-from kdscale.config import Cache
+from kdscale.config import CacheSection
 from kdscale.data.loader import DeviceImages
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.runs.folder import RunSpec
@@ -119,7 +119,7 @@ def test_bench_measures_what_is_not_logits(cache, load_table, tiny_teacher, shar
 
 
 def chosen(num_classes, **changes):
-    encoding, reason = choose_encoding(Cache(encoding="auto", **changes), num_classes)
+    encoding, reason = choose_encoding(CacheSection(encoding="auto", **changes), num_classes)
     return encoding.name, reason
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdscale.cache.manifest import read_manifest
-from kdscale.config import Teacher, load_recipe
+from kdscale.config import TeacherSection, load_recipe
 from kdscale.experiment.models import options_of_file
 from kdscale.models.registry import create_model
 from kdscale.models.weights import load_weights, read_metadata, save_weights
@@ -253,7 +253,7 @@ def test_classes_of_transformers_in_another_order_are_refused(kdscale, write_rec
     ],
 )
 def test_trained_googlenet_is_created_as_it_was_trained_and_without_a_download(stated, expected):
-    section = Teacher(model="torchvision/googlenet", options={"weights": "DEFAULT"})
+    section = TeacherSection(model="torchvision/googlenet", options={"weights": "DEFAULT"})
     stated = {"model": "torchvision/googlenet"} | stated if stated else {}
     options = options_of_file(section, stated)
     assert options.get("transform_input") is expected

@@ -19,7 +19,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from kdscale.config import Sweep
+from kdscale.config import SweepSection
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.sweep.database import own_database
@@ -232,7 +232,7 @@ def study(tmp_path):
     opened = []
 
     def look():
-        sweep = Sweep(space={"loss.temperature": [1.0, 2.0]})
+        sweep = SweepSection(space={"loss.temperature": [1.0, 2.0]})
         one = Study(own_database(tmp_path), "x", sweep, heartbeat_seconds=1, patience_seconds=1)
         one.plan(sweep.grid())
         opened.append(one)
@@ -295,7 +295,7 @@ def test_no_more_students_are_trained_than_are_queued(study):
 
 
 def test_workers_that_ask_in_the_same_moment_get_trials_of_their_own(tmp_path):
-    sweep = Sweep(space={"seed": list(range(24))})
+    sweep = SweepSection(space={"seed": list(range(24))})
     trained, together = [], threading.Barrier(4)
 
     def work():

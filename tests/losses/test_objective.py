@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdscale.config import FeatureLoss, parse_recipe
+from kdscale.config import FeatureLossSection, parse_recipe
 from kdscale.errors import ConfigError
 from kdscale.losses.features import HintRegressor
 from kdscale.losses.logits import (
@@ -103,7 +103,7 @@ def test_recipes_defaults_are_those_of_the_functions(recipe_table):
 
 def test_recipes_feature_options_are_those_of_the_functions():
     for kind, loss in FEATURE_LOSSES.items():
-        found = FeatureLoss(kind=kind, student="a", teacher="b").options
+        found = FeatureLossSection(kind=kind, student="a", teacher="b").options
         parameters = signature(HintRegressor if loss.mapped else loss.of_features).parameters
         options = {
             name: one.default for name, one in parameters.items() if one.default != one.empty

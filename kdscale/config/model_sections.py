@@ -4,14 +4,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from kdscale.config.section import (
+from kdscale.config.base_section import (
+    ConfigSection,
     Fraction,
     MemoryFormat,
     Operations,
     Plain,
     Positive,
     Precision,
-    Section,
     UserPath,
     Weight,
 )
@@ -22,7 +22,7 @@ _LARGEST_STD = 2
 """Numbers within 0..1 deviate by 0.5 at most; 1 leaves pixels unscaled, 2 is still no mistake."""
 
 
-class Input(Section):
+class InputSection(ConfigSection):
     """What a model wants to be shown; belongs to the model, never to the view."""
 
     mean: list[float] = Field(description="per channel, of pixels scaled to 0..1")
@@ -30,7 +30,7 @@ class Input(Section):
     size: Positive | None = Field(None, description="pixels a side; the image's own when not set")
 
     @model_validator(mode="after")
-    def _of_pixels_scaled_to_1(self) -> "Input":
+    def _of_pixels_scaled_to_1(self) -> "InputSection":
         if max(map(abs, self.mean), default=0) > 1 or max(self.std, default=0) > _LARGEST_STD:
             given = f"mean is {self.mean}, std {self.std}"
             raise ValueError(
@@ -40,7 +40,7 @@ class Input(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_of_each_per_channel(self) -> "Input":
+    def _one_of_each_per_channel(self) -> "InputSection":
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(
                 f"mean has {number_of(len(self.mean), 'value')}, std has {len(self.std)}: give one "
@@ -49,7 +49,7 @@ class Input(Section):
         return self
 
 
-class Train(Section):
+class TrainSection(ConfigSection):
     """How a model is trained."""
 
     epochs: Positive = Field(description="passes over the training split")
@@ -143,7 +143,7 @@ class Train(Section):
         return None if source == "none" else source
 
     @model_validator(mode="after")
-    def _warm_up_within_the_epochs(self) -> "Train":
+    def _warm_up_within_the_epochs(self) -> "TrainSection":
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs}, more than all "
@@ -161,7 +161,7 @@ class Train(Section):
         return "restore_best = true" if self.restore_best else None
 
 
-class Model(Section):
+class ModelSection(ConfigSection):
     """A model, its weights and how to get them."""
 
     model: str = Field(max_length=5000, description="registry name, see below")
@@ -170,8 +170,8 @@ class Model(Section):
         None, description="safetensors (or weights-only checkpoint) to load"
     )
     rename: dict[str, str] = Field({}, description="prefixes of the weights' keys: theirs = ours")
-    input: Input | None = Field(None, description="taken from the weights when not set")
-    train: Train | None = None
+    input: InputSection | None = Field(None, description="taken from the weights when not set")
+    train: TrainSection | None = None
 
     @property
     def loads_weights(self) -> bool:
@@ -182,7 +182,7 @@ class Model(Section):
         )
 
     @model_validator(mode="after")
-    def _pretrained_are_those_of_its_library(self) -> "Model":
+    def _pretrained_are_those_of_its_library(self) -> "ModelSection":
         source = self.train.pretrained if self.train else None
         if source and source.startswith("torchvision:") and not self.model.startswith(_TORCHVISION):
             raise ValueError(
@@ -192,7 +192,7 @@ class Model(Section):
         return self
 
 
-class TeacherTrain(Train):
+class TeacherTrainSection(TrainSection):
     """How a teacher is trained, which nothing binds to the views that it will be asked about."""
 
     operations: Operations | None = Field(
@@ -201,10 +201,10 @@ class TeacherTrain(Train):
     )
 
 
-class Teacher(Model):
+class TeacherSection(ModelSection):
     """The model that is asked once."""
 
-    train: TeacherTrain | None = None
+    train: TeacherTrainSection | None = None
     classes: list[str] | None = Field(
         None,
         description="names of its classes in the order of its logits, to be compared with the data "

@@ -4,14 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kdscale.config.section import Fraction, Operations, Positive, Section, UserPath, parse_bytes
+from kdscale.config.base_section import (
+    ConfigSection,
+    Fraction,
+    Operations,
+    Positive,
+    UserPath,
+    parse_bytes,
+)
 from kdscale.formatting import number_of
 
 _MOST_VIEWS = 1 << 20
 """As many as an enumerated pipeline may have."""
 
 
-class Data(Section):
+class DataSection(ConfigSection):
     """Where images come from."""
 
     source: UserPath = Field(
@@ -50,7 +57,7 @@ class Data(Section):
         return levels
 
 
-class Views(Section):
+class ViewsSection(ConfigSection):
     """The augmented versions of each training image."""
 
     operations: Operations = Field(
@@ -88,7 +95,7 @@ class Views(Section):
         raise ValueError(f'wanted a whole number, 1 to {_MOST_VIEWS:,}, or "all"')
 
     @model_validator(mode="after")
-    def _one_clean_view_in_fixed_mode(self) -> "Views":
+    def _one_clean_view_in_fixed_mode(self) -> "ViewsSection":
         if self.mode == "fixed" and (self.count != 1 or self.shift_every is not None):
             raise ValueError(
                 "mode is 'fixed', where the teacher is asked about the clean images alone: leave "
@@ -97,7 +104,7 @@ class Views(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_view_without_operations(self) -> "Views":
+    def _one_view_without_operations(self) -> "ViewsSection":
         if not self.operations and self.count != 1:
             raise ValueError(
                 f"count is {self.count}, but without operations all views are alike: "
@@ -106,7 +113,7 @@ class Views(Section):
         return self
 
 
-class Feature(Section):
+class FeatureSection(ConfigSection):
     """What a module inside the teacher gives, to be stored beside its logits."""
 
     module: str = Field(
@@ -117,7 +124,7 @@ class Feature(Section):
     )
 
 
-class Cache(Section):
+class CacheSection(ConfigSection):
     """How the teacher's answers are stored."""
 
     encoding: Literal["float32", "float16", "int8", "int4", "topk", "embedding", "auto"] = Field(
@@ -125,7 +132,7 @@ class Cache(Section):
         description="how logits are stored; embedding: as what enters the teacher's linear head, "
         "and the head; auto: float16, int8, int4 or topk, the first of them within budget_bytes",
     )
-    features: list[Feature] = Field(
+    features: list[FeatureSection] = Field(
         [],
         description="modules of the teacher whose outputs are stored too: names, or tables of "
         "module and pool (not identity: a cache with more of them fits)",
@@ -172,7 +179,7 @@ class Cache(Section):
 
     @field_validator("features")
     @classmethod
-    def _each_module_once(cls, features: list[Feature]) -> list[Feature]:
+    def _each_module_once(cls, features: list[FeatureSection]) -> list[FeatureSection]:
         names = [one.module for one in features]
         if len(set(names)) < len(names):
             raise ValueError("a module is named twice: one output is stored of each")
@@ -189,7 +196,7 @@ class Cache(Section):
         return grid
 
 
-class Ensemble(Section):
+class EnsembleSection(ConfigSection):
     """Further caches that teach the student beside the recipe's own."""
 
     caches: list[UserPath] = Field(
@@ -207,7 +214,7 @@ class Ensemble(Section):
     )
 
     @model_validator(mode="after")
-    def _one_weight_a_teacher(self) -> "Ensemble":
+    def _one_weight_a_teacher(self) -> "EnsembleSection":
         if self.weights and len(self.weights) != 1 + len(self.caches):
             raise ValueError(
                 f"weights has {number_of(len(self.weights), 'value')} for "

@@ -85,7 +85,7 @@ Operations = Annotated[list[str | dict[str, Any]], AfterValidator(_plain)]
 """Operations of views: names, or tables of a name and arguments."""
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A table of a recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

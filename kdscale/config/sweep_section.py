@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from kdscale.config.section import Positive, Section, unknown
+from kdscale.config.base_section import ConfigSection, Positive, unknown
 
 SEED, VIEWS = "seed", "views.count"
 _VARIED = ("student", "loss", "ensemble")
@@ -15,7 +15,7 @@ _VARIED = ("student", "loss", "ensemble")
 _LARGEST_GRID = 10_000
 
 
-class Range(Section):
+class RangeSection(ConfigSection):
     """Numbers between two ends, both included; whole numbers where both ends are."""
 
     low: int | float = Field(description="the smallest")
@@ -24,7 +24,7 @@ class Range(Section):
     step: int | float | None = Field(None, gt=0, description="between values; any when not set")
 
     @model_validator(mode="after")
-    def _from_low_to_high(self) -> "Range":
+    def _from_low_to_high(self) -> "RangeSection":
         if self.low >= self.high:
             raise ValueError(f"low is {self.low}, high is {self.high}: low must be the smaller")
         if self.log and (self.low <= 0 or self.step is not None):
@@ -45,11 +45,11 @@ class Range(Section):
         return [round(self.low + number * step, 12) for number in range(count)]
 
 
-Dimension = tuple[Any, ...] | Range
+Dimension = tuple[Any, ...] | RangeSection
 """What a field may be: one of some values, or a number within a range."""
 
 
-class Sweep(Section):
+class SweepSection(ConfigSection):
     """Which students are tried from one cache, and by what they are compared."""
 
     sampler: Literal["grid", "random", "tpe"] = Field(
@@ -97,13 +97,13 @@ class Sweep(Section):
         return flat
 
     @model_validator(mode="after")
-    def _is_countable(self) -> "Sweep":
+    def _is_countable(self) -> "SweepSection":
         if self.sampler != "grid":
             if self.trials is None:
                 raise ValueError(f"trials is not set, and sampler {self.sampler!r} needs it")
             return self
         for field, values in self.dimensions.items():
-            if isinstance(values, Range) and values.values() is None:
+            if isinstance(values, RangeSection) and values.values() is None:
                 raise ValueError(
                     f"space: {field} is a range of any numbers, a grid wants a list or a step: "
                     "give one, or set sampler = 'random' or 'tpe'"
@@ -116,7 +116,7 @@ class Sweep(Section):
         return self
 
     @model_validator(mode="after")
-    def _rest_is_left_to_the_labels(self) -> "Sweep":
+    def _rest_is_left_to_the_labels(self) -> "SweepSection":
         if self.hard_weight == "rest" and any(
             field in self.space for field in ("loss.hard_weight", "loss")
         ):
@@ -130,7 +130,7 @@ class Sweep(Section):
     def dimensions(self) -> dict[str, Dimension]:
         """What each field may be."""
         return {
-            field: tuple(values) if isinstance(values, list) else Range(**values)
+            field: tuple(values) if isinstance(values, list) else RangeSection(**values)
             for field, values in self.space.items()
         }
 
@@ -154,11 +154,11 @@ class Sweep(Section):
         values = self.dimensions.get(VIEWS)
         if values is None:
             return None
-        return int(values.high) if isinstance(values, Range) else max(values)
+        return int(values.high) if isinstance(values, RangeSection) else max(values)
 
 
 def _listed(values: Dimension) -> list[Any]:
-    return (values.values() or []) if isinstance(values, Range) else list(values)
+    return (values.values() or []) if isinstance(values, RangeSection) else list(values)
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -187,7 +187,7 @@ def _check_field(field: str) -> None:
 def _check_values(field: str, values: object) -> None:
     if isinstance(values, Mapping):
         try:
-            values = Range.model_validate(dict(values)).model_dump()
+            values = RangeSection.model_validate(dict(values)).model_dump()
         except ValidationError as error:
             raise ValueError(f"{field}: {_first(error)}") from None
         ends = [values["low"], values["high"]]
@@ -209,7 +209,7 @@ def _first(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
-        return unknown(f"unknown key {name!r}", name, list(Range.model_fields))
+        return unknown(f"unknown key {name!r}", name, list(RangeSection.model_fields))
     if problem["type"] == "missing":
         return f"{problem['loc'][-1]} is missing: wanted low and high"
     if problem["loc"]:

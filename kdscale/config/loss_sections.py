@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.section import Section, Weight, unknown
+from kdscale.config.base_section import ConfigSection, Weight, unknown
 
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "kd": {"temperature": 4.0},
@@ -34,7 +34,7 @@ _PUBLISHED_OPTIONS: dict[str, dict[str, float]] = {
 _STANDARDIZED_TEMPERATURE = 2.0  # published for kd and dkd alike
 
 
-class FeatureLoss(Section):
+class FeatureLossSection(ConfigSection):
     """How features of the student are compared with the teacher's."""
 
     kind: Literal["cosine", "hint", "attention", "rkd"] = Field(description="see `docs/losses.md`")
@@ -60,7 +60,7 @@ class FeatureLoss(Section):
         return {**table, "options": {**known, **options}}
 
 
-class Loss(Section):
+class LossSection(ConfigSection):
     """What the student learns from."""
 
     kind: Literal["kd", "mse", "dkd", "nkd", "dist", "wttm"] = Field(
@@ -84,7 +84,7 @@ class Loss(Section):
         0, ge=0, description="epochs over which soft_weight rises linearly; dkd 20 when not set"
     )
     feature_weight: Weight = Field(0.0, description="of the sum of the losses in features")
-    features: list[FeatureLoss] = Field(
+    features: list[FeatureLossSection] = Field(
         [], description="losses between features of student and teacher: [[loss.features]]"
     )
 
@@ -115,7 +115,7 @@ class Loss(Section):
         return filled
 
     @model_validator(mode="after")
-    def _something_to_learn_from(self) -> "Loss":
+    def _something_to_learn_from(self) -> "LossSection":
         if self.hard_weight == self.soft_weight == self.feature_weight == 0:
             raise ValueError(
                 "hard_weight, soft_weight and feature_weight are all 0: nothing would be learned"
@@ -123,7 +123,7 @@ class Loss(Section):
         return self
 
     @model_validator(mode="after")
-    def _features_weigh_something(self) -> "Loss":
+    def _features_weigh_something(self) -> "LossSection":
         if bool(self.features) != (self.feature_weight > 0):
             raise ValueError(
                 f"feature_weight is {self.feature_weight:g} and features names "
