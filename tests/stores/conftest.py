@@ -53,6 +53,8 @@ class _Proxy(BaseHTTPRequestHandler):
     """Passes requests on, unless told to answer itself."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each small answer waits 40 ms for an acknowledgement
+    wbufsize = -1  # head and body of an answer in one packet
 
     def _pass_on(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -100,7 +102,7 @@ def proxy(s3_server, bucket, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
     server.behind, server.seen, server.instead = s3_server, [], lambda method, path: None
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds between looks
     thread.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(object_store, "_FIRST_PAUSE", timedelta(milliseconds=1))
