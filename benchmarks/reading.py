@@ -131,7 +131,7 @@ def pace(
     cached.close()
     return {
         "windows": after.num_windows,
-        "held_bytes": after.held_bytes,
+        "held_bytes": after.buffer_bytes,
         "resident_set_bytes": psutil.Process().memory_info().rss,
         "cold": cold,
         "epochs_before": epochs_before,

@@ -21,9 +21,8 @@ from kdscale.errors import CacheMismatchError, OutOfRangeError, ViewMismatchErro
 from kdscale.formatting import number_of
 from kdscale.target_sources.buffer import TargetBuffer
 from kdscale.target_sources.memory_plan import EVERYTHING, MemoryPlan, plan_memory
+from kdscale.target_sources.prefetch import EpochMemory
 from kdscale.target_sources.read_stats import ReadStats
-from kdscale.target_sources.resident import Resident
-from kdscale.target_sources.windowed import Windowed
 from kdscale.targets import Targets
 
 log = logging.getLogger(__name__)
@@ -61,15 +60,9 @@ class CachedTargets:
         """What makes the pixels that the teacher saw."""
         self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
         """Which views epochs show: every view once in `num_views` epochs."""
-        self._memory: Resident | Windowed
-        if fit.windows is None:
-            self._memory = Resident(
-                reader, self.schedule, device, epochs=epochs, ahead=fit.ahead, features=features
-            )
-        else:
-            self._memory = Windowed(
-                reader, self.schedule, fit.windows, device, epochs=epochs, features=features
-            )
+        self._memory = EpochMemory(
+            reader, self.schedule, device, fit, epochs=epochs, features=features
+        )
         self._num_batches = 0
         self._num_checked = 0  # samples of what is shown
         self._checked: Hashable = None
@@ -169,10 +162,10 @@ class CachedTargets:
             CacheCorruptError: a chunk is missing or damaged.
             ConfigError: the samples are not of one window and the next.
         """
-        held, rows = self._rows(view, index)
+        buffer, rows = self._rows(view, index)
         if pixels is not None and self.check_is_due(len(index)):
-            self._check(held, rows, view, index, pixels)
-        return held.targets(rows)
+            self._check(buffer, rows, view, index, pixels)
+        return buffer.targets(rows)
 
     def check(self, view: View, index: Tensor, pixels: Tensor) -> None:
         """Compare pixels with the digests of those that the teacher saw.
@@ -196,12 +189,12 @@ class CachedTargets:
         Args:
             share: of the samples that were brought in, those that this process was to show.
         """
-        pieces = self._memory.pieces
-        needed = share * pieces.rows_kept / max(1, pieces.rows_read)
+        segments = self._memory.segments
+        needed = share * segments.rows_used / max(1, segments.rows_read)
         return ReadStats(
-            held_bytes=pieces.held_bytes,
+            buffer_bytes=segments.buffer_bytes,
             num_windows=1 if self.windows is None else len(self.windows),
-            waited_seconds=pieces.waited_seconds,
+            waited_seconds=segments.waited_seconds,
             read_bytes=self.reader.bytes_read,
             needed_bytes=round(needed * self.reader.bytes_read),
         )
@@ -209,13 +202,13 @@ class CachedTargets:
     def close(self) -> None:
         """Stop reading ahead, and waiting."""
         self.reader.close()
-        self._memory.pieces.close()
+        self._memory.segments.close()
 
     def _rows(self, view: View, index: Tensor) -> tuple[TargetBuffer, Tensor]:
         self._check_range(view, index)
         found = self._memory.rows(view, index)
-        if self._checked != self._memory.shown:
-            self._checked, self._num_checked = self._memory.shown, 0
+        if self._checked != self._memory.content:
+            self._checked, self._num_checked = self._memory.content, 0
         return found
 
     def _check_range(self, view: View, index: Tensor) -> None:
@@ -232,10 +225,10 @@ class CachedTargets:
                     raise OutOfRangeError(f"{what} {outside}: {place} has {what}s 0..{count - 1}")
 
     def _check(
-        self, held: TargetBuffer, rows: Tensor, view: View, index: Tensor, pixels: Tensor
+        self, buffer: TargetBuffer, rows: Tensor, view: View, index: Tensor, pixels: Tensor
     ) -> None:
-        assert self._memory.shows(view, index), "the epoch was started"
-        differing = digest(pixels).to(self.device) != held.digests(rows)
+        assert self._memory.contains(view, index), "the epoch was started"
+        differing = digest(pixels).to(self.device) != buffer.digests(rows)
         if differing.any():
             first = int(differing.nonzero()[0])
             shown_first = view if isinstance(view, int) else int(view[first])

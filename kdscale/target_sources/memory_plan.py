@@ -10,7 +10,7 @@ from kdscale.data.windows import Windows
 from kdscale.errors import ConfigError
 from kdscale.formatting import number_of
 from kdscale.target_sources.buffer import row_bytes
-from kdscale.target_sources.read_stats import shown_bytes
+from kdscale.target_sources.read_stats import memory_text
 
 log = logging.getLogger(__name__)
 
@@ -64,23 +64,23 @@ def plan_memory(
             log.info(
                 "targets: what an epoch shows, %s, is held whole, but the next epoch's is not read "
                 "meanwhile: cache.targets_memory of %s would allow that",
-                shown_bytes(epoch), shown_bytes(2 * epoch + in_hand),
+                memory_text(epoch), memory_text(2 * epoch + in_hand),
             )  # fmt: skip
         return MemoryPlan(ahead)
     shards = lcm(*(one.shard_samples for one in manifests))
     unit = min(num_samples, lcm(shards, together or 1))
     if room < 2 * unit * row:
         raise ConfigError(
-            f"cache.targets_memory is {shown_bytes(memory_bytes)}, but two windows of "
+            f"cache.targets_memory is {memory_text(memory_bytes)}, but two windows of "
             f"{number_of(unit, 'sample')}, and what reading them takes, are "
-            f"{shown_bytes(2 * unit * row + in_hand)}: set that at least, or a cache.encoding that "
+            f"{memory_text(2 * unit * row + in_hand)}: set that at least, or a cache.encoding that "
             "takes less, or " + _smaller_windows(manifests, unit, shards)
         )
     windows = Windows(num_samples, unit, room // (2 * unit * row), seed)
     log.info(
         "targets: what an epoch shows, %s, does not fit cache.targets_memory, so it is read in %s "
         "of at most %s, each shuffled by itself",
-        shown_bytes(epoch), number_of(len(windows), "window"),
+        memory_text(epoch), number_of(len(windows), "window"),
         number_of(windows.most_samples, "sample"),
     )  # fmt: skip
     return MemoryPlan(windows=windows)

@@ -1,4 +1,4 @@
-"""What reading targets from a cache has cost a training."""
+"""What reading targets from a cache costs a training run."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -6,42 +6,42 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class ReadStats:
-    """Of one process, since it started."""
+    """Reading of targets by one process since it started."""
 
-    held_bytes: int
-    """Of the memory in which targets are held, as they are stored."""
+    buffer_bytes: int
+    """Size of the buffer in memory that contains targets as they are stored, in bytes."""
     num_windows: int
-    """In which an epoch is read; 1: at once."""
+    """Number of windows an epoch is read in; 1 = the whole epoch is in memory."""
     waited_seconds: float
-    """For targets that were not in memory when they were needed."""
+    """Time spent waiting for targets that were not in memory when needed, in seconds."""
     read_bytes: int
-    """Targets and digests from the cache, as stored."""
+    """Bytes of targets and digests read from the cache, as stored."""
     needed_bytes: int
-    """Those of them that are of samples, in views, that this process was to show."""
+    """Bytes read that belong to the samples and views this process trained on."""
 
     @property
     def amplification(self) -> float:
-        """Bytes read for each byte needed."""
+        """Return the bytes read for each byte needed."""
         return self.read_bytes / self.needed_bytes if self.needed_bytes else 1.0
 
     def __add__(self, other: Self) -> Self:
-        """Of two caches that are read side by side."""
+        """Add the figures of two caches that are read side by side."""
         return replace(
             self,
-            held_bytes=self.held_bytes + other.held_bytes,
+            buffer_bytes=self.buffer_bytes + other.buffer_bytes,
             waited_seconds=self.waited_seconds + other.waited_seconds,
             read_bytes=self.read_bytes + other.read_bytes,
             needed_bytes=self.needed_bytes + other.needed_bytes,
         )
 
     def since(self, before: Self) -> Self:
-        """What was waited since then; what is read is counted from the start."""
+        """Return the figures with waiting time counted since `before`, the rest from the start."""
         return replace(self, waited_seconds=self.waited_seconds - before.waited_seconds)
 
     def to_json(self, train_seconds: float) -> dict[str, Any]:
-        """As `result.json` has it; `train_seconds` are those in which was waited."""
+        """Return the entry of `result.json`; waiting is related to `train_seconds` of training."""
         return {
-            "held_bytes": self.held_bytes,
+            "held_bytes": self.buffer_bytes,
             "num_windows": self.num_windows,
             "waited_seconds": round(self.waited_seconds, 3),
             "waited_share": round(self.waited_seconds / train_seconds, 5) if train_seconds else 0.0,
@@ -51,17 +51,17 @@ class ReadStats:
         }
 
     def describe(self, train_seconds: float) -> str:
-        """For people, since this process began."""
+        """Describe the figures in a sentence for the log."""
         share = 100 * self.waited_seconds / train_seconds if train_seconds else 0.0
         return (
-            f"read {shown_bytes(self.read_bytes)}, {self.amplification:.2f} times what was needed, "
-            f"into {shown_bytes(self.held_bytes)} of memory; waited {self.waited_seconds:.2f} s "
+            f"read {memory_text(self.read_bytes)}, {self.amplification:.2f} times what was needed, "
+            f"into {memory_text(self.buffer_bytes)} of memory; waited {self.waited_seconds:.2f} s "
             f"for them, {share:.1f} % of training"
         )
 
 
-def shown_bytes(number: int) -> str:
-    """Memory for people: "1.5 GiB", rounded up, so that it is enough.
+def memory_text(number: int) -> str:
+    """Format a size of memory, such as "1.5 GiB", rounded up so that the value is enough.
 
     In the units that `cache.targets_memory` is set in; files are in decimal ones, `bytes_text`.
     """

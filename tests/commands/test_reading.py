@@ -37,7 +37,7 @@ assert (seen == 1).all()
 cached.close()
 reading = cached.reading()
 print(json.dumps({
-    "held_bytes": reading.held_bytes, "num_windows": reading.num_windows,
+    "held_bytes": reading.buffer_bytes, "num_windows": reading.num_windows,
     "amplification": reading.amplification,
     "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
 }))

@@ -26,26 +26,26 @@ def reader(request):
 
 
 @pytest.fixture
-def pieces(reader):
-    pieces = DoubleBuffer(reader, reader.manifest.num_samples, CPU, ahead=True)
-    yield pieces
-    pieces.close()
+def segments(reader):
+    segments = DoubleBuffer(reader, reader.manifest.num_samples, CPU, ahead=True)
+    yield segments
+    segments.close()
 
 
 def whole(reader, view):
     return Segment(view, range(reader.manifest.num_shards), lambda _: view)
 
 
-def test_batches_are_decoded_as_the_whole_view_is(reader, pieces):
+def test_batches_are_decoded_as_the_whole_view_is(reader, segments):
     index = torch.tensor([3, 0, reader.manifest.num_samples - 1, 3])
-    pieces.use(whole(reader, 1))
-    pieces.read_ahead(whole(reader, 0))
+    segments.use(whole(reader, 1))
+    segments.prefetch(whole(reader, 0))
     for view in (1, 0):
-        pieces.use(whole(reader, view))
+        segments.use(whole(reader, view))
         stored = reader.read_view(view)
-        rows = index + pieces.start(view)
+        rows = index + segments.start(view)
         ours, theirs = (
-            values(pieces.held.targets(rows)),
+            values(segments.buffer.targets(rows)),
             values(decode(stored, stored_encoding(reader)).rows(index)),
         )
         for one, other in zip(ours, theirs, strict=True):
@@ -53,10 +53,12 @@ def test_batches_are_decoded_as_the_whole_view_is(reader, pieces):
             # What an embedding's sums of products round to depends on how many rows there are.
             close = 1e-5 if reader.manifest.encoding == "embedding" else 0
             assert torch.allclose(one, other, rtol=close, atol=close)
-        assert pieces.held.digests(rows).equal(torch.from_numpy(stored["digests"]).long()[index])
+        assert segments.buffer.digests(rows).equal(
+            torch.from_numpy(stored["digests"]).long()[index]
+        )
 
 
-def test_targets_are_held_as_they_are_stored(reader, pieces):
-    size = sum(part.numel() * part.itemsize for part in pieces.held.parts.values())
+def test_targets_are_held_as_they_are_stored(reader, segments):
+    size = sum(part.numel() * part.itemsize for part in segments.buffer.parts.values())
     row = reader.manifest.bytes_per_target + 4  # and the digest
-    assert size == pieces.held_bytes == 2 * reader.manifest.num_samples * row
+    assert size == segments.buffer_bytes == 2 * reader.manifest.num_samples * row

@@ -19,7 +19,7 @@ from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.clean_image import CleanImageTargets, check_partners
 from kdscale.target_sources.ensemble import Ensemble
 from kdscale.target_sources.memory_plan import plan_memory
-from kdscale.target_sources.read_stats import shown_bytes
+from kdscale.target_sources.read_stats import memory_text
 from tests.cache import synthetic
 
 SAMPLES, SHARD, VIEWS = 154, 8, 2  # 20 shards, the last one shorter
@@ -163,7 +163,7 @@ def test_other_orders_are_refused(cache, opened, case):
         cached.start_epoch(0)
     index = torch.arange(SAMPLES) if case == "any order" else loader(cached).index(0)
     view = cached.schedule.view(int(case == "another view"), index)
-    with pytest.raises(ConfigError, match="show samples in the order that `windows` gives"):
+    with pytest.raises(ConfigError, match="take samples in the order of `windows`"):
         cached.read(view, index)
 
 
@@ -176,7 +176,7 @@ def test_memory_decides_how_much_is_held(cache, opened):
 
     def held(limit):
         reading = opened(cache, memory_bytes=limit).reading()
-        return reading.num_windows, reading.held_bytes
+        return reading.num_windows, reading.buffer_bytes
 
     assert held(None) == held(2 * epoch + in_hand) == (1, 2 * epoch)
     assert held(2 * epoch + in_hand - 1) == held(epoch + in_hand) == (1, epoch)
@@ -187,7 +187,7 @@ def test_memory_decides_how_much_is_held(cache, opened):
     with pytest.raises(ConfigError, match="are 560 bytes: set that at least"):
         held(2 * SHARD * row + in_hand - 1)
     one = opened(cache, num_views=1, memory_bytes=epoch + in_hand).reading()
-    assert (one.num_windows, one.held_bytes) == (1, epoch)
+    assert (one.num_windows, one.buffer_bytes) == (1, epoch)
 
 
 def test_next_window_is_read_by_another_thread(cache, opened, monkeypatch):
@@ -290,7 +290,7 @@ def test_views_say_who_belongs_together(tmp_path, opened):
 
 def test_bytes_are_shown_rounded_up():
     shown = {1023: "1023 bytes", 1025: "1.1 KiB", 1 << 30: "1 GiB", (3 << 29) + 1: "1.6 GiB"}
-    assert {number: shown_bytes(number) for number in shown} == shown
+    assert {number: memory_text(number) for number in shown} == shown
 
 
 def test_caches_that_teach_together_share_memory_and_windows(cache, opened, tmp_path):
@@ -304,7 +304,7 @@ def test_caches_that_teach_together_share_memory_and_windows(cache, opened, tmp_
     assert fit.windows.unit_samples == 24
     parts = [opened(path, fit=fit) for path in paths]
     whole = [opened(path) for path in paths]
-    assert sum(one.reading().held_bytes for one in parts) < limit
+    assert sum(one.reading().buffer_bytes for one in parts) < limit
     both, all_of_both = (Ensemble(some, [0.5, 0.5], "logits", 1.0) for some in (parts, whole))
     assert both.windows == fit.windows
     found = loader(both, batch=4)
