@@ -247,6 +247,7 @@ print(json.dumps([1024 * grown, len(text)]))
 """
 
 
+@pytest.mark.thorough
 def test_metrics_of_21841_classes_take_megabytes():
     done = subprocess.run([sys.executable, "-c", _MANY], capture_output=True, text=True, check=True)
     memory, size = json.loads(done.stdout)

@@ -180,6 +180,7 @@ def test_hangup_stays_ignored_where_it_was_as_nohup_has_it():
     assert (done.returncode, done.stdout, done.stderr) == (0, "SIG_IGN\n", "")
 
 
+@pytest.mark.thorough
 def test_training_whose_terminal_is_closed_saves_its_state(write_recipe, tmp_path):
     """Bars and messages cannot be written then, either."""
     recipe = write_recipe(

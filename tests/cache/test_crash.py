@@ -29,6 +29,7 @@ def test_build_survives_a_kill_before_any_change_of_the_disk(tmp_path):
     assert kills("new", tmp_path) > 100  # the last moment; before each third change
 
 
+@pytest.mark.thorough
 def test_growing_survives_a_kill_before_any_change_of_the_disk(tmp_path):
     assert kills("grown", tmp_path) > 50
 
@@ -39,6 +40,7 @@ def test_build_survives_a_kill_before_every_change_of_the_disk(tmp_path, mode):
     assert kills(mode, tmp_path) > 50
 
 
+@pytest.mark.thorough
 def test_repair_survives_a_kill_before_any_change_of_the_disk(tmp_path):
     assert kills("repair", tmp_path) > 50  # the last moment; before each fifth change
 
@@ -48,6 +50,7 @@ def test_repair_survives_a_kill_before_every_change_of_the_disk(tmp_path):
     assert kills("all of repair", tmp_path) > 50
 
 
+@pytest.mark.thorough
 def test_build_survives_kills_at_random_moments(tmp_path):
     assert kills("random", tmp_path) == 20
 

@@ -92,6 +92,7 @@ def test_students_may_begin_from_pretrained_weights_too(kdscale, write_recipe, t
     assert_began_from(tmp_path / "run", trained)
 
 
+@pytest.mark.thorough
 def test_whole_recipe_trains_from_scratch_where_allowed_and_says_so(
     kdscale, fine_tuned, torch_home, tmp_path
 ):
@@ -107,6 +108,7 @@ def test_whole_recipe_trains_from_scratch_where_allowed_and_says_so(
     assert "cannot be downloaded" in begun["reason"]
 
 
+@pytest.mark.thorough
 def test_whole_recipe_says_from_which_weights_its_teacher_began(
     kdscale, fine_tuned, trained, torch_home
 ):

@@ -116,6 +116,7 @@ def test_second_builder_joins_and_no_shard_is_built_twice(
     assert len(shares) == 2, "one of them did nothing"
 
 
+@pytest.mark.thorough
 def test_builders_that_start_at_the_same_time_build_one_cache(
     kdscale, commands, recipe, whole, tmp_path
 ):
@@ -199,6 +200,7 @@ def test_builder_that_starts_while_the_time_of_day_jumps_ends_the_same(
     assert sum(batches_of_shards(tmp_path).values()) == NUM_SHARDS * SHARD // BATCH
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_builder_that_is_stopped_while_it_waits_leaves_its_claims_free(
     kdscale, commands, recipe, whole, tmp_path, number, code

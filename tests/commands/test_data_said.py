@@ -51,6 +51,7 @@ def test_each_command_says_each_split_once(kdscale, write_recipe, tmp_path):
                 assert line.endswith("passed over: 1 hidden or system file (.DS_Store)")
 
 
+@pytest.mark.thorough
 def test_json_is_not_touched(kdscale, write_recipe, tmp_path):
     write_folder(tmp_path / "data")
     recipe = write_recipe(data={"source": "data"})

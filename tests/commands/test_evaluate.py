@@ -427,6 +427,7 @@ def test_whole_recipe_is_evaluated_at_its_end_and_again_on_request(
     assert rows == 2 * ["run", rows[1], *names]
 
 
+@pytest.mark.thorough
 def test_finished_recipe_is_not_measured_again_unless_a_model_has_changed(
     kdscale, write_recipe, tmp_path
 ):

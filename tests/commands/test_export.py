@@ -337,6 +337,7 @@ def vit_folder(tmp_path_factory):
 SLOW = pytest.mark.slow  # what others of these take the same paths as
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("library", "name"),
     [

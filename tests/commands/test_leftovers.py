@@ -101,6 +101,7 @@ def test_run_that_could_not_begin_leaves_no_folder(kdscale, write_recipe, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.thorough
 def test_killed_trainings_leave_nothing_after_the_next_one(kdscale, write_recipe, tmp_path):
     run = tmp_path / "run"
     for _ in range(20):

@@ -223,6 +223,7 @@ def vit(tmp_path):
     return write
 
 
+@pytest.mark.thorough
 def test_teacher_of_transformers_needs_no_weights_file(kdscale, write_recipe, vit, tmp_path):
     """The library's own weights, or the file that it wrote: the same teacher, the same cache."""
     done = kdscale("cache", "build", write_recipe(teacher=vit()))

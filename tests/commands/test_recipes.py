@@ -129,6 +129,7 @@ def losses(run):
 
 
 HEAVY = ["cifar10-features", "cifar10-features-best", "tiny-imagenet", "tiny-imagenet-best"]
+MARKS = {"mnist": [], "cifar10-tutorial": [], **{name: [pytest.mark.slow] for name in HEAVY}}
 
 
 def random_teacher(name, path):
@@ -138,6 +139,7 @@ def random_teacher(name, path):
     save_weights(path, create_model(model, num_classes=classes, in_channels=3), metadata={})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in HEAVY if name != "cifar10-features"])
 def test_student_of_a_heavy_recipe_learns_from_its_teacher(kdscale, tiny, offline, tmp_path, name):
     random_teacher(name, tmp_path / "teacher.safetensors")
@@ -148,7 +150,7 @@ def test_student_of_a_heavy_recipe_learns_from_its_teacher(kdscale, tiny, offlin
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in HEAVY)) for n in RECIPES]
+    "name", [pytest.param(n, marks=MARKS.get(n, [pytest.mark.thorough])) for n in RECIPES]
 )
 def test_recipe_runs_whole(kdscale, tiny, offline, tmp_path, name):
     done = kdscale("run", *tiny(name), "--run", "run")
@@ -174,6 +176,7 @@ def other_reading(name):
     return shlex.split(command)[1:]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cifar10-features", "cifar10-keras"])
 def test_other_reading_in_a_header_learns_from_the_same_teacher_and_cache(
     kdscale, tiny, offline, tmp_path, name

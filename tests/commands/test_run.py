@@ -241,6 +241,7 @@ STAGES = ["run/teacher/metrics.jsonl", "cache/*.zarr/zarr.json", "run/alone-seed
           "run/cache-seed0/metrics.jsonl"]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stops", [len(STAGES), pytest.param(30, marks=pytest.mark.slow)])
 def test_recipe_that_is_stopped_at_any_moment_goes_on_to_the_same_table(
     commands, quick, tmp_path, stops

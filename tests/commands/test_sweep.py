@@ -119,6 +119,7 @@ def test_teacher_without_weights_is_trained_once(kdscale, sweep_recipe, tmp_path
     assert (tmp_path / "s" / "teacher" / "result.json").is_file()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_values_are_drawn_alike_whichever_worker_draws(sweep, sweep_recipe, tmp_path, status,
                                                        sampler):  # fmt: skip
@@ -407,6 +408,7 @@ def test_status_of_a_lost_database_makes_no_new_one(sweep, kdscale, sweep_recipe
     assert "epoch" not in again.stderr
 
 
+@pytest.mark.thorough
 def test_best_trial_whose_run_is_gone_is_named(sweep, kdscale, sweep_recipe, status, tmp_path):
     assert sweep(sweep_recipe(student={"train": {"epochs": 1}})).exit_code == 0
     name = status()["best"]["trial"]
@@ -439,6 +441,7 @@ def test_best_names_a_command_that_trains_the_same_student_again(kdscale, write_
     assert_equal_weights(tmp_path / "again", tmp_path / found["run"])
 
 
+@pytest.mark.thorough
 def test_best_names_teacher_and_cache_wherever_they_are(kdscale, write_recipe, tmp_path):
     recipe = write_recipe(
         data={"validation": 0.25}, student={"train": {"epochs": 1}}, sweep={"space": {"seed": [3]}}
@@ -460,6 +463,7 @@ def test_best_names_teacher_and_cache_wherever_they_are(kdscale, write_recipe, t
     assert "--cache" not in gone["command"]
 
 
+@pytest.mark.thorough
 def test_evaluating_a_sweep_evaluates_its_teacher_too(
     kdscale, write_recipe, tiny_teacher, tmp_path
 ):

@@ -106,6 +106,7 @@ def assert_same_students(ours, theirs):
 # ------------------------------------------------------------------ killed
 
 
+@pytest.mark.thorough
 def test_killed_workers_trial_is_gone_on_with_by_another(kdscale, commands, slow_recipe, tmp_path):
     halt, run = tmp_path / "halt", tmp_path / "s" / "trials" / "00000"
     halt.touch()  # both stand still after 5 of 9 steps
@@ -256,6 +257,7 @@ def take(study):
     return study._study.ask()
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_trial_killed_before_its_first_heartbeat_is_queued_again(study):
     one = study()
@@ -294,6 +296,7 @@ def test_no_more_students_are_trained_than_are_queued(study):
     assert len(one.places()) == 2
 
 
+@pytest.mark.thorough
 def test_workers_that_ask_in_the_same_moment_get_trials_of_their_own(tmp_path):
     sweep = SweepSection(space={"seed": list(range(24))})
     trained, together = [], threading.Barrier(4)

@@ -293,6 +293,7 @@ def test_run_makes_teacher_cache_students_and_table(kdscale, write_recipe, tmp_p
     assert len(list((tmp_path / "cache").glob("*.zarr"))) == 1
 
 
+@pytest.mark.thorough
 def test_run_again_reuses_everything_and_adds_what_is_missing(kdscale, write_recipe, tmp_path):
     recipe = write_recipe()
     first = kdscale("run", recipe)

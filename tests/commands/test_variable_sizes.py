@@ -98,6 +98,7 @@ def losses(run):
     return [record["loss"] for record in read_metrics(run) if "loss" in record]
 
 
+@pytest.mark.thorough
 def test_whole_recipe_runs(kdscale, write, tmp_path):
     done = kdscale("run", write(data={"validation": 0.25}), "--seeds", 1)
     assert done.exit_code == 0, done.stderr

@@ -295,6 +295,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "one_size", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["sizes", "one size"]
 )

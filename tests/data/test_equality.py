@@ -105,6 +105,7 @@ def epoch_of_digests(process_index=0, num_processes=1):
     return found
 
 
+@pytest.mark.thorough
 def test_two_processes_show_the_pixels_of_one():
     code = (
         "import json, sys, torch; torch.set_num_threads(1); "

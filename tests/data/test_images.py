@@ -657,6 +657,7 @@ def test_loser_of_a_race_uses_the_copy_of_the_winner(source, root, monkeypatch):
     assert len(store_folders(root)) == 1
 
 
+@pytest.mark.thorough
 def test_processes_may_decode_at_once(source, root, tmp_path):
     code = (
         "import sys, pathlib; from kdscale.data.image_dataset import load_images as load;"

@@ -57,20 +57,24 @@ TRAIN = ("train", "r.toml", "--run", "run")
 SCRIPT = Path(sys.executable).with_name("kdscale")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not SCRIPT.exists(), reason="kdscale is not installed as a script")
 def test_command_takes_models_from_the_current_folder_and_libraries_from_elsewhere(place):
     assert finished(started(place, SCRIPT, *TRAIN), place / "run")["role"] == "student"
 
 
+@pytest.mark.thorough
 def test_module_takes_models_from_the_current_folder_and_libraries_from_elsewhere(place):
     (place / f"{AT_START}.py").unlink()
     assert finished(started(place, sys.executable, "-m", "kdscale", *TRAIN), place / "run")
 
 
+@pytest.mark.thorough
 def test_module_under_the_safe_path_is_not_disturbed_by_any_name(place):
     assert finished(started(place, sys.executable, "-P", "-m", "kdscale", *TRAIN), place / "run")
 
 
+@pytest.mark.thorough
 def test_own_package_of_a_librarys_name_is_none_of_kdscales_business(place):
     for name in [*NAMES, AT_START]:
         (place / f"{name}.py").unlink()

@@ -411,6 +411,7 @@ def test_torchscript_archive_is_refused(tmp_path):
     load_weights(path.with_suffix(".safetensors"), small())
 
 
+@pytest.mark.thorough
 def test_command_of_the_refusal_converts_the_file(tmp_path):
     model = small()
     path = tmp_path / "a checkpoint.pt"

@@ -281,6 +281,7 @@ def test_many_classes_stay_within_a_gibibyte_and_ten_megabytes(tmp_path, run, co
 # --------------------------------------------------------------------------- surroundings
 
 
+@pytest.mark.thorough
 def test_package_of_the_users_called_datasets_does_no_harm(tmp_path):
     cases.write_recipe(tmp_path)
     cases.image_folders(tmp_path)

@@ -187,6 +187,7 @@ def _is_number(cell):
 # --------------------------------------------------------------------------- addresses
 
 
+@pytest.mark.thorough
 def test_database_named_by_a_sweeps_folder_is_not_opened(box, tmp_path):
     folder, outside = box(), tmp_path / "outside.db"
     (folder / "sweep").mkdir()
