@@ -49,7 +49,7 @@ def pixels_of(
     images: DeviceImages, pipeline: Pipeline, view: int, index: Tensor, size: int
 ) -> Tensor:
     """Views of samples, made in batches of `size`."""
-    parts = [images.show(pipeline, view, part).pixels for part in index.split(size)]
+    parts = [images.render_views(pipeline, view, part).pixels for part in index.split(size)]
     return torch.cat(parts)
 
 
@@ -115,7 +115,7 @@ def _one_level(pixels: Tensor) -> Tensor:
 def compiled_against_eager(images: DeviceImages, index: Tensor) -> dict[str, Any]:
     """Crop and flip, the whole pipeline through the compiler."""
     pipeline = Pipeline.parse(PIPELINES["crop and flip"])
-    pixels, _ = images.take(index)
+    pixels, _ = images.gather(index)
     compiled: Callable[..., Tensor] = torch.compile(pipeline.__call__, dynamic=False)
     found = compiled(pixels, torch.tensor(0), index)
     return {"crop and flip: compiled against eager": count(pipeline(pixels, 0, index), found)}

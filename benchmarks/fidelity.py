@@ -49,7 +49,7 @@ def answers(
     index = torch.arange(min(samples, images.num_samples))
     said, labels = [], []
     for part in index.split(recipe.teacher.batch_size):
-        batch = resident.show(pipeline, 0, part)
+        batch = resident.render_views(pipeline, 0, part)
         said.append(teacher.answers(batch.pixels))
         labels.append(batch.labels)
     return concatenate(said).with_each(Tensor.clone), torch.cat(labels), teacher.head

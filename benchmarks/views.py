@@ -160,7 +160,7 @@ def our_batches(row: Row, images: DeviceImages) -> Generator[Any]:
             order = torch.stack((first, partner[first]), 1)[torch.randperm(len(first))].flatten()
         for index in order.split(BATCH_SIZE):
             if len(index) == BATCH_SIZE:
-                yield images.show(pipeline, view, index)
+                yield images.render_views(pipeline, view, index)
 
 
 def images_per_second(batches: Generator[Any], seconds: float) -> float:

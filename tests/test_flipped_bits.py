@@ -227,7 +227,7 @@ def opened(folder):
     except decoded_store._DamagedError as error:
         raise KdscaleError(str(error)) from error
     pixels = InMemory(stored.pixels, torch.device("cpu"), stored.row_check)
-    found, _ = pixels.ask(Pipeline(()), 0, None)(0, torch.arange(len(stored.labels)))
+    found, _ = pixels.prefetch(Pipeline(()), 0, None)(0, torch.arange(len(stored.labels)))
     return found.tolist(), stored.labels.tolist(), stored.fingerprint
 
 

@@ -76,9 +76,9 @@ def run_preflight(
 def _seconds_a_view(resident: DeviceImages, views: Pipeline) -> float:
     """Native views cost next to nothing, those of others' transforms may cost the most."""
     index = torch.arange(min(64, len(resident.labels)))
-    resident.show(views, 0, index[:2])
+    resident.render_views(views, 0, index[:2])
     began = perf_counter()
-    pixels = resident.show(views, 0, index).pixels
+    pixels = resident.render_views(views, 0, index).pixels
     wait_for_device(pixels.device)
     return (perf_counter() - began) / len(index)
 

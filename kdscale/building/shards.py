@@ -117,7 +117,7 @@ class ShardBuilder:
                 begun.append((view, shard))
                 yield from ((view, index) for index in self._batches(shard))
 
-        shown = self._images.show_each(self._pipeline, wanted())
+        shown = self._images.render_views_each(self._pipeline, wanted())
         began = perf_counter()
         for first in shown:
             view, shard = begun.popleft()

@@ -141,7 +141,7 @@ def _temporary_cache(path: Path, parts: TimedSetup) -> Path:
         for shard in range(manifest.num_shards):
             index = torch.arange(*manifest.shard_range(shard))
             digests = [
-                digest(parts.resident.show(pipeline, view, part).pixels).cpu()
+                digest(parts.resident.render_views(pipeline, view, part).pixels).cpu()
                 for part in index.split(1024)
             ]
             said = made_up.with_each(itemgetter(index))
@@ -206,7 +206,7 @@ def _plain(parts: TimedSetup, schedule: ViewSchedule) -> Steps:
     rates = experiment.schedule(settings, loader.steps_per_epoch)
     wanted = ((step // loader.steps_per_epoch, loader.index(step)) for step in count())
     views = ((schedule.view(epoch, index), index) for epoch, index in wanted)
-    batches = enumerate(images.show_each(pipeline, views))
+    batches = enumerate(images.render_views_each(pipeline, views))
 
     def steps(number: int) -> None:
         model.train()
@@ -279,7 +279,7 @@ def _measure_build(parts: TimedSetup, folder: Path, seconds: float) -> dict[str,
 
     def bare(start: int, stop: int) -> None:
         for index in torch.arange(start, stop).split(size):
-            teacher.logits(parts.resident.show(pipeline, 0, index).pixels).cpu()
+            teacher.logits(parts.resident.render_views(pipeline, 0, index).pixels).cpu()
 
     bare(0, min(size, parts.images.num_samples))
     began = perf_counter()

@@ -229,7 +229,7 @@ def _cost(
     if accelerator.is_main_process:
         first = torch.arange(max(BATCH_SIZES)) % test.num_samples
         with torch.no_grad():
-            inputs = model.inputs(DeviceImages(test, accelerator.device).take(first)[0])
+            inputs = model.inputs(DeviceImages(test, accelerator.device).gather(first)[0])
         cost = {
             **forward_cost(model.model, inputs, precision=model.precision, seconds=seconds),
             "input_shape": list(inputs.shape[1:]),

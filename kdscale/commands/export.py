@@ -67,7 +67,7 @@ def export(
         trained.recipe, trained.section, test, what=trained.role,
         named_by=trained.named_by(trained.section),
     )  # fmt: skip
-    pixels = DeviceImages(test, _CPU).take(torch.arange(min(_IMAGES, test.num_samples)))[0]
+    pixels = DeviceImages(test, _CPU).gather(torch.arange(min(_IMAGES, test.num_samples)))[0]
     model = freeze(
         classifier.model, classifier.preprocess, precision="float32",
         memory_format="contiguous", device=_CPU,

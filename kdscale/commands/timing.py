@@ -225,7 +225,7 @@ def ask_teacher(
 
     def seconds_of(size: int) -> float:
         began = perf_counter()
-        teacher.logits(parts.resident.show(pipeline, 0, torch.arange(size)).pixels).cpu()
+        teacher.logits(parts.resident.render_views(pipeline, 0, torch.arange(size)).pixels).cpu()
         return perf_counter() - began
 
     tiny = min(SMALLEST_BATCH, num_samples)
@@ -235,7 +235,9 @@ def ask_teacher(
     kept: list[TeacherOutput] = []
     asked, batches = 0, 0
     began = perf_counter()
-    for batch in parts.resident.show_each(pipeline, _each_view(num_samples, size, num_views)):
+    for batch in parts.resident.render_views_each(
+        pipeline, _each_view(num_samples, size, num_views)
+    ):
         said = teacher.answers(batch.pixels)
         digest(batch.pixels).cpu()
         encode(said.logits_BC, encoding, said.embedding_BD)

@@ -137,7 +137,7 @@ def ask_again(
         found = reader.read_shard(view, shard, [tap.module for tap in taps])
         stored = _rows(found, index - manifest.shard_range(shard)[0])
         for part in torch.arange(len(index)).split(batches.batch_size):
-            pixels = resident.show(views, view, index[part]).pixels
+            pixels = resident.render_views(views, view, index[part]).pixels
             rows = _rows(stored, part)
             same += (digest(pixels).cpu().numpy() == rows["digests"]).tolist()
             kept, said = decode(rows, encoding), batches.answers(pixels).with_each(Tensor.cpu)

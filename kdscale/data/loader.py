@@ -70,53 +70,55 @@ class DeviceImages:
         else:
             self._pixels = InMemory(images.pixels, device, images.row_check)
 
-    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Clean pixels and labels of the samples `index` (int64 [B]), on the device."""
-        return next(self.take_each([index]))
+        return next(self.gather_each([index]))
 
-    def take_each(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `take` gives for one index after another; the next ones are prepared meanwhile."""
-        for batch in self.show_each(self.clean, ((0, index) for index in indices)):
+    def gather_each(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `gather` gives for one index after another; the next ones are prepared meanwhile."""
+        for batch in self.render_views_each(self.clean, ((0, index) for index in indices)):
             yield batch.pixels, batch.labels
 
     def labels_of(self, index: Tensor) -> Tensor:
         """Labels of the samples `index` (int64 [B]), on the device."""
         return self.labels.index_select(0, index.to(self.device))
 
-    def show(self, pipeline: Pipeline, view: View, index: Tensor) -> Batch:
+    def render_views(self, pipeline: Pipeline, view: View, index: Tensor) -> Batch:
         """The views of the samples `index` (int64 [B]), ready to be shown to a model."""
-        return self.ask(pipeline, view, index)()
+        return self.prefetch(pipeline, view, index)()
 
-    def show_each(
+    def render_views_each(
         self, pipeline: Pipeline, wanted: Iterable[tuple[View, Tensor]]
     ) -> Iterator[Batch]:
-        """What `show` gives for one view and index after another, prepared meanwhile."""
-        asked: deque[Callable[[], Batch]] = deque()
+        """What `render_views` gives for one view and index after another, prepared meanwhile."""
+        pending: deque[Callable[[], Batch]] = deque()
         for view, index in wanted:
-            asked.append(self.ask(pipeline, view, index))
-            if len(asked) > self.ahead(len(index)):
-                yield asked.popleft()()
-        while asked:
-            yield asked.popleft()()
+            pending.append(self.prefetch(pipeline, view, index))
+            if len(pending) > self.prefetch_depth(len(index)):
+                yield pending.popleft()()
+        while pending:
+            yield pending.popleft()()
 
-    def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Callable[[], Batch]:
-        """Start to prepare what `show` would give; the result waits for it.
+    def prefetch(self, pipeline: Pipeline, view: View, index: Tensor) -> Callable[[], Batch]:
+        """Start to prepare what `render_views` would give; the result waits for it.
 
         Raises:
             ConfigError: images of several sizes, and no operation that fixes the size.
         """
-        return partial(self._shown, self._pixels.ask(pipeline, view, index), pipeline, view, index)
+        return partial(
+            self._render, self._pixels.prefetch(pipeline, view, index), pipeline, view, index
+        )
 
-    def ahead(self, batch_size: int) -> int:
+    def prefetch_depth(self, batch_size: int) -> int:
         """How many batches are worth asking for before the one that is needed now."""
-        return self._pixels.ahead(batch_size)
+        return self._pixels.prefetch_depth(batch_size)
 
-    def _shown(self, prepare: Prepare, pipeline: Pipeline, view: View, index: Tensor) -> Batch:
-        shown = pipeline.show(prepare, view, index)
+    def _render(self, prepare: Prepare, pipeline: Pipeline, view: View, index: Tensor) -> Batch:
+        views = pipeline.render(prepare, view, index)
         mix = None
-        if shown.partner is not None and shown.weight is not None:
-            mix = Mix(shown.partner, self.labels_of(shown.partner), shown.weight)
-        return Batch(shown.pixels, self.labels_of(index), index, view, mix)
+        if views.partner is not None and views.weight is not None:
+            mix = Mix(views.partner, self.labels_of(views.partner), views.weight)
+        return Batch(views.pixels, self.labels_of(index), index, view, mix)
 
 
 class BatchLoader:
@@ -177,7 +179,7 @@ class BatchLoader:
         self._seed, self._batch_size = seed, global_batch_size
         self._process_index, self._num_processes = process_index, num_processes
         self._orders: dict[int, Tensor] = {}
-        self._asked: dict[int, Callable[[], Batch]] = {}
+        self._pending: dict[int, Callable[[], Batch]] = {}
 
     def index(self, step: int) -> Tensor:
         """This process's samples of a step: int64 [B]."""
@@ -193,19 +195,21 @@ class BatchLoader:
 
         Those of the steps that follow are prepared meanwhile, where that takes time.
         """
-        near = range(step, step + 1 + self.images.ahead(self._batch_size // self._num_processes))
-        self._asked = {one: self._asked.get(one) or self._ask(one) for one in near}
-        return self._asked.pop(step)()
+        near = range(
+            step, step + 1 + self.images.prefetch_depth(self._batch_size // self._num_processes)
+        )
+        self._pending = {one: self._pending.get(one) or self._prefetch(one) for one in near}
+        return self._pending.pop(step)()
 
-    def _ask(self, step: int) -> Callable[[], Batch]:
+    def _prefetch(self, step: int) -> Callable[[], Batch]:
         index = self.index(step)
         view = self.schedule.view(step // self.steps_per_epoch, index)
-        return self.images.ask(self.pipeline, view, index)
+        return self.images.prefetch(self.pipeline, view, index)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:  # where one epoch ends, the next one is asked for too
-            kept = {one: order for one, order in self._orders.items() if abs(one - epoch) == 1}
-            self._orders = {**kept, epoch: self._ordered(epoch)}
+            nearby = {one: order for one, order in self._orders.items() if abs(one - epoch) == 1}
+            self._orders = {**nearby, epoch: self._ordered(epoch)}
         return self._orders[epoch]
 
     def _ordered(self, epoch: int) -> Tensor:
@@ -219,10 +223,10 @@ class BatchLoader:
             partner = torch.where(apart, samples, partner)
         first = samples <= partner
         pairs = torch.stack((samples[first], partner[first]), dim=1)
-        shown = pairs[self._shuffled(epoch, pairs[:, 0])]
-        alone = shown[:, 0] == shown[:, 1]
+        shuffled = pairs[self._shuffled(epoch, pairs[:, 0])]
+        alone = shuffled[:, 0] == shuffled[:, 1]
         keep = torch.stack((torch.ones_like(alone), ~alone), dim=1)
-        return shown[keep]
+        return shuffled[keep]
 
     def _shuffled(self, epoch: int, samples: Tensor) -> Tensor:
         """The places of samples in the order in which an epoch shows them: window by window."""

@@ -33,15 +33,15 @@ _WHOLE_IMAGES = 2 * _MOST_DECODERS
 class Pixels(Protocol):
     """Images of a set."""
 
-    def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
+    def prefetch(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
         """Start to prepare the images of samples, partners included.
 
         Returns:
-            What waits for them: see `Pipeline.show`. Dropping it calls off what was not begun.
+            What waits for them: see `Pipeline.render`. Dropping it calls off what was not begun.
         """
         ...
 
-    def ahead(self, batch_size: int) -> int:
+    def prefetch_depth(self, batch_size: int) -> int:
         """How many batches are worth asking for before the one that is needed now."""
         ...
 
@@ -65,11 +65,11 @@ class InMemory:
         self._device, self._check = device, check
         self._pixels = as_tensor(pixels).to(device if resident else "cpu")
 
-    def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
+    def prefetch(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
         """Nothing to start: no operation is applied."""
         return self._prepare
 
-    def ahead(self, batch_size: int) -> int:
+    def prefetch_depth(self, batch_size: int) -> int:
         """None: memory answers at once."""
         return 0
 
@@ -97,7 +97,7 @@ class DecodeOnDemand:
             self._num_threads, thread_name_prefix="decoder", initializer=_compute_alone
         )
 
-    def ask(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
+    def prefetch(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
         """Start to decode.
 
         Raises:
@@ -105,15 +105,15 @@ class DecodeOnDemand:
         """
         check_fixes_size(self._images, pipeline, "the pipeline")
         needed = _needed(pipeline, view, index)
-        return _Asked(self._threads, self._images, pipeline, needed, self._device)
+        return _PrefetchedBatch(self._threads, self._images, pipeline, needed, self._device)
 
-    def ahead(self, batch_size: int) -> int:
+    def prefetch_depth(self, batch_size: int) -> int:
         """Enough to decode while a step computes; no more, since memory holds them all."""
         wanted = self._num_threads * _AHEAD_PER_DECODER
         return max(_AHEAD_BATCHES, -(-wanted // max(1, batch_size)))
 
 
-class _Asked:
+class _PrefetchedBatch:
     """Images that are being decoded, each (view, sample) once."""
 
     def __init__(

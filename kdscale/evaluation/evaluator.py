@@ -120,7 +120,7 @@ def examine(
     mine = torch.arange(len(samples))[accelerator.process_index :: accelerator.num_processes]
     batch_size = max(1, min(_BATCH_SIZE, _BATCH_LOGITS // num_classes))
     places = mine.split(batch_size)
-    shown = images.take_each(samples[place] for place in places)
+    shown = images.gather_each(samples[place] for place in places)
     for turn in range(-(-len(samples[:: accelerator.num_processes]) // batch_size)):
         if between_batches is not None:
             between_batches()

@@ -70,7 +70,7 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, Image
         pipelines.append(training_pipeline(recipe, recipe.teacher.train, train.num_samples))
     first = DeviceImages(train, torch.device("cpu"))
     for views in pipelines:
-        first.show(views, 0, torch.zeros(1, dtype=torch.int64))
+        first.render_views(views, 0, torch.zeros(1, dtype=torch.int64))
     mention_other_shape(train, test)
     student = _check_trains(recipe, recipe.student, train, test, what="student")
     if recipe.teacher.train is not None and not recipe.teacher.is_trained:

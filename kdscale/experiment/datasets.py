@@ -138,14 +138,14 @@ def mention_other_shape(train: ImageDataset, test: ImageDataset) -> None:
 
 def clean_shape(images: ImageDataset) -> tuple[int, int, int]:
     """Channels, height and width of a split's images that are not augmented."""
-    pixels, _ = DeviceImages(images, torch.device("cpu")).take(torch.zeros(1, dtype=torch.int64))
+    pixels, _ = DeviceImages(images, torch.device("cpu")).gather(torch.zeros(1, dtype=torch.int64))
     return int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3])
 
 
 def two_views(images: DeviceImages, views: Pipeline) -> Tensor:
     """Two images as a model is trained on them, uint8 [2, C, H, W]; of one image, twice that."""
     index = torch.arange(2) % len(images.labels)
-    return images.show(views, 0, index).pixels
+    return images.render_views(views, 0, index).pixels
 
 
 def sample_indices(recipe: config.Recipe, images: ImageDataset) -> tuple[Tensor, Tensor]:

@@ -142,7 +142,7 @@ def _sizes(recipe: config.Recipe, images: ImageDataset, what: str) -> set[tuple[
         views[0] = cached_pipeline(recipe, images.num_samples)
         if recipe.teacher.train is not None and not recipe.teacher.is_trained:
             views.append(training_pipeline(recipe, recipe.teacher.train, images.num_samples))
-    pixels = (shown.show(view, 0, first).pixels for view in views)
+    pixels = (shown.render_views(view, 0, first).pixels for view in views)
     return {(one.shape[2], one.shape[3]) for one in pixels}
 
 

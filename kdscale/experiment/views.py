@@ -102,4 +102,4 @@ def few_views(
     """A few pictures as the teacher is shown them, uint8 [B, C, H, W]."""
     views = views or cached_pipeline(recipe, images.num_samples)
     index = torch.arange(min(6, images.num_samples))
-    return DeviceImages(images, device).show(views, 0, index).pixels
+    return DeviceImages(images, device).render_views(views, 0, index).pixels

@@ -93,10 +93,10 @@ class Exhibits:
         encoded = self.image_set.pixels
         if isinstance(encoded, EncodedImages):
             return encoded.decode(int(index))
-        return np.asarray(self.images.take(index.view(1))[0][0])
+        return np.asarray(self.images.gather(index.view(1))[0][0])
 
     def _column(self, view: int) -> Iterator[Picture]:
-        batch = self.images.show(self.pipeline, view, self.index)
+        batch = self.images.render_views(self.pipeline, view, self.index)
         answers = [()] * len(self.index) if self.reader is None else self._answers(batch, view)
         for row, (pixels, said) in enumerate(zip(batch.pixels.numpy(), answers, strict=True)):
             yield Picture(pixels, self._shares(batch, row), tuple(said))

@@ -47,7 +47,7 @@ class CleanImageTargets:
     def targets(self, batch: Batch) -> Targets:
         """The targets of a batch's clean images; those are checked where that is due."""
         if self.clean.check_is_due(len(batch.index)):
-            self.clean.check(0, batch.index, self._images.take(batch.index)[0])
+            self.clean.check(0, batch.index, self._images.gather(batch.index)[0])
         own = self.clean.read(0, batch.index)
         if batch.mix is None:
             return own

@@ -74,7 +74,7 @@ def inspect_teacher(
             the image alone, or belong to classes in another order.
     """
     index = balanced_sample(images.labels, min(num_samples, images.num_samples))
-    pixels, labels = resident.take(index)
+    pixels, labels = resident.gather(index)
     once = _check_repeats(batches, with_features or batches.teacher, pixels[:_TWICE])
     began = perf_counter()
     answers = batches.answers(pixels)

@@ -64,7 +64,7 @@ def test_cached_targets_are_the_live_ones_as_stored(name, built, tiny_teacher, s
     student = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
     for view in range(2):
         index = torch.arange(64, 96)  # a shard, so the teacher sees the batch that the build saw
-        batch = shown.show(cached.pipeline, view, index)
+        batch = shown.render_views(cached.pipeline, view, index)
         found, exact = cached.targets(batch), live.targets(batch)
         inputs = teacher.answers(batch.pixels).embedding_BD
         expected = decode(encode(exact.logits_BC, how, inputs), how)

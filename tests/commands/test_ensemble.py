@@ -106,7 +106,7 @@ def test_cached_ensemble_equals_an_online_one(
     for mean in MEANS:
         online, stored = (Ensemble(all_, [0.25, 0.75], mean, 4.0) for all_ in (live, cached))
         for view in range(3):
-            batch = shown.show(cached[0].pipeline, view, torch.arange(64, 96))
+            batch = shown.render_views(cached[0].pipeline, view, torch.arange(64, 96))
             found, expected = stored.targets(batch), online.targets(batch)
             assert torch.equal(found.logits_BC, expected.logits_BC)
     for one in cached:

@@ -86,7 +86,9 @@ def test_cached_and_live_answers_are_alike_features_too(
     cached = CachedTargets.open(cache, features=list(SHAPES))
     shown = DeviceImages(images, CPU)
     for view in range(2):
-        batch = shown.show(cached.pipeline, view, torch.arange(32, 64))  # a shard, as was asked
+        batch = shown.render_views(
+            cached.pipeline, view, torch.arange(32, 64)
+        )  # a shard, as was asked
         said, stored = live.targets(batch), cached.targets(batch)
         assert {name: tuple(one.shape[1:]) for name, one in said.features.items()} == SHAPES
         for name, values in said.features.items():

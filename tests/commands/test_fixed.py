@@ -37,7 +37,7 @@ def test_teacher_is_asked_about_clean_images_alone(parts):
     source, resident, _, teacher = parts
     manifest = source.clean.manifest
     assert (manifest.views["operations"], manifest.num_views) == ([], 1)
-    pixels, _ = resident.take(torch.arange(128))
+    pixels, _ = resident.gather(torch.arange(128))
     stored = CacheReader(source.clean.reader.location).read_view(0)["logits"]
     np.testing.assert_allclose(stored, teacher.logits(pixels), atol=2e-2)
 
@@ -47,13 +47,13 @@ def test_student_is_shown_another_view_each_epoch(parts):
     index = torch.arange(128)
     views = [source.schedule.view(epoch, index) for epoch in range(3)]
     assert sorted(views) == [0, 1, 2]
-    shown = [resident.show(pipeline, view, index).pixels for view in views]
+    shown = [resident.render_views(pipeline, view, index).pixels for view in views]
     assert not shown[0].equal(shown[1])
 
 
 def test_targets_of_a_mixture_are_mixed_like_its_labels(parts):
     source, resident, pipeline, _ = parts
-    batch = resident.show(pipeline, 1, torch.arange(128))
+    batch = resident.render_views(pipeline, 1, torch.arange(128))
     source.start_epoch(0)
     clean = source.clean.read(0, torch.arange(128)).logits_BC.softmax(1)
     weight = batch.mix.weight_B.unsqueeze(1)
@@ -71,7 +71,7 @@ def test_weight_0_and_1_leave_one_of_both():
 
 def test_clean_images_are_checked(parts):
     source, resident, pipeline, _ = parts
-    batch = resident.show(pipeline, 0, torch.arange(128))
+    batch = resident.render_views(pipeline, 0, torch.arange(128))
     stored = resident._pixels
     stored._pixels = stored._pixels.clone()
     stored._pixels[7, 0, 0, 0] ^= 1

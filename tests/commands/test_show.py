@@ -102,7 +102,9 @@ def test_views_are_those_of_the_pipeline_and_differ(show_tiny, drawn, load_table
     images = experiment.training_images(recipe, shared_root, labelled=True)
     index = torch.tensor([int(row.note.removeprefix("image ")) for row in sheet.rows])
     for view in range(3):
-        batch = DeviceImages(images, CPU).show(experiment.pipeline(recipe, len(index)), view, index)
+        batch = DeviceImages(images, CPU).render_views(
+            experiment.pipeline(recipe, len(index)), view, index
+        )
         for row, pixels in zip(sheet.rows, batch.pixels, strict=True):
             np.testing.assert_array_equal(row.pictures[view + 1].pixels, pixels)
     seen = {row.pictures[view].pixels.tobytes() for row in sheet.rows for view in range(4)}

@@ -271,7 +271,7 @@ def test_clean_operations_are_used_for_sets_of_one_size(load_table, shared_root,
         images.fingerprint
         == experiment.training_images(load_table(), shared_root, labelled=True).fingerprint
     )
-    found, _ = DeviceImages(images, torch.device("cpu")).take(torch.arange(3))
+    found, _ = DeviceImages(images, torch.device("cpu")).gather(torch.arange(3))
     assert found.equal(torch.from_numpy(images.pixels[:3, :, 1:7, 1:7]))
     assert experiment.cached_pipeline(recipe, 128) == experiment.cached_pipeline(load_table(), 128)
     shown_clean = load_table(

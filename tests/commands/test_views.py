@@ -104,6 +104,6 @@ def test_callable_of_ones_own_fills_a_cache_and_reads_it(load_table, tiny_teache
         CachedTargets.open(path, pipeline=other)
     targets = CachedTargets.open(path, pipeline=views)
     images = DeviceImages(experiment.training_images(recipe, tmp_path, labelled=True), CPU)
-    batch = images.show(targets.pipeline, 1, torch.arange(128))
+    batch = images.render_views(targets.pipeline, 1, torch.arange(128))
     targets.check(1, batch.index, batch.pixels)
     targets.close()

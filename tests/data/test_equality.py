@@ -65,28 +65,28 @@ def pipeline(*operations):
 @pytest.mark.parametrize("name", ALL)
 def test_batch_of_1_equals_batch_of_512(name):
     views, source, index = pipeline(operation(name)), images(), torch.arange(512)
-    whole = source.show(views, 3, index).pixels
+    whole = source.render_views(views, 3, index).pixels
     for sample in range(0, 512, 23):
-        alone = source.show(views, 3, index[sample : sample + 1]).pixels
+        alone = source.render_views(views, 3, index[sample : sample + 1]).pixels
         assert alone[0].equal(whole[sample])
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_order_and_company_do_not_matter(name):
     views, source = pipeline(operation(name)), images()
-    whole = source.show(views, 3, torch.arange(512)).pixels
+    whole = source.render_views(views, 3, torch.arange(512)).pixels
     order = torch.randperm(512, generator=torch.Generator().manual_seed(1))
     for part in order.split(173):
-        assert source.show(views, 3, part).pixels.equal(whole[part])
+        assert source.render_views(views, 3, part).pixels.equal(whole[part])
 
 
 @pytest.mark.parametrize("name", ["rand_augment", "color_jitter", "random_affine", "resize"])
 def test_number_of_threads_does_not_matter(name):
     views, source, index = pipeline(operation(name)), images(), torch.arange(512)
-    whole = source.show(views, 3, index).pixels
+    whole = source.render_views(views, 3, index).pixels
     torch.set_num_threads(2)
     try:
-        assert source.show(views, 3, index).pixels.equal(whole)
+        assert source.render_views(views, 3, index).pixels.equal(whole)
     finally:
         torch.set_num_threads(1)
 
@@ -129,8 +129,8 @@ def test_compiled_equals_eager(name):
     """Through inductor: other loops, fused operations, other instructions."""
     source, index = images(64), torch.arange(64)
     views = Pipeline.parse([operation(name)], 11, pairing=MixPairs(64))
-    compiled = torch.compile(source.show, dynamic=False)
-    assert compiled(views, 3, index).pixels.equal(source.show(views, 3, index).pixels)
+    compiled = torch.compile(source.render_views, dynamic=False)
+    assert compiled(views, 3, index).pixels.equal(source.render_views(views, 3, index).pixels)
 
 
 @pytest.mark.gpu
@@ -138,4 +138,8 @@ def test_compiled_equals_eager(name):
 def test_gpu_equals_cpu(name):
     views, index = pipeline(operation(name)), torch.arange(512)
     on_cpu, on_gpu = images(), images(device="cuda")
-    assert on_gpu.show(views, 3, index).pixels.cpu().equal(on_cpu.show(views, 3, index).pixels)
+    assert (
+        on_gpu.render_views(views, 3, index)
+        .pixels.cpu()
+        .equal(on_cpu.render_views(views, 3, index).pixels)
+    )

@@ -88,7 +88,7 @@ def test_batch_splits_into_nearly_equal_pieces(split, parts):
 def test_images_share_the_memory_of_a_read_only_array(split):
     assert as_tensor(split.pixels).data_ptr() == split.pixels.ctypes.data
     kept = split.pixels.copy()
-    pixels, labels = DeviceImages(split, torch.device("cpu")).take(torch.tensor([3, 0]))
+    pixels, labels = DeviceImages(split, torch.device("cpu")).gather(torch.tensor([3, 0]))
     pixels.zero_()
     assert labels.tolist() == [21, 0]
     np.testing.assert_array_equal(split.pixels, kept)

@@ -144,7 +144,7 @@ def test_box_covers_the_share_that_was_drawn():
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_probability_0_shows_the_sample_itself(name):
-    shown = images().show(pipeline({"name": name, "p": 0.0}), 1, torch.arange(40))
+    shown = images().render_views(pipeline({"name": name, "p": 0.0}), 1, torch.arange(40))
     assert shown.pixels.equal(torch.from_numpy(image_set().pixels))
     assert (shown.mix.weight_B == 1).all()
 
@@ -167,11 +167,11 @@ def test_switch_chooses_for_each_sample():
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixed_view_does_not_depend_on_batch_order_or_company(name):
     views = pipeline(CROP, FLIP, name)
-    whole = images().show(views, 2, torch.arange(40))
+    whole = images().render_views(views, 2, torch.arange(40))
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     for size in (1, 7, 40):
         for index in order.split(size):
-            part = images().show(views, 2, index)
+            part = images().render_views(views, 2, index)
             assert part.pixels.equal(whole.pixels[index])
             assert part.mix.weight_B.equal(whole.mix.weight_B[index])
             assert part.mix.index_B.equal(whole.mix.index_B[index])
@@ -181,9 +181,9 @@ def test_mixed_view_does_not_depend_on_batch_order_or_company(name):
 def test_views_of_different_numbers_in_one_batch_are_those_of_each():
     views, index = pipeline(CROP, FLIP, "mixup"), torch.arange(40)
     number = index % 3
-    mixed = images().show(views, number, index)
+    mixed = images().render_views(views, number, index)
     for view in range(3):
-        alone = images().show(views, view, index)
+        alone = images().render_views(views, view, index)
         assert mixed.pixels[number == view].equal(alone.pixels[number == view])
         assert mixed.mix.index_B[number == view].equal(alone.mix.index_B[number == view])
 
@@ -194,7 +194,7 @@ def test_partner_is_shown_as_its_own_view_shows_it():
     before = Pipeline.parse([CROP, FLIP], 3)
     pixels = torch.from_numpy(image_set().pixels)
     plain = before(pixels, 5, torch.arange(40))
-    shown = images().show(views, 5, torch.arange(40))
+    shown = images().render_views(views, 5, torch.arange(40))
     whole = shown.mix.weight_B == 1
     none = shown.mix.weight_B == 0
     assert whole.any()
@@ -205,8 +205,8 @@ def test_partner_is_shown_as_its_own_view_shows_it():
 
 def test_operations_after_a_mixture_see_the_mixture():
     views = pipeline(CROP, "mixup", FLIP)
-    mixed = images().show(pipeline(CROP, "mixup"), 0, torch.arange(40)).pixels
-    flipped = images().show(views, 0, torch.arange(40)).pixels
+    mixed = images().render_views(pipeline(CROP, "mixup"), 0, torch.arange(40)).pixels
+    flipped = images().render_views(views, 0, torch.arange(40)).pixels
     same = (flipped == mixed).flatten(1).all(1)
     mirrored = (flipped == mixed.flip(-1)).flatten(1).all(1)
     assert (same | mirrored).all()
@@ -288,5 +288,5 @@ def test_wrong_mixture_is_refused(operations, message):
 def test_mixture_without_partners_is_refused():
     with pytest.raises(ConfigError, match="mixup needs to know its partners"):
         Pipeline.parse(["mixup"])
-    with pytest.raises(ConfigError, match=r"needs too: use `DeviceImages\.show`"):
+    with pytest.raises(ConfigError, match=r"needs too: use `DeviceImages\.render_views`"):
         pipeline("mixup")(noise(4, 0), 0, torch.arange(4))

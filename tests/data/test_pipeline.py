@@ -64,7 +64,7 @@ def test_views_give_the_documented_digests(name, shape, view, index, drawn, expe
     def prepare(_, indices):
         return torch.from_numpy(replay.sample_images(*shape, indices.tolist())), 0
 
-    found = pipeline.show(prepare, view, torch.tensor([index])).pixels
+    found = pipeline.render(prepare, view, torch.tensor([index])).pixels
     samples = range(pipeline.pairing.num_samples) if pipeline.pairing else [index]
     views = [view] * len(samples)
     replayed = replay.replay(

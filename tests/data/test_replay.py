@@ -173,7 +173,7 @@ def check(pipeline, pixels, views, indices):
         return torch.from_numpy(pixels)[[place[i] for i in index.tolist()]], 0
 
     again = Pipeline.from_description(json.loads(description))
-    found = again.show(prepare, torch.tensor(views), torch.tensor(indices)).pixels
+    found = again.render(prepare, torch.tensor(views), torch.tensor(indices)).pixels
     expected = replay.replay(description, pixels, views, indices)
     np.testing.assert_array_equal(found.numpy(), expected)
     assert digest(found).tolist() == [replay.digest(image) for image in expected]

@@ -108,7 +108,7 @@ def one_by_one(image_set, pipeline, view, index):
     views = torch.as_tensor(view).expand(len(index))
     return torch.cat(
         [
-            pipeline.show(prepare, views[i : i + 1], index[i : i + 1]).pixels
+            pipeline.render(prepare, views[i : i + 1], index[i : i + 1]).pixels
             for i in range(len(index))
         ]
     )
@@ -122,7 +122,7 @@ def one_by_one(image_set, pipeline, view, index):
 def test_views_are_those_of_each_image_alone(image_set, images, name, view):
     index = torch.tensor([5, 0, 23, 7, 8, 20, 1, 13, 2])
     pipeline = pipeline_of(name)
-    found = images.show(pipeline, view, index)
+    found = images.render_views(pipeline, view, index)
     assert found.pixels.dtype == torch.uint8
     assert found.pixels.equal(one_by_one(image_set, pipeline, view, index))
     assert found.labels.tolist() == image_set.labels[index.numpy()].tolist()
@@ -131,9 +131,9 @@ def test_views_are_those_of_each_image_alone(image_set, images, name, view):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_views_do_not_depend_on_batch_or_order(images, name):
     pipeline, everyone = pipeline_of(name), torch.arange(NUM_SAMPLES)
-    whole = images.show(pipeline, 1, everyone).pixels
+    whole = images.render_views(pipeline, 1, everyone).pixels
     for index in (everyone.flip(0), *everyone.split(5), everyone[3:4]):
-        assert images.show(pipeline, 1, index).pixels.equal(whole[index])
+        assert images.render_views(pipeline, 1, index).pixels.equal(whole[index])
 
 
 def test_view_of_a_crop_alone_is_the_pipeline_on_the_decoded_image(image_set, images):
@@ -142,21 +142,21 @@ def test_view_of_a_crop_alone_is_the_pipeline_on_the_decoded_image(image_set, im
         whole = decode.decode_image(image_set.pixels.split.read_one(sample), 3)
         index = torch.tensor([sample])
         expected = pipeline(torch.from_numpy(whole.copy())[None], 2, index)
-        assert images.show(pipeline, 2, index).pixels.equal(expected)
+        assert images.render_views(pipeline, 2, index).pixels.equal(expected)
 
 
 def test_clean_images_are_of_one_size(image_set, images):
     index = torch.tensor([4, 2, 9])
-    found, labels = images.take(index)
+    found, labels = images.gather(index)
     assert found.equal(one_by_one(image_set, Pipeline.parse(CLEAN), 0, index))
     assert labels.tolist() == image_set.labels[index.numpy()].tolist()
-    in_turn = list(images.take_each(torch.arange(NUM_SAMPLES).split(5)))
+    in_turn = list(images.gather_each(torch.arange(NUM_SAMPLES).split(5)))
     assert torch.cat([part for part, _ in in_turn])[index].equal(found)
     assert [len(part) for part, _ in in_turn] == [5, 5, 5, 5, 4]
 
 
 def test_no_samples_are_no_images_of_the_clean_size(images):
-    found, labels = images.take(torch.arange(0))
+    found, labels = images.gather(torch.arange(0))
     assert found.shape == (0, 3, 8, 8)
     assert len(labels) == 0
 
@@ -169,21 +169,21 @@ def test_clean_operations_apply_to_sets_of_one_size_too(tmp_path):
     assert found.one_size
     index = torch.tensor([2, 0])
     expected = Pipeline.parse(CLEAN)(torch.from_numpy(found.pixels[index.numpy()]), 0, index)
-    assert shown(found).take(index)[0].equal(expected)
+    assert shown(found).gather(index)[0].equal(expected)
 
 
 def test_views_without_a_size_are_refused(image_set, images):
     heights = "heights 10..22, widths 9..25"
     with pytest.raises(ConfigError, match=rf"images differ in size \({heights} pixels\)"):
-        images.show(Pipeline.parse([FLIP]), 0, torch.arange(2))
+        images.render_views(Pipeline.parse([FLIP]), 0, torch.arange(2))
     with pytest.raises(ConfigError, match="no operation of the pipeline gives them one"):
-        shown(image_set, ()).take(torch.arange(2))
+        shown(image_set, ()).gather(torch.arange(2))
 
 
 def test_an_operation_that_does_not_keep_its_word_is_refused(images):
     broken = TorchvisionOp(lambda image: image, "mine", fixes_size=True)
     with pytest.raises(ConfigError, match=r"made views of 10x9 and 20x23 \(height x width\)"):
-        images.show(Pipeline((broken,)), 0, torch.arange(2))
+        images.render_views(Pipeline((broken,)), 0, torch.arange(2))
 
 
 # --------------------------------------------------------------------------- loader
@@ -218,7 +218,7 @@ def test_processes_together_show_the_pixels_of_one(images, name):
         batches = [part.batch(step) for part in parts]
         indices = torch.cat([batch.index for batch in batches])
         view = alone.schedule.view(step // alone.steps_per_epoch, indices)
-        expected = images.show(alone.pipeline, view, indices)
+        expected = images.render_views(alone.pipeline, view, indices)
         assert torch.cat([batch.pixels for batch in batches]).equal(expected.pixels)
 
 
@@ -257,11 +257,13 @@ def test_each_image_of_a_batch_is_decoded_once(images, decodings):
 def test_next_steps_are_decoded_while_one_computes(images, decodings):
     found = loader(images)
     found.batch(0)
-    expected = {i for step in range(1 + images.ahead(6)) for i in found.index(step).tolist()}
+    expected = {
+        i for step in range(1 + images.prefetch_depth(6)) for i in found.index(step).tolist()
+    }
     wait_until(lambda: set(decodings) == expected)
     time.sleep(0.05)
     assert set(decodings) == expected  # no more than that: memory is bounded
-    assert len(decodings) == sum(len(found.index(s)) for s in range(1 + images.ahead(6)))
+    assert len(decodings) == sum(len(found.index(s)) for s in range(1 + images.prefetch_depth(6)))
 
 
 def wait_until(condition, seconds=5.0):
@@ -285,7 +287,7 @@ def test_what_is_not_waited_for_is_called_off_and_its_threads_end(image_set, mon
     monkeypatch.setattr(pixel_sources, "_num_cores", lambda: 2)
     monkeypatch.setattr(EncodedImages, "decode", slow)
     before, images = set(threading.enumerate()), shown(image_set)
-    asked = images.ask(pipeline_of("crop"), 0, torch.arange(NUM_SAMPLES))
+    asked = images.prefetch(pipeline_of("crop"), 0, torch.arange(NUM_SAMPLES))
     wait_until(lambda: len(begun) == 2)
     threads = set(threading.enumerate()) - before
     assert len(threads) == 2
@@ -309,13 +311,13 @@ def test_error_of_a_decoder_names_the_sample(tmp_path):
     images = shown(found)
     for _ in range(2):
         with pytest.raises(DataError, match=place):
-            images.take(torch.arange(6))
-    assert images.take(torch.tensor([0, 5]))[0].shape == (2, 3, 8, 8)
+            images.gather(torch.arange(6))
+    assert images.gather(torch.tensor([0, 5]))[0].shape == (2, 3, 8, 8)
     with pytest.raises(DataError, match=place):
-        next(images.take_each([torch.tensor([4])]))
+        next(images.gather_each([torch.tensor([4])]))
     path.unlink()
     with pytest.raises(DataError, match=r"row 4 .* cannot be read: .*3\.jpg: No such file"):
-        images.take(torch.tensor([4]))
+        images.gather(torch.tensor([4]))
 
 
 def test_broken_header_is_named_before_anything_is_trained(tmp_path):
@@ -329,7 +331,7 @@ def test_broken_header_is_named_before_anything_is_trained(tmp_path):
 
 def test_random_state_and_number_of_threads_of_the_caller_are_left_alone(images):
     before = torch.get_rng_state(), torch.get_num_threads()
-    images.show(pipeline_of("torchvision's crop"), 0, torch.arange(9))
+    images.render_views(pipeline_of("torchvision's crop"), 0, torch.arange(9))
     assert torch.get_rng_state().equal(before[0])
     assert torch.get_num_threads() == before[1]
 
@@ -386,7 +388,7 @@ def test_all_modes_and_formats_are_decoded_by_the_same_rules(tmp_path):
     assert grey[0].equal(grey[1])
     expected = torch.from_numpy(np.asarray(deep) >> 8).to(torch.uint8).expand(3, 6, 10)
     assert decoded(found, order.index(7))[0].equal(expected)
-    assert shown(found, [{"name": "center_crop", "size": 6}]).take(torch.arange(8))[0].shape == (
+    assert shown(found, [{"name": "center_crop", "size": 6}]).gather(torch.arange(8))[0].shape == (
         8,
         3,
         6,
@@ -399,7 +401,7 @@ def test_set_of_greys_keeps_one_channel(tmp_path, mode):
     pictures = [(picture(number, mode), ".png", {}) for number in range(4)]
     found = load(write_all(tmp_path / "set", pictures), tmp_path / "root")
     assert found.pixels.headers.channels == 1
-    assert shown(found).take(torch.arange(4))[0].shape == (4, 1, 8, 8)
+    assert shown(found).gather(torch.arange(4))[0].shape == (4, 1, 8, 8)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

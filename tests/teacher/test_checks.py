@@ -146,14 +146,14 @@ def test_untrained_networks_are_functions_of_one_image(images, model, precision)
     teacher = freeze(
         model, PREPROCESS, precision=precision, memory_format="channels_last", device=CPU
     )
-    inspect_outputs(teacher, DeviceImages(images, CPU).take(torch.arange(8))[0])
+    inspect_outputs(teacher, DeviceImages(images, CPU).gather(torch.arange(8))[0])
 
 
 @pytest.mark.parametrize("kind", ["functional dropout", "batch statistics", "probabilities"])
 def test_what_needs_no_training_is_found_without_it(frozen, images, kind):
     changes, said = BAD[kind]
     with pytest.raises(ModelError, match=said):
-        inspect_outputs(frozen(**changes), DeviceImages(images, CPU).take(torch.arange(8))[0])
+        inspect_outputs(frozen(**changes), DeviceImages(images, CPU).gather(torch.arange(8))[0])
 
 
 def test_random_features_are_found_where_the_logits_are_not_random(frozen, images):

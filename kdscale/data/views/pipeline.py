@@ -28,7 +28,7 @@ Prepare = Callable[[View, Tensor], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class RenderedViews:
     """Views as they are shown to teacher and student."""
 
     pixels: Tensor
@@ -174,11 +174,11 @@ class Pipeline:
         if self.mixes:
             raise ConfigError(
                 "this pipeline mixes samples with partners, whose images it needs too: use "
-                "`DeviceImages.show` (kdscale.data.loader) or `Pipeline.show`"
+                "`DeviceImages.render_views` (kdscale.data.loader) or `Pipeline.render`"
             )
         return self.apply(images, view, index)
 
-    def show(self, prepare: Prepare, view: View, index: Tensor) -> Shown:
+    def render(self, prepare: Prepare, view: View, index: Tensor) -> RenderedViews:
         """The views of samples, mixed with their partners where the pipeline says so.
 
         Args:
@@ -188,7 +188,7 @@ class Pipeline:
         """
         if not self.mixes:
             images, done = prepare(view, index)
-            return Shown(self.apply(images, view, index, done))
+            return RenderedViews(self.apply(images, view, index, done))
         partner = self.partner(view, index)
         place, mixing = next(
             (position, operation)
@@ -203,7 +203,7 @@ class Pipeline:
         own, other = (images.index_select(0, part) for part in where.tensor_split(2))
         bits = self._bits(place, place + 1, view, index.to(images.device))
         mixed, weight = mixing.mix(own, other, bits)
-        return Shown(self.apply(mixed, view, index, place + 1), partner, weight)
+        return RenderedViews(self.apply(mixed, view, index, place + 1), partner, weight)
 
     def partner(self, view: View, index: Tensor) -> Tensor:
         """Whom samples are mixed with: int64 [B]."""
@@ -225,7 +225,9 @@ class Pipeline:
             return images
         bits, first = self._bits(start, stop, view, index.to(images.device)), 0
         for operation in self.operations[start:stop]:
-            assert not isinstance(operation, Mixing), "partners' images are at hand in `show` alone"
+            assert not isinstance(operation, Mixing), (
+                "partners' images are at hand in `render` alone"
+            )
             images = operation(images, bits[first : first + operation.num_draws])
             first += operation.num_draws
         return images
