@@ -1,11 +1,13 @@
 """The shape of the project: who imports what, how fast help answers, what its pages list."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import sysconfig
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ RECIPES = sorted(path.stem for path in (PACKAGE / "recipes").glob("*.toml"))
 HELP_SECONDS = 1.5  # 0.3 is the aim; a loaded machine is slower
 
 
-def run(*command):
+def run(*command, timeout=120):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(
         [str(part) for part in command],
@@ -24,7 +26,7 @@ def run(*command):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
 
@@ -114,3 +116,49 @@ def test_architecture_page_lists_each_folder_once():
     page = (ROOT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
     assert sorted(rows) == sorted(folders_and_files())
+
+
+# ------------------------------------------------------------------ layers and walks
+
+
+def section(title):
+    """Return the part of the architecture page below a heading."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    return re.split(r"^##+ ", page.partition(f"# {title}\n")[2], flags=re.MULTILINE)[0]
+
+
+def test_architecture_page_has_the_layers_that_the_linter_checks():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [one["layers"] for one in contracts["contracts"] if one["id"] == "layers"]
+    assert re.findall(r"^ {4}(?:-> | {3})(.+)$", section("Layers"), re.MULTILINE) == layers
+
+
+WALKS = {
+    "One training step": "training step",
+    "One shard": "shard",
+    "The life of a cached target": "cached target",
+}
+
+
+def files_of_walk(title):
+    return set(re.findall(r"`([\w/]+\.py)`", section(title)))
+
+
+@pytest.mark.parametrize("title", WALKS)
+def test_files_of_a_walk_exist(title):
+    assert files_of_walk(title)
+    assert sorted(name for name in files_of_walk(title) if not (PACKAGE / name).is_file()) == []
+
+
+@pytest.mark.slow
+def test_walks_name_the_files_that_are_entered_at_run_time():
+    done = run(sys.executable, "benchmarks/structure.py", "--json", timeout=600)
+    assert done.returncode == 0, done.stderr
+    traced = json.loads(done.stdout)["paths"]
+    for title, path in WALKS.items():
+        assert files_of_walk(title) == set(traced[path]["names"]), title
+
+
+def test_package_is_imported_without_a_warning():
+    done = run(sys.executable, "-W", "error", "-c", "import kdscale")
+    assert (done.returncode, done.stderr) == (0, "")

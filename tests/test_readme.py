@@ -146,15 +146,14 @@ def test_commands_of_the_commands_page_run_as_printed(folder, kdscale_process):
         "cifar10-lightnn"  # seconds, not minutes
     )
     (folder / "mine.toml").write_text(tomli_w.dumps(table))
-    sweep = next(tomllib.loads(text) for text in blocks(COMMANDS, "toml") if "[sweep]" in text)
+    added = next(tomllib.loads(text) for text in blocks(COMMANDS, "toml") if "[sweep]" in text)
+    tuned = table | added | {"name": "tune", "data": table["data"] | added["data"]}
+    (folder / "tune.toml").write_text(tomli_w.dumps(tuned))
     fewer = {"50": "4", "60": "3"}  # views in all; seconds of the bench
     whole, by_step, *others = blocks(COMMANDS, "bash")  # the teacher is trained once, by either
     for words in [*commands_of(by_step), *commands_of(whole), *commands_of("\n".join(others))]:
         if words == ["quickstart"]:
             continue  # tests/commands/test_quickstart.py runs it
-        if words[:2] == ["sweep", "mine.toml"]:
-            table |= {"data": table["data"] | sweep["data"], "sweep": sweep["sweep"]}
-            (folder / "mine.toml").write_text(tomli_w.dumps(table))
         answer = ["--yes"] if words[:2] == ["cache", "remove"] else []
         done = kdscale_process(*[fewer.get(word, word) for word in words], *answer, timeout=600)
         assert done.returncode == 0, f"{words}: {done.stderr}"
