@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdscale.cache.stores import object_store
+from kdscale.cache.stores.object_store import ObjectStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cache"))  # for `synthetic`
 
@@ -116,3 +117,10 @@ def proxy(s3_server, bucket, monkeypatch):
 def quick_to_give_up(monkeypatch):
     """One retry, at once."""
     monkeypatch.setattr(object_store, "_RETRIES", 1)
+
+
+@pytest.fixture
+def store_in_memory():
+    """An empty object store in memory: obstore's own, with conditional PUTs and no server."""
+    memory = pytest.importorskip("obstore.store").MemoryStore()
+    return ObjectStore("memory://test", memory)

@@ -1,6 +1,5 @@
 """What every kind of store promises, checked alike for all of them."""
 
-import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,8 +13,7 @@ from kdscale.cache.stores.read_through import Copies, ReadThrough
 from kdscale.cache.verify import verify
 from kdscale.errors import StorageError
 
-KINDS = ["folder", "s3", "memory", "local", "copies"]
-NUMBERS = itertools.count()
+KINDS = ["folder", "s3", "memory", "copies"]
 
 
 @pytest.fixture(params=KINDS)
@@ -24,12 +22,7 @@ def place(request, tmp_path):
     if request.param == "folder":
         return tmp_path / "a cache.zarr"
     if request.param == "memory":
-        pytest.importorskip("fsspec")
-        return f"memory:///kdscale{next(NUMBERS)}"
-    if request.param == "local":  # as fsspec sees a folder, which opens exclusive files
-        return pytest.importorskip("kdscale.cache.stores.fsspec_store").FsspecStore(
-            f"local://{tmp_path}/c"
-        )
+        return request.getfixturevalue("store_in_memory")
     bucket = request.getfixturevalue("bucket")
     if request.param == "copies":
         return ReadThrough(open_store(f"{bucket}/c.zarr"), Copies(tmp_path / "copies", 1 << 20))
@@ -145,6 +138,6 @@ def test_flipped_byte_in_any_store_is_found(place):
     assert verify(place).ok
 
 
-@pytest.mark.parametrize("text", ["s3://b/c.zarr/", "memory://x", "cache/x.zarr", "/a/b"])
+@pytest.mark.parametrize("text", ["s3://b/c.zarr/", "gs://x", "cache/x.zarr", "/a/b"])
 def test_place_is_what_was_typed(text):
     assert str(place_of(text)) == text.rstrip("/")

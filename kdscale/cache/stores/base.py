@@ -114,12 +114,10 @@ _OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 def open_store(location: Location) -> Store:
     """The store at a place; a store is its own.
 
-    `s3://`, `gs://` and `az://` are object stores, other URLs what fsspec knows, and all else is a
-    folder.
+    `s3://`, `gs://` and `az://` URLs are object stores; `file://` and plain paths are folders.
 
     Raises:
-        ConfigError: nothing is known that reads such a URL, or a package for it is missing; or it
-            is the Hub's, which is pushed to and pulled from alone.
+        ConfigError: the URL has another scheme, or the package `obstore` is missing.
     """
     if isinstance(location, Path):
         return LocalFolder(location)
@@ -141,9 +139,10 @@ def open_store(location: Location) -> Store:
             f"{location} is a repository of the Hugging Face Hub: `kdscale cache pull {location}` "
             "brings its cache here, and `kdscale cache push PATH URL` one there"
         )
-    from kdscale.cache.stores.fsspec_store import FsspecStore
-
-    return FsspecStore(str(place_of(location)))
+    raise ConfigError(
+        f"{location} cannot be opened: no store for {url[1]}://; use a folder, file://PATH, "
+        "s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH"
+    )
 
 
 def is_remote(location: Location) -> bool:
