@@ -8,6 +8,7 @@ from kdscale.atomic_write import write_durably
 from kdscale.commands.bench import bench
 from kdscale.commands.report import write_page
 from kdscale.commands.run import run_recipe, trained_teacher
+from kdscale.runs.folder import RunFolder
 from kdscale.tables.bench import bench_table
 from kdscale.tables.comparison import Row, results_table
 
@@ -25,7 +26,7 @@ def quickstart(*, folder: Path, cache_root: Path) -> str:
     result = run_recipe(recipe, folder=folder, cache_root=cache_root, seeds=range(_SEEDS))
     weights = trained_teacher(recipe, folder)
     steps = bench(recipe, cache_root=cache_root, seconds=_BENCH_SECONDS, teacher_weights=weights)
-    write_durably(folder / "bench.json", json.dumps(steps, indent=2).encode() + b"\n")
+    write_durably(RunFolder(folder).bench_file, json.dumps(steps, indent=2).encode() + b"\n")
     # Again, now that it is known what online steps cost:
     write_page(folder, recipe.data.source, cache_root)
     return "\n".join(

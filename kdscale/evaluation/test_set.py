@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kdscale.documents import DAMAGE, read_object
 from kdscale.errors import KdscaleError
+from kdscale.runs.folder import RunFolder
 
 
 def own_test_set(evaluation: Path) -> str | None:
@@ -28,10 +29,12 @@ def own_test_set(evaluation: Path) -> str | None:
 
 
 def _contents(folder: Path) -> Iterator[Path]:
-    yield folder / "content.json"
-    if not (folder / "run.json").is_file():
-        yield from sorted(folder.glob("*/content.json"))
-        yield from sorted(folder.glob("trials/*/content.json"))
+    run = RunFolder(folder)
+    name = run.inputs_file.name
+    yield run.inputs_file
+    if not run.is_run:
+        yield from sorted(folder.glob(f"*/{name}"))
+        yield from sorted(run.trials.glob(f"*/{name}"))
 
 
 def evaluation_file(usual: Path, own: str | None, fingerprint: str) -> Path:

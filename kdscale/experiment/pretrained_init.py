@@ -14,10 +14,9 @@ from kdscale.errors import DownloadError, RunError
 from kdscale.experiment.saved_runs import is_begun
 from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
 from kdscale.models.weights import state_sha256
+from kdscale.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-_NOTE = "pretrained.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def find_pretrained_init(
         DownloadError: they are not to be had, and required.
         KdscaleError: they cannot be used.
     """
-    settings, note = section.train, run / _NOTE
+    settings, note = section.train, RunFolder(run).pretrained_file
     if settings is None or settings.pretrained is None or section.weights is not None:
         return None
     if is_begun(run) or not main:

@@ -73,7 +73,7 @@ def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, ma
         )
     if folder.recipe_file.is_file() and not folder.is_run:
         raise RunError(f"{run} holds the runs of a whole recipe: name another --run")
-    refuse_foreign_files(run, "run.json")
+    refuse_foreign_files(run, folder.run_file.name)
     if resume:
         if not is_begun(run):
             raise RunError(f"nothing to resume in {run}: leave out --resume, or name its --run")

@@ -98,8 +98,8 @@ def trained_models(
         ConfigError: a recipe cannot be read.
     """
     model_of = partial(trained_model_of, data=data, weights=weights, trust=trust)
-    if (folder / "trials").is_dir():
-        runs = _finished(folder / "trials", "*")
+    if RunFolder(folder).is_sweep:
+        runs = _finished(RunFolder(folder).trials, "*")
         if not runs:
             raise RunError(f"{folder} holds no finished trial: go on with the sweep first")
         trials = [model_of(one) for one in runs]

@@ -15,6 +15,7 @@ from kdscale.report.entry import Entry
 from kdscale.report.fields import dicts, is_number, read_json, shown, tables_of
 from kdscale.report.model import EARLY, Study, Sweep, Trial, entries_of, parameters_of
 from kdscale.report.runs import Run, given_teacher, read_recipe, read_run, rows_of
+from kdscale.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +72,12 @@ def _source(folder: Path) -> Source:
     if not folder.is_dir():
         raise RunError(f"no folder {folder}: name one that `kdscale run`, `train` or `sweep` wrote")
     bench, problems = _bench(folder)
-    if (folder / "run.json").is_file():
+    if RunFolder(folder).is_run:
         runs, left_out = _readable([folder], read_run)
         return Source(folder=folder, runs=runs, bench=bench, problems=[*problems, *left_out])
-    if (folder / "trials").is_dir():
+    if RunFolder(folder).is_sweep:
         return _sweep_source(folder, bench, problems)
-    result, damaged = read_json(folder / "result.json")
+    result, damaged = read_json(RunFolder(folder).result_file)
     runs, left_out = _readable(_runs_below(folder), read_run)
     if not any(run.kind == "teacher" for run in runs):
         runs += _teacher_elsewhere(folder, result, runs)
@@ -89,7 +90,7 @@ def _source(folder: Path) -> Source:
 
 def _sweep_source(folder: Path, bench: Mapping[str, Any] | None, problems: Sequence[str]) -> Source:
     trials, left_out = _readable(
-        _runs_below(folder / "trials"), lambda path: read_run(path, trial=path.name)
+        _runs_below(RunFolder(folder).trials), lambda path: read_run(path, trial=path.name)
     )
     problems = [*problems, *left_out]
     _refuse_empty(folder, trials, problems)
@@ -122,7 +123,7 @@ def _readable(
 
 def _runs_below(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if (path / "run.json").is_file():
+        if RunFolder(path).is_run:
             yield path
 
 
@@ -138,7 +139,7 @@ def _teacher_elsewhere(
     folder: Path, result: Mapping[str, Any] | None, runs: Sequence[Run]
 ) -> list[Run]:
     """The teacher that came with weights, or that another folder holds."""
-    if not (folder / "recipe.toml").is_file():
+    if not RunFolder(folder).has_recipe:
         return []
     rows = (row for row in rows_of(result) if row.get("label") == "teacher")
     told = next((one for row in rows for one in dicts(row.get("results"))), None)
@@ -152,10 +153,10 @@ _RATES = ("online_over_cached_time", "online_images_per_second", "cached_images_
 
 def _bench(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """What the folder's `bench.json` measured, or what is wrong with it."""
-    found, problems = read_json(folder / "bench.json")
+    found, problems = read_json(RunFolder(folder).bench_file)
     if found is None or _RATES[0] not in found:
         return None, problems
-    path = folder / "bench.json"
+    path = RunFolder(folder).bench_file
     bad = [name for name in _RATES if name in found and not is_number(found[name], 1e-9)]
     if bad:
         return None, [f"{path} is damaged: {bad[0]} is {shown(found[bad[0]])}, wanted a number"]
@@ -205,7 +206,7 @@ def _told_apart(sweeps: Sequence[Sweep]) -> list[Sweep]:
 def _sweep(source: Source) -> Sweep:
     runs = [run for run in source.runs if run.trial is not None]
     recipe = runs[0].recipe
-    if (source.folder / "recipe.toml").is_file():
+    if RunFolder(source.folder).has_recipe:
         recipe = read_recipe(source.folder)[1]
     space = tables_of(recipe, "sweep").get("space", ())
     varied = parameters_of(runs, space if isinstance(space, Mapping) else ())
@@ -283,7 +284,7 @@ def _recipes(
     """The recipes' texts, each once, by what tells them apart."""
     texts: dict[str, str] = {}
     for source in sources:
-        if (source.folder / "recipe.toml").is_file():
+        if RunFolder(source.folder).has_recipe:
             texts.setdefault(read_recipe(source.folder)[0], str(source.folder))
     for entry in entries:
         for run in entry.runs:

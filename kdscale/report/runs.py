@@ -43,8 +43,9 @@ class Run:
     metrics: Mapping[str, Any]
     """What `result.json` holds, topped up from `evaluation.json`; shares in 0..1."""
     finished: bool
+    evaluation_file: str
+    """Name of the file of `evaluation`."""
     evaluation: Evaluation | None = None
-    evaluation_file: str = "evaluation.json"
     loss: Curve = ()
     test_accuracy: Curve = ()
     """Top-1 on the test split, 0..1."""
@@ -77,12 +78,13 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
     Raises:
         RunError: its `run.json` or `recipe.toml` cannot be read.
     """
-    job = RunFolder(folder).read_job()
+    files = RunFolder(folder)
+    job = files.read_job()
     recipe_text, recipe = read_recipe(folder)
-    result, problems = _read_result(folder / "result.json")
-    content, more = read_json(folder / "content.json")
+    result, problems = _read_result(files.result_file)
+    content, more = read_json(files.inputs_file)
     known = {name: value for name, value in (content or {}).items() if isinstance(value, str)}
-    evaluations = read_evaluations(folder / "evaluation.json", known.get("test"))
+    evaluations = read_evaluations(files.evaluation_file(), known.get("test"))
     log = read_log(folder, is_finished=result is not None)
     return Run(
         folder=folder,
@@ -93,6 +95,7 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
         test_split=known.get("test") or tested_on(recipe),
         metrics=_topped_up(log.reached if result is None else result, evaluations.own),
         finished=result is not None,
+        evaluation_file=files.evaluation_file().name,
         evaluation=evaluations.own,
         loss=log.curves["loss"],
         test_accuracy=log.curves["test"],
@@ -115,12 +118,12 @@ def given_teacher(
         result: what the folder's result says of the teacher.
         test_split: what the folder's runs were tested on; None where it has none.
     """
-    path = folder / "teacher-evaluation.json"
+    path = RunFolder(folder).given_teacher_file
     evaluations = read_evaluations(path, test_split)
     if result is None and evaluations.own is None:
         return None
     text, recipe = read_recipe(folder)
-    told, problems = sound_metrics(result or {}, folder / "result.json")
+    told, problems = sound_metrics(result or {}, RunFolder(folder).result_file)
     return Run(
         folder=folder,
         kind="teacher",

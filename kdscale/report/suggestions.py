@@ -10,6 +10,7 @@ from kdscale.report.cost import cost_of_sweep
 from kdscale.report.entry import Entry
 from kdscale.report.model import Study
 from kdscale.report.runs import Run
+from kdscale.runs.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def _unfinished(study: Study) -> list[Note]:
             notes.append(Note(f"{text} is one of the others."))
         if sweep.num_left:
             text = f"{number_of(sweep.num_left, 'trial')} of {sweep.folder} not finished yet."
-            recipe = sweep.folder / "recipe.toml"
+            recipe = RunFolder(sweep.folder).recipe_file
             notes.append(Note(text, _kdscale("sweep", recipe, "--run", sweep.folder)))
     return notes
 
@@ -61,8 +62,8 @@ def _go_on(run: Run) -> Note:
     text = f"{run.folder} is not finished: {number_of(run.epochs_done, 'epoch')} so far."
     whole = _whole_recipe(run)
     if whole is not None:
-        return Note(text, _kdscale("run", whole / "recipe.toml", "--run", whole))
-    recipe = run.folder / "recipe.toml"
+        return Note(text, _kdscale("run", RunFolder(whole).recipe_file, "--run", whole))
+    recipe = RunFolder(run.folder).recipe_file
     words = ["--model", "teacher"] if run.kind == "teacher" else ["--targets", run.targets]
     seed = ["--seed", run.seed] if run.seed else []
     return Note(text, _kdscale("train", recipe, *words, *seed, "--run", run.folder, "--resume"))
@@ -71,14 +72,14 @@ def _go_on(run: Run) -> Note:
 def _whole_recipe(run: Run) -> Path | None:
     """The folder of `kdscale run` that a run lies in."""
     above = run.folder.parent
-    whole = (above / "recipe.toml").is_file() and not (above / "trials").is_dir()
-    return above if whole else None
+    whole = RunFolder(above)
+    return above if whole.has_recipe and not whole.is_sweep else None
 
 
 def _finished_recipe(run: Run) -> Path | None:
     """The same where all of it is done: else its runs are to be evaluated one by one."""
     whole = _whole_recipe(run)
-    return whole if whole is not None and (whole / "result.json").is_file() else None
+    return whole if whole is not None and RunFolder(whole).is_finished else None
 
 
 def _not_evaluated(study: Study) -> list[Note]:
@@ -124,8 +125,8 @@ def _not_compared(study: Study) -> list[Note]:
 def _not_reckoned(study: Study) -> list[Note]:
     text = "What the trials would have cost with the teacher at every step is not known."
     return [
-        Note(text, f"{_kdscale('bench', sweep.folder / 'recipe.toml', '--json')} > "
-             f"{shlex.quote(str(sweep.folder / 'bench.json'))}")
+        Note(text, f"{_kdscale('bench', RunFolder(sweep.folder).recipe_file, '--json')} > "
+             f"{shlex.quote(str(RunFolder(sweep.folder).bench_file))}")
         for sweep in study.sweeps
         if cost_of_sweep(study, sweep).online_seconds is None
     ]  # fmt: skip
@@ -136,8 +137,8 @@ def _place(entry: Entry) -> list[object]:
     run = entry.runs[0]
     whole = _whole_recipe(run)
     if whole is not None:
-        return [whole / "recipe.toml", "--run", whole]
-    return [run.folder / "recipe.toml", "--run", f"{run.folder}-compared"]
+        return [RunFolder(whole).recipe_file, "--run", whole]
+    return [RunFolder(run.folder).recipe_file, "--run", f"{run.folder}-compared"]
 
 
 def _not_at_hand(study: Study, has_sheet: bool) -> list[Note]:

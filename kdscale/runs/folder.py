@@ -37,10 +37,13 @@ Weights = Literal["last", "best"]
 """Weights of the last step, or those that are best on the validation split."""
 
 _RECIPE, _RUN, _CONTENT, _RESULT = "recipe.toml", "run.json", "content.json", "result.json"
-_METRICS, _CHECKPOINTS = "metrics.jsonl", "checkpoints"
+_METRICS, _CHECKPOINTS, _PRETRAINED = "metrics.jsonl", "checkpoints", "pretrained.json"
+_BENCH, _TRIALS = "bench.json", "trials"
 _WEIGHTS: dict[Weights, str] = {"last": "weights.safetensors", "best": "best.safetensors"}
 _EVALUATIONS: dict[Weights, str] = {"last": "evaluation.json", "best": "evaluation-best.json"}
 _GIVEN_TEACHER = "teacher-evaluation.json"
+FILES_OF_A_START = frozenset({_RUN, _RECIPE, _CONTENT, _PRETRAINED})
+"""Names of the files that are written before the first step, and again by the next start."""
 _SUM_LINE = "# SHA-256 of the lines above: "
 
 T = TypeVar("T")
@@ -145,13 +148,38 @@ class RunFolder:
         return self.path / _RECIPE
 
     @property
+    def run_file(self) -> Path:
+        """The file of the run's `RunSpec`; only the folder of one run has it."""
+        return self.path / _RUN
+
+    @property
+    def inputs_file(self) -> Path:
+        """The file of the run's `RunInputs`."""
+        return self.path / _CONTENT
+
+    @property
+    def pretrained_file(self) -> Path:
+        """The description of the pretrained weights that the training starts from."""
+        return self.path / _PRETRAINED
+
+    @property
+    def bench_file(self) -> Path:
+        """The measurements of `kdscale bench`, for the report of a recipe or sweep."""
+        return self.path / _BENCH
+
+    @property
+    def trials(self) -> Path:
+        """The folder of a sweep's runs, one a trial."""
+        return self.path / _TRIALS
+
+    @property
     def result_file(self) -> Path:
         """The result; a run whose folder has it is finished."""
         return self.path / _RESULT
 
     @property
     def metrics_file(self) -> Path:
-        """The log of the training."""
+        """The log of the training, see `runs.log`."""
         return self.path / _METRICS
 
     @property
@@ -175,7 +203,17 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether the folder is one run's."""
-        return (self.path / _RUN).is_file()
+        return self.run_file.is_file()
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether the folder holds a recipe: of one run, of a recipe's runs, or of a sweep."""
+        return self.recipe_file.is_file()
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether the folder holds the trials of a sweep."""
+        return self.trials.is_dir()
 
     @property
     def is_finished(self) -> bool:

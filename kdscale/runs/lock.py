@@ -16,6 +16,7 @@ from kdscale.cache.lease import Leases
 from kdscale.distributed import main_process_first
 from kdscale.errors import ClaimLostError, RunError
 from kdscale.regular_files import check_no_links
+from kdscale.runs.folder import FILES_OF_A_START
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +69,11 @@ def _missing(folder: Path) -> list[Path]:
     return list(above)
 
 
-_OF_A_START = frozenset({"run.json", "recipe.toml", "content.json", "pretrained.json"})
-"""Files that are written before anything is trained, and written again by the next start."""
-
-
 def _remove_unless_begun(folder: Path) -> None:
     """Remove what a start wrote that came no further, where nothing else is in the folder."""
     with suppress(OSError):
         found = {path.relative_to(folder).as_posix() for path in files_below(folder)}
-        if found <= _OF_A_START:
+        if found <= FILES_OF_A_START:
             for name in found:
                 (folder / name).unlink()
             for place, _, _ in os.walk(folder, topdown=False):

@@ -16,12 +16,13 @@ from kdscale.atomic_write import storage_error
 from kdscale.documents import DAMAGE, canonical, without_nan
 from kdscale.errors import RunError
 from kdscale.regular_files import path_inside, read_inside
+from kdscale.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 TORN = "has no end"
 """End of the message for a last line that was only written in part."""
-_FILE, _SUM, _SUM_DIGITS = "metrics.jsonl", "crc32", 8
+_SUM, _SUM_DIGITS = "crc32", 8
 _NUMBERS = (
     "step", "epoch", "loss", "learning_rate", "train_seconds", "top1_accuracy", "cross_entropy",
 )  # fmt: skip
@@ -107,11 +108,12 @@ def read_sound_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
         RunError: there is no log.
         UnsafePathError: it is a link or a special file.
     """
+    path = RunFolder(run).metrics_file
     try:
-        data = read_inside(run, _FILE)
+        data = read_inside(run, path.name)
     except OSError as error:
-        raise RunError(f"{run / _FILE} cannot be read ({error.strerror or error})") from None
-    return _parse(data, run / _FILE)
+        raise RunError(f"{path} cannot be read ({error.strerror or error})") from None
+    return _parse(data, path)
 
 
 def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], list[str]]:

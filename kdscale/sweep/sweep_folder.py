@@ -87,7 +87,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
         RunError: the database does not answer.
         ConfigError: there is no such kind of database.
     """
-    if not is_sweep(folder) and (folder / "recipe.toml").is_file():
+    if not is_sweep(folder) and RunFolder(folder).has_recipe:
         raise RunError(f"{folder} holds the runs of a recipe, and no sweep: name another --run")
     refuse_foreign_files(folder, _FILE)
     with in_turn(claims, "folder", "another worker begins the sweep: waiting"):
@@ -102,7 +102,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
                 "recipe": variants.table,
             }
             write_object(folder / _FILE, told)
-        if not (folder / "recipe.toml").is_file():  # for people, and `kdscale report`
+        if not RunFolder(folder).has_recipe:  # for people, and `kdscale report`
             RunFolder(folder).write_recipe(variants.recipe)
     begun = read_folder(folder, storage)
     refuse_changed(folder, _changed(begun.variants, variants))
