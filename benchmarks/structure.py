@@ -182,12 +182,12 @@ _ENTRANCES = {
         "kdscale.data.loader:BatchLoader.batch",
         "kdscale.training.trainer:Trainer.loss_of",
         "kdscale.training.trainer:Trainer._update",
-        "kdscale.training.trainer:Loop.loss_of",
-        "kdscale.training.trainer:Loop._update",
+        "kdscale.engine.loop:Loop.loss_of",
+        "kdscale.engine.loop:Loop._update",
     ],
     "shard": [
         "kdscale.building.shards:ShardBuilder.build_each",
-        "kdscale.building.shards:ShardBuilder.build_each",
+        "kdscale.engine.builders.shards:ShardBuilder.build_each",
         "kdscale.cache.writer:ShardWriter.write",
     ],
     "cached target": [
@@ -195,8 +195,8 @@ _ENTRANCES = {
         "kdscale.cache.reader:CacheReader.read_view",
         "kdscale.target_sources.cached:CachedTargets.targets",
         "kdscale.target_sources.cached:CachedTargets.start_epoch",
-        "kdscale.target_sources.cached:CachedTargets.targets",
-        "kdscale.target_sources.cached:CachedTargets.start_epoch",
+        "kdscale.engine.sources.cached:CachedTargets.targets",
+        "kdscale.engine.sources.cached:CachedTargets.start_epoch",
         "kdscale.losses.objective:Objective.__call__",
     ],
 }
