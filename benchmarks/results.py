@@ -14,9 +14,9 @@ from typing import Any
 from systems import systems_summary, systems_tables
 
 from kdscale.formatting import markdown_table, spread
-from kdscale.tables.bench import bench_table
-from kdscale.tables.comparison import Row, results_table
-from kdscale.tables.evaluation import evaluation_tables
+from kdscale.tables.evaluation_table import evaluation_tables
+from kdscale.tables.results_table import Row, results_table
+from kdscale.tables.timing_table import bench_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from kdscale.formatting import NOTHING, markdown_table, spread
-from kdscale.report.cost import break_even
+from kdscale.report.training_cost import break_even
 
 _LABELS = ("teacher", "alone", "online", "cache")
 _STUDENTS = _LABELS[1:]

@@ -1,7 +1,7 @@
 """Tables that people read: what their notes say."""
 
-from kdscale.tables.comparison import Row, results_table
-from kdscale.tables.evaluation import evaluation_tables
+from kdscale.tables.evaluation_table import evaluation_tables
+from kdscale.tables.results_table import Row, results_table
 
 SHARES = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall")
 RESULT = dict.fromkeys(SHARES, 0.5) | {"num_parameters": 10, "train_seconds": 1.0}

@@ -61,7 +61,7 @@ def cache_plan(
     loaded = load(recipe, overrides, data)
     from kdscale.commands.plan import plan
     from kdscale.commands.run import trained_teacher
-    from kdscale.tables.plan import plan_table
+    from kdscale.tables.plan_table import plan_table
 
     found = plan(
         loaded, cache_root=cache_root, cache=cache, num_processes=processes, seconds=seconds,

@@ -52,7 +52,7 @@ def recipes(name: str | None, reference: bool) -> None:
     from kdscale.config import load_recipe, recipe_names, recipe_text
 
     if reference:
-        from kdscale.tables.reference import recipe_reference
+        from kdscale.tables.recipe_reference import recipe_reference
 
         print_text(recipe_reference().rstrip(), everywhere=True)
         return
@@ -90,7 +90,7 @@ def run(
     """
     loaded = load(recipe, overrides, data)
     from kdscale.commands.run import run_recipe
-    from kdscale.tables.comparison import Row, results_table
+    from kdscale.tables.results_table import Row, results_table
 
     folder = run or runs_folder(loaded.name)
     result = run_recipe(
@@ -222,7 +222,7 @@ def evaluate(
     """
     from kdscale.commands.evaluate import Evaluation
     from kdscale.experiment.trained_models import Trust
-    from kdscale.tables.evaluation import evaluation_tables
+    from kdscale.tables.evaluation_table import evaluation_tables
 
     evaluation = Evaluation(
         cache_root, teacher=teacher, seconds=seconds, trust=Trust(code=trust_code)
@@ -281,8 +281,10 @@ _REPORT_FILE = UserPath(path_type=Path, dir_okay=False, allow_dash=True)
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=STORED)
 @click.option("--html", type=_REPORT_FILE, metavar="FILE", help="One self-contained page.")
-@click.option("--markdown", type=_REPORT_FILE, metavar="FILE", help="Words and tables.")
-@click.option("--csv", type=_REPORT_FILE, metavar="FILE", help="A line a run.")
+@click.option("--markdown", type=_REPORT_FILE, metavar="FILE", help="Text and tables.")
+@click.option("--csv", type=_REPORT_FILE, metavar="FILE", help="A row for each run.")
+@click.option("--figures", type=UserPath(path_type=Path, file_okay=False), metavar="DIR",
+              help="Every chart as PNG and PDF, for papers.")  # fmt: skip
 @click.option("--data", type=EXISTING, help="A local copy of the data set, to draw views of.")
 @cache_root_option
 def report(
@@ -290,30 +292,36 @@ def report(
     html: Path | None,
     markdown: Path | None,
     csv: Path | None,
+    figures: Path | None,
     data: str | None,
     cache_root: Path,
 ) -> None:
-    """Tell what runs have come to: a page, Markdown or CSV.
+    """Report on runs: a page, Markdown, CSV, or figures for papers.
 
     RUN is the folder of a single run, of a whole recipe (`kdscale run`) or of a sweep. FILE may be
-    - for standard output; a file that is there is replaced. What is not known is named, with the
-    command that finds it out.
+    - for standard output; existing files are replaced. Missing results are listed, each with the
+    command that measures it.
     """
     named = {"html": html, "markdown": markdown, "csv": csv}
     files: dict[Any, Path] = {kind: path for kind, path in named.items() if path is not None}
-    if not files:
-        raise click.UsageError("name a file with --html, --markdown or --csv; - for the terminal")
+    if not files and figures is None:
+        raise click.UsageError(
+            "name a file with --html, --markdown or --csv (- for the terminal), or a folder with "
+            "--figures"
+        )
     if len({path.absolute() for path in files.values()}) < len(files):
         raise click.UsageError("--html, --markdown and --csv must name different files")
     from kdscale.commands.report import report as make
 
     printed = [kind for kind, path in files.items() if str(path) == "-"]
     places = {kind: None if kind in printed else path for kind, path in files.items()}
-    texts = make(runs, files=places, cache_root=cache_root, data=data)
+    texts = make(runs, files=places, cache_root=cache_root, data=data, figures=figures)
     for kind in printed:
         print_text(texts[kind].rstrip("\n"), everywhere=True)
     if not printed:
-        print_text("\n".join(f"report: {path}" for path in files.values()), everywhere=True)
+        written = [f"report: {path}" for path in files.values()]
+        written += [f"figures: {figures}"] if figures is not None else []
+        print_text("\n".join(written), everywhere=True)
 
 
 @click.command()
@@ -334,7 +342,7 @@ def bench(
     loaded = load(recipe, overrides, data)
     from kdscale.commands.bench import bench as start
     from kdscale.commands.run import trained_teacher
-    from kdscale.tables.bench import bench_table
+    from kdscale.tables.timing_table import bench_table
 
     weights = trained_teacher(loaded, runs_folder(loaded.name))
     found = start(loaded, cache_root=cache_root, seconds=seconds, teacher_weights=weights)

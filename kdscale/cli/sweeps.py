@@ -132,7 +132,7 @@ def sweep_start(
     _check_optuna()
     from kdscale.sweep.local_workers import WorkerPool, end_with
     from kdscale.sweep.run_sweep import sweep
-    from kdscale.tables.sweep import sweep_table
+    from kdscale.tables.sweep_table import sweep_table
 
     if parent is not None:
         end_with(parent)
@@ -194,7 +194,7 @@ def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
     """How a sweep stands: its trials, the best so far, the time."""
     _check_optuna()
     from kdscale.sweep.status import status
-    from kdscale.tables.sweep import sweep_table
+    from kdscale.tables.sweep_table import sweep_table
 
     found = status(folder, storage)
     print_found(found, sweep_table(found), as_json=as_json, everywhere=True)
@@ -208,7 +208,7 @@ def sweep_best(folder: Path, storage: str | None, as_json: bool) -> None:
     """The best student of a sweep so far, and how to train it again."""
     _check_optuna()
     from kdscale.sweep.status import best
-    from kdscale.tables.sweep import best_text
+    from kdscale.tables.sweep_table import best_text
 
     found = best(folder, storage)
     print_found(found, best_text(found), as_json=as_json, everywhere=True)

@@ -41,7 +41,7 @@ from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.experiment.checks import mention_ineffective
 from kdscale.formatting import bytes_text
 from kdscale.losses.objective import SUPERVISED
-from kdscale.report.cost import break_even
+from kdscale.report.training_cost import break_even
 from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
 from kdscale.target_sources.compatibility import check_compatible, with_keys
 from kdscale.target_sources.stored_encoding import choose_encoding, encoding_of

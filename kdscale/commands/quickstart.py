@@ -9,8 +9,8 @@ from kdscale.commands.bench import bench
 from kdscale.commands.report import write_page
 from kdscale.commands.run import run_recipe, trained_teacher
 from kdscale.runs.folder import RunFolder
-from kdscale.tables.bench import bench_table
-from kdscale.tables.comparison import Row, results_table
+from kdscale.tables.results_table import Row, results_table
+from kdscale.tables.timing_table import bench_table
 
 _SEEDS = 3
 _BENCH_SECONDS = 8.0

@@ -36,10 +36,10 @@ from kdscale.experiment.saved_runs import (
 )
 from kdscale.experiment.trained_models import Trust, given_teacher
 from kdscale.regular_files import read_regular
-from kdscale.report.runs import Kind
+from kdscale.report.run_results import Kind
 from kdscale.runs.folder import RunFolder, RunInputs, RunSpec, Targets
 from kdscale.runs.lock import run_lock
-from kdscale.tables.comparison import Row, results_table
+from kdscale.tables.results_table import Row, results_table
 from kdscale.target_sources.ensemble import check_different, further_caches
 
 log = logging.getLogger(__name__)

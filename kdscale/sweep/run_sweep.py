@@ -19,7 +19,7 @@ from kdscale.sweep.study import Study
 from kdscale.sweep.sweep_folder import SweepFolder
 from kdscale.sweep.trials import ENDED, StudentPlace, is_left
 from kdscale.sweep.worker import Pace, opened, work
-from kdscale.tables.sweep import sweep_table
+from kdscale.tables.sweep_table import sweep_table
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import pytest
 from kdscale.cache.manifest import bytes_stored, read_manifest, write_manifest
 from kdscale.commands.timing import affordable_batch
 from kdscale.formatting import duration_text
-from kdscale.report.cost import break_even
-from kdscale.tables.plan import plan_table
+from kdscale.report.training_cost import break_even
+from kdscale.tables.plan_table import plan_table
 
 STUDENTS = ("supervised_student_seconds", "cached_student_seconds", "online_student_seconds")
 

@@ -28,7 +28,7 @@ def test_quickstart_shows_table_times_and_places(kdscale, load_table, monkeypatc
         assert place in done.stdout
         assert (tmp_path / place).exists()
     page = (tmp_path / folder / "report.html").read_text()
-    assert "the teacher at every step, reckoned" in page, "from the steps that were measured"
+    assert "with an online teacher, estimated" in page, "from the steps that were measured"
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdscale.formatting import markdown_table, number_of, spread
-from kdscale.report.runs import TITLES, Kind
+from kdscale.report.run_results import TITLES, Kind
 
 
 @dataclass(frozen=True, slots=True)
