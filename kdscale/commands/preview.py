@@ -3,14 +3,13 @@
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from kdscale import experiment
 from kdscale.atomic_write import write_output
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
@@ -20,6 +19,9 @@ from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
+from kdscale.experiment.datasets import source_path
+from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.views import num_views as count_views
 from kdscale.preview.exhibits import Exhibits, Names, spread
 from kdscale.preview.sheet import Sheet, draw
 from kdscale.target_sources.compatibility import differing_images
@@ -102,12 +104,11 @@ class ShownCache:
 
 
 def show_views(
-    recipe: Recipe,
+    experiment: Experiment,
     *,
     out: Path,
     samples: int | None = None,
     views: int | None = None,
-    cache_root: Path,
     seed: int = 0,
 ) -> Path:
     """Draw a recipe's views, before anything is built; arguments as in `show_cache`.
@@ -117,19 +118,20 @@ def show_views(
         KdscaleError: the data cannot be read, or the picture not be written.
     """
     _check_ending(out)
-    num_views = _num_views(recipe, views)
-    images = experiment.training_images(recipe, cache_root, labelled=False)
+    experiment = replace(experiment, require_labels=False)
+    recipe, num_views = experiment.recipe, _num_views(experiment.recipe, views)
+    images = experiment.train_set
     num_samples = _within(samples, _SAMPLES, images.num_samples, "samples", recipe.name)
     shown = Exhibits(
         images,
         DeviceImages(images, _CPU),
-        experiment.pipeline(recipe, images.num_samples),
+        experiment.views,
         spread(images.labels, num_samples, seed),
         num_views,
         Names(images.classes),
     )
     fixed = recipe.views.mode == "fixed"
-    of_all = "views" if fixed else _of_all(num_views, experiment.num_views(recipe))
+    of_all = "views" if fixed else _of_all(num_views, count_views(recipe))
     lines = (
         f"recipe · teacher {recipe.teacher.model}, not asked yet · {of_all} of "
         f"{_count(images.num_samples, 'image')} · {images.name}, split {images.split}",
@@ -141,7 +143,7 @@ def show_views(
 def _num_views(recipe: Recipe, views: int | None) -> int:
     if recipe.views.mode == "fixed":  # the student is shown another view each epoch
         return views or _VIEWS
-    limit = experiment.num_views(recipe)
+    limit = count_views(recipe)
     if views is not None and views > limit and recipe.views.operations:
         raise ConfigError(
             f"--views {views}: recipe {recipe.name!r} has {limit}: ask for fewer, or for more with "
@@ -176,7 +178,7 @@ def _cached_images(
     for classes in (names, None) if labelled else (None, names):
         try:
             images = load_images(
-                experiment.source_path(source),
+                source_path(source),
                 split=manifest.dataset["split"],
                 root=cache_root,
                 image_column=manifest.dataset.get("image_column"),

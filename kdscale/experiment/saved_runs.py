@@ -176,6 +176,43 @@ def find_teacher(recipe: config.Recipe, folders: Iterable[Path]) -> Path | None:
     return next((run for run in runs if is_same_teacher(run, recipe)), None)
 
 
+def usual_folder(recipe: config.Recipe) -> Path:
+    """Return the folder of a recipe's runs where none is named."""
+    return Path("runs") / recipe.name
+
+
+def default_run(recipe: config.Recipe, spec: RunSpec) -> Path:
+    """Return the folder of a single run where none is named."""
+    folder = usual_folder(recipe)
+    return teacher_folder(folder) if spec.model == "teacher" else folder
+
+
+def trained_teacher(recipe: config.Recipe, folder: Path, *, required: bool = True) -> str | None:
+    """Return the weights of the teacher trained in `folder`; None where the recipe names some.
+
+    Args:
+        recipe: the recipe.
+        folder: of its runs.
+        required: False where a cache replaces the teacher: one of other settings is then ignored.
+
+    Raises:
+        RunError: it was trained with other settings than the recipe's.
+    """
+    run = teacher_folder(folder)
+    if recipe.teacher.is_trained or not is_finished(run):
+        return None
+    if not required and not is_same_teacher(run, recipe):
+        return None
+    check_same_teacher(run, recipe, _ANOTHER_TEACHER)
+    return str(RunFolder(run).weights_file())
+
+
+_ANOTHER_TEACHER = (
+    "name weights (--set teacher.weights=FILE), or give the recipe another name (--set name=NAME): "
+    "its teacher is then trained in runs/NAME"
+)
+
+
 def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
     before = RunFolder(folder).read_recipe()
     if model == "teacher":

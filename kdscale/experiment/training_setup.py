@@ -8,6 +8,7 @@ from torch import nn
 from kdscale import config
 from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
 from kdscale.models.feature_extraction import FeatureSpec
+from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.optim import Schedule, create_optimizer, decay_groups
 
@@ -36,7 +37,7 @@ def objective(recipe: config.Recipe) -> Objective:
     )
 
 
-def taps_asked(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
+def features_required(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
     """The modules of the teacher that the losses ask for, pooled as the recipe's cache has them."""
     asked = {term.teacher for term in objective(recipe).features}
     return tuple(FeatureSpec(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
@@ -64,6 +65,16 @@ def schedule(settings: config.Train, steps_per_epoch: int) -> Schedule:
         warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
         milestones=[milestone * steps_per_epoch for milestone in settings.milestones],
         gamma=settings.gamma,
+    )
+
+
+def intervals(settings: config.Train, steps_per_epoch: int) -> Intervals:
+    """The steps at which a training logs, evaluates, saves and ends."""
+    return Intervals(
+        log=settings.log_every,
+        evaluate=settings.evaluate_every * steps_per_epoch,
+        checkpoint=settings.checkpoint_every or steps_per_epoch,
+        last=settings.epochs * steps_per_epoch,
     )
 
 

@@ -15,6 +15,7 @@ from synthetic_runs import write_run
 
 from kdscale.commands import report as stage
 from kdscale.commands.run import run_recipe
+from kdscale.experiment import Experiment, Locations
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def whole(tmp_path_factory, load_table, shared_root, tiny_teacher):
     """A whole recipe's folder; its teacher came with weights. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("whole") / "tiny"
     recipe = load_table(teacher={"weights": tiny_teacher}, student={"train": {"epochs": 1}})
-    run_recipe(recipe, folder=folder, cache_root=shared_root, seeds=range(2))
+    run_recipe(Experiment(recipe, Locations(run=folder, cache_root=shared_root)), seeds=range(2))
     return folder
 
 

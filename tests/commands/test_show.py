@@ -16,6 +16,7 @@ from kdscale.commands import preview
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
+from kdscale.experiment import Experiment, Locations
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.preview.exhibits import Exhibits, Names, spread
@@ -177,7 +178,9 @@ def test_chosen_classes_are_chosen_again(kdscale, load_table, tmp_path, drawn):
         teacher={"train": {"epochs": 1}},
         student={"train": {"epochs": 1}},
     )
-    path = run_recipe(recipe, folder=tmp_path / "run", cache_root=tmp_path / "cache")["cache_path"]
+    path = run_recipe(
+        Experiment(recipe, Locations(run=tmp_path / "run", cache_root=tmp_path / "cache"))
+    )["cache_path"]
     done = kdscale("cache", "show", path, "--out", "sheet.png")
     assert done.exit_code == 0, done.stderr
     assert {row.name for row in drawn[0].rows} == {"south", "north"}
