@@ -29,6 +29,7 @@ from kdscale.evaluation import teacher_predictions
 from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.pretrained_init import PretrainedInit
 from kdscale.experiment.pretrained_init import _read_note as read_note_of_beginning
+from kdscale.experiment.saved_runs import read_recipe
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.weights import read_metadata
@@ -140,7 +141,7 @@ READERS = {
     "run.json": lambda run: RunFolder(run).read_job(),
     "content.json": lambda run: RunFolder(run).read_content(),
     "result.json": lambda run: RunFolder(run).read_result(),
-    "recipe.toml": lambda run: RunFolder(run).read_recipe(),
+    "recipe.toml": read_recipe,
     "evaluation.json": lambda run: evaluation(RunFolder(run).evaluation_file()),
     "weights.safetensors": lambda run: weights(RunFolder(run).weights_file()),
     "best.safetensors": lambda run: weights(RunFolder(run).weights_file("best")),

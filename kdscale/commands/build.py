@@ -24,10 +24,11 @@ from kdscale.cache.stores.base import Place, is_remote
 from kdscale.cache.writer import create_or_resume
 from kdscale.distributed import broadcast_from_main, main_process_first
 from kdscale.errors import CacheNotFoundError
+from kdscale.experiment.encoding import mention_encoding
 from kdscale.experiment.experiment import Experiment
 from kdscale.signals import orderly_stop
 from kdscale.target_sources.compatibility import with_keys
-from kdscale.target_sources.stored_encoding import encoding_of, mention_encoding
+from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.teacher.frozen_teacher import OomSafeTeacher
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _location(experiment: Experiment, num_views: int | None) -> tuple[Place, Man
         required = required.with_num_views(num_views)
     if recipe.cache.encoding == "auto":
         mention_encoding(recipe, required, experiment.teacher, experiment.few_views)
-    path = cache or find_cache(root, required) or free_path(root, recipe, required)
+    path = cache or find_cache(root, required) or free_path(root, recipe.name, required)
     path = broadcast_from_main(experiment.accelerator, path)
     return path, with_large_objects(required) if is_remote(path) else required
 

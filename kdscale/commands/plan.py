@@ -37,13 +37,14 @@ from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of
 from kdscale.experiment.checks import mention_ineffective
 from kdscale.experiment.datasets import sample_indices
+from kdscale.experiment.encoding import choose_encoding
 from kdscale.experiment.experiment import Experiment
 from kdscale.formatting import bytes_text
 from kdscale.losses.objective import SUPERVISED
 from kdscale.report.training_cost import break_even
 from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
 from kdscale.target_sources.compatibility import with_keys
-from kdscale.target_sources.stored_encoding import choose_encoding, encoding_of
+from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.targets import ENCODINGS, Encoding, Head, encode
 from kdscale.teacher.checks import inspect_teacher
 from kdscale.teacher.frozen_teacher import TeacherOutput
@@ -92,7 +93,7 @@ def plan(
     path = (
         existing.path
         or experiment.locations.cache
-        or free_path(experiment.locations.cache_root, recipe, required)
+        or free_path(experiment.locations.cache_root, recipe.name, required)
     )
 
     setup = TimedSetup(experiment, student_settings(recipe).global_batch_size, num_processes)

@@ -14,6 +14,7 @@ from kdscale.commands.build import build
 from kdscale.commands.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.commands.report import write_page
 from kdscale.commands.train import train
+from kdscale.config import dump_recipe
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.errors import Interrupted, RunError
 from kdscale.experiment.cache_spec import check_recipe, required_manifest
@@ -33,6 +34,7 @@ from kdscale.experiment.saved_runs import (
     usual_folder,
 )
 from kdscale.experiment.trained_models import Trust, given_teacher
+from kdscale.experiment.training_setup import section_of
 from kdscale.regular_files import read_regular
 from kdscale.report.run_results import Kind
 from kdscale.runs.folder import RunFolder, RunInputs, RunSpec, Targets
@@ -65,7 +67,7 @@ def run_recipe(
     seeds = list(dict.fromkeys(seeds))
     mention_ineffective(recipe, *([] if recipe.teacher.is_trained else ["teacher"]), "student")
     train_set, test_set = check_recipe(recipe, experiment.locations.cache_root)
-    RunSpec("student", "teacher" if online else "cache", seeds[0]).section(recipe)
+    section_of(recipe, RunSpec("student", "teacher" if online else "cache", seeds[0]))
     with run_lock(folder, experiment.accelerator):
         _open_folder(experiment)
         splits = RunInputs(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
@@ -137,7 +139,7 @@ def _open_folder(experiment: Experiment) -> None:
     if any(is_begun(run) or is_finished(run) for run in students):
         check_same_recipe(path, recipe)
     elif experiment.accelerator.is_main_process:
-        folder.write_recipe(recipe)
+        folder.write_recipe(dump_recipe(recipe))
 
 
 def _teacher(experiment: Experiment, splits: RunInputs) -> tuple[dict[str, Any], str | None]:

@@ -15,6 +15,7 @@ from kdscale.experiment.saved_runs import (
     usual_folder,
 )
 from kdscale.experiment.target_source import cache_being_built
+from kdscale.experiment.training_setup import section_of
 from kdscale.runs.folder import RunSpec
 
 
@@ -43,7 +44,7 @@ def start_training(
         KdscaleError: see `train` and `build`.
     """
     recipe, run = experiment.recipe, experiment.locations.run_folder
-    spec.section(recipe)
+    section_of(recipe, spec)
     mention_ineffective(recipe, spec.model)
     if resume_if_begun:
         if (result := finished_as(run, recipe, spec)) is not None:

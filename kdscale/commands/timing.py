@@ -18,7 +18,7 @@ from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.training_setup import objective as loss_of
-from kdscale.experiment.training_setup import optimizer, schedule
+from kdscale.experiment.training_setup import optimizer, schedule, section_of
 from kdscale.losses.objective import Objective
 from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import TargetSource
@@ -112,7 +112,7 @@ class TimedSetup:
 
 def student_settings(recipe: config.Recipe) -> config.Train:
     """How a recipe's student is trained."""
-    return RunSpec("student", "none", 0).section(recipe)[1]
+    return section_of(recipe, RunSpec("student", "none", 0))[1]
 
 
 def soft_objective(recipe: config.Recipe) -> Objective:

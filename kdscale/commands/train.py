@@ -30,7 +30,14 @@ from kdscale.experiment.models import Classifier, model_to_train
 from kdscale.experiment.pretrained_init import PretrainedInit, find_pretrained_init
 from kdscale.experiment.results import reading_of, result_of, weights_metadata
 from kdscale.experiment.saved_runs import keep_content, of_caches, open_run
-from kdscale.experiment.training_setup import intervals, optimizer, patience, schedule, supervised
+from kdscale.experiment.training_setup import (
+    intervals,
+    optimizer,
+    patience,
+    schedule,
+    section_of,
+    supervised,
+)
 from kdscale.experiment.views import training_pipeline
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
@@ -73,12 +80,12 @@ class _Training:
     @property
     def section(self) -> config.Model:
         """The recipe's section of the model."""
-        return self.spec.section(self.experiment.recipe)[0]
+        return section_of(self.experiment.recipe, self.spec)[0]
 
     @property
     def settings(self) -> config.Train:
         """The recipe's training settings of the model."""
-        return self.spec.section(self.experiment.recipe)[1]
+        return section_of(self.experiment.recipe, self.spec)[1]
 
 
 def train(
@@ -109,7 +116,7 @@ def train(
         Interrupted: by a signal; the state is saved.
         PrunedError: `watch` ended it; the state is saved.
     """
-    settings = spec.section(experiment.recipe)[1]
+    settings = section_of(experiment.recipe, spec)[1]
     loss = supervised(settings) if spec.targets == "none" else experiment.loss
     experiment = replace(experiment, require_labels=loss.hard_weight > 0)
     run, accelerator = experiment.locations.run_folder, experiment.accelerator

@@ -85,7 +85,7 @@ def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, ma
         folder.forget_content()  # of a start that got no further
         checkpoint.drop_unpublished(folder.checkpoints)
         folder.write_job(job)
-        folder.write_recipe(recipe)
+        folder.write_recipe(config.dump_recipe(recipe))
 
 
 def refuse_foreign_files(folder: Path, ours: str) -> None:
@@ -176,6 +176,24 @@ def find_teacher(recipe: config.Recipe, folders: Iterable[Path]) -> Path | None:
     return next((run for run in runs if is_same_teacher(run, recipe)), None)
 
 
+def read_recipe(run: Path, data: str | None = None) -> config.Recipe:
+    """Return the recipe that a folder was written with.
+
+    Args:
+        run: the folder.
+        data: a local copy of the data set, in place of `data.source`.
+
+    Raises:
+        RunError: the file is missing, no TOML, damaged or was changed.
+        ConfigError: it has keys or values that this version of kdscale does not know.
+    """
+    folder = RunFolder(run)
+    _, table = folder.read_recipe_tables()
+    if data is not None:
+        config.set_field(table, "data.source", data)
+    return config.parse_recipe(table, str(folder.recipe_file))
+
+
 def usual_folder(recipe: config.Recipe) -> Path:
     """Return the folder of a recipe's runs where none is named."""
     return Path("runs") / recipe.name
@@ -214,7 +232,7 @@ _ANOTHER_TEACHER = (
 
 
 def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
-    before = RunFolder(folder).read_recipe()
+    before = read_recipe(folder)
     if model == "teacher":
         return config.differences(_teacher_settings(before), _teacher_settings(recipe))
     return config.differences(before.model_dump(), recipe.model_dump())

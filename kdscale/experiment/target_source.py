@@ -17,9 +17,10 @@ from kdscale.cache.wait import Patience
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.experiment.cache_spec import required_manifest
 from kdscale.experiment.checks import check_stored
+from kdscale.experiment.encoding import check_temperature, mention_large_tail
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.models import frozen_teacher
-from kdscale.experiment.training_setup import features_required
+from kdscale.experiment.training_setup import features_required, section_of
 from kdscale.experiment.views import fresh_views, shared_views
 from kdscale.experiment.views import num_views as count_views
 from kdscale.runs.folder import RunSpec
@@ -29,11 +30,7 @@ from kdscale.target_sources.clean_image import CleanImageTargets, check_partners
 from kdscale.target_sources.compatibility import check_compatible
 from kdscale.target_sources.ensemble import Ensemble, check_different, further_caches, normalised
 from kdscale.target_sources.memory_plan import plan_memory
-from kdscale.target_sources.stored_encoding import (
-    check_temperature,
-    encoding_of,
-    mention_large_tail,
-)
+from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.teacher.checks import inspect_teacher
 from kdscale.training.wait_for_build import wait_for_cache, wait_for_manifest
 
@@ -94,7 +91,7 @@ def _open_caches(experiment: Experiment, spec: RunSpec, *, wait: bool) -> list[C
             device=experiment.device,
             num_views=num_views,
             shift_every=recipe.views.shift_every,
-            epochs=spec.section(recipe)[1].epochs,
+            epochs=section_of(recipe, spec)[1].epochs,
             fit=fit,
             patience=Patience() if wait else None,
             features=features,
@@ -171,7 +168,7 @@ def make_target_source(
         spec: what is trained.
         caches: those of `opened_caches`.
     """
-    recipe, settings = experiment.recipe, spec.section(experiment.recipe)[1]
+    recipe, settings = experiment.recipe, section_of(experiment.recipe, spec)[1]
     fresh = fresh_views(recipe, settings, experiment.train_set.num_samples)
     if spec.targets == "none":
         return NoTargets(fresh)

@@ -6,11 +6,37 @@ import torch
 from torch import nn
 
 from kdscale import config
+from kdscale.errors import ConfigError
 from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
 from kdscale.models.feature_extraction import FeatureSpec
+from kdscale.runs.folder import RunSpec
 from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.optim import Schedule, create_optimizer, decay_groups
+
+
+def section_of(recipe: config.Recipe, spec: RunSpec) -> tuple[config.Model, config.Train]:
+    """Return the recipe's section of the model that is trained, and its training settings.
+
+    Raises:
+        ConfigError: the recipe has none, or its views or caches do not go with the targets.
+    """
+    section: config.Model = recipe.teacher if spec.model == "teacher" else recipe.student
+    if section.train is None:
+        raise ConfigError(
+            f"recipe {recipe.name!r} has no [{spec.model}.train] section: add one, with epochs"
+        )
+    if spec.targets == "teacher" and recipe.views.mode == "fixed":
+        raise ConfigError(
+            "views.mode = 'fixed' takes the answers to the clean images from a cache: train "
+            "with --targets cache, without --online"
+        )
+    if spec.targets == "teacher" and recipe.ensemble.caches:
+        raise ConfigError(
+            "ensemble.caches names teachers that answer from caches: train with --targets "
+            "cache, without --online, or leave the section out"
+        )
+    return section, section.train
 
 
 def supervised(settings: config.Train) -> Objective:

@@ -17,16 +17,11 @@ from kdscale.config import Cache
 from kdscale.data.loader import DeviceImages
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.experiment import Experiment, Locations
+from kdscale.experiment.encoding import check_temperature, choose_encoding, mention_encoding
 from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.target_sources.stored_encoding import (
-    check_temperature,
-    choose_encoding,
-    encoding_of,
-    mention_encoding,
-    stored_encoding,
-)
+from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
 from kdscale.targets import ENCODINGS, DenseTargets, TopKTargets, decode, encode
 
 CPU = torch.device("cpu")
