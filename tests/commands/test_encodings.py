@@ -168,7 +168,7 @@ def test_auto_mentions_an_embedding_that_would_be_better(load_table, tiny_teache
     mention_encoding(recipe, asked, teacher, pixels)
     assert "'embedding'" not in caplog.text  # 64 bytes, against 8
     mention_encoding(recipe, replace(asked, encoding="int4"), teacher, pixels)
-    assert "cache.encoding = 'embedding' would take 64 bytes and keep all classes" in caplog.text
+    assert "cache.encoding = 'embedding' would take 64 bytes and store all classes" in caplog.text
 
 
 def test_top_k_of_all_classes_is_refused(load_table, tiny_teacher, shared_root):
@@ -221,7 +221,7 @@ def test_large_tail_at_the_students_temperature_is_warned_of(built, shared_root,
     assert "outside the 2 classes" not in caplog.text
     student_of(recipe, path, shared_root, tmp_path / "hot", temperature=4.0)
     assert "at temperature 4, " in caplog.text
-    assert "outside the 2 classes that the cache keeps" in caplog.text
+    assert "outside the 2 classes that the cache stores" in caplog.text
 
 
 # ------------------------------------------------------------------ fixed mode

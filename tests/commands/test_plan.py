@@ -82,7 +82,7 @@ def test_nothing_is_written_but_decoded_images(plan, taught, tmp_path):
 def test_it_is_said_that_images_were_decoded_and_only_then(kdscale, taught):
     recipe = taught()
     first, second = (kdscale("cache", "plan", recipe, "--seconds", 0.1).stderr for _ in range(2))
-    assert "decoded images are kept in cache/images/" in first
+    assert "decoded images are stored in cache/images/" in first
     assert "decoded images" not in second
 
 
