@@ -1,7 +1,7 @@
 """Tables that people read: what their notes say."""
 
 from kdscale.tables.evaluation_table import evaluation_tables
-from kdscale.tables.results_table import Row, results_table
+from kdscale.tables.results_table import ResultsRow, results_table
 
 SHARES = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall")
 RESULT = dict.fromkeys(SHARES, 0.5) | {"num_parameters": 10, "train_seconds": 1.0}
@@ -9,9 +9,9 @@ RESULT = dict.fromkeys(SHARES, 0.5) | {"num_parameters": 10, "train_seconds": 1.
 
 def test_comparison_says_of_which_images_a_model_says_nothing():
     rows = [
-        Row("teacher", [RESULT]),
-        Row("alone", [RESULT | {"non_finite_samples": n} for n in (0, 3)]),
-        Row("cache", [RESULT | {"non_finite_samples": 1}]),
+        ResultsRow("teacher", [RESULT]),
+        ResultsRow("alone", [RESULT | {"non_finite_samples": n} for n in (0, 3)]),
+        ResultsRow("cache", [RESULT | {"non_finite_samples": 1}]),
     ]
     _, *notes = results_table(rows).split("\n\n")
     assert notes == [

@@ -101,11 +101,11 @@ def run(chosen: RecipeOptions, where: LocationOptions, seeds: int, online: bool)
     recipe = chosen.load()
     from kdscale.commands.run import run_recipe
     from kdscale.experiment import Experiment
-    from kdscale.tables.results_table import Row, results_table
+    from kdscale.tables.results_table import ResultsRow, results_table
 
     locations = where.locations(run=runs_folder(recipe.name))
     result = run_recipe(Experiment(recipe, locations), seeds=range(seeds), online=online)
-    print_text(results_table([Row(**row) for row in result["rows"]]))
+    print_text(results_table([ResultsRow(**row) for row in result["rows"]]))
     folder = locations.run
     print_text(f"\nruns: {folder}   cache: {result['cache_path']}")
     print_text(f"table: {folder / 'report.md'}   report: {folder / 'report.html'}")

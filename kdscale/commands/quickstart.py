@@ -11,7 +11,7 @@ from kdscale.commands.run import run_recipe
 from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.saved_runs import trained_teacher
 from kdscale.runs.folder import RunFolder
-from kdscale.tables.results_table import Row, results_table
+from kdscale.tables.results_table import ResultsRow, results_table
 from kdscale.tables.timing_table import bench_table
 
 _SEEDS = 3
@@ -35,7 +35,7 @@ def quickstart(*, folder: Path, cache_root: Path) -> str:
     return "\n".join(
         [
             "",
-            results_table([Row(**row) for row in result["rows"]]),
+            results_table([ResultsRow(**row) for row in result["rows"]]),
             "",
             bench_table(steps),
             "",

@@ -39,7 +39,7 @@ from kdscale.regular_files import read_regular
 from kdscale.report.run_results import Kind
 from kdscale.runs.folder import RunFolder, RunInputs, RunSpec, Targets
 from kdscale.runs.lock import run_lock
-from kdscale.tables.results_table import Row, results_table
+from kdscale.tables.results_table import ResultsRow, results_table
 from kdscale.target_sources.ensemble import check_different, further_caches
 
 log = logging.getLogger(__name__)
@@ -76,9 +76,9 @@ def run_recipe(
         with stopped_with_advice(folder):
             experiment = experiment.at(cache=build(experiment))
         inputs = _inputs_by_targets(splits, _manifests(experiment, train_set))
-        rows = [Row("teacher", [teacher])]
+        rows = [ResultsRow("teacher", [teacher])]
         for targets in _targets(train_set, online=online):
-            rows.append(Row(_FOLDERS[targets], []))
+            rows.append(ResultsRow(_FOLDERS[targets], []))
             for seed in seeds:
                 student = experiment.at(run=folder / f"{_FOLDERS[targets]}-seed{seed}")
                 spec = RunSpec("student", targets, seed)
@@ -211,13 +211,13 @@ def stopped_with_advice(folder: Path) -> Iterator[None]:
 _WORDS = {"none": "labels alone", "teacher": "online teacher", "cache": "cached teacher"}
 
 
-def _write_table(experiment: Experiment, rows: Sequence[Row]) -> None:
+def _write_table(experiment: Experiment, rows: Sequence[ResultsRow]) -> None:
     if experiment.accelerator.is_main_process:
         folder = experiment.locations.run_folder
         write_durably(folder / "report.md", (results_table(rows) + "\n").encode())
 
 
-def _finish(experiment: Experiment, first_seed: int, rows: Sequence[Row]) -> dict[str, Any]:
+def _finish(experiment: Experiment, first_seed: int, rows: Sequence[ResultsRow]) -> dict[str, Any]:
     """Write a result, so that the folder reads like the run of the first distilled student."""
     whole = RunFolder(experiment.locations.run_folder)
     distilled = RunFolder(whole.path / f"{_FOLDERS['cache']}-seed{first_seed}")

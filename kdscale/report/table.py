@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from kdscale.formatting import NOTHING, markdown_table
+from kdscale.formatting import NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,17 @@ class Table:
 
     def text(self) -> str:
         """Return the table for a terminal: Markdown whose columns line up, names as they are."""
-        return markdown_table(self.header, self.rows, numbers=self.numbers)
+        return _aligned(self.header, self.rows, self.numbers)
 
     def markdown(self) -> str:
         """Return the table as Markdown that shows any name as it is."""
         rows = [[_cell(cell) for cell in row] for row in self.rows]
-        return markdown_table([_cell(title) for title in self.header], rows, numbers=self.numbers)
+        return _aligned([_cell(title) for title in self.header], rows, self.numbers)
 
     def html(self, kind: str) -> Markup:
         """Return the table as HTML of a class of the style sheet.
 
-        The roles are said again since a style sheet that stacks cells takes them away.
+        Roles are explicit, since the style sheet stacks cells on telephones, which drops them.
         """
         titles = Markup("").join(
             Markup('<th scope="col" role="columnheader">{}</th>').format(one) for one in self.header
@@ -63,6 +63,23 @@ class Table:
 
 
 # --------------------------------------------------------------------------- Markdown
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool) -> str:
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    right = [numbers and column > 0 for column in range(len(header))]
+    rule = ["-" * (w - r) + ":" * r for w, r in zip(widths, right, strict=True)]
+    lines.insert(1, rule)
+    return "\n".join(_line(line, widths, right) for line in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    aligned = [
+        cell.rjust(width) if to_right else cell.ljust(width)
+        for cell, width, to_right in zip(cells, widths, right, strict=True)
+    ]
+    return f"| {' | '.join(aligned)} |"
 
 
 def escaped(text: str) -> str:
