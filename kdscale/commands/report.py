@@ -144,10 +144,10 @@ def _sheet(study: Comparison, cache_root: Path, data: str | None) -> ViewsImage 
 
 
 def _drawn(place: Path, manifest: Manifest, cache_root: Path, data: str | None) -> ViewsImage:
-    from kdscale.commands.preview import ShownCache, encoded
-    from kdscale.preview.sheet import draw  # with torch: only here
+    from kdscale.commands.preview import PreviewedCache, encoded
+    from kdscale.preview.sheet_drawing import draw  # with torch: only here
 
-    cache = ShownCache(place, data=data, cache_root=cache_root)
+    cache = PreviewedCache(place, data=data, cache_root=cache_root)
     changed = bool(manifest.views["operations"])  # so that a clean image stands beside them
     views = min(manifest.num_views, 5 if changed else 6)
     samples = min(manifest.num_samples, 4 if views > 2 else 8)
@@ -158,6 +158,6 @@ def _drawn(place: Path, manifest: Manifest, cache_root: Path, data: str | None) 
         encoded(wide, ".webp"),
         encoded(narrow, ".webp"),
         f"{number_of(samples, 'image')} in {views} of {number_of(manifest.num_views, 'view')} "
-        "each, with the classes that the teacher names for them and how sure it is.",
+        "each, with the teacher's most probable classes.",
         (wide.size, narrow.size),
     )
