@@ -125,7 +125,7 @@ def set_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> 
         axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low < 500 else (1.0,)))
         axis.set_minor_locator(NullLocator())
     else:
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if high >= 10_000 or axis.get_scale() == "log":
         axis.set_major_formatter(FuncFormatter(lambda value, _: compact_number(value)))
 

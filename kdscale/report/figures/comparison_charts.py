@@ -215,7 +215,7 @@ def _break_even_chart(cost: TrainingCost, name: str, num_students: int, which: s
         for style, label, once, each in lines:
             _line(axes, style, label, [hours(once, each, number) for number in range(last + 1)])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlim(0, last)
+        axes.set_xlim(0, 1.03 * last)
         axes.set_ylim(0)
         axes.set_xlabel("students trained")
         set_title_above(axes, f"total time, {unit}")
