@@ -12,22 +12,40 @@ import tomli_w
 from synthetic_runs import recipe, write_json, write_run, write_sweep, write_whole_recipe
 
 from kdscale.errors import RunError
+from kdscale.report import page
 from kdscale.report.collect import collect
 from kdscale.report.csv_export import render_csv
+from kdscale.report.figures.chart import svg_of
 from kdscale.report.markdown import render_markdown
 from kdscale.report.page import render_page
 from kdscale.report.suggestions import missing
 
 NESTED = "[" * 100_000
+DRAWN = {}
+
+
+@pytest.fixture(autouse=True)
+def equal_charts_are_drawn_once(monkeypatch):
+    """Draws a chart only where its text or values are new: most tests leave one run as it was."""
+
+    def drawn(chart, *width):
+        key = (chart.name, chart.title, chart.summary, chart.note, repr(chart.table), *width)
+        if key not in DRAWN:
+            DRAWN[key] = svg_of(chart, *width)
+        return DRAWN[key]
+
+    monkeypatch.setattr(page, "svg_of", drawn)
+
+
 FILES = ("run.json", "content.json", "result.json", "evaluation.json", "metrics.jsonl")
 
 
 def render(*folders, root, strict=False):
     """All three kinds of report, which must not fail; returns the Markdown."""
     studies = collect(folders, root)
-    page = render_page(studies, [None] * len(studies), "c", "0")
+    text = render_page(studies, [None] * len(studies), "c", "0")
     if strict:
-        html5lib.HTMLParser(strict=True).parse(page)
+        html5lib.HTMLParser(strict=True).parse(text)
     markdown = render_markdown(studies, "c")
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     for text in (*rows, *render_csv(studies).splitlines()):

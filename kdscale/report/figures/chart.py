@@ -11,16 +11,27 @@ from typing import Literal
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from kdscale.report.figures.style import COLOURS, SETTINGS, compact_number, shortened_label
+from kdscale.report.figures.style import (
+    COLOURS,
+    SETTINGS,
+    compact_number,
+    letters_of,
+    shortened_label,
+)
 from kdscale.report.table import Table
 
 WIDTH = 328
 """Pixels across a chart; a telephone shows it at that size, wider screens up to 1.25 times it."""
 _DPI = 72  # one point of matplotlib is one pixel of the page
 _LEGEND_LETTERS = 38
+_RIGHT = 12  # pixels beside the axes
+_LETTER = 8.2  # pixels of a letter, rather too many than too few
+FEW_NAMES = 3
+"""Names along the bottom that stand upright; more of them are slanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +113,34 @@ def _settings() -> Iterator[None]:
 
 def _figure(chart: Chart, width: int) -> Figure:
     height = round(width * chart.height / WIDTH) if chart.wide else chart.height
-    figure = Figure(figsize=(width / _DPI, height / _DPI), layout="constrained", facecolor="none")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04)  # type: ignore[union-attr, call-arg]
+    figure = Figure(figsize=(width / _DPI, height / _DPI), facecolor="none")
     axes = figure.add_subplot()
     chart.draw(axes)
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         short = [shortened_label(label, _LEGEND_LETTERS) for label in labels]
-        figure.legend(handles, short, loc="outside upper left", borderaxespad=0.2)
+        figure.legend(handles, short, loc="upper left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    _set_margins(axes, width, height, top=18 * len(labels) + (24 if axes.axison else 4))
     return figure
+
+
+def _set_margins(axes: Axes, width: int, height: int, top: int) -> None:
+    """Leave room for the labels of the axes: quicker than a layout that measures all text."""
+    left = bottom = 4.0
+    if axes.axison:
+        names = _names(axes.yaxis)
+        left = 14 + _LETTER * max(map(letters_of, names)) if names else 54
+        bottom = 44 if len(_names(axes.xaxis)) <= FEW_NAMES else 88
+    size = (width - left - _RIGHT, height - top - bottom)
+    axes.set_position((left / width, bottom / height, size[0] / width, size[1] / height))
+
+
+def _names(axis: Axis) -> list[str]:
+    """Return the tick labels that are names; empty for an axis of numbers."""
+    fixed = isinstance(axis.get_major_locator(), FixedLocator)
+    if not (fixed and isinstance(axis.get_major_formatter(), FuncFormatter)):
+        return []
+    return [label.get_text() for label in axis.get_ticklabels()]
 
 
 # --------------------------------------------------------------------------- axes

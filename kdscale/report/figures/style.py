@@ -121,11 +121,16 @@ def styled_entries(study: Comparison, wanted: Iterable[Entry]) -> list[tuple[Ser
     return [(style, entry) for style, entry in pairs if id(entry) in chosen]
 
 
+def letters_of(text: str) -> int:
+    """Return the width of a text in Latin letters: East Asian ones count twice."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
 def shortened_label(text: str, width: int) -> str:
-    """Cut a text to about `width` Latin letters, with an ellipsis; wide letters count twice."""
-    used = 0.0
+    """Cut a text to the width of about `width` Latin letters, with an ellipsis."""
+    used = 0
     for place, letter in enumerate(text):
-        used += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        used += letters_of(letter)
         if used > width:
             return f"{text[:place].rstrip()}…"
     return text

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from kdscale.report.entry import Entry
-from kdscale.report.figures.chart import Chart, set_scale, set_title_above
+from kdscale.report.figures.chart import FEW_NAMES, Chart, set_scale, set_title_above
 from kdscale.report.figures.style import LIGHT, shortened_label, style_of_kind
 from kdscale.report.model import Comparison, SweepResults, SweepTrial, value_text
 from kdscale.report.table import Table
@@ -91,7 +91,7 @@ def _chart(
             set_scale(axes, "x", [float(one.value) for one in scored])
         else:
             axes.set_xticks(range(len(texts)), [shortened_label(text, 12) for text in texts])
-            axes.tick_params(axis="x", rotation=30 if len(texts) > 3 else 0)
+            axes.tick_params(axis="x", rotation=30 if len(texts) > FEW_NAMES else 0)
             axes.set_xlim(-0.5, len(texts) - 0.5)
         axes.set_xlabel(shortened_label(title, 44))
         set_title_above(axes, f"{split} top-1, %")
