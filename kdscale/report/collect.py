@@ -57,7 +57,7 @@ def collect(folders: Sequence[Path], cache_root: Path) -> list[Comparison]:
     Raises:
         RunError: a folder holds no run, or none of all the runs can be read.
     """
-    sources = [_source(folder) for folder in _without_repeats(folders)]
+    sources = [_read_folder(folder) for folder in _without_repeats(folders)]
     runs = [run for source in sources for run in source.runs]
     problems = [problem for source in sources for problem in source.problems]
     if not runs:
@@ -78,42 +78,32 @@ def _without_repeats(folders: Sequence[Path]) -> list[Path]:
 # --------------------------------------------------------------------------- folders
 
 
-def _source(folder: Path) -> ReportFolder:
+def _read_folder(folder: Path) -> ReportFolder:
+    files = RunFolder(folder)
     if not folder.is_dir():
         raise RunError(f"no folder {folder}: name one that `kdscale run`, `train` or `sweep` wrote")
     bench, problems = _bench(folder)
-    if RunFolder(folder).is_run:
-        runs, left_out = _readable([folder], read_run)
-        return ReportFolder(folder=folder, runs=runs, bench=bench, problems=[*problems, *left_out])
-    if RunFolder(folder).is_sweep:
-        return _sweep_source(folder, bench, problems)
-    result, damaged = read_json(RunFolder(folder).result_file)
-    runs, left_out = _readable(_runs_below(folder), read_run)
-    if not any(run.kind == "teacher" for run in runs):
-        runs += _teacher_elsewhere(folder, result, runs)
-    problems = [*problems, *damaged, *left_out]
-    _refuse_empty(folder, runs, problems)
-    path = (result or {}).get("cache_path")
-    place = path if isinstance(path, str) else None
-    return ReportFolder(folder=folder, runs=runs, cache_path=place, bench=bench, problems=problems)
-
-
-def _sweep_source(
-    folder: Path, bench: Mapping[str, Any] | None, problems: Sequence[str]
-) -> ReportFolder:
+    result, damaged = (None, []) if files.is_run else read_json(files.result_file)
     trials, left_out = _readable(
-        _runs_below(RunFolder(folder).trials), lambda path: read_run(path, trial=path.name)
+        _runs_below(files.trials) if files.is_sweep else (),
+        lambda path: read_run(path, trial=path.name),
     )
-    problems = [*problems, *left_out]
-    _refuse_empty(folder, trials, problems)
-    others, left_out = _readable(_runs_below(folder), read_run)  # its teacher
-    others = others or _teacher_elsewhere(folder, None, trials)
+    runs, more = _readable([folder] if files.is_run else _runs_below(folder), read_run)
+    problems = [*problems, *damaged, *left_out, *more]
+    if not (files.is_run or any(run.kind == "teacher" for run in runs)):
+        runs += _given_teacher(folder, result, [*trials, *runs])
+    if not (trials if files.is_sweep else runs) and not problems:
+        raise RunError(
+            f"no run at {folder}: name a folder that `kdscale run`, `train` or `sweep` wrote"
+        )
+    path = (result or {}).get("cache_path")
     return ReportFolder(
         folder=folder,
-        runs=[*trials, *others],
+        runs=[*trials, *runs],
         is_sweep=bool(trials),
+        cache_path=path if isinstance(path, str) else None,
         bench=bench,
-        problems=[*problems, *left_out],
+        problems=problems,
     )
 
 
@@ -139,15 +129,7 @@ def _runs_below(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _refuse_empty(folder: Path, runs: Sequence[Run], problems: Sequence[str]) -> None:
-    """Refuse a folder without runs; one whose runs cannot be read is only left out."""
-    if not runs and not problems:
-        raise RunError(
-            f"no run at {folder}: name a folder that `kdscale run`, `train` or `sweep` wrote"
-        )
-
-
-def _teacher_elsewhere(
+def _given_teacher(
     folder: Path, result: Mapping[str, Any] | None, runs: Sequence[Run]
 ) -> list[Run]:
     """Return the teacher that a recipe names weights of, if anything is known of it."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.formatting import bytes_text, number_of, percent_text
+from kdscale.report.comparison_tables import flops_text
 from kdscale.report.table import Table
 
 _SHARES = {
@@ -30,12 +31,6 @@ images; ms: median (95th percentile) of such a pass, without loading and preproc
 def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
     """Return quality (a table for each test split), cost, and the meaning of the columns."""
     above, names = _names([one["run"] for one in found])
-    cost = [
-        [name, f"{one['num_parameters']:,}", bytes_text(one["weight_bytes"]),
-         _activations(one["peak_activation_bytes"]),
-         *[_milliseconds(one["latency"].get(size)) for size in _SIZES]]
-        for name, one in zip(names, found, strict=True)
-    ]  # fmt: skip
     return "\n".join(
         [
             *([f"{above}:", ""] if above else []),
@@ -43,15 +38,27 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
             *_notes(names, found),
             *_undecided(names, found),
             "",
-            Table(
-                ["run", "parameters", "weights", "activations", "ms at 1 (p95)", "ms at 64 (p95)"],
-                cost,
-            ).text(),
+            _cost(names, found),
             "",
             _MEANINGS,
             *_machines(names, found),
         ]
     )
+
+
+def _cost(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of what a forward pass costs; FLOPs where any evaluation has them."""
+    has_flops = any("flops" in one for one in found)
+    rows = [
+        [name, f"{one['num_parameters']:,}",
+         *([flops_text(one["flops"]) if one.get("flops") else "-"] if has_flops else []),
+         bytes_text(one["weight_bytes"]), _activations(one["peak_activation_bytes"]),
+         *[_milliseconds(one["latency"].get(size)) for size in _SIZES]]
+        for name, one in zip(names, found, strict=True)
+    ]  # fmt: skip
+    flops = ["FLOPs"] if has_flops else []
+    header = ["run", "parameters", *flops, "weights", "activations"]
+    return Table([*header, "ms at 1 (p95)", "ms at 64 (p95)"], rows).text()
 
 
 def _quality(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -323,6 +323,14 @@ def test_teacher_of_a_sweep_that_came_with_weights_is_reported(study, tmp_path):
     assert teacher.values("top1_accuracy") == [pytest.approx(0.95, abs=0.01)]
 
 
+def test_sweep_with_a_baseline_keeps_its_teacher_that_came_with_weights(study, tmp_path):
+    folder = write_sweep(tmp_path / "sweep", trials=4)
+    write_run(folder / "alone", "alone")
+    write_json(folder / "teacher-evaluation.json", evaluation(list("abcdefghij"), 0.95))
+    kinds = [entry.kind for entry in study(folder).entries]
+    assert kinds == ["teacher", "alone", "cache"]
+
+
 def test_sweep_without_a_validation_split_has_no_best_trial(study, tmp_path):
     for number in range(3):
         table = recipe(loss__temperature=1.0 + number)
