@@ -45,5 +45,5 @@ def test_evaluations_on_different_images_are_never_in_one_table():
 def test_flops_have_a_column_where_they_are_known():
     assert "FLOPs" not in evaluation_tables([evaluation("a", "f" * 64)])
     text = evaluation_tables([evaluation("a", "f" * 64, flops=4.09e9), evaluation("b", "f" * 64)])
-    assert "| FLOPs " in text.replace("|  FLOPs", "| FLOPs")
+    assert "FLOPs" in text
     assert "4.09 G" in text

@@ -93,12 +93,11 @@ def _adapted(tag: str, name: str, referred: set[str]) -> str:
 
 
 def image_of(chart: Chart, kind: Literal["png", "pdf"]) -> bytes:
-    """Return a chart as a file for papers: PNG at 300 dots per inch, or PDF with its fonts."""
+    """Return a chart for papers, without its title: PNG at 300 dots per inch, PDF with fonts."""
     buffer = io.BytesIO()
     metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
     with _settings():
         figure = _figure(chart, chart.wide or WIDTH)
-        figure.suptitle(shortened_label(chart.title, 44), fontweight="bold")
         figure.savefig(buffer, format=kind, dpi=300, metadata=metadata, facecolor="white")
     return buffer.getvalue()
 
