@@ -28,7 +28,7 @@ from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import LocalFolder, crc
 from kdscale.config import CacheSection
-from kdscale.target_sources.stored_encoding import choose_encoding
+from kdscale.experiment.encoding import choose_encoding
 from kdscale.targets import encode
 
 GATHERED = 256  # rows at random

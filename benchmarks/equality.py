@@ -16,13 +16,14 @@ from kdscale import experiment
 from kdscale.commands.build import build
 from kdscale.config import load_recipe
 from kdscale.data.loader import BatchLoader, DeviceImages
+from kdscale.experiment import Experiment, Locations
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
 
 
 def compare(recipe: Any, states: int, cache_root: Path) -> dict[str, Any]:
     """Largest differences between a cached and an online step over `states` states."""
-    path = build(recipe, cache_root=cache_root)
+    path = build(Experiment(recipe, Locations(cache_root=cache_root)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = experiment.training_images(recipe, cache_root, labelled=True)
     resident = DeviceImages(images, device)

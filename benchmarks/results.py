@@ -13,10 +13,11 @@ from typing import Any
 
 from systems import systems_summary, systems_tables
 
-from kdscale.formatting import markdown_table, spread
-from kdscale.tables.bench import bench_table
-from kdscale.tables.comparison import Row, results_table
-from kdscale.tables.evaluation import evaluation_tables
+from kdscale.formatting import spread
+from kdscale.report.table import Table
+from kdscale.tables.evaluation_table import evaluation_tables
+from kdscale.tables.results_table import ResultsRow, results_table
+from kdscale.tables.timing_table import bench_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -133,7 +134,7 @@ def _table(found: dict[str, Any]) -> str:
     if "rounds" in found:
         return f"{bench_table(found)}\n\n{_COUNTS.format(**found)}"
     rows = [[key, _number(value)] for key, value in found.items()]
-    return markdown_table(["what", "value"], rows)
+    return Table(["what", "value"], rows).text()
 
 
 def _sweep_table(found: dict[str, Any]) -> str:
@@ -150,7 +151,7 @@ def _sweep_table(found: dict[str, Any]) -> str:
         for row in sorted(found["rows"], key=lambda row: -row["value"])
     ]
     header = ["trial", "validation %", "test %", "training s", "workers killed"]
-    table = markdown_table([*header, *[field.rpartition(".")[2] for field in fields]], lines)
+    table = Table([*header, *[field.rpartition(".")[2] for field in fields]], lines).text()
     took = (
         "{trials[finished]} trials, {train_seconds:,.0f} s of training in all; the teacher was "
         "asked once, {build_seconds:,.0f} s; from the first command to the end "
@@ -195,7 +196,7 @@ def _groups_table(groups: dict[str, list[dict[str, Any]]]) -> str:
         rows.append([label, str(len(results)), spread(accuracy, 2), *macro, shown])
     header = ["student", "seeds", "top-1 %", "macro precision %", "macro recall %"]
     header.append("over labels alone, points, seed by seed")
-    return markdown_table(header, rows)
+    return Table(header, rows).text()
 
 
 def _views_table(found: dict[str, Any]) -> str:
@@ -211,7 +212,7 @@ def _views_table(found: dict[str, Any]) -> str:
     counts = (
         "Batches of {batch_size}, {threads} threads against {workers} workers, {view_rounds} rounds"
     )
-    return f"{markdown_table(header, rows)}\n\n{counts.format(**found)} of {found['seconds']} s."
+    return f"{Table(header, rows).text()}\n\n{counts.format(**found)} of {found['seconds']} s."
 
 
 def _encodings_table(rows: dict[str, dict[str, Any]]) -> str:
@@ -233,7 +234,7 @@ def _encodings_table(rows: dict[str, dict[str, Any]]) -> str:
         header.append("student's top-1 %")
         for line, row in zip(lines, rows.values(), strict=True):
             line.append(f"{100 * row[_STUDENT]:.2f}" if _STUDENT in row else "")
-    return markdown_table(header, lines)
+    return Table(header, lines).text()
 
 
 _STUDENT = "student_top1_accuracy"
@@ -264,9 +265,7 @@ def _reading_tables(found: dict[str, Any]) -> str:
     words = ["targets", "held, MB", "step / with targets in memory", "smallest .. largest round"]
     words += ["waited %", "bytes read / needed", "rounds of steps"]
     paced = f"Asked for {found['paces'][0]['demanded_per_second']:,} targets a second:"
-    return "\n\n".join(
-        [paced, markdown_table(header, lines), "Steps:", markdown_table(words, steps)]
-    )
+    return "\n\n".join([paced, Table(header, lines).text(), "Steps:", Table(words, steps).text()])
 
 
 def _kept(row: dict[str, Any]) -> str:
@@ -281,7 +280,7 @@ def _kept(row: dict[str, Any]) -> str:
 def _digests_table(rows: dict[str, dict[str, int]]) -> str:
     header = ["what was compared", "samples", "pixels differ", "misses", "false alarms"]
     keys = ("samples", "pixels_differ", "misses", "false_alarms")
-    return markdown_table(header, [[n, *[f"{r[k]:,}" for k in keys]] for n, r in rows.items()])
+    return Table(header, [[n, *[f"{r[k]:,}" for k in keys]] for n, r in rows.items()]).text()
 
 
 def _plans_table(plans: dict[str, dict[str, Any]]) -> str:
@@ -295,7 +294,7 @@ def _plans_table(plans: dict[str, dict[str, Any]]) -> str:
             what = name.removesuffix("_seconds").replace("_", " ") + f", {unit}"
             shown = [spread([scale * one for one in predicted], digits), f"{scale * measured:.2f}"]
             lines.append([f"{recipe}: {what}", *shown, f"{ratio:.3f}"])
-    return markdown_table(["what", "predicted", "came true", "ratio"], lines)
+    return Table(["what", "predicted", "came true", "ratio"], lines).text()
 
 
 _CODEC_KEYS = {
@@ -322,7 +321,7 @@ def _codecs_tables(found: dict[str, Any]) -> str:
             for row in sorted(rows, key=lambda row: _ENCODING_ORDER.index(row["encoding"]))
         ]
         header = ["encoding", title, *_CODEC_KEYS]
-        parts.append(f"By {title} ({others}):\n\n{markdown_table(header, lines)}")
+        parts.append(f"By {title} ({others}):\n\n{Table(header, lines).text()}")
     shape = "One view of {num_samples:,} samples, {num_classes} classes; {rounds} rounds."
     return "\n\n".join([*parts, shape.format(**found)])
 
@@ -330,8 +329,8 @@ def _codecs_tables(found: dict[str, Any]) -> str:
 _ENCODING_ORDER = ("float32", "float16", "int8", "int4", "topk")
 
 
-def _rows(found: dict[str, Any]) -> list[Row]:
-    return sorted((Row(**row) for row in found["rows"]), key=lambda row: ORDER[row.label])
+def _rows(found: dict[str, Any]) -> list[ResultsRow]:
+    return sorted((ResultsRow(**row) for row in found["rows"]), key=lambda row: ORDER[row.label])
 
 
 def _gain(found: dict[str, Any]) -> str:
@@ -389,7 +388,7 @@ def summary() -> str:
         build = f"{rows['cache'][0]['build_seconds']:.0f}"
         name = f"[{path.stem}]({path.stem}.md)"
         lines.append([name, document["published"], *accuracy, *seconds, build])
-    return markdown_table(header, lines)
+    return Table(header, lines).text()
 
 
 def _spread_of(results: list[dict[str, Any]] | None, key: str, scale: float, digits: int) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kdscale.formatting import NOTHING, markdown_table, spread
-from kdscale.report.cost import break_even
+from kdscale.formatting import NOTHING, spread
+from kdscale.report.table import Table
+from kdscale.report.training_cost import break_even
 
 _LABELS = ("teacher", "alone", "online", "cache")
 _STUDENTS = _LABELS[1:]
@@ -64,7 +65,7 @@ def _accuracy_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         seeds = str(len(found["cache"])) if "cache" in found else "not run"
         lines.append([_name(system), _published(system), *ours, seeds])
     header = ["system", "published: teacher / alone / distilled"]
-    return markdown_table([*header, "teacher", "alone", "online", "cached", "seeds"], lines)
+    return Table([*header, "teacher", "alone", "online", "cached", "seeds"], lines).text()
 
 
 def _marks_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
@@ -81,7 +82,7 @@ def _marks_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         line.append(_difference(found, cached, system["test_images"]))
         lines.append(line)
     header = ["system", "distilled (published)", "gain over alone (published)"]
-    return markdown_table([*header, "cached - online (noise)"], lines)
+    return Table([*header, "cached - online (noise)"], lines).text()
 
 
 def _against(ours: float, published: float | None, sign: str = "") -> str:
@@ -119,7 +120,7 @@ def _time_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
             line += ["", ""]
         lines.append(line)
     header = ["system", "alone", "online", "cached", "build", "online / cached"]
-    return markdown_table([*header, "students to break even"], lines)
+    return Table([*header, "students to break even"], lines).text()
 
 
 def _name(system: dict[str, Any]) -> str:

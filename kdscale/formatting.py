@@ -1,4 +1,4 @@
-"""Numbers, sizes, times and tables, as people read them."""
+"""Numbers, sizes and times, as people read them."""
 
 import re
 from collections.abc import Sequence
@@ -6,32 +6,6 @@ from statistics import mean, stdev
 
 NOTHING = "\N{EN DASH}"
 """Where there is no value."""
-
-
-def markdown_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True
-) -> str:
-    """A Markdown table whose columns line up.
-
-    Args:
-        header: titles of the columns.
-        rows: one cell a column.
-        numbers: all columns but the first hold numbers and line up on the right.
-    """
-    lines = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    right = [numbers and column > 0 for column in range(len(header))]
-    rule = ["-" * (w - r) + ":" * r for w, r in zip(widths, right, strict=True)]
-    lines.insert(1, rule)
-    return "\n".join(_table_line(line, widths, right) for line in lines)
-
-
-def _table_line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    aligned = [
-        cell.rjust(width) if to_right else cell.ljust(width)
-        for cell, width, to_right in zip(cells, widths, right, strict=True)
-    ]
-    return f"| {' | '.join(aligned)} |"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

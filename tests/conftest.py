@@ -206,10 +206,14 @@ def shared_root(tmp_path_factory):
 def tiny_teacher(tmp_path_factory, load_table, shared_root):
     """Weights of a teacher that is nearly always right."""
     from kdscale.commands.train import train
+    from kdscale.experiment import Experiment, Locations
     from kdscale.runs.folder import RunSpec
 
     run = tmp_path_factory.mktemp("teacher") / "run"
-    result = train(load_table(), RunSpec("teacher", "none", 0), run=run, cache_root=shared_root)
+    result = train(
+        Experiment(load_table(), Locations(run=run, cache_root=shared_root)),
+        RunSpec("teacher", "none", 0),
+    )
     assert result["top1_accuracy"] > 0.8
     return str(run / "weights.safetensors")
 
@@ -218,8 +222,11 @@ def tiny_teacher(tmp_path_factory, load_table, shared_root):
 def tiny_cache(load_table, tiny_teacher, shared_root):
     """A finished float32 cache of 3 views in 4 shards each. Copy it before damaging it."""
     from kdscale.commands.build import build
+    from kdscale.experiment import Experiment, Locations
 
-    return build(load_table(), cache_root=shared_root, teacher_weights=tiny_teacher)
+    return build(
+        Experiment(load_table(), Locations(cache_root=shared_root, teacher_weights=tiny_teacher))
+    )
 
 
 @pytest.fixture

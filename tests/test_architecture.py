@@ -48,7 +48,9 @@ def test_import_contracts_hold():
 
 
 def test_command_line_imports_nothing_heavy():
-    heavy = {"torch", "torchvision", "zarr", "datasets", "accelerate", "pydantic", "numpy"}
+    heavy = {
+        "torch", "torchvision", "zarr", "datasets", "accelerate", "pydantic", "numpy", "matplotlib",
+    }  # fmt: skip
     assert loaded_after("import kdscale.cli", heavy) == []
 
 

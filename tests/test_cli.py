@@ -402,7 +402,7 @@ def test_student_that_does_not_fit_into_memory_is_one_clear_line(kdscale, write_
 
 
 def test_interruption_before_there_is_a_state_is_no_traceback(kdscale, write_recipe, monkeypatch):
-    from kdscale import experiment
+    from kdscale.experiment import experiment
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -413,7 +413,7 @@ def test_interruption_before_there_is_a_state_is_no_traceback(kdscale, write_rec
 
 
 def test_programming_error_keeps_its_traceback(kdscale, write_recipe, monkeypatch):
-    from kdscale import experiment
+    from kdscale.experiment import experiment
 
     def fail(*_, **__):
         raise RuntimeError("a bug")

@@ -26,8 +26,10 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.documents import DAMAGE, write_object
 from kdscale.errors import KdscaleError
 from kdscale.evaluation import teacher_predictions
+from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.pretrained_init import PretrainedInit
 from kdscale.experiment.pretrained_init import _read_note as read_note_of_beginning
+from kdscale.experiment.saved_runs import read_recipe
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.weights import read_metadata
@@ -108,7 +110,10 @@ def run(tmp_path_factory, load_table, shared_root):
     """A finished run with best weights and an evaluation."""
     folder = tmp_path_factory.mktemp("flips") / "run"
     recipe = load_table(data={"validation": 0.25}, student={"train": {"epochs": 2}})
-    train(recipe, RunSpec("student", "none", 0), run=folder, cache_root=shared_root)
+    train(
+        Experiment(recipe, Locations(run=folder, cache_root=shared_root)),
+        RunSpec("student", "none", 0),
+    )
     Evaluation(shared_root, seconds=0).model(trained_model_of(folder, trust=Trust(code=True)))
     return folder
 
@@ -136,7 +141,7 @@ READERS = {
     "run.json": lambda run: RunFolder(run).read_job(),
     "content.json": lambda run: RunFolder(run).read_content(),
     "result.json": lambda run: RunFolder(run).read_result(),
-    "recipe.toml": lambda run: RunFolder(run).read_recipe(),
+    "recipe.toml": read_recipe,
     "evaluation.json": lambda run: evaluation(RunFolder(run).evaluation_file()),
     "weights.safetensors": lambda run: weights(RunFolder(run).weights_file()),
     "best.safetensors": lambda run: weights(RunFolder(run).weights_file("best")),

@@ -26,7 +26,7 @@ def test_pages_are_those_that_the_json_renders_to(results):
 
 
 def test_recipe_reference_is_what_the_code_says():
-    from kdscale.tables.reference import recipe_reference
+    from kdscale.tables.recipe_reference import recipe_reference
 
     text = (ROOT / "docs" / "recipes.md").read_text()
     assert text == recipe_reference(), "run: kdscale recipes --reference > docs/recipes.md"

@@ -1,7 +1,7 @@
 """Tables that people read: what their notes say."""
 
-from kdscale.tables.comparison import Row, results_table
-from kdscale.tables.evaluation import evaluation_tables
+from kdscale.tables.evaluation_table import evaluation_tables
+from kdscale.tables.results_table import ResultsRow, results_table
 
 SHARES = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall")
 RESULT = dict.fromkeys(SHARES, 0.5) | {"num_parameters": 10, "train_seconds": 1.0}
@@ -9,9 +9,9 @@ RESULT = dict.fromkeys(SHARES, 0.5) | {"num_parameters": 10, "train_seconds": 1.
 
 def test_comparison_says_of_which_images_a_model_says_nothing():
     rows = [
-        Row("teacher", [RESULT]),
-        Row("alone", [RESULT | {"non_finite_samples": n} for n in (0, 3)]),
-        Row("cache", [RESULT | {"non_finite_samples": 1}]),
+        ResultsRow("teacher", [RESULT]),
+        ResultsRow("alone", [RESULT | {"non_finite_samples": n} for n in (0, 3)]),
+        ResultsRow("cache", [RESULT | {"non_finite_samples": 1}]),
     ]
     _, *notes = results_table(rows).split("\n\n")
     assert notes == [
@@ -40,3 +40,10 @@ def test_evaluations_on_different_images_are_never_in_one_table():
     ]
     runs = [[line[2] for line in part.splitlines() if "50.00" in line] for part in parts]
     assert runs == [["a", "c"], ["b"]]
+
+
+def test_flops_have_a_column_where_they_are_known():
+    assert "FLOPs" not in evaluation_tables([evaluation("a", "f" * 64)])
+    text = evaluation_tables([evaluation("a", "f" * 64, flops=4.09e9), evaluation("b", "f" * 64)])
+    assert "FLOPs" in text
+    assert "4.09 G" in text

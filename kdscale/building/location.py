@@ -11,7 +11,6 @@ from kdscale.cache.lease import MANIFEST, Leases
 from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
 from kdscale.cache.stores.base import Place
 from kdscale.cache.writer import is_free
-from kdscale.config import Recipe
 from kdscale.errors import (
     CacheCorruptError,
     CacheNotFoundError,
@@ -39,16 +38,16 @@ def mention_ending(cache: Place | None) -> None:
         log.warning("%s has no ending .zarr: it is not listed, nor found without --cache", cache)
 
 
-def free_path(root: Path, recipe: Recipe, asked: Manifest) -> Path:
+def free_path(root: Path, name: str, asked: Manifest) -> Path:
     """NAME.zarr, or with the identity and then a number in its name where others hold that.
 
     Raises:
         CacheCorruptError: a cache of that name is damaged, so nobody knows what it holds.
     """
-    other = f"{recipe.name}-{asked.id[:8]}"
-    names = chain([recipe.name, other], (f"{other}-{number}" for number in count(2)))
+    other = f"{name}-{asked.id[:8]}"
+    names = chain([name, other], (f"{other}-{number}" for number in count(2)))
     return next(
-        path for path in (root / f"{name}.zarr" for name in names) if not _is_taken(path, asked)
+        path for path in (root / f"{one}.zarr" for one in names) if not _is_taken(path, asked)
     )
 
 

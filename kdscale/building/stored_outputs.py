@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.formatting import number_of
 from kdscale.models.feature_extraction import FeatureSpec
@@ -43,27 +42,30 @@ class StoredOutputs:
         ]
 
 
-def look(settings: config.CacheSection, teacher: FrozenTeacher, pixels: Tensor) -> StoredOutputs:
-    """See on some pixels what a cache would keep of a teacher.
+def find_stored_outputs(
+    teacher: FrozenTeacher, pixels: Tensor, features: Sequence[FeatureSpec], *, embedding: bool
+) -> StoredOutputs:
+    """Run a teacher on some pixels, and return the outputs that a cache stores beside its logits.
 
     Args:
-        settings: the recipe's section.
-        teacher: any; with random weights too.
+        teacher: any teacher, also one with random weights.
         pixels: uint8 [B, C, H, W], views of a few images.
+        features: modules whose outputs are stored.
+        embedding: whether the input of the last layer is stored in place of the logits.
 
     Raises:
-        ConfigError: a module is unknown or gives what cannot be stored; or the teacher's last layer
-            is not linear, and the encoding needs that.
+        ConfigError: a module is unknown, or its output cannot be stored; or the teacher's last
+            layer is not linear, and the encoding needs that.
     """
-    taps = tuple(FeatureSpec(one.module, one.pool) for one in settings.features)
-    kept = StoredOutputs(taps)
+    taps = tuple(features)
+    outputs = StoredOutputs(taps)
     if taps:
-        seen = replace(teacher, taps=taps).answers(pixels).features
-        kept = replace(kept, shapes=tuple(tuple(seen[tap.module].shape[1:]) for tap in taps))
-    if settings.encoding == "embedding":
+        found = replace(teacher, taps=taps).answers(pixels).features
+        outputs = replace(outputs, shapes=tuple(tuple(found[tap.module].shape[1:]) for tap in taps))
+    if embedding:
         module, head = teacher.find_head(pixels)
-        kept = replace(kept, head=head, head_module=module)
-    return kept
+        outputs = replace(outputs, head=head, head_module=module)
+    return outputs
 
 
 def configure_teacher(

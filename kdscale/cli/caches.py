@@ -1,7 +1,7 @@
 """`kdscale cache ...`: what is done with caches."""
 
-import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -10,16 +10,19 @@ from kdscale.cli.options import (
     EXISTING,
     PLACE,
     SEED,
+    LocationOptions,
     Place,
-    cache_option,
+    RecipeOptions,
+    built_with_options,
+    cache_options,
     cache_root_option,
+    cache_root_options,
     data_option,
+    grouped,
     json_option,
-    load,
     out_option,
     overrides_option,
     recipe_options,
-    runs_folder,
     samples_option,
     seed_option,
     views_option,
@@ -36,91 +39,60 @@ def cache_group() -> None:
 
 @cache_group.command(name="plan")
 @recipe_options
-@cache_option
-@cache_root_option
+@cache_options
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, metavar="N",
               help="That build and train, each as fast as one here.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0.1), default=10, show_default=True,
               help="Time to spend on short runs, roughly.")  # fmt: skip
 @json_option
 def cache_plan(
-    recipe: str,
-    overrides: tuple[str, ...],
-    data: str | None,
-    cache: Place | None,
-    cache_root: Path,
-    processes: int,
-    seconds: float,
-    as_json: bool,
+    chosen: RecipeOptions, where: LocationOptions, processes: int, seconds: float, as_json: bool
 ) -> None:
     """Tell what a cache will cost, and how many students it takes to pay for itself.
 
     Times the teacher and some training steps on this machine; nothing is written but decoded
     images.
     """
-    loaded = load(recipe, overrides, data)
+    recipe = chosen.load()
     from kdscale.commands.plan import plan
-    from kdscale.commands.run import trained_teacher
-    from kdscale.tables.plan import plan_table
+    from kdscale.tables.plan_table import plan_table
 
-    found = plan(
-        loaded, cache_root=cache_root, cache=cache, num_processes=processes, seconds=seconds,
-        teacher_weights=trained_teacher(loaded, runs_folder(loaded.name)),
-    )  # fmt: skip
+    found = plan(where.experiment(recipe), num_processes=processes, seconds=seconds)
     print_found(found, plan_table(found), as_json=as_json)
 
 
 @cache_group.command(name="build")
 @recipe_options
-@cache_option
-@cache_root_option
-def cache_build(
-    recipe: str,
-    overrides: tuple[str, ...],
-    data: str | None,
-    cache: Place | None,
-    cache_root: Path,
-) -> None:
-    """Ask the teacher about every view once, and keep what it said.
+@cache_options
+def cache_build(chosen: RecipeOptions, where: LocationOptions) -> None:
+    """Run the teacher on every view once, and store its logits.
 
     A build that was stopped goes on; one that is finished is found and reused.
     """
-    loaded = load(recipe, overrides, data)
+    recipe = chosen.load()
     from kdscale.commands.build import build
-    from kdscale.commands.run import trained_teacher
 
-    weights = trained_teacher(loaded, runs_folder(loaded.name))
-    print_text(str(build(loaded, cache_root=cache_root, cache=cache, teacher_weights=weights)))
+    print_text(str(build(where.experiment(recipe))))
 
 
 @cache_group.command(name="extend")
 @click.argument("path", type=PLACE)
 @click.option("--views", "num_views", type=click.IntRange(1), required=True, metavar="N",
               help="Number of views in all.")  # fmt: skip
-@click.option("--recipe", required=True, help="What the cache was built with.")
-@overrides_option
-@data_option
-@cache_root_option
+@built_with_options
+@cache_root_options
 @json_option
 def cache_extend(
-    path: Place,
-    num_views: int,
-    recipe: str,
-    overrides: tuple[str, ...],
-    data: str | None,
-    cache_root: Path,
-    as_json: bool,
+    path: Place, num_views: int, chosen: RecipeOptions, where: LocationOptions, as_json: bool
 ) -> None:
-    """Ask the teacher about more views, until there are N; what is stored stays as it is.
+    """Run the teacher on more views, until there are N; what is stored stays as it is.
 
     The cache keeps its identity, students that read it go on, and a build that was stopped goes on.
     """
-    loaded = load(recipe, overrides, data)
+    recipe = chosen.load()
     from kdscale.commands.extend import extend
-    from kdscale.commands.run import trained_teacher
 
-    weights = trained_teacher(loaded, runs_folder(loaded.name))
-    done = extend(loaded, path, num_views, cache_root=cache_root, teacher_weights=weights)
+    done = extend(where.experiment(recipe), path, num_views)
     print_found(done, f"{path}: {number_of(done['num_views'], 'view')}", as_json=as_json)
 
 
@@ -163,84 +135,83 @@ def cache_list(cache_root: Path, as_json: bool) -> None:
         print_text(line, everywhere=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _SpotCheckOptions:
+    """How the teacher is run again on some of a cache's views."""
+
+    num_pairs: int | None
+    tolerance: float | None
+    seed: int | None
+
+
+_spot_check_options = grouped(
+    "spot_check",
+    _SpotCheckOptions,
+    click.option("--teacher", "num_pairs", type=click.IntRange(1), metavar="N",
+                 help="Also run the teacher again on N random views of samples."),
+    click.option(
+        "--tolerance", type=click.FloatRange(0), metavar="X",
+        help="How far logits may differ, as a share of a sample's largest logit (at least 1)."
+        "  [default: 1e-4 in float32, 5e-2 in bfloat16, and the rounding of what is stored]",
+    ),
+    click.option("--seed", type=SEED, help="Chooses the views.  [default: at random]"),
+)  # fmt: skip
+
+
 @cache_group.command(name="verify")
 @click.argument("path", type=PLACE)
-@click.option("--teacher", "num_pairs", type=click.IntRange(1), metavar="N",
-              help="Also ask the teacher again about N random views of samples.")  # fmt: skip
-@click.option("--recipe", help="What the cache was built with; for --teacher.")
-@overrides_option
-@data_option
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0),
-    metavar="X",
-    help="How far logits may differ, as a share of a sample's largest logit (at least 1)."
-    "  [default: 1e-4 in float32, 5e-2 in bfloat16, and the rounding of what is stored]",
-)
-@click.option("--seed", type=SEED, help="Chooses the views.  [default: at random]")
-@cache_root_option
+@_spot_check_options
+@grouped(
+    "chosen", RecipeOptions,
+    click.option("--recipe", help="What the cache was built with; for --teacher."),
+    overrides_option, data_option,
+)  # fmt: skip
+@cache_root_options
 @json_option
 def cache_verify(
     path: Place,
-    num_pairs: int | None,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    data: str | None,
-    tolerance: float | None,
-    seed: int | None,
-    cache_root: Path,
+    spot_check: _SpotCheckOptions,
+    chosen: RecipeOptions,
+    where: LocationOptions,
     as_json: bool,
 ) -> None:
     """Read every byte of a cache and compare it with its checksums; exit 1 when not sound.
 
-    With --teacher N --recipe RECIPE, N random views of samples are made and asked about again: the
-    pixels must be the same, and the logits nearly so.
+    With --teacher N --recipe RECIPE, N random views of samples are rendered and the teacher is run
+    on them again: the pixels must be the same, and the logits nearly so.
     """
     from kdscale.cache.verify import verify
 
-    if (num_pairs is None) != (recipe is None):
+    if (spot_check.num_pairs is None) != (chosen.recipe is None):
         raise click.UsageError("--teacher N and --recipe RECIPE go together")
-    verdict = verify(path)
-    told, text, ok = {"path": str(path), **verdict.to_json()}, verdict.describe(path), verdict.ok
-    if verdict.ok and num_pairs is not None and recipe is not None:
-        loaded = load(recipe, overrides, data)
-        from kdscale.commands.run import trained_teacher
-        from kdscale.commands.verify import ask_again
+    report = verify(path)
+    found, text, ok = {"path": str(path), **report.to_json()}, report.describe(path), report.ok
+    if report.ok and spot_check.num_pairs is not None:
+        recipe = chosen.load()
+        from kdscale.commands.verify import recheck
 
-        opinion = ask_again(
-            path, loaded, num_pairs=num_pairs, tolerance=tolerance, cache_root=cache_root,
-            seed=int.from_bytes(os.urandom(4)) if seed is None else seed,
-            teacher_weights=trained_teacher(loaded, runs_folder(loaded.name)),
+        checked = recheck(
+            where.experiment(recipe), path, num_pairs=spot_check.num_pairs,
+            tolerance=spot_check.tolerance, seed=spot_check.seed,
         )  # fmt: skip
-        told |= {"ok": opinion.ok, "teacher": opinion.to_json()}
-        text, ok = f"{text}\n{opinion.describe()}", opinion.ok
-    print_found(told, text, as_json=as_json, everywhere=num_pairs is None)
+        found |= {"ok": checked.ok, "teacher": checked.to_json()}
+        text, ok = f"{text}\n{checked.describe()}", checked.ok
+    print_found(found, text, as_json=as_json, everywhere=spot_check.num_pairs is None)
     if not ok:
         sys.exit(1)
 
 
 @cache_group.command(name="repair")
 @click.argument("path", type=PLACE)
-@click.option("--recipe", required=True, help="What the cache was built with.")
-@overrides_option
-@data_option
-@cache_root_option
+@built_with_options
+@cache_root_options
 @json_option
-def cache_repair(
-    path: Place,
-    recipe: str,
-    overrides: tuple[str, ...],
-    data: str | None,
-    cache_root: Path,
-    as_json: bool,
-) -> None:
+def cache_repair(path: Place, chosen: RecipeOptions, where: LocationOptions, as_json: bool) -> None:
     """Build what `verify` finds missing or corrupt anew, and nothing else."""
-    loaded = load(recipe, overrides, data)
+    recipe = chosen.load()
     from kdscale.commands.repair import repair
-    from kdscale.commands.run import trained_teacher
 
-    weights = trained_teacher(loaded, runs_folder(loaded.name))
-    done = repair(loaded, path, cache_root=cache_root, teacher_weights=weights)
+    done = repair(where.experiment(recipe), path)
     if as_json:
         print_json(done)
     else:

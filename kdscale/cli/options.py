@@ -4,6 +4,8 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -82,11 +84,95 @@ overrides_option = click.option(
 data_option = click.option("--data", type=EXISTING, help="A local copy of the data set.")
 
 
-def recipe_options(command: Command) -> Command:
-    """RECIPE and what changes it."""
-    for decorator in (data_option, overrides_option, click.argument("recipe")):
-        command = decorator(command)
-    return command
+Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def grouped(name: str, group: type, *options: Decorator) -> Decorator:
+    """Return a decorator that hands several options to a command as one object.
+
+    Args:
+        name: the command's parameter.
+        group: a dataclass whose fields are named like the options' parameters; fields without an
+            option keep their defaults.
+        options: click's decorators.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def with_group(*args: Any, **given: Any) -> Any:
+            names = [field.name for field in fields(group) if field.name in given]
+            return command(
+                *args, **{name: group(**{one: given.pop(one) for one in names})}, **given
+            )
+
+        call: Callable[..., Any] = with_group
+        for option in reversed(options):
+            call = option(call)
+        return call
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeOptions:
+    """A recipe as it is named on the command line."""
+
+    recipe: str
+    """Name, or path of a TOML file."""
+    overrides: tuple[str, ...] = ()
+    """SECTION.FIELD=VALUE of each --set."""
+    data: str | None = None
+    """A local copy of the data set."""
+
+    def load(self, *overrides: str) -> Any:
+        """Return the recipe, with further overrides."""
+        from kdscale.config import load_recipe
+
+        return load_recipe(self.recipe, (*self.overrides, *overrides), self.data)
+
+
+recipe_options = grouped(
+    "chosen", RecipeOptions, click.argument("recipe"), overrides_option, data_option
+)
+built_with_options = grouped(
+    "chosen",
+    RecipeOptions,
+    click.option("--recipe", required=True, help="What the cache was built with."),
+    overrides_option,
+    data_option,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LocationOptions:
+    """Where a command reads and writes, as given on the command line."""
+
+    cache_root: Path
+    run: Path | None = None
+    cache: Place | None = None
+    copies: Path | None = None
+    """Folder of local copies; None = in the cache root."""
+    copies_gib: float = 0
+    """Limit of the copies; 0 = none are stored."""
+
+    def locations(self, run: Path | None = None, cache: Place | None = None) -> Any:
+        """Return them as `Locations`, with defaults for the run's folder and the cache."""
+        from kdscale.cache.stores.read_through import Copies
+        from kdscale.experiment.locations import Locations
+
+        folder, limit = self.copies or self.cache_root / "copies", int(self.copies_gib * (1 << 30))
+        return Locations(
+            cache_root=self.cache_root,
+            run=self.run or run,
+            cache=self.cache or cache,
+            copies=Copies(folder, limit) if self.copies_gib else None,
+        )
+
+    def experiment(self, recipe: Any) -> Any:
+        """Return the experiment of a recipe here, with the teacher that was trained for it."""
+        from kdscale.experiment import Experiment
+
+        return Experiment.with_trained_teacher(recipe, self.locations())
 
 
 cache_root_option = click.option(
@@ -140,44 +226,29 @@ trust_code_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def copies_options(command: Command) -> Command:
-    """Where copies of a remote cache lie, and how much of them."""
-    folder = click.option(
-        "--copies",
-        type=_Folder("what is read from a remote cache is kept there"),
-        envvar="KDSCALE_COPIES",
-        help="Where copies of a remote cache's objects lie, for all that read it on this machine."
-        "  [default: CACHE_ROOT/copies]",
-    )
-    limit = click.option(
-        "--copies-gib", type=click.FloatRange(0), default=20, envvar="KDSCALE_COPIES_GIB",
-        show_default=True, help="How much of them to keep; what was used least recently goes.",
-    )  # fmt: skip
-    return folder(limit(command))
+copies_option = click.option(
+    "--copies",
+    type=_Folder("what is read from a remote cache is kept there"),
+    envvar="KDSCALE_COPIES",
+    help="Where copies of a remote cache's objects lie, for all that read it on this machine."
+    "  [default: CACHE_ROOT/copies]",
+)
+copies_gib_option = click.option(
+    "--copies-gib", type=click.FloatRange(0), default=20, envvar="KDSCALE_COPIES_GIB",
+    show_default=True, help="How much of them to keep; what was used least recently goes.",
+)  # fmt: skip
+cache_root_options = grouped("where", LocationOptions, cache_root_option)
+cache_options = grouped("where", LocationOptions, cache_option, cache_root_option)
 
 
-def local_copies(folder: Path | None, gib: float, cache_root: Path) -> Any:
-    """What `copies_options` name; None where nothing shall be kept."""
-    from kdscale.cache.stores.read_through import Copies
-
-    return Copies(folder or cache_root / "copies", int(gib * (1 << 30))) if gib else None
-
-
-def load(recipe: str, overrides: tuple[str, ...], data: str | None) -> Any:
-    """The recipe that `recipe_options` name."""
-    from kdscale.config import load_recipe
-
-    return load_recipe(recipe, overrides, data)
-
-
-def with_further_caches(overrides: tuple[str, ...], caches: tuple[Place, ...]) -> tuple[str, ...]:
-    """Overrides that name all caches but the first as those of the recipe's ensemble."""
+def further_caches(caches: tuple[Place, ...]) -> list[str]:
+    """Return the override that names all caches but the first as those of the ensemble."""
     if len(caches) < 2:
-        return overrides
+        return []
     names = [str(one) for one in caches[1:]]
-    return (*overrides, f"ensemble.caches={json.dumps(names, ensure_ascii=False)}")
+    return [f"ensemble.caches={json.dumps(names, ensure_ascii=False)}"]
 
 
 def runs_folder(name: str) -> Path:
-    """Where the runs of a recipe lie when no folder is named."""
+    """Return the folder of a recipe's runs where none is named."""
     return Path("runs") / name

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import click
 import kdscale
 from kdscale.cli.options import (
     STORED,
-    Place,
+    LocationOptions,
+    RecipeOptions,
     cache_option,
     cache_root_option,
-    copies_options,
+    copies_gib_option,
+    copies_option,
+    grouped,
     home_expanded,
     json_option,
-    local_copies,
     recipe_options,
     runs_folder,
 )
@@ -92,62 +95,49 @@ def sweep_group() -> None:
 
 @sweep_group.command(name=_START, cls=_Start, hidden=True)
 @recipe_options
-@click.option("--run", type=STORED, metavar="FOLDER",
-              help="The sweep's folder.  [default: runs/NAME-sweep]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N",
               help="Students trained at once on this machine.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), metavar="N",
               help="Students in all: sweep.trials.")  # fmt: skip
 @click.option("--retry-failed", is_flag=True, help="Queue trials that failed again.")
 @storage_option
-@cache_option
-@copies_options
-@cache_root_option
+@grouped(
+    "where", LocationOptions,
+    click.option("--run", type=STORED, metavar="FOLDER",
+                 help="The sweep's folder.  [default: runs/NAME-sweep]"),
+    cache_option, copies_option, copies_gib_option, cache_root_option,
+)  # fmt: skip
 @click.option("--patience", type=click.IntRange(1), default=60, hidden=True, metavar="SECONDS",
               help="A worker not heard of for so long is dead.")  # fmt: skip
 @click.option("--of", "parent", type=int, hidden=True, help="Process that started this worker.")
 def sweep_start(
-    recipe: str,
-    overrides: tuple[str, ...],
-    data: str | None,
-    run: Path | None,
+    chosen: RecipeOptions,
     workers: int,
     trials: int | None,
     retry_failed: bool,
     storage: str | None,
-    cache: Place | None,
-    copies: Path | None,
-    copies_gib: float,
-    cache_root: Path,
+    where: LocationOptions,
     patience: int,
     parent: int | None,
 ) -> None:
     """Try many students from one cache, as the recipe's [sweep] says."""
     if trials is not None:
-        overrides = (*overrides, f"sweep.trials={trials}")
+        chosen = replace(chosen, overrides=(*chosen.overrides, f"sweep.trials={trials}"))
     from kdscale.config import Variants, read_table
 
-    variants = Variants(read_table(recipe, overrides, data), recipe)
-    folder = run or runs_folder(f"{variants.recipe.name}-sweep")
+    variants = Variants(read_table(chosen.recipe, chosen.overrides, chosen.data), chosen.recipe)
+    folder = where.run or runs_folder(f"{variants.recipe.name}-sweep")
     _check_optuna()
     from kdscale.sweep.local_workers import WorkerPool, end_with
     from kdscale.sweep.run_sweep import sweep
-    from kdscale.tables.sweep import sweep_table
+    from kdscale.tables.sweep_table import sweep_table
 
     if parent is not None:
         end_with(parent)
-    command = _worker_command(
-        recipe, overrides,
-        {
-            "--run": folder, "--data": data, "--cache": cache, "--copies": copies,
-            "--copies-gib": copies_gib, "--cache-root": cache_root, "--patience": patience,
-            "--of": os.getpid(),
-        },
-    )  # fmt: skip
+    command = _worker_command(chosen, replace(where, run=folder), patience)
     crew = WorkerPool(workers, command, {} if storage is None else {STORAGE: storage})
     found = sweep(
-        variants, folder=folder, storage=storage, cache_root=cache_root, cache=cache,
-        copies=local_copies(copies, copies_gib, cache_root), patience_seconds=patience,
+        variants, where.locations(run=folder), storage=storage, patience_seconds=patience,
         crew=crew if workers > 1 else None, retry_failed=retry_failed, page=parent is None,
     )  # fmt: skip
     print_text(sweep_table(found))
@@ -155,15 +145,20 @@ def sweep_start(
         print_text(f"\nruns: {folder}   report: {folder / 'report.html'}")
 
 
-def _worker_command(recipe: str, overrides: tuple[str, ...], given: dict[str, object]) -> list[str]:
-    """What starts one worker more: this very command, for one.
+def _worker_command(chosen: RecipeOptions, where: LocationOptions, patience: int) -> list[str]:
+    """Return the command that starts one more worker: this very command, for one.
 
     A script of Python's (-c) would find modules in the current folder first, and a user's own
-    `random.py` or `datasets/` there would stand in for the library: -P leaves the folder out.
+    `random.py` or `datasets/` there would replace the library: -P leaves the folder out.
     """
+    given = {
+        "--run": where.run, "--data": chosen.data, "--cache": where.cache,
+        "--copies": where.copies, "--copies-gib": where.copies_gib,
+        "--cache-root": where.cache_root, "--patience": patience, "--of": os.getpid(),
+    }  # fmt: skip
     options = [(name, str(value)) for name, value in given.items() if value is not None]
-    options += [("--set", one) for one in overrides]
-    command = [sys.executable, "-P", "-c", _WORKER, "sweep", recipe]
+    options += [("--set", one) for one in chosen.overrides]
+    command = [sys.executable, "-P", "-c", _WORKER, "sweep", chosen.recipe]
     return [*command, *(word for option in options for word in option)]
 
 
@@ -194,7 +189,7 @@ def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
     """How a sweep stands: its trials, the best so far, the time."""
     _check_optuna()
     from kdscale.sweep.status import status
-    from kdscale.tables.sweep import sweep_table
+    from kdscale.tables.sweep_table import sweep_table
 
     found = status(folder, storage)
     print_found(found, sweep_table(found), as_json=as_json, everywhere=True)
@@ -208,7 +203,7 @@ def sweep_best(folder: Path, storage: str | None, as_json: bool) -> None:
     """The best student of a sweep so far, and how to train it again."""
     _check_optuna()
     from kdscale.sweep.status import best
-    from kdscale.tables.sweep import best_text
+    from kdscale.tables.sweep_table import best_text
 
     found = best(folder, storage)
     print_found(found, best_text(found), as_json=as_json, everywhere=True)

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
-from kdscale import config, experiment
+from kdscale import config
 from kdscale.building.shards import ShardBuilder
 from kdscale.building.stored_outputs import configure_teacher
 from kdscale.cache.manifest import Manifest
@@ -35,12 +34,13 @@ from kdscale.commands.timing import (
     synthetic_outputs,
 )
 from kdscale.data.image_dataset import ImageDataset
-from kdscale.data.loader import DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.data.views.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.distributed import create_accelerator
 from kdscale.errors import ConfigError
+from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.training_setup import optimizer as create_optimizer
+from kdscale.experiment.training_setup import schedule as learning_rates
 from kdscale.losses.logits import label_loss
 from kdscale.losses.objective import SUPERVISED
 from kdscale.precision import autocast
@@ -50,7 +50,6 @@ from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
 from kdscale.targets import encode
-from kdscale.teacher.frozen_teacher import OomSafeTeacher
 from kdscale.training.callbacks import NEVER, Intervals, StepCallback
 from kdscale.training.trainer import Trainer
 
@@ -68,48 +67,42 @@ RATIOS = {
 }
 
 
-def bench(
-    recipe: config.Recipe, *, cache_root: Path, seconds: float, teacher_weights: str | None = None
-) -> dict[str, Any]:
+def bench(experiment: Experiment, *, seconds: float) -> dict[str, Any]:
     """Measure a recipe's training steps and its build.
 
     Args:
-        recipe: the recipe; its teacher is created with random weights where it has none.
-        cache_root: where decoded images lie; the cache itself is a temporary one.
+        experiment: recipe and locations; a teacher without weights is created with random ones.
+            The cache is a temporary one.
         seconds: to spend in all, start-up left out.
-        teacher_weights: used where the recipe names none.
 
     Returns:
         Images a second and ratios of times: medians, with [smallest, largest] over rounds.
     """
-    accelerator = create_accelerator()
-    images = experiment.training_images(recipe, cache_root, labelled=False)
-    _check_measurable(recipe, images)
-    device, size = accelerator.device, student_settings(recipe).global_batch_size
-    teacher = experiment.frozen_teacher_or_random(recipe, images, teacher_weights, device)
-    parts = TimedSetup(recipe, images, DeviceImages(images, device), teacher, accelerator, size)
+    experiment = replace(experiment, require_labels=False, random_teacher=True)
+    _check_measurable(experiment)
+    setup = TimedSetup(experiment, student_settings(experiment.recipe).global_batch_size)
     with tempfile.TemporaryDirectory(prefix="kdscale-bench-") as folder:
-        cache = _temporary_cache(Path(folder) / "steps.zarr", parts)
+        cache = _temporary_cache(Path(folder) / "steps.zarr", experiment)
         with ExitStack() as stack:
             scratch = _Scratch(Path(folder), stack)
-            cached = _open(cache, parts, scratch)
-            variants = _variants(parts, cached, scratch)
+            cached = _open(cache, experiment, scratch)
+            variants = _variants(setup, cached, scratch)
             once = _warm_up(variants)
             before = cached.reading()
             steps = _measure_steps(variants, once, seconds * _STEP_SHARE)
             reading = cached.reading().since(before).to_json(sum(steps.seconds["cached"]))
-        build = _measure_build(parts, Path(folder), seconds * (1 - _STEP_SHARE))
-    summary = _summary(recipe, images.num_samples, steps, build, accelerator)
-    return summary | {"reading": reading}
+        build = _measure_build(experiment, Path(folder), seconds * (1 - _STEP_SHARE))
+    return _summary(experiment, steps, build) | {"reading": reading}
 
 
-def _check_measurable(recipe: config.Recipe, images: ImageDataset) -> None:
+def _check_measurable(experiment: Experiment) -> None:
+    images = experiment.train_set
     if not images.labelled:
         raise ConfigError(
             f"split {images.split!r} of {images.name} has no labels, and bench compares with steps "
             "on labels: name a labelled split (data.train_split)"
         )
-    if recipe.views.mode == "fixed":
+    if experiment.recipe.views.mode == "fixed":
         raise ConfigError(
             "bench measures steps on what the teacher saw: set views.mode = 'replayed'"
         )
@@ -117,74 +110,76 @@ def _check_measurable(recipe: config.Recipe, images: ImageDataset) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Scratch:
-    """Where runs that are timed keep their logs, and until when."""
+    """Temporary folder for the logs of timed runs, and a stack that closes them."""
 
     folder: Path
     stack: ExitStack
 
 
-def _temporary_cache(path: Path, parts: TimedSetup) -> Path:
-    """A finished cache of two views with true digests and made-up logits: cheap, read the same.
+def _temporary_cache(path: Path, experiment: Experiment) -> Path:
+    """Write a finished cache of two views with true digests and synthetic logits.
 
-    Without features: losses between them are not timed.
+    It is written fast and read like any other. Features are left out: their losses are not timed.
     """
-    recipe, images = parts.recipe, parts.images
-    kept = experiment.stored_outputs_of(recipe, images, parts.teacher)
-    asked = experiment.required_manifest(recipe, images, parts.teacher.describe(), kept=kept)
-    views = 2 if recipe.views.operations else 1
-    asked = replace(asked, features=()).with_num_views(views)
-    manifest = create_or_resume(path, asked, images.labels, once=kept.once)
+    images, outputs = experiment.train_set, experiment.stored_outputs
+    views = 2 if experiment.recipe.views.operations else 1
+    required = replace(experiment.required_manifest, features=()).with_num_views(views)
+    manifest = create_or_resume(path, required, images.labels, once=outputs.once)
     writer = ShardWriter(path, manifest)
-    pipeline = experiment.cached_pipeline(recipe, images.num_samples)
-    made_up = synthetic_outputs(images, images.num_samples, kept.head)
+    synthetic = synthetic_outputs(images, images.num_samples, outputs.head)
     for view in range(views):
         for shard in range(manifest.num_shards):
             index = torch.arange(*manifest.shard_range(shard))
             digests = [
-                digest(parts.resident.render_views(pipeline, view, part).pixels).cpu()
+                digest(
+                    experiment.train_images.render_views(experiment.cached_views, view, part).pixels
+                ).cpu()
                 for part in index.split(1024)
             ]
-            said = made_up.with_each(itemgetter(index))
-            values = encode(said.logits_BC, encoding_of(manifest, kept.head), said.embedding_BD)
+            rows = synthetic.with_each(itemgetter(index))
+            encoding = encoding_of(manifest, outputs.head)
+            values = encode(rows.logits_BC, encoding, rows.embedding_BD)
             values["digests"] = (torch.cat(digests) + 1).numpy().astype(np.uint64)
             writer.write(view, shard, values, 0.0)
     finish(path, manifest, {})
     return path
 
 
-def _open(cache: Path, parts: TimedSetup, scratch: _Scratch) -> CachedTargets:
-    memory = parts.recipe.cache.targets_memory_bytes
-    cached = CachedTargets.open(cache, device=parts.accelerator.device, memory_bytes=memory)
+def _open(cache: Path, experiment: Experiment, scratch: _Scratch) -> CachedTargets:
+    memory = experiment.recipe.cache.targets_memory_bytes
+    cached = CachedTargets.open(cache, device=experiment.device, memory_bytes=memory)
     scratch.stack.callback(cached.close)
     return cached
 
 
-def _variants(parts: TimedSetup, cached: CachedTargets, scratch: _Scratch) -> dict[str, TimedLoop]:
-    schedule = ViewSchedule(cached.num_views, 0)
+def _variants(setup: TimedSetup, cached: CachedTargets, scratch: _Scratch) -> dict[str, TimedLoop]:
+    experiment, schedule = setup.experiment, ViewSchedule(cached.num_views, 0)
     encoding = stored_encoding(cached.reader)
-    staged = StagedTargets(parts.images, encoding, cached.schedule, cached.device, cached.windows)
+    staged = StagedTargets(
+        experiment.train_set, encoding, cached.schedule, cached.device, cached.windows
+    )
     sources: dict[str, TargetSource] = {
         "supervised": NoTargets(schedule),
         "staged": staged,
         "cached": cached,
-        "online": LiveTeacher(parts.teacher, schedule),
+        "online": LiveTeacher(experiment.teacher, schedule),
     }
-    soft = soft_objective(parts.recipe)
-    loops = {
-        name: parts.loop(source, SUPERVISED if name == "supervised" else soft)
+    soft = soft_objective(experiment.recipe)
+    trainers = {
+        name: setup.trainer(source, SUPERVISED if name == "supervised" else soft)
         for name, source in sources.items()
     }
-    ours = {name: _ours(parts, loop, scratch) for name, loop in loops.items()}
+    ours = {name: _ours(setup, trainer, scratch) for name, trainer in trainers.items()}
     ours["staged"] = replace(
-        ours["staged"], prepare=lambda count: staged.stage(loops["staged"], count)
+        ours["staged"], prepare=lambda count: staged.stage(trainers["staged"], count)
     )
-    plain, views = TimedLoop(_plain(parts, schedule)), TimedLoop(_views_alone(parts, schedule))
+    plain, views = TimedLoop(_plain(setup, schedule)), TimedLoop(_views_alone(setup, schedule))
     return {"plain": plain, **ours, "views": views}
 
 
-def _views_alone(parts: TimedSetup, schedule: ViewSchedule) -> Steps:
-    """The views of a step's batches, shown to nobody."""
-    loader, steps_done = parts.loader(schedule), count()
+def _views_alone(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
+    """Render the views of a step's batches, without a model."""
+    loader, steps_done = setup.loader(schedule), count()
 
     def steps(number: int) -> None:
         for step in islice(steps_done, number):
@@ -193,20 +188,17 @@ def _views_alone(parts: TimedSetup, schedule: ViewSchedule) -> Steps:
     return steps
 
 
-def _plain(parts: TimedSetup, schedule: ViewSchedule) -> Steps:
-    """A bare PyTorch loop: same student, views, batches and optimizer, none of kdscale's loop."""
-    settings, images = parts.settings, parts.resident
-    pipeline = experiment.pipeline(parts.recipe, parts.images.num_samples)
-    student = experiment.model_to_train(
-        parts.recipe, parts.recipe.student, parts.images, seed=0, what="student"
-    )
-    model, preprocess = student.model.to(parts.accelerator.device), student.preprocess
-    optimizer = experiment.optimizer(settings, model)
-    device, loader = parts.accelerator.device, parts.loader(schedule)
-    rates = experiment.schedule(settings, loader.steps_per_epoch)
+def _plain(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
+    """Run a bare PyTorch loop: same student, views, batches and optimizer, without a trainer."""
+    settings, experiment = setup.settings, setup.experiment
+    student, device = experiment.student(seed=0), experiment.device
+    model, preprocess = student.model.to(device), student.preprocess
+    optimizer = create_optimizer(settings, model)
+    loader = setup.loader(schedule)
+    rates = learning_rates(settings, loader.steps_per_epoch)
     wanted = ((step // loader.steps_per_epoch, loader.index(step)) for step in count())
     views = ((schedule.view(epoch, index), index) for epoch, index in wanted)
-    batches = enumerate(images.render_views_each(pipeline, views))
+    batches = enumerate(experiment.train_images.render_views_each(experiment.views, views))
 
     def steps(number: int) -> None:
         model.train()
@@ -225,15 +217,17 @@ def _plain(parts: TimedSetup, schedule: ViewSchedule) -> Steps:
     return steps
 
 
-def _ours(parts: TimedSetup, loop: Trainer, scratch: _Scratch) -> TimedLoop:
-    """kdscale's loop, with everything that follows its steps but evaluation and checkpoints."""
-    metrics = scratch.stack.enter_context(MetricsLog(scratch.folder / f"{id(loop)}.jsonl"))
-    cadence = Intervals(log=parts.settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER)
+def _ours(setup: TimedSetup, trainer: Trainer, scratch: _Scratch) -> TimedLoop:
+    """Run the trainer, with all callbacks of its steps but evaluation and checkpoints."""
+    metrics = scratch.stack.enter_context(MetricsLog(scratch.folder / f"{id(trainer)}.jsonl"))
+    intervals = Intervals(
+        log=setup.settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER
+    )
     bar = tqdm(disable=True)
-    following = StepCallback(scratch.folder, cadence, None, metrics, StopRequest(), bar)
+    callback = StepCallback(scratch.folder, intervals, None, metrics, StopRequest(), bar)
 
     def steps(count: int) -> None:
-        loop.run(loop.state.step + count, after_step=following)
+        trainer.run(trainer.state.step + count, after_step=callback)
 
     return TimedLoop(steps)
 
@@ -270,28 +264,29 @@ def _measure_steps(
     return _Timings(measured, count)
 
 
-def _measure_build(parts: TimedSetup, folder: Path, seconds: float) -> dict[str, Any]:
-    """Whole shards, written and flushed, against a bare teacher loop over the same views."""
-    recipe, teacher = parts.recipe, parts.teacher
-    pipeline = experiment.cached_pipeline(recipe, parts.images.num_samples)
-    kept = experiment.stored_outputs_of(recipe, parts.images, teacher)
-    size = recipe.teacher.batch_size
+def _measure_build(experiment: Experiment, folder: Path, seconds: float) -> dict[str, Any]:
+    """Time whole shards, written and flushed, against a bare teacher loop over the same views."""
+    recipe, teacher, images = experiment.recipe, experiment.teacher, experiment.train_set
+    size, outputs = recipe.teacher.batch_size, experiment.stored_outputs
 
     def bare(start: int, stop: int) -> None:
         for index in torch.arange(start, stop).split(size):
-            teacher.logits(parts.resident.render_views(pipeline, 0, index).pixels).cpu()
+            pixels = experiment.train_images.render_views(experiment.cached_views, 0, index).pixels
+            teacher.logits(pixels).cpu()
 
-    bare(0, min(size, parts.images.num_samples))
+    bare(0, min(size, images.num_samples))
     began = perf_counter()
-    bare(0, min(size, parts.images.num_samples))
-    per_image = (perf_counter() - began) / min(size, parts.images.num_samples)
-    shard_samples = _shard_samples(recipe, parts.images, seconds, per_image)
-    asked = experiment.required_manifest(recipe, parts.images, teacher.describe(), kept=kept)
-    asked = replace(asked, shard_samples=shard_samples).with_num_views(1)
-    batches = OomSafeTeacher(configure_teacher(teacher, asked, kept), recipe.teacher.batch_size)
+    bare(0, min(size, images.num_samples))
+    per_image = (perf_counter() - began) / min(size, images.num_samples)
+    shard_samples = _shard_samples(recipe, images, seconds, per_image)
+    required = replace(experiment.required_manifest, shard_samples=shard_samples)
+    required = required.with_num_views(1)
+    batches = experiment.oom_safe(configure_teacher(teacher, required, outputs))
     path = folder / "build.zarr"
-    manifest: Manifest = create_or_resume(path, asked, parts.images.labels, once=kept.once)
-    builder = ShardBuilder(parts.resident, pipeline, batches, ShardWriter(path, manifest))
+    manifest: Manifest = create_or_resume(path, required, images.labels, once=outputs.once)
+    builder = ShardBuilder(
+        experiment.train_images, experiment.cached_views, batches, ShardWriter(path, manifest)
+    )
 
     together = _shards_a_round(manifest, per_image)
     whole = manifest.num_samples // shard_samples // together
@@ -333,16 +328,10 @@ def _shard_samples(
     return max(min(largest, 256), min(largest, affordable - affordable % 256))
 
 
-def _summary(
-    recipe: config.Recipe,
-    num_samples: int,
-    steps: _Timings,
-    build: Mapping[str, Any],
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    settings = student_settings(recipe)
+def _summary(experiment: Experiment, steps: _Timings, build: Mapping[str, Any]) -> dict[str, Any]:
+    settings, num_samples = student_settings(experiment.recipe), experiment.train_set.num_samples
     images = steps.steps * num_samples / -(-num_samples // settings.global_batch_size)
-    summary: dict[str, Any] = {"recipe": recipe.name}
+    summary: dict[str, Any] = {"recipe": experiment.recipe.name}
     for name, seconds in steps.seconds.items():
         summary[f"{name}_images_per_second"] = round(images / median(seconds), 1)
     for ratio, (over, under) in RATIOS.items():
@@ -356,7 +345,7 @@ def _summary(
     summary["steps_per_round"] = steps.steps
     summary["build_rounds"] = len(build["ratios"])
     summary["global_batch_size"] = settings.global_batch_size
-    summary["device"] = _device_name(accelerator.device)
+    summary["device"] = _device_name(experiment.device)
     summary["num_threads"] = torch.get_num_threads()
     return summary
 

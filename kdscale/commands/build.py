@@ -2,7 +2,8 @@
 
 import logging
 from dataclasses import replace
-from pathlib import Path
+
+import numpy as np
 
 from kdscale.building.builder import Builder
 from kdscale.building.location import (
@@ -12,7 +13,7 @@ from kdscale.building.location import (
     free_path,
     mention_ending,
 )
-from kdscale.building.preflight import announce, run_preflight
+from kdscale.building.preflight import PreflightReport, announce, run_preflight
 from kdscale.building.stored_outputs import configure_teacher, mention_large_shards
 from kdscale.cache.catalog import find_cache
 from kdscale.cache.layout import with_large_objects
@@ -21,111 +22,132 @@ from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.reader import check_present
 from kdscale.cache.stores.base import Place, is_remote
 from kdscale.cache.writer import create_or_resume
-from kdscale.config import Recipe
-from kdscale.data.image_dataset import ImageDataset
-from kdscale.data.loader import DeviceImages
-from kdscale.data.views.pipeline import Pipeline
-from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
+from kdscale.distributed import broadcast_from_main, main_process_first
 from kdscale.errors import CacheNotFoundError
-from kdscale.experiment import (
-    cached_pipeline,
-    few_views,
-    frozen_teacher,
-    required_manifest,
-    stored_outputs_of,
-    training_images,
-)
+from kdscale.experiment.encoding import mention_encoding
+from kdscale.experiment.experiment import Experiment
 from kdscale.signals import orderly_stop
-from kdscale.target_sources.compatibility import check_compatible, with_keys
-from kdscale.target_sources.stored_encoding import encoding_of, mention_encoding
+from kdscale.target_sources.compatibility import with_keys
+from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.teacher.frozen_teacher import OomSafeTeacher
 
 log = logging.getLogger(__name__)
 
 
-def build(
-    recipe: Recipe,
-    *,
-    cache_root: Path,
-    cache: Place | None = None,
-    teacher_weights: str | None = None,
-    views: Pipeline | None = None,
-    num_views: int | None = None,
-) -> Place:
-    """Build the cache that a recipe asks for, go on with one begun, or find it finished.
+def build(experiment: Experiment, *, num_views: int | None = None) -> Place:
+    """Build the experiment's cache, resume one that was begun, or find it finished.
 
     Args:
-        recipe: the recipe.
-        cache_root: where caches and decoded images lie.
-        cache: the cache's folder or URL; found by content, or named after the recipe, when None.
-        teacher_weights: used where the recipe names none.
-        views: what the teacher is asked about, in place of the recipe's operations: from Python, a
-            pipeline may hold callables of your own (`TorchvisionOp`).
-        num_views: how many views to build; the recipe's when None.
+        experiment: recipe and locations. Its cache is found by content, or named after the recipe,
+            where the locations name none.
+        num_views: number of views to build; None = the recipe's.
 
     Returns:
-        The place of the finished cache.
+        Folder or URL of the finished cache.
 
     Raises:
-        KdscaleError: see `kdscale.errors`; whole shards are kept and the next build goes on.
+        KdscaleError: see `kdscale.errors`; whole shards are stored and the next build resumes.
     """
-    check_place(cache)
-    mention_ending(cache)
-    accelerator = create_accelerator()
-    if accelerator.is_main_process:
-        clear_abandoned(cache_root)
-    with main_process_first(accelerator):
-        images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
-    teacher = frozen_teacher(recipe, images, teacher_weights, accelerator.device)
-    views = views or cached_pipeline(recipe, images.num_samples)
-    kept = stored_outputs_of(recipe, images, teacher, views)
-    asked = required_manifest(recipe, images, teacher.describe(), views, kept)
-    if num_views is not None:
-        asked = asked.with_num_views(num_views)
-    if recipe.cache.encoding == "auto":
-        mention_encoding(recipe, asked, teacher, few_views(recipe, images, teacher.device, views))
-    path = cache or find_cache(cache_root, asked) or free_path(cache_root, recipe, asked)
-    path = broadcast_from_main(accelerator, path)
-    if is_remote(path):
-        asked = with_large_objects(asked)
-    with main_process_first(accelerator):
-        finished = accelerator.is_main_process and _is_finished(path, asked, images)
-    if broadcast_from_main(
-        accelerator, finished
-    ):  # builders beside this launch may finish any time
+    check_place(experiment.locations.cache)
+    mention_ending(experiment.locations.cache)
+    if experiment.accelerator.is_main_process:
+        clear_abandoned(experiment.locations.cache_root)
+    with main_process_first(experiment.accelerator):
+        _ = experiment.train_set  # decoded by the main process
+    path, required = _location(experiment, num_views)
+    if _is_finished(experiment, path, required):
         log.info("cache %s fits and is complete: reused", path)
         return path
-
-    check_space(path, asked)
-    mention_large_shards(asked)
-    resident = DeviceImages(images, accelerator.device)
-    # Without its features: those of the first images may be gigabytes.
-    without = configure_teacher(teacher, replace(asked, features=()), kept)
-    batches = OomSafeTeacher(without, recipe.teacher.batch_size)
-    encoding, whole = encoding_of(asked, kept.head), configure_teacher(teacher, asked, kept)
-    first = run_preflight(batches, resident, images, views, encoding, whole)
-    with Leases(path) as claims:
-        with main_process_first(accelerator):
-            if accelerator.is_main_process:
-                known, once = with_keys(first.told_in(asked), images)
-                create_or_resume(path, known, images.labels, claims, once | kept.once)
-        manifest = read_manifest(path)
-        announce(path, manifest, first)
-        batches.teacher = configure_teacher(teacher, manifest, kept)
-        with orderly_stop() as stop:
-            shift = recipe.views.shift_every
-            Builder(path, resident, views, batches, claims, accelerator, stop, shift).complete()
+    check_space(path, required)
+    mention_large_shards(required)
+    teacher = experiment.oom_safe(experiment.teacher)
+    first = _preflight(experiment, required, teacher)
+    with Leases(path) as leases:
+        with main_process_first(experiment.accelerator):
+            if experiment.accelerator.is_main_process:
+                _create_or_resume(experiment, path, first.told_in(required), leases)
+        announce(path, read_manifest(path), first)
+        _complete(experiment, path, leases, teacher)
     return path
 
 
-def _is_finished(path: Place, asked: Manifest, images: ImageDataset) -> bool:
-    """Whether the cache there is complete and fits; raises where it is another one, or damaged."""
+def _location(experiment: Experiment, num_views: int | None) -> tuple[Place, Manifest]:
+    """Return where the cache lies or will lie, and the manifest it must have."""
+    recipe, root, cache = (
+        experiment.recipe, experiment.locations.cache_root, experiment.locations.cache
+    )  # fmt: skip
+    required = experiment.required_manifest
+    if num_views is not None:
+        required = required.with_num_views(num_views)
+    if recipe.cache.encoding == "auto":
+        mention_encoding(recipe, required, experiment.teacher, experiment.few_views)
+    path = cache or find_cache(root, required) or free_path(root, recipe.name, required)
+    path = broadcast_from_main(experiment.accelerator, path)
+    return path, with_large_objects(required) if is_remote(path) else required
+
+
+def _is_finished(experiment: Experiment, path: Place, required: Manifest) -> bool:
+    """Return whether the main process finds the cache complete.
+
+    Its answer counts for all processes: builders beside this launch may finish at any time.
+    """
+    with main_process_first(experiment.accelerator):
+        main = experiment.accelerator.is_main_process
+        finished = main and _is_complete(experiment, path, required)
+    return broadcast_from_main(experiment.accelerator, finished)
+
+
+def _is_complete(experiment: Experiment, path: Place, required: Manifest) -> bool:
+    """Return whether the cache is complete; raise if it is another one, or damaged."""
     try:
         found = read_manifest(path)
     except CacheNotFoundError:
         return False
-    enough = max(found.num_views, asked.num_views)
-    check_compatible(path, replace(found, num_views=enough), asked, images)
+    num_views = max(found.num_views, required.num_views)
+    experiment.check_compatible(path, replace(found, num_views=num_views), required)
     if found.complete:
         check_present(path, found)
-    return found.complete and found.num_views >= asked.num_views
+    return found.complete and found.num_views >= required.num_views
+
+
+def _preflight(
+    experiment: Experiment, required: Manifest, teacher: OomSafeTeacher
+) -> PreflightReport:
+    """Run the teacher on the first images and check its outputs."""
+    outputs = experiment.stored_outputs
+    # Without features: those of the first images may be gigabytes.
+    without_features = replace(required, features=())
+    teacher.teacher = configure_teacher(experiment.teacher, without_features, outputs)
+    return run_preflight(
+        teacher, experiment.train_images, experiment.train_set,
+        experiment.cached_views, encoding_of(required, outputs.head),
+        configure_teacher(experiment.teacher, required, outputs),
+    )  # fmt: skip
+
+
+def _create_or_resume(
+    experiment: Experiment, path: Place, required: Manifest, leases: Leases
+) -> None:
+    """Write the metadata of a new cache, or check that of one that was begun."""
+    known, arrays = static_arrays(experiment, required)
+    create_or_resume(path, known, experiment.train_set.labels, leases, arrays)
+
+
+def static_arrays(
+    experiment: Experiment, required: Manifest
+) -> tuple[Manifest, dict[str, np.ndarray]]:
+    """Return the manifest with the kind of image keys in it, and the arrays stored once."""
+    known, keys = with_keys(required, experiment.train_set)
+    return known, keys | experiment.stored_outputs.once
+
+
+def _complete(experiment: Experiment, path: Place, leases: Leases, teacher: OomSafeTeacher) -> None:
+    """Build the missing shards, beside any other builders."""
+    teacher.teacher = configure_teacher(
+        experiment.teacher, read_manifest(path), experiment.stored_outputs
+    )
+    with orderly_stop() as stop:
+        Builder(
+            path, experiment.train_images, experiment.cached_views, teacher, leases,
+            experiment.accelerator, stop, experiment.recipe.views.shift_every,
+        ).complete()  # fmt: skip

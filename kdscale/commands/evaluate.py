@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from kdscale import experiment
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
@@ -26,6 +25,9 @@ from kdscale.evaluation.teacher_predictions import (
     predictions_of,
 )
 from kdscale.evaluation.test_set import evaluation_file, own_test_set
+from kdscale.experiment.cache_spec import LIBRARIES
+from kdscale.experiment.datasets import test_images
+from kdscale.experiment.models import frozen_teacher, model_of
 from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_models
 from kdscale.models.registry import num_parameters
 from kdscale.runs.folder import read_evaluation, write_evaluation
@@ -90,7 +92,7 @@ class Evaluation:
         """
         accelerator = create_accelerator()
         with main_process_first(accelerator):
-            test = experiment.test_images(subject.recipe, self.cache_root)
+            test = test_images(subject.recipe, self.cache_root)
         model, parameters = _load(subject, test, accelerator.device)
         answers, note = self._teacher_answers(subject, test, accelerator)
         identity = {
@@ -175,7 +177,7 @@ class Evaluation:
             rename = recipe.teacher.rename if recipe.teacher.weights is not None else {}
             section = recipe.teacher.model_copy(update={"weights": weights, "rename": rename})
             named = recipe.model_copy(update={"teacher": section})
-            teacher = experiment.frozen_teacher(
+            teacher = frozen_teacher(
                 named, test, None, accelerator.device, named_by=subject.named_by(section)
             )
             self._asked[key] = predictions_of(teacher, test, self.cache_root, accelerator)
@@ -186,7 +188,7 @@ def _load(
     subject: TrainedModel, test: ImageDataset, device: torch.device
 ) -> tuple[FrozenTeacher, int]:
     """The model, ready to be asked, and the number of its trainable parameters."""
-    trained = experiment.model_of(
+    trained = model_of(
         subject.recipe, subject.section, test, what=subject.role,
         named_by=subject.named_by(subject.section),
     )  # fmt: skip
@@ -239,7 +241,7 @@ def _cost(
         "device": accelerator.device.type,
         "device_name": device_name(accelerator.device),
         "num_threads": torch.get_num_threads(),
-        "library_versions": {name: version(name) for name in experiment.LIBRARIES},
+        "library_versions": {name: version(name) for name in LIBRARIES},
     }
 
 

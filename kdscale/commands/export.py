@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale import __version__, experiment
+from kdscale import __version__
 from kdscale.atomic_write import rename_durably, storage_error, temporary_folder
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import create_accelerator
 from kdscale.errors import ExportError
-from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_model_of
+from kdscale.experiment.datasets import test_images
+from kdscale.experiment.models import model_of
+from kdscale.experiment.trained_models import TrainedModel
 from kdscale.models.deployable import Deployable
 from kdscale.models.formats import FORMATS, Answer, said_in_one_line
 from kdscale.models.untrusted import is_code
@@ -28,42 +30,34 @@ _TOLERANCE = 1e-4
 
 
 def export(
-    run: Path,
+    trained: TrainedModel,
     format_name: str,
     *,
     cache_root: Path,
     out: Path | None = None,
-    weights: Weights = "last",
-    data: str | None = None,
     overwrite: bool = False,
-    trust_code: bool = False,
 ) -> dict[str, Any]:
-    """Export a finished run's model, in float32, once it answers as the run's weights do.
+    """Export a trained model, in float32, and check that the file gives the same logits.
 
     Args:
-        run: the run's folder.
+        trained: the model of a finished run.
         format_name: a key of `FORMATS`.
-        cache_root: where decoded images lie.
-        out: the file; in the run's folder, called after the model's role, when None.
-        weights: which ones.
-        data: a local copy of the data set, where it is not where the recipe says.
-        overwrite: replace the file if it is there.
-        trust_code: create whatever model the run's recipe names, also `module:factory`.
+        cache_root: folder of decoded images.
+        out: the file to write; None = in the run's folder, named after the model's role.
+        overwrite: replace the file if it exists.
 
     Returns:
-        The file, its bytes, and how its answers to test images differ.
+        The file, its bytes, and how its logits for test images differ.
 
     Raises:
-        RunError: there is no such run, or no such weights.
-        ExportError: the file is there, cannot be made, or answers otherwise; nothing is written.
+        ExportError: the file exists, cannot be made, or gives other logits; nothing is written.
         KdscaleError: data or weights cannot be used.
     """
     create_accelerator()  # float32 means float32
-    trained = trained_model_of(run, trust=Trust(code=trust_code), data=data, weights=weights)
-    path = out or run / _file_name(trained, format_name)
+    path = out or Path(trained.name) / _file_name(trained, format_name)
     _check_place(path, format_name, overwrite=overwrite)
-    test = experiment.test_images(trained.recipe, cache_root)
-    classifier = experiment.model_of(
+    test = test_images(trained.recipe, cache_root)
+    classifier = model_of(
         trained.recipe, trained.section, test, what=trained.role,
         named_by=trained.named_by(trained.section),
     )  # fmt: skip
@@ -78,7 +72,7 @@ def export(
     about = _about(trained, program, test, pixels)
     check = _write_checked(path, format_name, program, about, pixels, model.logits(pixels))
     return {
-        "run": str(run),
+        "run": trained.name,
         "file": str(path),
         "format": format_name,
         "bytes": path.stat().st_size,

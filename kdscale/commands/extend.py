@@ -1,6 +1,5 @@
-"""Extend a cache: ask the teacher about more views, and leave all that is stored as it is."""
+"""Extend a cache: run the teacher on more views, and leave all that is stored as it is."""
 
-from pathlib import Path
 from typing import Any
 
 from kdscale.cache.manifest import Manifest, read_manifest
@@ -8,29 +7,21 @@ from kdscale.cache.stores.base import Place
 from kdscale.commands.build import build
 from kdscale.config import Recipe
 from kdscale.errors import ConfigError
-from kdscale.experiment import pipeline
+from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.views import pipeline
 from kdscale.formatting import number_of
 
 
-def extend(
-    recipe: Recipe,
-    path: Place,
-    num_views: int,
-    *,
-    cache_root: Path,
-    teacher_weights: str | None = None,
-) -> dict[str, Any]:
+def extend(experiment: Experiment, path: Place, num_views: int) -> dict[str, Any]:
     """Add views to the cache at `path` until it has `num_views`.
 
     View `v` is the same whatever their number, so the cache keeps its identity and its shards, and
-    whoever reads it goes on. Stopped at any moment, the same command goes on.
+    its readers are not disturbed. The same command resumes after a stop at any moment.
 
     Args:
-        recipe: the one that the cache was built with; the number of its views does not matter.
-        path: the cache's folder or URL.
-        num_views: in all.
-        cache_root: where decoded images lie.
-        teacher_weights: used where the recipe names none.
+        experiment: of the recipe that the cache was built with; its number of views is ignored.
+        path: folder or URL of the cache.
+        num_views: number of views in all.
 
     Returns:
         The JSON object of `kdscale cache extend --json`.
@@ -41,11 +32,8 @@ def extend(
         CacheMismatchError: the cache is another recipe's.
         KdscaleError: see `build`.
     """
-    _check_number(recipe, path, read_manifest(path), num_views)
-    build(
-        recipe, cache_root=cache_root, cache=path, teacher_weights=teacher_weights,
-        num_views=num_views,
-    )  # fmt: skip
+    _check_number(experiment.recipe, path, read_manifest(path), num_views)
+    build(experiment.at(cache=path), num_views=num_views)
     after = read_manifest(path)
     return {
         "path": str(path),

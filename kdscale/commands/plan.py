@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdscale import config, experiment
 from kdscale.building.location import free_path, space
 from kdscale.building.stored_outputs import StoredOutputs, configure_teacher
 from kdscale.cache.catalog import find_cache
@@ -28,26 +27,27 @@ from kdscale.commands.timing import (
     TimedLoop,
     TimedSetup,
     affordable_batch,
-    ask_teacher,
     soft_objective,
     student_settings,
+    time_teacher,
 )
-from kdscale.data.image_dataset import ImageDataset
-from kdscale.data.loader import DeviceImages
 from kdscale.data.views.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.distributed import create_accelerator
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
+from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of
 from kdscale.experiment.checks import mention_ineffective
+from kdscale.experiment.datasets import sample_indices
+from kdscale.experiment.encoding import choose_encoding
+from kdscale.experiment.experiment import Experiment
 from kdscale.formatting import bytes_text
 from kdscale.losses.objective import SUPERVISED
-from kdscale.report.cost import break_even
+from kdscale.report.training_cost import break_even
 from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
-from kdscale.target_sources.compatibility import check_compatible, with_keys
-from kdscale.target_sources.stored_encoding import choose_encoding, encoding_of
+from kdscale.target_sources.compatibility import with_keys
+from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.targets import ENCODINGS, Encoding, Head, encode
 from kdscale.teacher.checks import inspect_teacher
-from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher, TeacherOutput
+from kdscale.teacher.frozen_teacher import TeacherOutput
 from kdscale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -62,24 +62,16 @@ KINDS = ("supervised", "cached", "online")
 
 
 def plan(
-    recipe: config.Recipe,
-    *,
-    cache_root: Path,
-    cache: Place | None = None,
-    teacher_weights: str | None = None,
-    num_processes: int = 1,
-    seconds: float = 10.0,
+    experiment: Experiment, *, num_processes: int = 1, seconds: float = 10.0
 ) -> dict[str, Any]:
-    """Tell what the recipe's cache costs and saves, from short runs on this machine.
+    """Estimate what the recipe's cache costs and saves, from short runs on this machine.
 
     Nothing is written but decoded images, where those are not there yet.
 
     Args:
-        recipe: the recipe; its teacher is timed with random weights where it has none.
-        cache_root: where caches and decoded images lie.
-        cache: the cache's folder or URL; found by content, or named after the recipe, when None.
-        teacher_weights: used where the recipe names none.
-        num_processes: that build and train, each as fast as this one and on its part of a batch.
+        experiment: recipe and locations; a teacher without weights is timed with random ones.
+        num_processes: number of processes that will build and train, each as fast as this one and
+            on its part of a batch.
         seconds: to spend on short runs, roughly.
 
     Returns:
@@ -89,147 +81,146 @@ def plan(
     Raises:
         KdscaleError: the recipe cannot be built or trained.
     """
-    accelerator = create_accelerator()
-    if accelerator.num_processes > 1:
-        raise LaunchError(
-            f"plan was started with {accelerator.num_processes} processes and times one: start it "
-            f"alone, with --processes {accelerator.num_processes}"
-        )
+    _check_one_process(experiment)
+    recipe = experiment.recipe
     mention_ineffective(recipe, "student")
-    with _telling_what_is_decoded(cache_root):
-        labelled = recipe.loss.hard_weight > 0
-        images = experiment.training_images(recipe, cache_root, labelled=labelled)
-    settings, device = student_settings(recipe), accelerator.device
-    teacher = experiment.frozen_teacher_or_random(recipe, images, teacher_weights, device)
-    trained = recipe.teacher.is_trained or teacher_weights is not None
-    kept = experiment.stored_outputs_of(recipe, images, teacher)
-    asked = experiment.required_manifest(recipe, images, teacher.describe(), kept=kept)
-    asked, once = with_keys(asked, images)
-    there = _look_for(asked, images, cache_root, cache) if trained else _Found(None, 0.0)
-    path = there.path or cache or free_path(cache_root, recipe, asked)
-
-    size = settings.global_batch_size
-    parts = TimedSetup(
-        recipe, images, DeviceImages(images, device), teacher, accelerator, size, num_processes
+    experiment = replace(experiment, random_teacher=True)
+    with _decoded_images_logged(experiment.locations.cache_root):
+        images = experiment.train_set
+    trained, outputs = experiment.teacher_is_trained, experiment.stored_outputs
+    required, once = with_keys(experiment.required_manifest, images)
+    existing = _find_existing(experiment, required) if trained else _Existing(None, 0.0)
+    path = (
+        existing.path
+        or experiment.locations.cache
+        or free_path(experiment.locations.cache_root, recipe.name, required)
     )
-    parts.loader(ViewSchedule(1, 0))  # a batch that does not split over the processes ends here
-    embedded = _embedded(recipe, images, teacher)
-    heard = replace(parts, teacher=configure_teacher(teacher, asked, embedded or kept))
+
+    setup = TimedSetup(experiment, student_settings(recipe).global_batch_size, num_processes)
+    setup.loader(ViewSchedule(1, 0))  # a batch that does not split over the processes ends here
+    embedded = _embedded(experiment)
+    teacher = configure_teacher(experiment.teacher, required, embedded or outputs)
     if trained:
-        batches = OomSafeTeacher(heard.teacher, recipe.teacher.batch_size)
-        inspect_teacher(batches, parts.resident, images, num_samples=_INSPECTED)
-    encoding = encoding_of(asked, kept.head)
-    answers = ask_teacher(heard, encoding, asked.num_views, seconds * _TEACHER_SHARE)
-    steps = _step_seconds(parts, asked, encoding, seconds * (1 - _TEACHER_SHARE))
-    build = answers.seconds_per_image * asked.num_views * asked.num_samples / num_processes
-    said = answers.said if trained else None
-    encodings = _sizes(recipe, asked, images, once, embedded, said)
+        batches = experiment.oom_safe(teacher)
+        inspect_teacher(batches, experiment.train_images, images, num_samples=_INSPECTED)
+    encoding = encoding_of(required, outputs.head)
+    timed = time_teacher(setup, teacher, encoding, required.num_views, seconds * _TEACHER_SHARE)
+    steps = _step_seconds(setup, required, encoding, seconds * (1 - _TEACHER_SHARE))
+    build = timed.seconds_per_image * required.num_views * required.num_samples / num_processes
+    measured = timed.outputs if trained else None
+    encodings = _sizes(experiment, required, once, embedded, measured)
     if is_remote(path):
-        asked = with_large_objects(asked)
-    needed, free = space(path, asked)
+        required = with_large_objects(required)
+    needed, free = space(path, required)
     return {
         "recipe": recipe.name,
-        "num_views": asked.num_views,
-        "num_samples": asked.num_samples,
-        "num_classes": asked.num_classes,
+        "num_views": required.num_views,
+        "num_samples": required.num_samples,
+        "num_classes": required.num_classes,
         "teacher": recipe.teacher.model,
         "teacher_is_trained": trained,
-        "encoding": asked.encoding,
+        "encoding": required.encoding,
         "reason": choose_encoding(recipe.cache, images.num_classes)[1],
         "encodings": encodings,
-        "bytes": encodings[asked.encoding]["bytes"],
-        "files": num_files(asked),
+        "bytes": encodings[required.encoding]["bytes"],
+        "files": num_files(required),
         "path": str(path),
-        "share_built": round(there.share, 4),
-        "needed_bytes": 0 if there.share == 1 else needed,
+        "share_built": round(existing.share, 4),
+        "needed_bytes": 0 if existing.share == 1 else needed,
         "free_bytes": free,
         "whole_build_seconds": round(build, 6),
-        **_payback(recipe, parts, build * (1 - there.share), steps),
+        **_payback(experiment, build * (1 - existing.share), steps),
         "num_processes": num_processes,
-        "device": device.type,
+        "device": experiment.device.type,
         "num_threads": torch.get_num_threads(),
     }
 
 
+def _check_one_process(experiment: Experiment) -> None:
+    launched = experiment.accelerator.num_processes
+    if launched > 1:
+        raise LaunchError(
+            f"plan was started with {launched} processes and times one: start it "
+            f"alone, with --processes {launched}"
+        )
+
+
 @contextmanager
-def _telling_what_is_decoded(cache_root: Path) -> Iterator[None]:
-    """Say so where images had to be decoded, which the build would have done."""
+def _decoded_images_logged(cache_root: Path) -> Iterator[None]:
+    """Log where images were decoded in the block, which the build would have done."""
     folder = cache_root / "images"
     before = set(folder.iterdir()) if folder.is_dir() else set()
     yield
     for new in sorted(set(folder.iterdir()) - before):
         if new.is_dir() and not new.name.startswith("."):
-            log.info("decoded images are kept in %s (%s)", new, bytes_text(bytes_stored(new)))
+            log.info("decoded images are stored in %s (%s)", new, bytes_text(bytes_stored(new)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A cache that fits, and how much of what is asked for it holds already."""
+class _Existing:
+    """A compatible cache that exists, maybe in part."""
 
     path: Place | None
     share: float
-    """0..1"""
+    """Share of the required targets that it holds, 0..1."""
 
 
-def _look_for(
-    asked: Manifest, images: ImageDataset, cache_root: Path, cache: Place | None
-) -> _Found:
-    path = cache or find_cache(cache_root, asked)
+def _find_existing(experiment: Experiment, required: Manifest) -> _Existing:
+    path = experiment.locations.cache or find_cache(experiment.locations.cache_root, required)
     try:
         found = None if path is None else read_manifest(path)
     except CacheNotFoundError:
         found = None
     if path is None or found is None:
-        return _Found(None, 0.0)
-    enough = replace(found, num_views=max(found.num_views, asked.num_views))
-    check_compatible(path, enough, asked, images)
+        return _Existing(None, 0.0)
+    num_views = max(found.num_views, required.num_views)
+    experiment.check_compatible(path, replace(found, num_views=num_views), required)
     # In parts too, where the cache is unfinished.
     built = (
         found.num_views if found.complete else ShardWriter(path, found).committed().mean(1).sum()
     )
-    return _Found(path, min(1.0, float(built) / asked.num_views))
+    return _Existing(path, min(1.0, float(built) / required.num_views))
 
 
-def _embedded(
-    recipe: config.Recipe, images: ImageDataset, teacher: FrozenTeacher
-) -> StoredOutputs | None:
-    """What a cache of embeddings would keep; None where the teacher's last layer is not linear."""
+def _embedded(experiment: Experiment) -> StoredOutputs | None:
+    """Outputs that a cache of embeddings stores; None if the teacher's last layer is not linear."""
+    recipe = experiment.recipe
     settings = recipe.cache.model_copy(update={"encoding": "embedding"})
     with suppress(ConfigError):
-        return experiment.stored_outputs_of(
-            recipe.model_copy(update={"cache": settings}), images, teacher
+        return stored_outputs_of(
+            recipe.model_copy(update={"cache": settings}), experiment.train_set, experiment.teacher
         )
     return None
 
 
 def _sizes(
-    recipe: config.Recipe,
-    asked: Manifest,
-    images: ImageDataset,
+    experiment: Experiment,
+    required: Manifest,
     once: Mapping[str, np.ndarray],
     embedded: StoredOutputs | None,
-    said: TeacherOutput | None,
+    measured: TeacherOutput | None,
 ) -> dict[str, dict[str, int]]:
-    """Bytes of an answer and of the cache, by encoding.
+    """Bytes of a target and of the cache, by encoding.
 
-    The cache's are what some of the teacher's answers take once compressed. An untrained teacher's
-    say nothing of that, so what is told are then the bytes before compression.
+    Those of the cache are estimated by compressing some of the teacher's outputs. Outputs of random
+    weights would not compress alike, so without `measured` bytes before compression are given.
     """
+    recipe, images = experiment.recipe, experiment.train_set
     sizes = {}
     for name in ENCODINGS:
         settings = recipe.cache.model_copy(update={"encoding": name})
         wanted = recipe.model_copy(update={"cache": settings})
-        kept = embedded if name == "embedding" else StoredOutputs()
-        if kept is None:
+        outputs = embedded if name == "embedding" else StoredOutputs()
+        if outputs is None:
             continue
-        with suppress(ConfigError):  # topk of fewer classes than it keeps
-            manifest = experiment.required_manifest(wanted, images, asked.teacher, kept=kept)
-            manifest = replace(manifest, features=asked.features, dataset=asked.dataset)
+        with suppress(ConfigError):  # topk of fewer classes than it stores
+            manifest = required_manifest(wanted, images, required.teacher, kept=outputs)
+            manifest = replace(manifest, features=required.features, dataset=required.dataset)
             each = float(manifest.bytes_per_sample)
-            if said is not None:
-                each = _stored_bytes_per_answer(manifest, said, kept.head)
+            if measured is not None:
+                each = _stored_bytes_per_target(manifest, measured, outputs.head)
             total = each * manifest.num_views * manifest.num_samples
-            other = other_bytes(manifest, images.labels, {**once, **kept.once})
+            other = other_bytes(manifest, images.labels, {**once, **outputs.once})
             sizes[name] = {
                 "bytes_per_target": manifest.bytes_per_target,
                 "bytes": round(total) + other,
@@ -237,59 +228,62 @@ def _sizes(
     return sizes
 
 
-def _stored_bytes_per_answer(manifest: Manifest, said: TeacherOutput, head: Head | None) -> float:
-    """Compressed, but for features, whose bytes are told as they are."""
-    values = encode(said.logits_BC, encoding_of(manifest, head), said.embedding_BD)
-    logits = said.logits_BC
+def _stored_bytes_per_target(
+    manifest: Manifest, outputs: TeacherOutput, head: Head | None
+) -> float:
+    """Bytes of a target, compressed; those of features before compression."""
+    logits_BC = outputs.logits_BC
+    values = encode(logits_BC, encoding_of(manifest, head), outputs.embedding_BD)
     # Digests are as good as random.
-    seen = torch.randint(1, 1 << 32, (len(logits),), generator=torch.Generator().manual_seed(0))
-    values["digests"] = seen.numpy().astype("uint64")
+    generator = torch.Generator().manual_seed(0)
+    digests = torch.randint(1, 1 << 32, (len(logits_BC),), generator=generator)
+    values["digests"] = digests.numpy().astype("uint64")
     features = manifest.bytes_per_sample - replace(manifest, features=()).bytes_per_sample
-    return answers_bytes(manifest, values) / len(logits) + features
+    return answers_bytes(manifest, values) / len(logits_BC) + features
 
 
 # --------------------------------------------------------------------------- time
 
 
 def _step_seconds(
-    parts: TimedSetup, asked: Manifest, encoding: Encoding, seconds: float
+    setup: TimedSetup, required: Manifest, encoding: Encoding, seconds: float
 ) -> dict[str, float]:
-    """Seconds a sample that training steps of each kind take; medians of interleaved rounds."""
+    """Seconds a sample of training steps, by kind; medians of interleaved rounds."""
     tiny = _variants(
-        replace(parts, batch_size=SMALLEST_BATCH * parts.num_processes), asked, encoding
+        replace(setup, batch_size=SMALLEST_BATCH * setup.num_processes), required, encoding
     )
     for variant in tiny.values():
         variant.timed(1)  # the first pass sets things up
     each = sum(variant.timed(1) for variant in tiny.values()) / SMALLEST_BATCH
-    own = max(1, parts.batch_size // parts.num_processes)
+    own = max(1, setup.batch_size // setup.num_processes)
     own = affordable_batch(own, each, seconds)
-    size = own * parts.num_processes if own * parts.num_processes < parts.batch_size else 0
-    parts = replace(parts, batch_size=size or parts.batch_size)
-    loader = parts.loader(ViewSchedule(1, 0))
+    size = own * setup.num_processes if own * setup.num_processes < setup.batch_size else 0
+    setup = replace(setup, batch_size=size or setup.batch_size)
+    loader = setup.loader(ViewSchedule(1, 0))
     samples = loader.num_samples / loader.steps_per_epoch
-    measured = _measure(_variants(parts, asked, encoding), seconds)
+    measured = _measure(_variants(setup, required, encoding), seconds)
     return {kind: step / samples for kind, step in measured.items()}
 
 
-def _variants(parts: TimedSetup, asked: Manifest, encoding: Encoding) -> dict[str, TimedLoop]:
-    schedule = ViewSchedule(asked.num_views, 0)
-    staged = StagedTargets(parts.images, encoding, schedule, parts.accelerator.device)
+def _variants(setup: TimedSetup, required: Manifest, encoding: Encoding) -> dict[str, TimedLoop]:
+    experiment, schedule = setup.experiment, ViewSchedule(required.num_views, 0)
+    staged = StagedTargets(experiment.train_set, encoding, schedule, experiment.device)
     sources: dict[str, TargetSource] = {"cached": staged}
-    if parts.images.labelled:
+    if experiment.train_set.labelled:
         sources["supervised"] = NoTargets(schedule)
-    if parts.recipe.views.mode == "replayed":
-        sources["online"] = LiveTeacher(parts.teacher, schedule)
-    soft = soft_objective(parts.recipe)
+    if experiment.recipe.views.mode == "replayed":
+        sources["online"] = LiveTeacher(experiment.teacher, schedule)
+    soft = soft_objective(experiment.recipe)
     found = {}
     for kind, source in sources.items():
-        loop = parts.loop(source, SUPERVISED if kind == "supervised" else soft)
-        prepare = partial(staged.stage, loop) if kind == "cached" else None
-        found[kind] = TimedLoop(partial(_go_on, loop), prepare)
+        trainer = setup.trainer(source, SUPERVISED if kind == "supervised" else soft)
+        prepare = partial(staged.stage, trainer) if kind == "cached" else None
+        found[kind] = TimedLoop(partial(_continue, trainer), prepare)
     return found
 
 
-def _go_on(loop: Trainer, count: int) -> None:
-    loop.run(loop.state.step + count)
+def _continue(trainer: Trainer, count: int) -> None:
+    trainer.run(trainer.state.step + count)
 
 
 def _measure(variants: Mapping[str, TimedLoop], seconds: float) -> dict[str, float]:
@@ -310,12 +304,10 @@ def _measure(variants: Mapping[str, TimedLoop], seconds: float) -> dict[str, flo
     return {name: median(rounds) for name, rounds in taken.items()}
 
 
-def _payback(
-    recipe: config.Recipe, parts: TimedSetup, build: float, steps: Mapping[str, float]
-) -> dict[str, Any]:
-    """Times of the build and of a student of each kind, and when the one has saved the other."""
-    settings = student_settings(recipe)
-    training, _ = experiment.sample_indices(recipe, parts.images)
+def _payback(experiment: Experiment, build: float, steps: Mapping[str, float]) -> dict[str, Any]:
+    """Times of the build and of a student of each kind, and when the build has paid for itself."""
+    settings = student_settings(experiment.recipe)
+    training, _ = sample_indices(experiment.recipe, experiment.train_set)
     each = len(training) * settings.epochs
     students = {kind: round(steps[kind] * each, 6) for kind in steps}
     build = round(build, 6)

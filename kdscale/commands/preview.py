@@ -1,16 +1,15 @@
-"""Something to look at: views side by side, and what a teacher said of each."""
+"""Preview views side by side, with the teacher's predictions."""
 
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from kdscale import experiment
 from kdscale.atomic_write import write_output
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
@@ -20,8 +19,11 @@ from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
-from kdscale.preview.exhibits import Exhibits, Names, spread
-from kdscale.preview.sheet import Sheet, draw
+from kdscale.experiment.datasets import source_path
+from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.views import num_views as count_views
+from kdscale.preview.sheet_drawing import PreviewSheet, draw
+from kdscale.preview.view_samples import ClassNames, ViewSamples, balanced_samples
 from kdscale.target_sources.compatibility import differing_images
 
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,7 +45,7 @@ def show_cache(
     cache_root: Path,
     seed: int = 0,
 ) -> Path:
-    """Draw views of a cache and the teacher's first answers to each.
+    """Draw views of a cache with the teacher's most probable classes.
 
     Args:
         path: the cache's folder or URL.
@@ -64,50 +66,49 @@ def show_cache(
         KdscaleError: cache or data cannot be read, or the picture not be written.
     """
     _check_ending(out)
-    cache = ShownCache(path, data=data, cache_root=cache_root)
+    cache = PreviewedCache(path, data=data, cache_root=cache_root)
     return _save(cache.sheet(samples, views, seed), out)
 
 
-class ShownCache:
-    """A cache and the images that it was built from, to be drawn any number of times."""
+class PreviewedCache:
+    """A cache and the images that it was built from."""
 
     def __init__(self, path: Place, *, data: str | None, cache_root: Path) -> None:
-        """Arguments and errors as in `show_cache`."""
+        """Open cache and images; arguments and errors as in `show_cache`."""
         self._path, self._reader = path, CacheReader(path)
         self.manifest, self._labels = self._reader.manifest, self._reader.labels()
         labelled = bool((self._labels >= 0).all())
         self._images = _cached_images(path, self.manifest, data, cache_root, labelled=labelled)
 
-    def sheet(self, samples: int | None, views: int | None, seed: int) -> Sheet:
-        """Views of some samples and the teacher's first answers to each."""
+    def sheet(self, samples: int | None, views: int | None, seed: int) -> PreviewSheet:
+        """Return views of some samples with the teacher's predictions."""
         manifest = self.manifest
         num_views = _within(views, _VIEWS, manifest.num_views, "views", self._path)
         num_samples = _within(samples, _SAMPLES, manifest.num_samples, "samples", self._path)
-        shown = Exhibits(
+        chosen = ViewSamples(
             self._images,
             DeviceImages(self._images, _CPU),
             Pipeline.from_description(manifest.views),
-            spread(self._labels, num_samples, seed),
+            balanced_samples(self._labels, num_samples, seed),
             num_views,
-            Names(manifest.dataset["classes"]),
+            ClassNames(manifest.dataset["classes"]),
             self._reader,
         )
         lines = (
             f"{_teacher(manifest)} · {_of_all(num_views, manifest.num_views)} of "
             f"{_count(manifest.num_samples, 'image')} · {manifest.dataset['source']}, split "
             f"{manifest.dataset['split']}",
-            _in_words(shown.pipeline),
+            _in_words(chosen.pipeline),
         )
-        return shown.sheet(name_of(self._path), lines)
+        return chosen.sheet(name_of(self._path), lines)
 
 
 def show_views(
-    recipe: Recipe,
+    experiment: Experiment,
     *,
     out: Path,
     samples: int | None = None,
     views: int | None = None,
-    cache_root: Path,
     seed: int = 0,
 ) -> Path:
     """Draw a recipe's views, before anything is built; arguments as in `show_cache`.
@@ -117,43 +118,44 @@ def show_views(
         KdscaleError: the data cannot be read, or the picture not be written.
     """
     _check_ending(out)
-    num_views = _num_views(recipe, views)
-    images = experiment.training_images(recipe, cache_root, labelled=False)
+    experiment = replace(experiment, require_labels=False)
+    recipe, num_views = experiment.recipe, _num_views(experiment.recipe, views)
+    images = experiment.train_set
     num_samples = _within(samples, _SAMPLES, images.num_samples, "samples", recipe.name)
-    shown = Exhibits(
+    chosen = ViewSamples(
         images,
         DeviceImages(images, _CPU),
-        experiment.pipeline(recipe, images.num_samples),
-        spread(images.labels, num_samples, seed),
+        experiment.views,
+        balanced_samples(images.labels, num_samples, seed),
         num_views,
-        Names(images.classes),
+        ClassNames(images.classes),
     )
     fixed = recipe.views.mode == "fixed"
-    of_all = "views" if fixed else _of_all(num_views, experiment.num_views(recipe))
+    of_all = "views" if fixed else _of_all(num_views, count_views(recipe))
     lines = (
-        f"recipe · teacher {recipe.teacher.model}, not asked yet · {of_all} of "
+        f"recipe · teacher {recipe.teacher.model}, not run yet · {of_all} of "
         f"{_count(images.num_samples, 'image')} · {images.name}, split {images.split}",
-        _in_words(shown.pipeline),
+        _in_words(chosen.pipeline),
     )
-    return _save(shown.sheet(recipe.name, lines), out)
+    return _save(chosen.sheet(recipe.name, lines), out)
 
 
 def _num_views(recipe: Recipe, views: int | None) -> int:
-    if recipe.views.mode == "fixed":  # the student is shown another view each epoch
+    if recipe.views.mode == "fixed":  # the student sees another view each epoch
         return views or _VIEWS
-    limit = experiment.num_views(recipe)
+    limit = count_views(recipe)
     if views is not None and views > limit and recipe.views.operations:
         raise ConfigError(
-            f"--views {views}: recipe {recipe.name!r} has {limit}: ask for fewer, or for more with "
+            f"--views {views}: recipe {recipe.name!r} has {limit}: choose fewer, or more with "
             f"--set views.count={views}"
         )
     return _within(views, _VIEWS, limit, "views", recipe.name)
 
 
-def _within(asked: int | None, default: int, limit: int, what: str, place: object) -> int:
-    if asked is not None and asked > limit:
-        raise ConfigError(f"--{what} {asked}: {place} has {limit} {what}: ask for at most {limit}")
-    return min(default, limit) if asked is None else asked
+def _within(wanted: int | None, default: int, limit: int, what: str, place: object) -> int:
+    if wanted is not None and wanted > limit:
+        raise ConfigError(f"--{what} {wanted}: {place} has {limit} {what}: choose at most {limit}")
+    return min(default, limit) if wanted is None else wanted
 
 
 # --------------------------------------------------------------------------- data
@@ -162,10 +164,10 @@ def _within(asked: int | None, default: int, limit: int, what: str, place: objec
 def _cached_images(
     path: Place, manifest: Manifest, data: str | None, cache_root: Path, *, labelled: bool
 ) -> ImageDataset:
-    """The images that a cache was built from, proved by their fingerprint.
+    """Load the images that a cache was built from, checked by their fingerprint.
 
     Raises:
-        CacheMismatchError: they have changed, or are others; both are named.
+        CacheMismatchError: the images are others, or have changed.
         DataError: there are none.
     """
     source = data or manifest.dataset["source"]
@@ -176,7 +178,7 @@ def _cached_images(
     for classes in (names, None) if labelled else (None, names):
         try:
             images = load_images(
-                experiment.source_path(source),
+                source_path(source),
                 split=manifest.dataset["split"],
                 root=cache_root,
                 image_column=manifest.dataset.get("image_column"),
@@ -225,10 +227,10 @@ def _count(number: int, what: str) -> str:
 
 
 def _in_words(pipeline: Pipeline) -> str:
-    """The operations with those arguments that are not their defaults."""
+    """Return the operations with those arguments that are not their defaults."""
     described = pipeline.describe()["operations"]
     if not described:
-        return "views: the images as they are"
+        return "views: unchanged images"
     words = [
         _operation(operation, entry)
         for operation, entry in zip(pipeline.operations, described, strict=True)
@@ -238,13 +240,13 @@ def _in_words(pipeline: Pipeline) -> str:
 
 def _operation(operation: Any, described: Mapping[str, Any]) -> str:
     usual = {field.name: field.default for field in fields(operation)}
-    said = [
+    settings = [
         f"{key.replace('_', ' ')} {_value(value)}"
         for key, value in described.items()
         if key not in ("name", "libraries") and usual.get(key, MISSING) != value
     ]
     name = described["name"].removeprefix("random_").replace("_", " ")
-    return f"{name} ({', '.join(said)})" if said else name
+    return f"{name} ({', '.join(settings)})" if settings else name
 
 
 def _value(value: Any) -> str:
@@ -256,20 +258,17 @@ def _value(value: Any) -> str:
 
 def _check_ending(out: Path) -> None:
     if out.suffix.lower() not in _FORMATS:
-        raise ConfigError(
-            f"--out {out}: the ending says what kind of picture to write: "
-            f"wanted {', '.join(_FORMATS)}"
-        )
+        raise ConfigError(f"--out {out}: the ending names the format: wanted {', '.join(_FORMATS)}")
 
 
-def _save(sheet: Sheet, out: Path) -> Path:
-    """The file is there whole, or not at all."""
+def _save(sheet: PreviewSheet, out: Path) -> Path:
+    """Write the file, whole or not at all."""
     write_output(out, encoded(draw(sheet), out.suffix.lower()))
     return out
 
 
 def encoded(picture: Image.Image, ending: str) -> bytes:
-    """A picture as the file of an ending."""
+    """Encode a picture in the format of a file's ending."""
     kind, options = _FORMATS[ending]
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)

@@ -1,41 +1,34 @@
-"""Repair a cache: what is bad is taken out and built again, and nothing else."""
+"""Repair a cache: discard bad shards and build them again, and nothing else."""
 
 import logging
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.repair import discard_bad_shards, restored_manifest
 from kdscale.cache.stores.base import Place
 from kdscale.cache.verify import VerifyReport, verify
-from kdscale.commands.build import build
-from kdscale.config import Recipe
-from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
+from kdscale.commands.build import build, static_arrays
+from kdscale.distributed import broadcast_from_main, main_process_first
 from kdscale.errors import CacheCorruptError
-from kdscale.experiment import frozen_teacher, required_manifest, stored_outputs_of, training_images
-from kdscale.target_sources.compatibility import check_compatible, with_keys
+from kdscale.experiment.experiment import Experiment
 
 log = logging.getLogger(__name__)
 
 
-def repair(
-    recipe: Recipe, path: Place, *, cache_root: Path, teacher_weights: str | None = None
-) -> dict[str, Any]:
-    """Build anew what `verify` finds bad in the cache at `path`; a sound one is left alone.
+def repair(experiment: Experiment, path: Place) -> dict[str, Any]:
+    """Rebuild what `verify` finds bad in the cache at `path`; leave a sound one alone.
 
-    Stopped at any moment, it leaves a cache that says what it misses; the same command goes on.
+    Stopped at any moment, it leaves a cache whose manifest lists what is missing; the same command
+    resumes.
 
     Args:
-        recipe: the one that the cache was built with; number of views and size of shards are the
-            cache's.
-        path: the cache's folder or URL.
-        cache_root: where decoded images lie.
-        teacher_weights: used where the recipe names none.
+        experiment: of the recipe that the cache was built with; number of views and size of shards
+            are the cache's.
+        path: folder or URL of the cache.
 
     Returns:
-        The JSON object of `kdscale cache repair --json`: what was rebuilt, by the names that
-        `verify` gave it.
+        The JSON object of `kdscale cache repair --json`: what was rebuilt, by the names of
+        `verify`.
 
     Raises:
         CacheNotFoundError: there is no manifest.
@@ -43,7 +36,7 @@ def repair(
         CacheCorruptError: too little is left to know what the cache holds.
         KdscaleError: see `build`.
     """
-    accelerator = create_accelerator()
+    accelerator = experiment.accelerator
     with main_process_first(accelerator):
         found = verify(path) if accelerator.is_main_process else None
     found = broadcast_from_main(accelerator, found)
@@ -53,11 +46,8 @@ def repair(
         return _answer(path, found)
     with main_process_first(accelerator):
         if accelerator.is_main_process:
-            found = _take_out(recipe, path, cache_root, teacher_weights)
-    views = read_manifest(path).num_views
-    build(
-        recipe, cache_root=cache_root, cache=path, teacher_weights=teacher_weights, num_views=views
-    )
+            found = _discard_bad_shards(experiment, path)
+    build(experiment.at(cache=path), num_views=read_manifest(path).num_views)
     found = broadcast_from_main(accelerator, found)
     log.info("cache %s is repaired: %s", path, ", ".join(_names(found)) or "its build is finished")
     return _answer(path, found)
@@ -71,17 +61,14 @@ def _names(found: VerifyReport) -> list[str]:
     return [*found.missing_shards, *found.corrupt_shards]
 
 
-def _take_out(recipe: Recipe, path: Place, root: Path, weights: str | None) -> VerifyReport:
-    images = training_images(recipe, root, labelled=recipe.loss.hard_weight > 0)
-    teacher = frozen_teacher(recipe, images, weights, create_accelerator().device)
-    kept = stored_outputs_of(recipe, images, teacher)
-    asked = required_manifest(recipe, images, teacher.describe(), kept=kept)
-    asked, once = with_keys(asked, images)
-    once |= kept.once
+def _discard_bad_shards(experiment: Experiment, path: Place) -> VerifyReport:
+    required, arrays = static_arrays(experiment, experiment.required_manifest)
+    labels = experiment.train_set.labels
     try:
         manifest = read_manifest(path)
     except CacheCorruptError:
-        restored = restored_manifest(path, asked, images.labels, once)
-        return discard_bad_shards(path, images.labels, restored, once)
-    check_compatible(path, manifest, replace(asked, num_views=manifest.num_views), images)
-    return discard_bad_shards(path, images.labels, once=once)
+        return discard_bad_shards(
+            path, labels, restored_manifest(path, required, labels, arrays), arrays
+        )
+    experiment.check_compatible(path, manifest, required)
+    return discard_bad_shards(path, labels, once=arrays)

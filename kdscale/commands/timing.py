@@ -1,4 +1,4 @@
-"""Short runs to be timed: training steps from any source of targets, and the teacher's answers."""
+"""Short runs to be timed: training steps from any source of targets, and the teacher."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -7,21 +7,23 @@ from itertools import cycle
 from time import perf_counter
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from kdscale import config, experiment
+from kdscale import config
 from kdscale.data.image_dataset import ImageDataset
-from kdscale.data.loader import Batch, BatchLoader, DeviceImages
+from kdscale.data.loader import Batch, BatchLoader
 from kdscale.data.pixel_sources import as_tensor
 from kdscale.data.views.digest import digest
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
+from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.training_setup import objective as loss_of
+from kdscale.experiment.training_setup import optimizer, schedule, section_of
 from kdscale.losses.objective import Objective
 from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import TargetSource
 from kdscale.targets import Encoding, Head, Targets, decode, encode, encode_features
-from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher, TeacherOutput, concatenate
+from kdscale.teacher.frozen_teacher import FrozenTeacher, TeacherOutput, concatenate
 from kdscale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -29,9 +31,9 @@ log = logging.getLogger(__name__)
 Steps = Callable[[int], None]
 """Runs, or prepares, so many training steps."""
 
-_STAGED_SAMPLES = 8192  # targets in memory: what they say does not matter to the clock
+_STAGED_SAMPLES = 8192  # targets in memory: their values do not matter to the clock
 SMALLEST_BATCH = 8
-"""Tells roughly what a sample costs, so that no probe of a large model takes minutes."""
+"""Batch whose time estimates that of a sample, so that no probe of a large model takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +63,25 @@ def synchronize() -> None:
 
 @dataclass(frozen=True, slots=True)
 class TimedSetup:
-    """What a recipe's steps are made of."""
+    """An experiment of which parts are timed."""
 
-    recipe: config.Recipe
-    images: ImageDataset
-    resident: DeviceImages
-    teacher: FrozenTeacher
-    accelerator: Accelerator
+    experiment: Experiment
     batch_size: int
-    """Samples a step, over all processes."""
+    """Samples of a step, over all processes."""
     num_processes: int = 1
-    """As which one of so many to work."""
+    """Number of processes of which this one does its part."""
 
     @property
     def settings(self) -> config.TrainSection:
-        """How the student is trained."""
-        return student_settings(self.recipe)
+        """The student's training settings."""
+        return student_settings(self.experiment.recipe)
 
     def loader(self, schedule: ViewSchedule, windows: Windows | None = None) -> BatchLoader:
-        """The batches of steps."""
+        """Return the batches of steps."""
         return BatchLoader(
-            self.resident,
-            torch.arange(self.images.num_samples),
-            experiment.pipeline(self.recipe, self.images.num_samples),
+            self.experiment.train_images,
+            torch.arange(self.experiment.train_set.num_samples),
+            self.experiment.views,
             schedule,
             seed=0,
             global_batch_size=self.batch_size,
@@ -91,23 +89,21 @@ class TimedSetup:
             windows=windows,
         )
 
-    def loop(self, source: TargetSource, objective: Objective) -> Trainer:
-        """A student's training loop, at its beginning."""
-        settings = self.settings
-        student = experiment.model_to_train(
-            self.recipe, self.recipe.student, self.images, seed=0, what="student"
-        )
+    def trainer(self, source: TargetSource, objective: Objective) -> Trainer:
+        """Create a student and its trainer, at step 0."""
+        settings, accelerator = self.settings, self.experiment.accelerator
+        student = self.experiment.student(seed=0)
         loader = self.loader(source.schedule, source.windows)
-        model = self.accelerator.prepare(student.model)
+        model = accelerator.prepare(student.model)
         return Trainer(
             model,
             student.preprocess,
             loader,
             source,
             objective,
-            experiment.optimizer(settings, model),
-            experiment.schedule(settings, loader.steps_per_epoch),
-            self.accelerator,
+            optimizer(settings, model),
+            schedule(settings, loader.steps_per_epoch),
+            accelerator,
             precision=settings.precision,
             accumulation=settings.accumulation,
             gradient_clip=settings.gradient_clip,
@@ -116,12 +112,12 @@ class TimedSetup:
 
 def student_settings(recipe: config.Recipe) -> config.TrainSection:
     """How a recipe's student is trained."""
-    return RunSpec("student", "none", 0).section(recipe)[1]
+    return section_of(recipe, RunSpec("student", "none", 0))[1]
 
 
 def soft_objective(recipe: config.Recipe) -> Objective:
     """The recipe's losses from logits, with a soft one among them."""
-    objective = experiment.objective(recipe)
+    objective = loss_of(recipe)
     if objective.features:
         log.warning("loss.features are left out of what is timed: steps with them take longer")
     if not objective.soft_weight:
@@ -164,8 +160,8 @@ class StagedTargets:
         self._num_rows, self._device = min(images.num_samples, _STAGED_SAMPLES), device
         head = None if encoding.head is None else encoding.head.to(torch.device("cpu"))
         encoding = replace(encoding, head=head)
-        said = synthetic_outputs(images, self._num_rows, head)
-        stored = encode(said.logits_BC, encoding, said.embedding_BD)
+        outputs = synthetic_outputs(images, self._num_rows, head)
+        stored = encode(outputs.logits_BC, encoding, outputs.embedding_BD)
         self._targets_N = decode(stored, encoding).to(device)
         self._staged: Iterator[Targets] = iter(())
 
@@ -200,56 +196,56 @@ def affordable_batch(batch_size: int, each: float, seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TimedTeacher:
-    """What the teacher said while it was timed."""
+    """Speed of a teacher, and its first outputs."""
 
     seconds_per_image: float
-    said: TeacherOutput
-    """Of the first samples of the first view, at most a shard of them; on the CPU, and without
+    outputs: TeacherOutput
+    """Outputs for the first samples of the first view, at most a shard of them; on the CPU, without
     features."""
 
 
-def ask_teacher(
-    parts: TimedSetup, encoding: Encoding, num_views: int, seconds: float
+def time_teacher(
+    setup: TimedSetup, teacher: FrozenTeacher, encoding: Encoding, num_views: int, seconds: float
 ) -> TimedTeacher:
-    """Ask a teacher for a while as a build does: views, forward pass, digests, encoding.
+    """Run a teacher for a while as a build does: views, forward pass, digests, encoding.
 
     Args:
-        parts: the recipe's.
-        encoding: how answers are stored.
+        setup: the experiment.
+        teacher: its teacher, with the outputs that the cache stores.
+        encoding: how outputs are stored.
         num_views: views to go through, over and over.
         seconds: to spend, roughly; two batches at least.
     """
-    num_samples, wanted = parts.images.num_samples, parts.recipe.cache.shard_samples
-    pipeline = experiment.cached_pipeline(parts.recipe, num_samples)
-    teacher = OomSafeTeacher(parts.teacher, parts.recipe.teacher.batch_size)
+    experiment = setup.experiment
+    num_samples = experiment.train_set.num_samples
+    wanted, pipeline = experiment.recipe.cache.shard_samples, experiment.cached_views
+    batches, images = experiment.oom_safe(teacher), experiment.train_images
 
     def seconds_of(size: int) -> float:
         began = perf_counter()
-        teacher.logits(parts.resident.render_views(pipeline, 0, torch.arange(size)).pixels).cpu()
+        batches.logits(images.render_views(pipeline, 0, torch.arange(size)).pixels).cpu()
         return perf_counter() - began
 
     tiny = min(SMALLEST_BATCH, num_samples)
     seconds_of(tiny)  # the first pass sets things up
-    size = affordable_batch(min(teacher.batch_size, num_samples), seconds_of(tiny) / tiny, seconds)
+    size = affordable_batch(min(batches.batch_size, num_samples), seconds_of(tiny) / tiny, seconds)
     seconds_of(size)
-    kept: list[TeacherOutput] = []
-    asked, batches = 0, 0
+    first: list[TeacherOutput] = []
+    num_images, num_batches = 0, 0
     began = perf_counter()
-    for batch in parts.resident.render_views_each(
-        pipeline, _each_view(num_samples, size, num_views)
-    ):
-        said = teacher.answers(batch.pixels)
+    for batch in images.render_views_each(pipeline, _each_view(num_samples, size, num_views)):
+        output = batches.answers(batch.pixels)
         digest(batch.pixels).cpu()
-        encode(said.logits_BC, encoding, said.embedding_BD)
-        encode_features(said.features)
-        if batch.view == 0 and len(kept) * size < min(num_samples, wanted):
-            kept.append(replace(said, features={}).with_each(Tensor.cpu))
-        asked, batches = asked + len(batch.index), batches + 1
-        if batches > 1 and perf_counter() - began > seconds:
+        encode(output.logits_BC, encoding, output.embedding_BD)
+        encode_features(output.features)
+        if batch.view == 0 and len(first) * size < min(num_samples, wanted):
+            first.append(replace(output, features={}).with_each(Tensor.cpu))
+        num_images, num_batches = num_images + len(batch.index), num_batches + 1
+        if num_batches > 1 and perf_counter() - began > seconds:
             break
-    seconds_per_image = (perf_counter() - began) / asked
-    first = concatenate(kept).with_each(lambda values: values[:wanted].clone())
-    return TimedTeacher(seconds_per_image, first)
+    seconds_per_image = (perf_counter() - began) / num_images
+    outputs = concatenate(first).with_each(lambda values: values[:wanted].clone())
+    return TimedTeacher(seconds_per_image, outputs)
 
 
 def _each_view(num_samples: int, size: int, num_views: int) -> Iterator[tuple[int, Tensor]]:

@@ -1,7 +1,7 @@
 """Train a model: load, views, targets, forward, loss, backward, step, log, checkpoint, evaluate."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,31 +11,44 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kdscale import config, experiment
-from kdscale.cache.stores.base import Place
-from kdscale.cache.stores.read_through import Copies
+from kdscale import config
 from kdscale.collectives import all_gather_rows
-from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import BatchLoader, DeviceImages
+from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.rng import derive_seed
-from kdscale.distributed import create_accelerator, expect_unused_parameters, main_process_first
+from kdscale.distributed import expect_unused_parameters, main_process_first
 from kdscale.experiment import target_source
 from kdscale.experiment.checks import check_loss, mention_loss, mention_steps
+from kdscale.experiment.datasets import (
+    check_same_classes,
+    mention_other_shape,
+    sample_indices,
+    two_views,
+)
+from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.models import Classifier, model_to_train
 from kdscale.experiment.pretrained_init import PretrainedInit, find_pretrained_init
 from kdscale.experiment.results import reading_of, result_of, weights_metadata
 from kdscale.experiment.saved_runs import keep_content, of_caches, open_run
+from kdscale.experiment.training_setup import (
+    intervals,
+    optimizer,
+    patience,
+    schedule,
+    section_of,
+    supervised,
+)
+from kdscale.experiment.views import training_pipeline
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
 from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
 from kdscale.runs.lock import run_lock
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import orderly_stop
-from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
+from kdscale.target_sources.base import LiveTeacher, TargetSource
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.teacher.checks import inspect_teacher
-from kdscale.teacher.frozen_teacher import OomSafeTeacher
 from kdscale.training.batch_norm import with_whole_batches
-from kdscale.training.callbacks import EvaluationHook, Intervals, StepCallback, Watch, progress_bar
+from kdscale.training.callbacks import EvaluationHook, StepCallback, Watch, progress_bar
 from kdscale.training.feature_student import unwrap_student, with_features
 from kdscale.training.resume import restore_best, restore_or_begin
 from kdscale.training.trainer import Trainer
@@ -46,198 +59,150 @@ from kdscale.training.wait_for_build import Turn
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """What the steps of a training share: what is trained, where, and on what."""
+    """An experiment, the model that is trained in it, and how."""
 
-    recipe: config.Recipe
-    job: RunSpec
-    run: Path
-    cache_root: Path
-    teacher_weights: str | None
+    experiment: Experiment
+    spec: RunSpec
     loss: Objective
-    accelerator: Accelerator
-    still_ours: Callable[[], None]
-    """Raises where another command has taken the run's folder over; asked before it is written."""
+    check_lock: Callable[[], None]
+    """Raises if another command has taken the run's folder over; called before each write."""
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.experiment.locations.run_folder
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Device and processes."""
+        return self.experiment.accelerator
 
     @property
     def section(self) -> config.ModelSection:
-        """The recipe's, of the model."""
-        return self.job.section(self.recipe)[0]
+        """The recipe's section of the model."""
+        return section_of(self.experiment.recipe, self.spec)[0]
 
     @property
     def settings(self) -> config.TrainSection:
-        """How it is trained."""
-        return self.job.section(self.recipe)[1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """The splits, and the training split where steps take it from."""
-
-    images: ImageDataset
-    test: ImageDataset
-    resident: DeviceImages
+        """The recipe's training settings of the model."""
+        return section_of(self.experiment.recipe, self.spec)[1]
 
 
 def train(
-    recipe: config.Recipe,
-    job: RunSpec,
+    experiment: Experiment,
+    spec: RunSpec,
     *,
-    run: Path,
-    cache_root: Path,
-    cache: Place | None = None,
-    copies: Copies | None = None,
-    teacher_weights: str | None = None,
     resume: bool = False,
     wait: bool = False,
     watch: Watch | None = None,
-    still_ours: Callable[[], None] | None = None,
+    check_lock: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Train one model into the folder `run`.
+    """Train one model into the run folder of the experiment.
 
     Args:
-        recipe: the recipe.
-        job: which model, from which targets, with which seed.
-        run: the run's folder; gets recipe, metrics, checkpoints, weights and result.
-        cache_root: where decoded images lie.
-        cache: the recipe's cache, folder or URL, for `targets == "cache"`.
-        copies: local ones of remote caches' objects; none are kept when None.
-        teacher_weights: used where the recipe names none.
-        resume: go on from the newest checkpoint.
+        experiment: recipe and locations, with a run folder; with `targets = 'cache'`, with a cache.
+        spec: which model, from which targets, with which seed.
+        resume: continue from the newest checkpoint.
         wait: train while the cache is being built, on the views that are finished.
-        watch: told of each evaluation; may end the run.
-        still_ours: of a caller who sees to it that nobody else trains into `run`: raises where it
-            has lost it, and is asked before anything is written. None: seen to here.
+        watch: called after each evaluation; may end the run.
+        check_lock: of a caller that has locked the run folder: raises if the lock is lost. None =
+            the folder is locked here.
 
     Returns:
-        What `result.json` holds.
+        The object in `result.json`.
 
     Raises:
         KdscaleError: see `kdscale.errors`.
-        Interrupted: asked to stop; the state is saved.
+        Interrupted: by a signal; the state is saved.
         PrunedError: `watch` ended it; the state is saved.
     """
-    settings = job.section(recipe)[1]
-    alone = job.targets == "none"
-    loss = experiment.supervised(settings) if alone else experiment.objective(recipe)
-    accelerator = create_accelerator()
-    with nullcontext(still_ours) if still_ours else run_lock(run, accelerator) as ours:
-        training = _Training(recipe, job, run, cache_root, teacher_weights, loss, accelerator, ours)
-        data, begun = _open(training, resume=resume)
-        with _opened_caches(training, data, cache, copies, wait=wait) as caches:
-            source = _source(training, data, caches)
-            keep_content(run, _content(data, source, caches), main=accelerator.is_main_process)
-            mention_loss(loss, training.settings.epochs, training.settings.accumulation)
-            loop = _loop(training, data, source, begun)
-            mention_steps(training.settings, loop.loader.steps_per_epoch)
-            metrics = restore_or_begin(run, loop)
-            before_seconds = loop.state.train_seconds
-            last = _run(training, data, loop, metrics, caches, wait=wait, watch=watch)
-        result = result_of(loop, job, training.section, training.settings, last)
-        if begun is not None:
-            result["pretrained"] = begun.to_json()
+    settings = section_of(experiment.recipe, spec)[1]
+    loss = supervised(settings) if spec.targets == "none" else experiment.loss
+    experiment = replace(experiment, require_labels=loss.hard_weight > 0)
+    run, accelerator = experiment.locations.run_folder, experiment.accelerator
+    with nullcontext(check_lock) if check_lock else run_lock(run, accelerator) as locked:
+        training = _Training(experiment, spec, loss, locked)
+        pretrained = _open(training, resume=resume)
+        with target_source.opened_caches(experiment, spec, wait=wait) as caches:
+            source = target_source.make_target_source(experiment, spec, caches)
+            inputs = _inputs(experiment, source, caches)
+            keep_content(run, inputs, main=accelerator.is_main_process)
+            mention_loss(loss, settings.epochs, settings.accumulation)
+            trainer = _trainer(training, source, pretrained)
+            mention_steps(settings, trainer.loader.steps_per_epoch)
+            metrics = restore_or_begin(run, trainer)
+            seconds_before = trainer.state.train_seconds
+            turn = _turn(training, trainer, caches) if wait else None
+            last = _run(training, trainer, metrics, turn=turn, watch=watch)
+        result = result_of(trainer, spec, training.section, settings, last)
+        if pretrained is not None:
+            result["pretrained"] = pretrained.to_json()
         if caches:
-            result |= target_source.describe_caches(caches, recipe)
-            result |= reading_of(caches, loop, loop.state.train_seconds - before_seconds)
+            result |= target_source.describe_caches(caches, experiment.recipe)
+            result |= reading_of(caches, trainer, trainer.state.train_seconds - seconds_before)
         if wait:
-            result["wait_seconds"] = round(loop.state.wait_seconds, 3)
-        _write(training, data, loop, result)
+            result["wait_seconds"] = round(trainer.state.wait_seconds, 3)
+        _write(training, trainer, result)
     return result
 
 
-def _open(training: _Training, *, resume: bool) -> tuple[_Data, PretrainedInit | None]:
-    """The run's folder, the splits, and what the model begins from, once all of them will do."""
-    recipe, loss, accelerator = training.recipe, training.loss, training.accelerator
-    run, main = training.run, accelerator.is_main_process
-    with main_process_first(accelerator):
-        open_run(run, recipe, training.job, resume=resume, main=main)
-        begun = find_pretrained_init(run, training.section, training.job.model, main=main)
-        images = experiment.training_images(
-            recipe, training.cache_root, labelled=loss.hard_weight > 0
-        )
-        shown = experiment.training_pipeline(recipe, training.settings, images.num_samples)
-        check_loss(loss, images, shown)
-        test = experiment.test_images(recipe, training.cache_root)
-    experiment.check_same_classes(images, test)
-    experiment.mention_other_shape(images, test)
-    return _Data(images, test, DeviceImages(images, accelerator.device)), begun
+def _open(training: _Training, *, resume: bool) -> PretrainedInit | None:
+    """Open the run's folder, check the splits, and find the weights that the model starts from."""
+    experiment, main = training.experiment, training.accelerator.is_main_process
+    run, spec = training.run, training.spec
+    with main_process_first(training.accelerator):
+        open_run(run, experiment.recipe, spec, resume=resume, main=main)
+        pretrained = find_pretrained_init(run, training.section, spec.model, main=main)
+        check_loss(training.loss, experiment.train_set, _views(training))
+        _ = experiment.test_set  # decoded by the main process
+    check_same_classes(experiment.train_set, experiment.test_set)
+    mention_other_shape(experiment.train_set, experiment.test_set)
+    return pretrained
 
 
-@contextmanager
-def _opened_caches(
-    training: _Training, data: _Data, cache: Place | None, copies: Copies | None, *, wait: bool
-) -> Iterator[list[CachedTargets]]:
-    """The caches that teach, read ahead until the block ends; none where none does."""
-    if training.job.targets != "cache":
-        yield []
-        return
-    assert cache is not None, "the command line builds or finds a cache first"
-    caches = target_source.open_caches(
-        training.recipe, data.images, cache, cache_root=training.cache_root,
-        teacher_weights=training.teacher_weights, device=training.accelerator.device,
-        seed=training.job.seed, epochs=training.settings.epochs, wait=wait, copies=copies,
-    )  # fmt: skip
-    try:
-        yield caches
-    finally:
-        for cached in caches:
-            cached.close()
+def _views(training: _Training) -> Pipeline:
+    """Return the views that the model is trained on."""
+    experiment = training.experiment
+    num_samples = experiment.train_set.num_samples
+    return training_pipeline(experiment.recipe, training.settings, num_samples)
 
 
-def _source(training: _Training, data: _Data, caches: Sequence[CachedTargets]) -> TargetSource:
-    """Where the targets come from; the loop cannot tell."""
-    recipe, images = training.recipe, data.images
-    fresh = experiment.fresh_views(recipe, training.settings, images.num_samples)
-    if training.job.targets == "none":
-        return NoTargets(fresh)
-    if training.job.targets == "teacher":
-        weights, device = training.teacher_weights, training.accelerator.device
-        teacher = experiment.frozen_teacher(recipe, images, weights, device)
-        teacher = replace(teacher, taps=experiment.taps_asked(recipe))
-        inspect_teacher(OomSafeTeacher(teacher, recipe.teacher.batch_size), data.resident, images)
-        return LiveTeacher(teacher, experiment.shared_views(recipe))
-    return target_source.make_target_source(caches, recipe, data.resident, fresh)
-
-
-def _content(data: _Data, source: TargetSource, caches: Sequence[CachedTargets]) -> RunInputs:
+def _inputs(
+    experiment: Experiment, source: TargetSource, caches: Sequence[CachedTargets]
+) -> RunInputs:
+    """Return the identity of all that the run learns from."""
     windows = None if source.windows is None else source.windows.describe()
-    splits = RunInputs(data.images.fingerprint, data.test.fingerprint, None, None, windows)
+    train_set, test_set = experiment.train_set.fingerprint, experiment.test_set.fingerprint
+    splits = RunInputs(train_set, test_set, None, None, windows)
     if isinstance(source, LiveTeacher):
         return replace(splits, teacher=source.teacher.weights_sha256)
     return of_caches(splits, [cached.manifest for cached in caches]) if caches else splits
 
 
-def _loop(
-    training: _Training, data: _Data, source: TargetSource, begun: PretrainedInit | None
+def _trainer(
+    training: _Training, source: TargetSource, pretrained: PretrainedInit | None
 ) -> Trainer:
-    """The loop, and all that it uses."""
+    """Create the trainer, and all that it uses."""
     settings, accelerator, loss = training.settings, training.accelerator, training.loss
-    loader = _loader(training, data, source)
-    classifier = experiment.model_to_train(
-        training.recipe, training.section, data.images, seed=training.job.seed,
-        what=training.job.model, tested=data.test,
+    experiment, spec = training.experiment, training.spec
+    loader = _loader(training, source)
+    classifier = model_to_train(
+        experiment.recipe, training.section, experiment.train_set, seed=spec.seed,
+        what=spec.model, tested=experiment.test_set,
     )  # fmt: skip
-    model = _student(training, classifier, loader, source, begun).to(accelerator.device)
-    inputs = classifier.preprocess(experiment.two_views(data.resident, loader.pipeline))
-    check_state_is_saved(model, inputs, training.job.model)
-    unused = unused_parameters(
-        model, inputs, num_classes=data.images.num_classes, precision=settings.precision,
-        what=training.job.model,
-    )  # fmt: skip
-    check_state_is_saved(model, inputs, training.job.model)
-    if unused:
-        mention_unused(unused, training.job.model)
-        expect_unused_parameters(accelerator)
+    model = _student(training, classifier, loader, source, pretrained).to(accelerator.device)
+    _check_trainable(training, model, classifier, loader)
     model = accelerator.prepare(model)
     if accelerator.process_index:  # other dropout than the main process
-        torch.manual_seed(derive_seed(training.job.seed, accelerator.process_index) >> 1)
+        torch.manual_seed(derive_seed(spec.seed, accelerator.process_index) >> 1)
     return Trainer(
         model,
         classifier.preprocess,
         loader,
         source,
         replace(loss, gather=all_gather_rows) if accelerator.num_processes > 1 else loss,
-        experiment.optimizer(settings, model),
-        experiment.schedule(settings, loader.steps_per_epoch),
+        optimizer(settings, model),
+        schedule(settings, loader.steps_per_epoch),
         accelerator,
         precision=settings.precision,
         accumulation=settings.accumulation,
@@ -245,17 +210,34 @@ def _loop(
     )
 
 
-def _loader(training: _Training, data: _Data, source: TargetSource) -> BatchLoader:
-    """Batches of the training split, without what is held out to validate."""
-    samples, _ = experiment.sample_indices(training.recipe, data.images)
-    settings, num_samples = training.settings, data.images.num_samples
+def _check_trainable(
+    training: _Training, model: nn.Module, classifier: Classifier, loader: BatchLoader
+) -> None:
+    """Take a trial step, and stop where a checkpoint would not save all of the model's state."""
+    experiment, what = training.experiment, training.spec.model
+    inputs = classifier.preprocess(two_views(experiment.train_images, loader.pipeline))
+    check_state_is_saved(model, inputs, what)
+    unused = unused_parameters(
+        model, inputs, num_classes=experiment.train_set.num_classes,
+        precision=training.settings.precision, what=what,
+    )  # fmt: skip
+    check_state_is_saved(model, inputs, what)
+    if unused:
+        mention_unused(unused, what)
+        expect_unused_parameters(training.accelerator)
+
+
+def _loader(training: _Training, source: TargetSource) -> BatchLoader:
+    """Return batches of the training split, without the validation samples."""
+    experiment = training.experiment
+    samples, _ = sample_indices(experiment.recipe, experiment.train_set)
     return BatchLoader(
-        data.resident,
+        experiment.train_images,
         samples,
-        experiment.training_pipeline(training.recipe, settings, num_samples),
+        _views(training),
         source.schedule,
-        seed=training.job.seed,
-        global_batch_size=settings.global_batch_size,
+        seed=training.spec.seed,
+        global_batch_size=training.settings.global_batch_size,
         process_index=training.accelerator.process_index,
         num_processes=training.accelerator.num_processes,
         windows=source.windows,
@@ -264,73 +246,84 @@ def _loader(training: _Training, data: _Data, source: TargetSource) -> BatchLoad
 
 def _student(
     training: _Training,
-    classifier: experiment.Classifier,
+    classifier: Classifier,
     loader: BatchLoader,
     source: TargetSource,
-    begun: PretrainedInit | None,
+    pretrained: PretrainedInit | None,
 ) -> nn.Module:
-    """The model as it is trained: begun, over all processes, with what its losses need."""
+    """Return the model as it is trained: pretrained, over all processes, with feature losses."""
     student, loss, accelerator = classifier.model, training.loss, training.accelerator
-    if begun is not None:
-        begun.put_into(student, training.section, training.job.model)
+    if pretrained is not None:
+        pretrained.put_into(student, training.section, training.spec.model)
     if training.settings.sync_batch_norm and accelerator.num_processes > 1:
         student = with_whole_batches(student, accelerator.device)
     if not loss.features:
         return student
     pixels = loader.batch(0).pixels[:2]
-    shown, shapes = (
-        classifier.preprocess(pixels).cpu(),
-        target_source.feature_shapes(source, pixels),
-    )
-    seed, with_logits = training.job.seed, loss.with_logits
-    return with_features(student, loss.features, shown, shapes, seed, with_logits=with_logits)
+    inputs = classifier.preprocess(pixels).cpu()
+    shapes = target_source.feature_shapes(source, pixels)
+    seed, with_logits = training.spec.seed, loss.with_logits
+    return with_features(student, loss.features, inputs, shapes, seed, with_logits=with_logits)
+
+
+BeforeEpoch = Callable[[StepCallback], Turn]
+
+
+def _turn(training: _Training, trainer: Trainer, caches: Sequence[CachedTargets]) -> BeforeEpoch:
+    """Return what creates the wait for views that are still being built."""
+
+    def turn(callback: StepCallback) -> Turn:
+        save = partial(callback.save, trainer)
+        return Turn(caches, trainer, training.run, save, callback.stop)
+
+    return turn
 
 
 def _run(
     training: _Training,
-    data: _Data,
-    loop: Trainer,
+    trainer: Trainer,
     metrics: MetricsLog,
-    caches: Sequence[CachedTargets],
     *,
-    wait: bool,
+    turn: BeforeEpoch | None,
     watch: Watch | None,
 ) -> Mapping[str, float]:
-    """Train to the end; the last evaluation on the test split, of the weights that are kept."""
+    """Train to the end, and return the last evaluation on the test split of the final weights."""
     run, settings, accelerator = training.run, training.settings, training.accelerator
-    evaluator = _evaluator(training, data)
-    cadence = Intervals.of(settings, loop.loader.steps_per_epoch)
-    metadata = weights_metadata(training.section, data.images, loop)
-    with orderly_stop() as stop, metrics, progress_bar(loop, cadence.last, accelerator) as bar:
-        patience = experiment.patience(settings)
-        following = StepCallback(
-            run, cadence, evaluator, metrics, stop, bar, metadata, patience, watch=watch,
-            still_ours=training.still_ours,
+    evaluator = _evaluator(training)
+    steps = intervals(settings, trainer.loader.steps_per_epoch)
+    metadata = weights_metadata(training.section, training.experiment.train_set, trainer)
+    with orderly_stop() as stop, metrics, progress_bar(trainer, steps.last, accelerator) as bar:
+        callback = StepCallback(
+            run, steps, evaluator, metrics, stop, bar, metadata, patience(settings), watch=watch,
+            still_ours=training.check_lock,
         )  # fmt: skip
-        turn = Turn(caches, loop, run, partial(following.save, loop), stop) if wait else None
-        following.evaluate_if_due(loop)
-        loop.run(cadence.last, after_step=following, before_epoch=turn)
-    last = following.last or evaluator(loop)["test"]  # None: evaluated before it was last saved
+        callback.evaluate_if_due(trainer)
+        before_epoch = turn(callback) if turn else None
+        trainer.run(steps.last, after_step=callback, before_epoch=before_epoch)
+    last = callback.last or evaluator(trainer)["test"]  # None: evaluated before it was last saved
     if not settings.restore_best:
         return last
-    restore_best(run, loop)
-    return evaluator(loop)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
+    restore_best(run, trainer)
+    return evaluator(trainer)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
 
 
-def _evaluator(training: _Training, data: _Data) -> EvaluationHook:
-    _, validation = experiment.sample_indices(training.recipe, data.images)
-    tested = DeviceImages(data.test, training.accelerator.device)
-    return EvaluationHook(tested, data.images.num_classes, data.resident, validation)
+def _evaluator(training: _Training) -> EvaluationHook:
+    experiment = training.experiment
+    _, validation = sample_indices(experiment.recipe, experiment.train_set)
+    tested = DeviceImages(experiment.test_set, experiment.device)
+    return EvaluationHook(
+        tested, experiment.train_set.num_classes, experiment.train_images, validation
+    )
 
 
-def _write(training: _Training, data: _Data, loop: Trainer, result: dict[str, Any]) -> None:
-    """Weights, then the result, which says that the run is finished."""
+def _write(training: _Training, trainer: Trainer, result: dict[str, Any]) -> None:
+    """Write weights, then the result, which marks the run as finished."""
     accelerator = training.accelerator
-    training.still_ours()
+    training.check_lock()
     if accelerator.is_main_process:
-        model = unwrap_student(accelerator.unwrap_model(loop.model))
-        metadata = weights_metadata(training.section, data.images, loop) | {"metrics": result}
+        model = unwrap_student(accelerator.unwrap_model(trainer.model))
+        metadata = weights_metadata(training.section, training.experiment.train_set, trainer)
         folder = RunFolder(training.run)
-        save_weights(folder.weights_file(), model, metadata=metadata)
+        save_weights(folder.weights_file(), model, metadata=metadata | {"metrics": result})
         folder.write_result(result)
     accelerator.wait_for_everyone()

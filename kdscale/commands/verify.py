@@ -1,10 +1,10 @@
-"""Verify with the teacher: ask it again about some views, and compare with what is stored."""
+"""Verify with the teacher: run it again on some views, and compare with the stored targets."""
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +14,11 @@ from kdscale.building.stored_outputs import taps_of
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import Place
-from kdscale.config import Recipe
-from kdscale.data.loader import DeviceImages
 from kdscale.data.views.digest import digest
-from kdscale.distributed import create_accelerator
-from kdscale.experiment import cached_pipeline, frozen_teacher, required_manifest, training_images
+from kdscale.experiment.experiment import Experiment
 from kdscale.formatting import number_of
-from kdscale.target_sources.compatibility import check_compatible
 from kdscale.target_sources.stored_encoding import stored_encoding
 from kdscale.targets import DenseTargets, Targets, decode, log_sums
-from kdscale.teacher.frozen_teacher import OomSafeTeacher
 
 _SMALLEST = 1e-4  # of a row's largest value: float16 keeps smaller ones with fewer digits
 _NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -46,8 +41,8 @@ def default_tolerance(manifest: Manifest) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class SecondOpinion:
-    """What the teacher said when asked again."""
+class SpotCheck:
+    """Differences between stored targets and a second forward pass of the teacher."""
 
     num_pairs: int
     tolerance: float
@@ -77,7 +72,7 @@ class SecondOpinion:
 
     def describe(self) -> str:
         """For people."""
-        counted = f"{number_of(self.num_pairs, 'view')} asked again (--seed {self.seed})"
+        counted = f"{number_of(self.num_pairs, 'view')} run again (--seed {self.seed})"
         differing = f"largest difference {self.largest_difference:.1e}"
         if self.ok:
             return f"{counted}: ok, {differing}, tolerance {self.tolerance:.1e}"
@@ -88,48 +83,41 @@ class SecondOpinion:
         return "\n".join(lines)
 
 
-def ask_again(
+def recheck(
+    experiment: Experiment,
     path: Place,
-    recipe: Recipe,
     *,
     num_pairs: int,
     tolerance: float | None = None,
-    seed: int,
-    cache_root: Path,
-    teacher_weights: str | None = None,
-) -> SecondOpinion:
-    """Ask the teacher again about random (view, sample) pairs of a sound cache.
+    seed: int | None = None,
+) -> SpotCheck:
+    """Run the teacher again on random (view, sample) pairs of a sound cache.
 
     Digests of the pixels must be equal. Of the logits, the largest difference of a pair, divided by
-    its largest logit (at least 1), must be within the tolerance. Where the largest alone are kept,
-    so must the tails, each times its temperature; and of features, the largest difference divided
-    by the largest value.
+    its largest logit (at least 1), must be within the tolerance. In a cache of the largest logits
+    alone, so must the tails, each times its temperature; and of features, the largest difference
+    divided by the largest value.
 
     Args:
-        path: the cache's folder or URL.
-        recipe: the one that the cache was built with.
-        num_pairs: how many pairs; all where there are fewer.
+        experiment: of the recipe that the cache was built with.
+        path: folder or URL of the cache.
+        num_pairs: number of pairs; all where there are fewer.
         tolerance: see above; `default_tolerance` when None.
-        seed: chooses the pairs.
-        cache_root: where decoded images lie.
-        teacher_weights: used where the recipe names none.
+        seed: chooses the pairs; a random one when None.
 
     Raises:
         CacheMismatchError: the cache is another recipe's.
         KdscaleError: cache, data or teacher cannot be read.
     """
+    seed = int.from_bytes(os.urandom(4)) if seed is None else seed
     reader = CacheReader(path)
     manifest = reader.manifest
-    device = create_accelerator().device
-    images = training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
-    teacher = frozen_teacher(recipe, images, teacher_weights, device)
-    asked = required_manifest(recipe, images, teacher.describe())
-    check_compatible(path, manifest, replace(asked, num_views=manifest.num_views), images)
+    experiment.check_compatible(path, manifest)
     allowed = default_tolerance(manifest) if tolerance is None else tolerance
     encoding, pairs = stored_encoding(reader), _pairs(manifest, num_pairs, seed)
     taps = taps_of(manifest.features)
-    batches = OomSafeTeacher(replace(teacher, taps=taps), recipe.teacher.batch_size)
-    views, resident = cached_pipeline(recipe, images.num_samples), DeviceImages(images, device)
+    batches = experiment.oom_safe(replace(experiment.teacher, taps=taps))
+    views, resident = experiment.cached_views, experiment.train_images
     same: list[bool] = []
     apart: list[float] = []
     features: list[float] = []
@@ -140,11 +128,14 @@ def ask_again(
             pixels = resident.render_views(views, view, index[part]).pixels
             rows = _rows(stored, part)
             same += (digest(pixels).cpu().numpy() == rows["digests"]).tolist()
-            kept, said = decode(rows, encoding), batches.answers(pixels).with_each(Tensor.cpu)
-            apart += _apart(kept, said.logits_BC).tolist()
-            features += _features_apart(kept.features, said.features, len(part)).tolist()
+            stored_targets, exact = (
+                decode(rows, encoding),
+                batches.answers(pixels).with_each(Tensor.cpu),
+            )
+            apart += _apart(stored_targets, exact.logits_BC).tolist()
+            features += _features_apart(stored_targets.features, exact.features, len(part)).tolist()
     names = [f"view-{view:05d}/sample-{sample}" for view, sample in pairs]
-    return SecondOpinion(
+    return SpotCheck(
         num_pairs=len(pairs),
         tolerance=allowed,
         largest_difference=max(*apart, *features),
@@ -166,7 +157,7 @@ def _pairs(manifest: Manifest, count: int, seed: int) -> list[tuple[int, int]]:
 def _by_shard(
     manifest: Manifest, pairs: list[tuple[int, int]]
 ) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """View and shard, and the samples asked about there."""
+    """View and shard, and the chosen samples in it."""
     for place, found in groupby(pairs, lambda p: (p[0], p[1] // manifest.shard_samples)):
         yield place, torch.tensor([sample for _, sample in found])
 
@@ -175,31 +166,31 @@ def _rows(values: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     return {name: array[rows.numpy()] for name, array in values.items()}
 
 
-def _apart(stored: Targets, said_BC: Tensor) -> Tensor:
+def _apart(stored: Targets, exact_BC: Tensor) -> Tensor:
     """Largest difference of each row, in units of its largest logit (at least 1): [B]."""
-    scale_B = said_BC.abs().amax(1).clamp(min=1.0)
-    return _differences(stored, said_BC).abs().amax(1) / scale_B
+    scale_B = exact_BC.abs().amax(1).clamp(min=1.0)
+    return _differences(stored, exact_BC).abs().amax(1) / scale_B
 
 
 def _features_apart(
-    stored: Mapping[str, Tensor], said: Mapping[str, Tensor], num_rows: int
+    stored: Mapping[str, Tensor], exact_outputs: Mapping[str, Tensor], num_rows: int
 ) -> Tensor:
     """Largest difference of each row, of any feature, in units of that one's largest value: [B]."""
     apart = [torch.zeros(num_rows)]
-    for name, values in said.items():
+    for name, values in exact_outputs.items():
         exact, found = values.flatten(1), stored[name].float().flatten(1)
         scale_B = exact.abs().amax(1).clamp(min=_SMALLEST)
         apart.append((found - exact).abs().amax(1) / scale_B)
     return torch.stack(apart).amax(0)
 
 
-def _differences(stored: Targets, said_BC: Tensor) -> Tensor:
+def _differences(stored: Targets, exact_BC: Tensor) -> Tensor:
     """Of all that is stored of an answer, in units of logits: [B, C] or [B, K + G]."""
     if isinstance(stored, DenseTargets):
-        return stored.logits_BC - said_BC
+        return stored.logits_BC - exact_BC
     ids_BK = stored.ids_BK.long()
-    kept_BK = stored.logits_BK - said_BC.gather(1, ids_BK)
-    rest_BC = said_BC.scatter(1, ids_BK, -torch.inf)
+    top_BK = stored.logits_BK - exact_BC.gather(1, ids_BK)
+    rest_BC = exact_BC.scatter(1, ids_BK, -torch.inf)
     tails_BG = stored.tails_BG - log_sums(rest_BC, stored.temperatures)
     # A tail times its temperature moves by no more than the logits that it sums.
-    return torch.cat([kept_BK, tails_BG * torch.tensor(stored.temperatures)], dim=1)
+    return torch.cat([top_BK, tails_BG * torch.tensor(stored.temperatures)], dim=1)

@@ -15,6 +15,8 @@ from kdscale.experiment.datasets import (
     training_images,
     two_views,
 )
+from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.locations import Locations
 from kdscale.experiment.models import (
     Classifier,
     frozen_teacher,
@@ -23,12 +25,12 @@ from kdscale.experiment.models import (
     model_to_train,
 )
 from kdscale.experiment.training_setup import (
+    features_required,
     objective,
     optimizer,
     patience,
     schedule,
     supervised,
-    taps_asked,
 )
 from kdscale.experiment.views import (
     cached_pipeline,
@@ -44,10 +46,13 @@ from kdscale.experiment.views import (
 __all__ = [
     "LIBRARIES",
     "Classifier",
+    "Experiment",
+    "Locations",
     "cached_pipeline",
     "check_recipe",
     "check_same_classes",
     "clean_pipeline",
+    "features_required",
     "few_views",
     "fresh_views",
     "frozen_teacher",
@@ -67,7 +72,6 @@ __all__ = [
     "source_path",
     "stored_outputs_of",
     "supervised",
-    "taps_asked",
     "test_images",
     "training_images",
     "training_pipeline",

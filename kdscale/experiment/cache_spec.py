@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kdscale import config
-from kdscale.building.stored_outputs import StoredOutputs, look
+from kdscale.building.stored_outputs import StoredOutputs, find_stored_outputs
 from kdscale.cache.manifest import Manifest
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
@@ -23,6 +23,7 @@ from kdscale.experiment.datasets import (
     training_images,
     two_views,
 )
+from kdscale.experiment.encoding import check_temperature, choose_encoding
 from kdscale.experiment.models import Classifier, frozen_model, model_of
 from kdscale.experiment.training_setup import objective
 from kdscale.experiment.views import (
@@ -32,9 +33,9 @@ from kdscale.experiment.views import (
     pipeline,
     training_pipeline,
 )
-from kdscale.models.feature_extraction import find_module, named
+from kdscale.models.feature_extraction import FeatureSpec, find_module, named
 from kdscale.target_sources.ensemble import further_caches
-from kdscale.target_sources.stored_encoding import check_mixing, check_temperature, choose_encoding
+from kdscale.target_sources.stored_encoding import check_mixing
 from kdscale.targets import Encoding
 from kdscale.teacher.checks import inspect_outputs
 from kdscale.teacher.frozen_teacher import FrozenTeacher
@@ -117,11 +118,14 @@ def stored_outputs_of(
     """What the recipe's cache keeps of its teacher beside the logits.
 
     Raises:
-        ConfigError: see `look`.
+        ConfigError: see `find_stored_outputs`.
     """
     if recipe.cache.encoding != "embedding" and not recipe.cache.features:
         return StoredOutputs()
-    return look(recipe.cache, teacher, few_views(recipe, images, teacher.device, views))
+    features = [FeatureSpec(one.module, one.pool) for one in recipe.cache.features]
+    pixels = few_views(recipe, images, teacher.device, views)
+    embedding = recipe.cache.encoding == "embedding"
+    return find_stored_outputs(teacher, pixels, features, embedding=embedding)
 
 
 def _encoding(recipe: config.Recipe, images: ImageDataset) -> Encoding:

@@ -85,7 +85,7 @@ def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, ma
         folder.forget_content()  # of a start that got no further
         checkpoint.drop_unpublished(folder.checkpoints)
         folder.write_job(job)
-        folder.write_recipe(recipe)
+        folder.write_recipe(config.dump_recipe(recipe))
 
 
 def refuse_foreign_files(folder: Path, ours: str) -> None:
@@ -176,8 +176,63 @@ def find_teacher(recipe: config.Recipe, folders: Iterable[Path]) -> Path | None:
     return next((run for run in runs if is_same_teacher(run, recipe)), None)
 
 
+def read_recipe(run: Path, data: str | None = None) -> config.Recipe:
+    """Return the recipe that a folder was written with.
+
+    Args:
+        run: the folder.
+        data: a local copy of the data set, in place of `data.source`.
+
+    Raises:
+        RunError: the file is missing, no TOML, damaged or was changed.
+        ConfigError: it has keys or values that this version of kdscale does not know.
+    """
+    folder = RunFolder(run)
+    _, table = folder.read_recipe_tables()
+    if data is not None:
+        config.set_field(table, "data.source", data)
+    return config.parse_recipe(table, str(folder.recipe_file))
+
+
+def usual_folder(recipe: config.Recipe) -> Path:
+    """Return the folder of a recipe's runs where none is named."""
+    return Path("runs") / recipe.name
+
+
+def default_run(recipe: config.Recipe, spec: RunSpec) -> Path:
+    """Return the folder of a single run where none is named."""
+    folder = usual_folder(recipe)
+    return teacher_folder(folder) if spec.model == "teacher" else folder
+
+
+def trained_teacher(recipe: config.Recipe, folder: Path, *, required: bool = True) -> str | None:
+    """Return the weights of the teacher trained in `folder`; None where the recipe names some.
+
+    Args:
+        recipe: the recipe.
+        folder: of its runs.
+        required: False where a cache replaces the teacher: one of other settings is then ignored.
+
+    Raises:
+        RunError: it was trained with other settings than the recipe's.
+    """
+    run = teacher_folder(folder)
+    if recipe.teacher.is_trained or not is_finished(run):
+        return None
+    if not required and not is_same_teacher(run, recipe):
+        return None
+    check_same_teacher(run, recipe, _ANOTHER_TEACHER)
+    return str(RunFolder(run).weights_file())
+
+
+_ANOTHER_TEACHER = (
+    "name weights (--set teacher.weights=FILE), or give the recipe another name (--set name=NAME): "
+    "its teacher is then trained in runs/NAME"
+)
+
+
 def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
-    before = RunFolder(folder).read_recipe()
+    before = read_recipe(folder)
     if model == "teacher":
         return config.differences(_teacher_settings(before), _teacher_settings(recipe))
     return config.differences(before.model_dump(), recipe.model_dump())

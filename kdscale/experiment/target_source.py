@@ -1,7 +1,8 @@
-"""Who teaches a student: from a recipe and its caches to a source of targets."""
+"""Targets of a run: open its caches, and make the source that training steps read."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,102 +10,108 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale import config, experiment
+from kdscale import config
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.stores.base import Place
-from kdscale.cache.stores.read_through import Copies
 from kdscale.cache.wait import Patience
-from kdscale.data.image_dataset import ImageDataset
-from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.data.views.schedule import ViewSchedule
+from kdscale.experiment.cache_spec import required_manifest
 from kdscale.experiment.checks import check_stored
-from kdscale.target_sources.base import LiveTeacher, TargetSource
+from kdscale.experiment.encoding import check_temperature, mention_large_tail
+from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.models import frozen_teacher
+from kdscale.experiment.training_setup import features_required, section_of
+from kdscale.experiment.views import fresh_views, shared_views
+from kdscale.experiment.views import num_views as count_views
+from kdscale.runs.folder import RunSpec
+from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.clean_image import CleanImageTargets, check_partners
 from kdscale.target_sources.compatibility import check_compatible
 from kdscale.target_sources.ensemble import Ensemble, check_different, further_caches, normalised
 from kdscale.target_sources.memory_plan import plan_memory
-from kdscale.target_sources.stored_encoding import (
-    check_temperature,
-    encoding_of,
-    mention_large_tail,
-)
+from kdscale.target_sources.stored_encoding import encoding_of
+from kdscale.teacher.checks import inspect_teacher
 from kdscale.training.wait_for_build import wait_for_cache, wait_for_manifest
 
 log = logging.getLogger(__name__)
 
 
-def open_caches(
-    recipe: config.Recipe,
-    images: ImageDataset,
-    cache: Place,
-    *,
-    cache_root: Path,
-    teacher_weights: str | None,
-    device: torch.device,
-    seed: int,
-    epochs: int,
-    wait: bool = False,
-    copies: Copies | None = None,
-) -> list[CachedTargets]:
-    """The recipe's own cache and those of its ensemble, each of which holds what it should.
+@contextmanager
+def opened_caches(
+    experiment: Experiment, spec: RunSpec, *, wait: bool
+) -> Iterator[list[CachedTargets]]:
+    """Open the caches that a run trains from, and close them when the block ends.
 
     Args:
-        recipe: the recipe.
-        images: its training split.
-        cache: its own cache.
-        cache_root: where the others may lie.
-        teacher_weights: used where the recipe names none.
-        device: where targets are wanted.
-        seed: of the order of training.
-        epochs: how many there will be.
-        copies: local ones of remote caches' objects.
-        wait: whether they may still be being built, the own one from its beginning.
+        experiment: the experiment; its locations name the recipe's own cache.
+        spec: what is trained; without `targets = 'cache'` there are no caches.
+        wait: whether the caches may still be being built.
 
     Raises:
-        CacheError: one cannot be read, or holds something else.
+        CacheError: one cannot be read, or is another recipe's.
         ConfigError: they cannot be used together, or at the student's temperature.
     """
+    caches = _open_caches(experiment, spec, wait=wait) if spec.targets == "cache" else []
+    try:
+        yield caches
+    finally:
+        for cached in caches:
+            cached.close()
+
+
+def _open_caches(experiment: Experiment, spec: RunSpec, *, wait: bool) -> list[CachedTargets]:
+    """Open the recipe's own cache, first, and those of its ensemble."""
+    recipe, cache = experiment.recipe, experiment.locations.cache
+    assert cache is not None, "a command builds or finds a cache first"
+    images = experiment.train_set
     own = wait_for_manifest(cache) if wait else read_manifest(cache)
-    asked = _asked(recipe, images, cache, own, teacher_weights)
-    growing = replace(own, num_views=max(own.num_views, asked.num_views)) if wait else own
-    check_compatible(cache, growing, asked, images)
-    others = further_caches(recipe.ensemble.caches, asked, images, cache_root)
+    required = _required(experiment, cache, own)
+    growing = replace(own, num_views=max(own.num_views, required.num_views)) if wait else own
+    check_compatible(cache, growing, required, images)
+    others = further_caches(
+        recipe.ensemble.caches, required, images, experiment.locations.cache_root
+    )
     check_different([(str(cache), own), *others])
-    shown, num_views = experiment.pipeline(recipe, images.num_samples), experiment.num_views(recipe)
-    features = [tap.module for tap in experiment.taps_asked(recipe)]
+    views, num_views = experiment.views, count_views(recipe)
+    features = [feature.module for feature in features_required(recipe)]
     fit = plan_memory(
         recipe.cache.targets_memory_bytes,
         [own, *(manifest for _, manifest in others)],
         num_views=num_views,
-        together=shown.pairing.within if shown.pairing is not None else None,
-        seed=seed,
+        together=views.pairing.within if views.pairing is not None else None,
+        seed=spec.seed,
         features=features,
     )
+    copies = experiment.locations.copies
     places: list[Place] = [cache, *(place for place, _ in others)]
     opened = [
         CachedTargets.open(
             place if copies is None else copies.over(place),
-            device=device,
+            device=experiment.device,
             num_views=num_views,
             shift_every=recipe.views.shift_every,
-            epochs=epochs,
+            epochs=section_of(recipe, spec)[1].epochs,
             fit=fit,
             patience=Patience() if wait else None,
             features=features,
         )
         for place in places
     ]
-    for cached in opened:
-        check_stored(experiment.objective(recipe), encoding_of(cached.manifest))
-        check_temperature(encoding_of(cached.manifest), recipe.loss)
-        mention_large_tail(cached.manifest, recipe.loss)
+    _check_usable(experiment, opened)
     if fit.windows is not None and recipe.views.mode == "fixed":
-        check_partners(own, shown)
+        check_partners(own, views)
     elif fit.windows is not None:
-        _mention_partners_apart(own, shown)
+        _mention_partners_apart(own, views)
     return opened
+
+
+def _check_usable(experiment: Experiment, caches: Sequence[CachedTargets]) -> None:
+    """Stop where the losses need more than a cache stores."""
+    for cached in caches:
+        check_stored(experiment.loss, encoding_of(cached.manifest))
+        check_temperature(encoding_of(cached.manifest), experiment.recipe.loss)
+        mention_large_tail(cached.manifest, experiment.recipe.loss)
 
 
 def _mention_partners_apart(own: Manifest, shown: Pipeline) -> None:
@@ -116,60 +123,67 @@ def _mention_partners_apart(own: Manifest, shown: Pipeline) -> None:
         )  # fmt: skip
 
 
-def cache_being_built(
-    recipe: config.Recipe, *, cache_root: Path, teacher_weights: str | None
-) -> Path:
-    """The cache below `cache_root` that fits the recipe, once somebody has begun to build it.
+def cache_being_built(experiment: Experiment) -> Path:
+    """Return the cache below the cache root that fits the recipe, once its build has begun.
 
     Raises:
         CacheIncompleteError: nobody begins one.
         WeightsError: the teacher, by which it would be found, is not known.
     """
-    images = experiment.training_images(recipe, cache_root, labelled=recipe.loss.hard_weight > 0)
-    cpu = torch.device("cpu")
-    teacher = experiment.frozen_teacher(recipe, images, teacher_weights, cpu).describe()
-    return wait_for_cache(cache_root, experiment.required_manifest(recipe, images, teacher))
+    teacher = _describe_teacher(experiment)
+    required = required_manifest(experiment.recipe, experiment.train_set, teacher)
+    return wait_for_cache(experiment.locations.cache_root, required)
 
 
-def _asked(
-    recipe: config.Recipe, images: ImageDataset, cache: Place, found: Manifest, weights: str | None
-) -> Manifest:
-    """What the recipe asks of its own cache.
+def _required(experiment: Experiment, cache: Place, found: Manifest) -> Manifest:
+    """Return the manifest that the recipe's own cache must have.
 
-    A student needs no teacher: where its weights are not at hand, the cache's word is taken for it.
+    A student needs no teacher: without its weights, the one that the cache records is taken.
     """
-    if not recipe.teacher.is_trained and weights is None:
-        teacher: Mapping[str, Any] = found.teacher
-        log.info("no teacher weights at hand: taking the teacher recorded in %s", cache)
+    if experiment.teacher_is_trained:
+        teacher: Mapping[str, Any] = _describe_teacher(experiment)
     else:
-        cpu = torch.device("cpu")
-        teacher = experiment.frozen_teacher(recipe, images, weights, cpu).describe()
-    return experiment.required_manifest(recipe, images, teacher)
+        teacher = found.teacher
+        log.info("no teacher weights at hand: taking the teacher recorded in %s", cache)
+    return required_manifest(experiment.recipe, experiment.train_set, teacher)
+
+
+def _describe_teacher(experiment: Experiment) -> dict[str, Any]:
+    """Describe the teacher without loading it onto the device."""
+    return frozen_teacher(
+        experiment.recipe,
+        experiment.train_set,
+        experiment.locations.teacher_weights,
+        torch.device("cpu"),
+    ).describe()
 
 
 def make_target_source(
-    caches: Sequence[CachedTargets],
-    recipe: config.Recipe,
-    images: DeviceImages,
-    fresh: ViewSchedule,
+    experiment: Experiment, spec: RunSpec, caches: Sequence[CachedTargets]
 ) -> TargetSource:
-    """The caches as one source of targets.
+    """Return where training steps take their targets from: labels, a live teacher, or caches.
 
     Args:
-        caches: the recipe's own first.
-        recipe: the recipe.
-        images: the training split.
-        fresh: the views that a student is shown in fixed mode.
+        experiment: the experiment.
+        spec: what is trained.
+        caches: those of `opened_caches`.
     """
+    recipe, settings = experiment.recipe, section_of(experiment.recipe, spec)[1]
+    fresh = fresh_views(recipe, settings, experiment.train_set.num_samples)
+    if spec.targets == "none":
+        return NoTargets(fresh)
+    if spec.targets == "teacher":
+        teacher = replace(experiment.teacher, taps=features_required(recipe))
+        inspect_teacher(experiment.oom_safe(teacher), experiment.train_images, experiment.train_set)
+        return LiveTeacher(teacher, shared_views(recipe))
     members: list[TargetSource] = list(caches)
     if recipe.views.mode == "fixed":
         log.warning(_FIXED)
-        members = [CleanImageTargets(cached, images, fresh) for cached in caches]
+        members = [CleanImageTargets(cached, experiment.train_images, fresh) for cached in caches]
     if len(members) == 1:
         return members[0]
-    settings = recipe.ensemble
-    weights = normalised(settings.weights, len(members))
-    return Ensemble(members, weights, settings.mean, recipe.loss.temperature)
+    weights = normalised(recipe.ensemble.weights, len(members))
+    return Ensemble(members, weights, recipe.ensemble.mean, recipe.loss.temperature)
 
 
 _FIXED = (
@@ -183,13 +197,13 @@ _FIXED = (
 def describe_caches(caches: Sequence[CachedTargets], recipe: config.Recipe) -> dict[str, Any]:
     """What a result says of the caches that taught; of several, each with its weight."""
     seconds = [cached.reader.build_seconds() for cached in caches]
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "cache": caches[0].manifest.id,
         "build_seconds": round(sum(seconds), 3),
     }
     if len(caches) > 1:
         weights = normalised(recipe.ensemble.weights, len(caches))
-        told["caches"] = [
+        described["caches"] = [
             {
                 "path": cached.reader.location,
                 "id": cached.manifest.id,
@@ -199,7 +213,7 @@ def describe_caches(caches: Sequence[CachedTargets], recipe: config.Recipe) -> d
             }
             for cached, weight, one in zip(caches, weights, seconds, strict=True)
         ]
-    return told
+    return described
 
 
 def feature_shapes(source: TargetSource, pixels: Tensor) -> dict[str, tuple[int, ...]]:

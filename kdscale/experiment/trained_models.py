@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kdscale import config
 from kdscale.errors import RunError
-from kdscale.experiment.saved_runs import find_teacher, is_finished
+from kdscale.experiment.saved_runs import find_teacher, is_finished, read_recipe
 from kdscale.formatting import in_counting_order
 from kdscale.regular_files import path_inside
 from kdscale.runs.folder import RunFolder, Weights
@@ -146,8 +146,8 @@ def trained_model_of(
     kept = path_inside(run, folder.weights_file(weights).name)
     if not kept.is_file():
         raise RunError(_without_weights(run, weights))
-    own, content = folder.read_recipe(), folder.read_content()
-    recipe = own if data is None else folder.read_recipe(data)
+    own, content = read_recipe(run), folder.read_content()
+    recipe = own if data is None else read_recipe(run, data)
     section: config.ModelSection = recipe.teacher if result["role"] == "teacher" else recipe.student
     return TrainedModel(
         name=str(run),
@@ -185,10 +185,10 @@ def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> TrainedM
 
 def _teachers(folder: Path, data: str | None, weights: Weights, trust: Trust) -> list[TrainedModel]:
     """The teacher of a whole recipe: given, trained there, or trained by another run of it."""
-    recipe = RunFolder(folder).read_recipe(data)
+    recipe = read_recipe(folder, data)
     if recipe.teacher.is_trained:
         return [given_teacher(folder, recipe, trust)]
-    own = RunFolder(folder).read_recipe()
+    own = read_recipe(folder)
     run = find_teacher(own, [folder, Path("runs") / own.name])
     if run is None:
         return []

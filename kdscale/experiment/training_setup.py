@@ -6,10 +6,39 @@ import torch
 from torch import nn
 
 from kdscale import config
+from kdscale.errors import ConfigError
 from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
 from kdscale.models.feature_extraction import FeatureSpec
+from kdscale.runs.folder import RunSpec
+from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.optim import Schedule, create_optimizer, decay_groups
+
+
+def section_of(
+    recipe: config.Recipe, spec: RunSpec
+) -> tuple[config.ModelSection, config.TrainSection]:
+    """Return the recipe's section of the model that is trained, and its training settings.
+
+    Raises:
+        ConfigError: the recipe has none, or its views or caches do not go with the targets.
+    """
+    section: config.ModelSection = recipe.teacher if spec.model == "teacher" else recipe.student
+    if section.train is None:
+        raise ConfigError(
+            f"recipe {recipe.name!r} has no [{spec.model}.train] section: add one, with epochs"
+        )
+    if spec.targets == "teacher" and recipe.views.mode == "fixed":
+        raise ConfigError(
+            "views.mode = 'fixed' takes the answers to the clean images from a cache: train "
+            "with --targets cache, without --online"
+        )
+    if spec.targets == "teacher" and recipe.ensemble.caches:
+        raise ConfigError(
+            "ensemble.caches names teachers that answer from caches: train with --targets "
+            "cache, without --online, or leave the section out"
+        )
+    return section, section.train
 
 
 def supervised(settings: config.TrainSection) -> Objective:
@@ -36,7 +65,7 @@ def objective(recipe: config.Recipe) -> Objective:
     )
 
 
-def taps_asked(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
+def features_required(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
     """The modules of the teacher that the losses ask for, pooled as the recipe's cache has them."""
     asked = {term.teacher for term in objective(recipe).features}
     return tuple(FeatureSpec(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
@@ -64,6 +93,16 @@ def schedule(settings: config.TrainSection, steps_per_epoch: int) -> Schedule:
         warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
         milestones=[milestone * steps_per_epoch for milestone in settings.milestones],
         gamma=settings.gamma,
+    )
+
+
+def intervals(settings: config.TrainSection, steps_per_epoch: int) -> Intervals:
+    """The steps at which a training logs, evaluates, saves and ends."""
+    return Intervals(
+        log=settings.log_every,
+        evaluate=settings.evaluate_every * steps_per_epoch,
+        checkpoint=settings.checkpoint_every or steps_per_epoch,
+        last=settings.epochs * steps_per_epoch,
     )
 
 

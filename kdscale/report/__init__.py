@@ -1,4 +1,4 @@
-"""Runs as pages that people read: run folders to numbers, numbers to text, tables and drawings.
+"""Reports of runs: reads JSON and TOML of run folders, writes text, tables and charts.
 
-Reads JSON and TOML, gives strings: no model is loaded, no torch imported.
+Loads no model and imports no torch.
 """

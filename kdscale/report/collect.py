@@ -1,4 +1,4 @@
-"""From the folders that a user names to what a report is about."""
+"""Reads the folders that a user names, and groups their runs by test split."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,42 +12,52 @@ from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.stores.base import is_remote, place_of
 from kdscale.errors import CacheError, RunError, UnsafePathError
 from kdscale.report.entry import Entry
-from kdscale.report.fields import dicts, is_number, read_json, shown, tables_of
-from kdscale.report.model import EARLY, Study, Sweep, Trial, entries_of, parameters_of
-from kdscale.report.runs import Run, given_teacher, read_recipe, read_run, rows_of
+from kdscale.report.fields import dicts, excerpt, is_number, read_json, tables_of
+from kdscale.report.model import (
+    EARLY,
+    Comparison,
+    SweepResults,
+    SweepTrial,
+    entries_of,
+    parameters_of,
+)
+from kdscale.report.run_results import Run, given_teacher, read_recipe, read_run, rows_of
 from kdscale.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class ReportFolder:
     """A folder that the user named, and the runs in it."""
 
     folder: Path
+    """Folder as the user named it."""
     runs: Sequence[Run]
+    """Runs of the folder, trials included."""
     is_sweep: bool = False
+    """Whether the folder is a sweep's."""
     cache_path: str | None = None
-    """Where the folder's result says that the cache lies."""
+    """Folder or URL of the cache in the folder's `result.json`; None where it has none."""
     bench: Mapping[str, Any] | None = None
-    """What `kdscale bench --json` found, where the folder holds it."""
+    """Output of `kdscale bench --json` in the folder; None where it holds none."""
     problems: Sequence[str] = field(default=())
-    """Files of the folder that could not be read, and runs left out for it, in words."""
+    """Messages about files that cannot be read and runs that are left out."""
 
 
-def gather(folders: Sequence[Path], cache_root: Path) -> list[Study]:
-    """Everything there is to tell of the folders, one study for each test split.
+def collect(folders: Sequence[Path], cache_root: Path) -> list[Comparison]:
+    """Read all runs of the folders into one comparison for each test split.
 
-    A run that cannot be read is left out, and said to be.
+    A run that cannot be read is left out, with a warning.
 
     Args:
         folders: of single runs, of whole recipes, of sweeps.
-        cache_root: where caches lie that are not where a result says.
+        cache_root: folder of caches that are not where a result names them.
 
     Raises:
         RunError: a folder holds no run, or none of all the runs can be read.
     """
-    sources = [_source(folder) for folder in _without_repeats(folders)]
+    sources = [_read_folder(folder) for folder in _without_repeats(folders)]
     runs = [run for source in sources for run in source.runs]
     problems = [problem for source in sources for problem in source.problems]
     if not runs:
@@ -68,40 +78,32 @@ def _without_repeats(folders: Sequence[Path]) -> list[Path]:
 # --------------------------------------------------------------------------- folders
 
 
-def _source(folder: Path) -> Source:
+def _read_folder(folder: Path) -> ReportFolder:
+    files = RunFolder(folder)
     if not folder.is_dir():
         raise RunError(f"no folder {folder}: name one that `kdscale run`, `train` or `sweep` wrote")
     bench, problems = _bench(folder)
-    if RunFolder(folder).is_run:
-        runs, left_out = _readable([folder], read_run)
-        return Source(folder=folder, runs=runs, bench=bench, problems=[*problems, *left_out])
-    if RunFolder(folder).is_sweep:
-        return _sweep_source(folder, bench, problems)
-    result, damaged = read_json(RunFolder(folder).result_file)
-    runs, left_out = _readable(_runs_below(folder), read_run)
-    if not any(run.kind == "teacher" for run in runs):
-        runs += _teacher_elsewhere(folder, result, runs)
-    problems = [*problems, *damaged, *left_out]
-    _refuse_empty(folder, runs, problems)
-    path = (result or {}).get("cache_path")
-    place = path if isinstance(path, str) else None
-    return Source(folder=folder, runs=runs, cache_path=place, bench=bench, problems=problems)
-
-
-def _sweep_source(folder: Path, bench: Mapping[str, Any] | None, problems: Sequence[str]) -> Source:
+    result, damaged = (None, []) if files.is_run else read_json(files.result_file)
     trials, left_out = _readable(
-        _runs_below(RunFolder(folder).trials), lambda path: read_run(path, trial=path.name)
+        _runs_below(files.trials) if files.is_sweep else (),
+        lambda path: read_run(path, trial=path.name),
     )
-    problems = [*problems, *left_out]
-    _refuse_empty(folder, trials, problems)
-    others, left_out = _readable(_runs_below(folder), read_run)  # its teacher
-    others = others or _teacher_elsewhere(folder, None, trials)
-    return Source(
+    runs, more = _readable([folder] if files.is_run else _runs_below(folder), read_run)
+    problems = [*problems, *damaged, *left_out, *more]
+    if not (files.is_run or any(run.kind == "teacher" for run in runs)):
+        runs += _given_teacher(folder, result, [*trials, *runs])
+    if not (trials if files.is_sweep else runs) and not problems:
+        raise RunError(
+            f"no run at {folder}: name a folder that `kdscale run`, `train` or `sweep` wrote"
+        )
+    path = (result or {}).get("cache_path")
+    return ReportFolder(
         folder=folder,
-        runs=[*trials, *others],
+        runs=[*trials, *runs],
         is_sweep=bool(trials),
+        cache_path=path if isinstance(path, str) else None,
         bench=bench,
-        problems=[*problems, *left_out],
+        problems=problems,
     )
 
 
@@ -111,7 +113,7 @@ _Found = TypeVar("_Found")
 def _readable(
     folders: Iterable[Path], read: Callable[[Path], _Found]
 ) -> tuple[list[_Found], list[str]]:
-    """What is read of each folder, and why others are left out."""
+    """Return what is read of each folder, and messages about folders that are left out."""
     found, problems = [], []
     for folder in sorted(folders):
         try:
@@ -127,24 +129,16 @@ def _runs_below(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _refuse_empty(folder: Path, runs: Sequence[Run], problems: Sequence[str]) -> None:
-    """A folder without runs is a wrong name; one whose runs cannot be read is left out."""
-    if not runs and not problems:
-        raise RunError(
-            f"no run at {folder}: name a folder that `kdscale run`, `train` or `sweep` wrote"
-        )
-
-
-def _teacher_elsewhere(
+def _given_teacher(
     folder: Path, result: Mapping[str, Any] | None, runs: Sequence[Run]
 ) -> list[Run]:
-    """The teacher that came with weights, or that another folder holds."""
+    """Return the teacher that a recipe names weights of, if anything is known of it."""
     if not RunFolder(folder).has_recipe:
         return []
     rows = (row for row in rows_of(result) if row.get("label") == "teacher")
-    told = next((one for row in rows for one in dicts(row.get("results"))), None)
+    found = next((one for row in rows for one in dicts(row.get("results"))), None)
     split = runs[0].test_split if runs else None
-    teachers, _ = _readable([folder], lambda path: given_teacher(path, told, split))
+    teachers, _ = _readable([folder], lambda path: given_teacher(path, found, split))
     return [teacher for teacher in teachers if teacher is not None]
 
 
@@ -152,31 +146,33 @@ _RATES = ("online_over_cached_time", "online_images_per_second", "cached_images_
 
 
 def _bench(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the folder's `bench.json` measured, or what is wrong with it."""
+    """Return the content of the folder's `bench.json`, or what is wrong with it."""
     found, problems = read_json(RunFolder(folder).bench_file)
     if found is None or _RATES[0] not in found:
         return None, problems
     path = RunFolder(folder).bench_file
     bad = [name for name in _RATES if name in found and not is_number(found[name], 1e-9)]
     if bad:
-        return None, [f"{path} is damaged: {bad[0]} is {shown(found[bad[0]])}, wanted a number"]
+        return None, [f"{path} is damaged: {bad[0]} is {excerpt(found[bad[0]])}, wanted a number"]
     return found, []
 
 
 # --------------------------------------------------------------------------- studies
 
 
-def _study(split: str, sources: Sequence[Source], caches: Mapping[Path, Manifest]) -> Study:
+def _study(
+    split: str, sources: Sequence[ReportFolder], caches: Mapping[Path, Manifest]
+) -> Comparison:
     here = [source for source in sources if any(r.test_split == split for r in source.runs)]
     single = [
         run for source in here for run in source.runs
         if run.test_split == split and run.trial is None
     ]  # fmt: skip
-    sweeps = _told_apart([_sweep(source) for source in here if source.is_sweep])
+    sweeps = _distinguished([_sweep(source) for source in here if source.is_sweep])
     entries = [*entries_of(single), *[one for sweep in sweeps for one in _best_of(sweep)]]
     students = [*single, *[trial.run for sweep in sweeps for trial in sweep.trials]]
     place, manifest = _cache(here, students, caches)
-    return Study(
+    return Comparison(
         folders=[source.folder for source in here],
         entries=entries,
         sweeps=sweeps,
@@ -187,8 +183,8 @@ def _study(split: str, sources: Sequence[Source], caches: Mapping[Path, Manifest
     )
 
 
-def _best_of(sweep: Sweep) -> list[Entry]:
-    """The best trial, to be looked at like any other student."""
+def _best_of(sweep: SweepResults) -> list[Entry]:
+    """Return the best trial as an entry, to compare it like any other student."""
     best = sweep.best
     if best is None:
         return []
@@ -196,41 +192,43 @@ def _best_of(sweep: Sweep) -> list[Entry]:
     return [Entry("cache", [best.run], f"trial {best.run.trial}{of}")]
 
 
-def _told_apart(sweeps: Sequence[Sweep]) -> list[Sweep]:
-    """With their folders as names where there are several: recipes may be called the same."""
+def _distinguished(sweeps: Sequence[SweepResults]) -> list[SweepResults]:
+    """Name sweeps by their folders where there are several: recipes may have one name."""
     if len(sweeps) < 2:
         return list(sweeps)
     return [replace(sweep, among=str(sweep.folder)) for sweep in sweeps]
 
 
-def _sweep(source: Source) -> Sweep:
+def _sweep(source: ReportFolder) -> SweepResults:
     runs = [run for run in source.runs if run.trial is not None]
     recipe = runs[0].recipe
     if RunFolder(source.folder).has_recipe:
         recipe = read_recipe(source.folder)[1]
     space = tables_of(recipe, "sweep").get("space", ())
     varied = parameters_of(runs, space if isinstance(space, Mapping) else ())
-    told = _told(source.folder)
-    rows = {str(row.get("trial")): row for row in told["rows"]}
+    status = _status(source.folder)
+    rows = {str(row.get("trial")): row for row in status["rows"]}
     trials = []
     for place, run in enumerate(runs):
         row = rows.get(str(run.trial), {})
         parameters = {name: values[place] for name, values in varied.items()}
-        trials.append(Trial(run, parameters, _score(run, recipe, row), _state(run, row)))
+        trials.append(SweepTrial(run, parameters, _score(run, recipe, row), _state(run, row)))
     name = str(recipe.get("name", source.folder.name))
     planned = max(_planned(recipe), len(rows))
-    seconds = told.get("seconds")
-    return Sweep(source.folder, name, trials, seconds if is_number(seconds) else None, planned)
+    seconds = status.get("seconds")
+    return SweepResults(
+        source.folder, name, trials, seconds if is_number(seconds) else None, planned
+    )
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """What the sweep said when a worker last ended, as far as it is that."""
-    told, _ = read_json(folder / "trials.json")
-    return {**(told or {}), "rows": rows_of(told)}
+def _status(folder: Path) -> dict[str, Any]:
+    """Return the sweep's `trials.json`, as far as it is valid."""
+    status, _ = read_json(folder / "trials.json")
+    return {**(status or {}), "rows": rows_of(status)}
 
 
 def _planned(recipe: Mapping[str, Any]) -> int:
-    """Trials that a sweep was begun with; 0 where its recipe, maybe another version's, is mute."""
+    """Return the number of trials in a sweep's recipe; 0 where it names none or is not valid."""
     try:
         return config.SweepSection.model_validate(recipe.get("sweep")).num_trials
     except (ValueError, TypeError, OverflowError):
@@ -238,13 +236,13 @@ def _planned(recipe: Mapping[str, Any]) -> int:
 
 
 def _score(run: Run, recipe: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
-    """Top-1 on the validation split: as the sweep has it, else of the evaluation that counts.
+    """Return the validation top-1 of the sweep's table, else that of the log.
 
-    Of a trial that was resumed since, the sweep has what it had reached before.
+    The table's value of an unfinished trial is out of date once the trial was resumed.
     """
     if is_number(row.get("value"), 0, 1) and row.get("state") == "finished":
         return float(row["value"])
-    curve = [value for _, value in run.validation_accuracy]
+    curve = [value for _, value in run.curves.get("validation", ())]
     if not curve:
         return None
     by_best = tables_of(recipe, "sweep").get("metric") == "best_validation_accuracy"
@@ -259,14 +257,14 @@ def _state(run: Run, row: Mapping[str, Any]) -> str | None:
 
 
 def _cache(
-    sources: Sequence[Source], runs: Sequence[Run], caches: Mapping[Path, Manifest]
+    sources: Sequence[ReportFolder], runs: Sequence[Run], caches: Mapping[Path, Manifest]
 ) -> tuple[Path | None, Manifest | None]:
-    """The first of the runs' caches that is at hand, on this machine."""
+    """Return the first of the runs' caches that is on this machine."""
     wanted = {str(run.metrics["cache"]) for run in runs if "cache" in run.metrics}
     named = [source.cache_path for source in sources if source.cache_path]
     for text in named:
         place = place_of(text)
-        if is_remote(place):  # a report asks no network
+        if is_remote(place):  # a report uses no network
             continue
         try:
             manifest = read_manifest(place)
@@ -279,9 +277,9 @@ def _cache(
 
 
 def _recipes(
-    sources: Sequence[Source], runs: Sequence[Run], entries: Sequence[Entry]
+    sources: Sequence[ReportFolder], runs: Sequence[Run], entries: Sequence[Entry]
 ) -> dict[str, str]:
-    """The recipes' texts, each once, by what tells them apart."""
+    """Return the recipes as TOML, each once, by folder."""
     texts: dict[str, str] = {}
     for source in sources:
         if RunFolder(source.folder).has_recipe:

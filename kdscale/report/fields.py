@@ -1,4 +1,4 @@
-"""Values from files that anybody may have written: of the right type and range, or left out."""
+"""Checks of values from untrusted files: right type and range, or left out."""
 
 import reprlib
 import unicodedata
@@ -19,13 +19,13 @@ _SHARES = {
 }  # fmt: skip
 _AMOUNTS = {
     "train_seconds", "build_seconds", "num_parameters", "weight_bytes", "num_samples", "epochs",
-    "steps", "num_processes", "non_finite_samples", "tied_samples",
+    "steps", "num_processes", "flops", "non_finite_samples", "tied_samples",
 }  # fmt: skip
 _TEXTS = {"model", "device", "cache"}
 
 
 def is_number(value: object, low: float = 0.0, high: float = _LARGEST) -> TypeGuard[int | float]:
-    """Whether a value is a finite number in a range; true and false are no numbers."""
+    """Whether a value is a finite number in a range; booleans are no numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return low <= value <= high  # NaN is not
@@ -43,7 +43,7 @@ def numbers(values: object, high: float = _LARGEST) -> list[float]:
         ValueError: it is something else.
     """
     if not isinstance(values, list) or not all(is_number(value, 0, high) for value in values):
-        raise ValueError(f"{shown(values)} is no list of numbers in 0..{high:g}")
+        raise ValueError(f"{excerpt(values)} is no list of numbers in 0..{high:g}")
     return values
 
 
@@ -54,11 +54,11 @@ def whole_numbers(values: object) -> list[int]:
         ValueError: it is something else.
     """
     if not isinstance(values, list) or not all(is_whole(value) for value in values):
-        raise ValueError(f"{shown(values)} is no list of whole numbers")
+        raise ValueError(f"{excerpt(values)} is no list of whole numbers")
     return values
 
 
-def shown(value: object) -> str:
+def excerpt(value: object) -> str:
     """Return a value for a message, cut to some 40 letters."""
     return reprlib.repr(value)
 
@@ -80,7 +80,7 @@ def names_text(names: object) -> list[str]:
         ValueError: they are no list of names.
     """
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
-        raise ValueError(f"{shown(names)} is no list of class names")
+        raise ValueError(f"{excerpt(names)} is no list of class names")
     return [name_text(str(name)) for name in names]
 
 
@@ -101,7 +101,7 @@ def sound_metrics(table: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
     for name in _TEXTS & rest.keys():
         rest[name] = name_text(rest[name])
     return rest, [
-        f"{path} is damaged: {name} is {shown(value)}, wanted {kind}" for name, value, kind in bad
+        f"{path} is damaged: {name} is {excerpt(value)}, wanted {kind}" for name, value, kind in bad
     ]
 
 
@@ -128,10 +128,10 @@ def read_json(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     except UnicodeDecodeError:
         return None, [f"{path} cannot be read (it is no text in UTF-8)"]
     except (KdscaleError, *DAMAGE) as error:
-        return None, [f"{path} cannot be read ({shown_error(error)})"]
+        return None, [f"{path} cannot be read ({error_text(error)})"]
 
 
-def shown_error(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return an error's words on one line, cut to 200 letters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     words = " ".join(text.split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a study says in sentences: what was gained, and at what cost."""
+"""The sentences and numbers at the top of a report: accuracy gained, and its cost."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,68 +6,109 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from kdscale.formatting import duration_text, number_of, spread
-from kdscale.report.cost import Cost, SweepCost, cost_of, cost_of_sweep
 from kdscale.report.entry import Entry, gains
-from kdscale.report.model import Study, Sweep, value_text
+from kdscale.report.model import Comparison, SweepResults, value_text
+from kdscale.report.training_cost import SweepCost, TrainingCost, cost_of, cost_of_sweep
 
-_MOST_TAUGHT = 2
-"""Students of whom each is spoken of."""
+_MOST_STUDENTS = 2
+"""Kinds of cached students above which they share one sentence."""
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A number to be seen first."""
+    """One of the large numbers at the top of the page."""
 
     value: str
     words: str
 
 
-def kept_together(words: str) -> str:
-    """Words with spaces at which no line breaks: between numbers and their units."""
+def with_unbroken_units(words: str) -> str:
+    """Return a text with no-break spaces between numbers and their units."""
     words = re.sub(r"(?<=\d) (?=(?:s|ms|min|h|days|points)\b|[%±])", "\u00a0", words)
     return re.sub(r"± (?=\d)", "±\u00a0", words)
 
 
 def sentence(words: str) -> str:
-    """With a capital letter, and the others as they are."""
+    """Return a text with a capital first letter."""
     return words[:1].upper() + words[1:]
 
 
 # --------------------------------------------------------------------------- headlines
 
 
-def headlines(study: Study) -> list[str]:
-    """Paragraphs: what students gained and what they cost, those that a cache taught first."""
+def headlines(study: Comparison) -> list[str]:
+    """Return paragraphs on what students gain and cost, those trained from a cache first."""
     cached = [one for one in study.of_kind("cache") if one.finished and not one.is_trial]
-    if len(cached) > _MOST_TAUGHT:
-        found = [_many(cached)]
+    found = [words for words in [_against_teacher(study)] if words]
+    if len(cached) > _MOST_STUDENTS:
+        found.append(_many(cached))
     else:
-        found = [words for entry in cached for words in _taught(study, entry)]
-    found += [_swept(study, sweep) for sweep in study.sweeps]
-    if not found:
+        found += [words for entry in cached for words in _cached_student(study, entry)]
+    found += [_sweep_text(study, sweep) for sweep in study.sweeps]
+    if not cached and not study.sweeps:
         done = [entry for entry in study.entries if entry.finished]
-        found = [_single(entry) for entry in done if entry.kind != "teacher" or len(done) == 1]
-    return found or ["No run here is finished yet."]
+        found += [_single(entry) for entry in done if entry.kind != "teacher" or len(done) == 1]
+    return found or ["No run is finished yet."]
 
 
-def _taught(study: Study, entry: Entry) -> Iterator[str]:
+def _against_teacher(study: Comparison) -> str:
+    """Return how much accuracy the main student keeps, and how much cheaper it is to run."""
+    main = study.main
+    teacher = None if main is None or main.kind == "teacher" else study.peer(main, "teacher")
+    if main is None or teacher is None:
+        return ""
+    top1, reference = main.mean("top1_accuracy"), teacher.mean("top1_accuracy")
+    if top1 is None or not reference:
+        return ""
+    batch = next((b for b in (64, 1) if _latency(main, b) and _latency(teacher, b)), 1)
+    gains_of = [
+        _times(teacher.mean("num_parameters"), main.mean("num_parameters"), "fewer", "parameters"),
+        _times(teacher.mean("flops"), main.mean("flops"), "fewer", "FLOPs"),
+        _times(_latency(teacher, batch), _latency(main, batch), "lower",
+               f"latency at batch {batch}"),
+    ]  # fmt: skip
+    known = [words for words in gains_of if words]
+    cost = f" at {', '.join(known)}" if known else ""
+    share = 100 * top1 / reference
+    return f"{sentence(main.phrase)} keeps {share:.1f} % of the teacher's top-1{cost}."
+
+
+def _latency(entry: Entry, batch: int) -> float | None:
+    seconds = entry.latencies(batch, "median_seconds")
+    return mean(seconds) if seconds else None
+
+
+def _times(teacher: float | None, student: float | None, less: str, of: str) -> str:
+    """Return `4.1 times fewer parameters`; empty where a value is unknown or both are equal."""
+    if not teacher or not student:
+        return ""
+    ratio = teacher / student
+    if 0.95 < ratio < 1.05:
+        return ""
+    number = max(ratio, 1 / ratio)
+    more = {"fewer": "more", "lower": "higher"}[less]
+    digits = 0 if number >= 20 else 1
+    return f"{number:.{digits}f} times {less if ratio > 1 else more} {of}"
+
+
+def _cached_student(study: Comparison, entry: Entry) -> Iterator[str]:
     alone, online = study.peer(entry, "alone"), study.peer(entry, "online")
     who = f" ({entry.setting})" if entry.setting else ""
-    reached = f"Taught from the cache, the student{who} reaches {_accuracy(entry)} top-1"
+    reached = f"With the cached teacher, the student{who} reaches {_accuracy(entry)} top-1"
     if alone is not None and (ahead := _ahead(entry, alone)) is not None:
-        reached += f", {_gained(*ahead)} the {_accuracy(alone)} that it reaches alone"
-        reached += _of_seeds(entry, alone)
+        reached += f", {_difference(*ahead)} the {_accuracy(alone)} of the student alone"
+        reached += _shared_seeds(entry, alone)
     yield f"{reached}. {_against_online(entry, online)}".strip()
     cost = cost_of(study, entry)
     if cost is not None:
-        yield _paid(cost)
+        yield _cost_text(cost)
 
 
 def _many(entries: Sequence[Entry]) -> str:
     known = [100 * top1 for entry in entries if (top1 := entry.mean("top1_accuracy")) is not None]
     reach = f" reach {min(known):.2f} to {max(known):.2f} % top-1" if known else " are finished"
-    return f"{len(entries)} kinds of students taught from a cache{reach}."
+    return f"{len(entries)} kinds of students with a cached teacher{reach}."
 
 
 def _accuracy(entry: Entry) -> str:
@@ -75,18 +116,18 @@ def _accuracy(entry: Entry) -> str:
     return f"{spread([100 * value for value in values], 2)} %" if values else "an unknown"
 
 
-def _gained(gain: float, width: float) -> str:
-    """`1.2 points more than`, with its spread over seeds where there are several."""
+def _difference(gain: float, width: float) -> str:
+    """Return `1.2 points more than`, with the spread over seeds where there are several."""
     if not width and not round(gain, 2):
         return "as much as"
     if abs(gain) <= width:
-        return f"which, {gain:+.2f} ± {width:.2f} points seed by seed, is not told apart from"
-    shown = f"{abs(gain):.2f}" + (f" ± {width:.2f}" if width else "")
-    return f"{shown} points {'more' if gain > 0 else 'less'} than"
+        return f"within the spread of seeds ({gain:+.2f} ± {width:.2f} points) of"
+    points = f"{abs(gain):.2f}" + (f" ± {width:.2f}" if width else "")
+    return f"{points} points {'more' if gain > 0 else 'less'} than"
 
 
 def _ahead(entry: Entry, other: Entry) -> tuple[float, float] | None:
-    """Points of top-1 and their standard deviation, seed by seed where seeds are shared.
+    """Return the mean difference in top-1 and its standard deviation, over shared seeds if any.
 
     None where the top-1 of one is not known.
     """
@@ -97,8 +138,8 @@ def _ahead(entry: Entry, other: Entry) -> tuple[float, float] | None:
     return None if ours is None or theirs is None else (100 * (ours - theirs), 0.0)
 
 
-def _of_seeds(entry: Entry, other: Entry) -> str:
-    """Says so where the two do not have the same seeds."""
+def _shared_seeds(entry: Entry, other: Entry) -> str:
+    """Return a remark where the two do not have the same seeds."""
     if entry.seeds == other.seeds:
         return ""
     shared = set(entry.seeds) & set(other.seeds)
@@ -116,25 +157,27 @@ def _against_online(entry: Entry, online: Entry | None) -> str:
         words = f", the same within the spread of seeds ({-gain:+.2f} ± {width:.2f} points)"
     else:
         words = f", {abs(gain):.2f} points {'less' if gain > 0 else 'more'}"
-    seeds = _of_seeds(entry, online)
-    return f"With the teacher at every step it reaches {_accuracy(online)}{words}{seeds}."
+    seeds = _shared_seeds(entry, online)
+    return f"With an online teacher it reaches {_accuracy(online)}{words}{seeds}."
 
 
-def _paid(cost: Cost) -> str:
+def _cost_text(cost: TrainingCost) -> str:
     words = f"It trains for {duration_text(cost.cached_seconds)}"
     if cost.alone_seconds:
         words += f", alone for {duration_text(cost.alone_seconds)}"
     if cost.online_seconds and cost.measured:
-        words += f", with the teacher at every step for {duration_text(cost.online_seconds)}"
+        words += f", with an online teacher for {duration_text(cost.online_seconds)}"
     words += f". The cache took {duration_text(cost.build_seconds)}, once for all students"
     if cost.online_seconds is None:
         return f"{words}."
-    reckoned = (
-        "" if cost.measured else f", reckoned from steps that take {cost.ratio:.1f} times as long"
+    estimated = (
+        ""
+        if cost.measured
+        else f" (estimated from online steps, which take {cost.ratio:.1f} times as long)"
     )
     if cost.break_even is None:
-        return f"{words}, and saves no time{reckoned}."
-    return f"{words}, and has paid for itself with the {_ordinal(cost.break_even)} one{reckoned}."
+        return f"{words}, and saves no time{estimated}."
+    return f"{words}, and pays off from the {_ordinal(cost.break_even)} student on{estimated}."
 
 
 def _ordinal(number: int) -> str:
@@ -144,11 +187,11 @@ def _ordinal(number: int) -> str:
     return f"{number}{ending or 'th'}"
 
 
-def _swept(study: Study, sweep: Sweep) -> str:
+def _sweep_text(study: Comparison, sweep: SweepResults) -> str:
     return " ".join([_sweep_cost(sweep, cost_of_sweep(study, sweep)), _best(sweep)]).strip()
 
 
-def _sweep_cost(sweep: Sweep, cost: SweepCost) -> str:
+def _sweep_cost(sweep: SweepResults, cost: SweepCost) -> str:
     done, trials = len(sweep.finished), sweep.num_trials
     some = "" if done == trials else f", {done} of them to the end"
     words = [f"{number_of(trials, 'trial')} of {sweep.among or sweep.name}{some}"]
@@ -157,17 +200,17 @@ def _sweep_cost(sweep: Sweep, cost: SweepCost) -> str:
         words.append(f"within {duration_text(sweep.seconds)}")
     if cost.build_seconds:
         words.append(f"from one cache that was built in {duration_text(cost.build_seconds)}")
-    told = ", ".join(words)
+    text = ", ".join(words)
     if cost.online_seconds is None or cost.teacher_seconds_per_image is None:
-        return f"{told}."
+        return f"{text}."
     return (
-        f"{told}; with the teacher at every step they would have trained for "
-        f"{duration_text(cost.online_seconds)}, reckoned from "
-        f"{1000 * cost.teacher_seconds_per_image:.3g} ms of teacher for each image shown."
+        f"{text}; with an online teacher they would have trained for "
+        f"{duration_text(cost.online_seconds)}, estimated from "
+        f"{1000 * cost.teacher_seconds_per_image:.3g} ms of teacher for each image."
     )
 
 
-def _best(sweep: Sweep) -> str:
+def _best(sweep: SweepResults) -> str:
     best = sweep.best
     if best is None:
         return ""
@@ -191,31 +234,31 @@ def _single(entry: Entry) -> str:
 # --------------------------------------------------------------------------- tiles
 
 
-def tiles(study: Study) -> list[Tile]:
-    """The numbers of the main student, or of the first sweep where there is none."""
+def tiles(study: Comparison) -> list[Tile]:
+    """Return the numbers of the main student, or of the first sweep where there is none."""
     main = study.main
     if study.sweeps and (main is None or main.kind == "teacher" or main.is_trial):
         return list(_sweep_tiles(study, study.sweeps[0]))
     return [] if main is None else [*_accuracy_tiles(study, main), *_cost_tiles(study, main)]
 
 
-def _accuracy_tiles(study: Study, main: Entry) -> Iterator[Tile]:
+def _accuracy_tiles(study: Comparison, main: Entry) -> Iterator[Tile]:
     if (top1 := main.mean("top1_accuracy")) is not None:
         yield Tile(f"{100 * top1:.2f} %", f"top-1 of {main.phrase}")
     alone = study.peer(main, "alone") if main.kind in ("cache", "online") else None
     if alone is not None and (ahead := _ahead(main, alone)) is not None:
         yield Tile(
             f"{ahead[0]:+.2f}".replace("-", "\N{MINUS SIGN}"),
-            f"points of top-1 over the student alone{_of_seeds(main, alone)}",
+            f"points of top-1 over the student alone{_shared_seeds(main, alone)}",
         )
 
 
-def _cost_tiles(study: Study, main: Entry) -> Iterator[Tile]:
+def _cost_tiles(study: Comparison, main: Entry) -> Iterator[Tile]:
     cost = cost_of(study, main) if main.kind == "cache" else None
     if cost is not None and cost.online_seconds:
         times = cost.online_seconds / cost.cached_seconds
-        reckoned = "" if cost.measured else ", reckoned from steps"
-        yield Tile(f"{times:.1f} times", f"as long with the teacher at every step{reckoned}")
+        estimated = "" if cost.measured else ", estimated"
+        yield Tile(f"{times:.1f} times", f"as long with an online teacher{estimated}")
     elif cost is not None and cost.alone_seconds:
         yield Tile(
             f"{cost.cached_seconds / cost.alone_seconds:.2f} times",
@@ -228,7 +271,7 @@ def _cost_tiles(study: Study, main: Entry) -> Iterator[Tile]:
         yield Tile(f"1 : {large / small:.1f}", "parameters, student to teacher")
 
 
-def _sweep_tiles(study: Study, sweep: Sweep) -> Iterator[Tile]:
+def _sweep_tiles(study: Comparison, sweep: SweepResults) -> Iterator[Tile]:
     cost = cost_of_sweep(study, sweep)
     done, trials = len(sweep.finished), sweep.num_trials
     yield Tile(f"{trials}" if done == trials else f"{done} of {trials}", "trials from one cache")
@@ -238,4 +281,4 @@ def _sweep_tiles(study: Study, sweep: Sweep) -> Iterator[Tile]:
         yield Tile(f"{100 * score:.2f} %", "best top-1 on the validation split")
     yield Tile(duration_text(cost.train_seconds + cost.build_seconds), "of training and building")
     if cost.online_seconds is not None:
-        yield Tile(duration_text(cost.online_seconds), "with the teacher at every step, reckoned")
+        yield Tile(duration_text(cost.online_seconds), "with an online teacher, estimated")

@@ -1,104 +1,63 @@
-"""The report as Markdown: what a page says in words and tables."""
+"""A report as Markdown: the text and the tables of the page."""
 
-import re
 from collections.abc import Iterator, Sequence
 
-from kdscale.formatting import markdown_table
-from kdscale.report.charts.chart import Table
-from kdscale.report.compared import (
-    ACCURACY,
-    COST,
-    classes_table,
-    classes_title,
-    comparison,
-    confused_pairs,
-    other_test_sets,
-    trials_table,
-)
-from kdscale.report.environment import cache_facts, environment
+from kdscale.report.environment import subject
 from kdscale.report.headlines import headlines
-from kdscale.report.model import Study
+from kdscale.report.model import Comparison
+from kdscale.report.page_sections import ReportSection, sections_of
 from kdscale.report.suggestions import missing
+from kdscale.report.table import Table, escaped
 
 
-def render_markdown(studies: Sequence[Study], command: str) -> str:
-    """The report; headings begin at the second level where there are several studies."""
+def render_markdown(studies: Sequence[Comparison], command: str) -> str:
+    """Return the report, one first heading for each test split."""
     blocks = [block for study in studies for block in _study(study)]
     return "\n\n".join([*blocks, f"Made by {_code(command)}."]) + "\n"
 
 
-def _study(study: Study) -> Iterator[str]:
-    yield f"# {_escaped(study.name)}"
+def _study(study: Comparison) -> Iterator[str]:
+    yield f"# {escaped(study.name)}"
+    yield _facts(subject(study))
     for words in headlines(study):
-        yield _escaped(words)
-    for columns in (ACCURACY, COST):
-        table = comparison(study, columns)
-        if len(table.header) > 1 and table.rows:
-            yield _table(table)
-    for sweep in study.sweeps:
-        yield f"## Trials of {_escaped(str(sweep.folder))}"
-        yield _table(trials_table(sweep))
-    yield from _classes(study)
-    elsewhere = other_test_sets(study)
-    if elsewhere.rows:
-        yield "## On other images"
-        yield "Evaluated on images that these runs were not tested on while they trained:"
-        yield _table(elsewhere)
-    facts = [
-        *environment(study),
-        *[(f"cache: {name}", words) for name, words in cache_facts(study)],
-    ]
-    if facts:
-        yield "## Machine and cache"
-        yield "\n".join(f"* {_escaped(name)}: {_escaped(words)}" for name, words in facts)
-    for place, text in study.recipes.items():
-        yield f"## Recipe of {_escaped(place)}"
-        yield _fenced(text)
+        yield escaped(words)
+    for section in sections_of(study, None, ""):
+        yield from _section(section)
     notes = missing(study, has_sheet=True)
     if notes:
-        yield "## What is not here"
+        yield "## Missing results"
         yield "\n".join(
-            f"* {_escaped(note.text)}" + (f" {_code(note.command)}" if note.command else "")
+            f"* {escaped(note.text)}" + (f" {_code(note.command)}" if note.command else "")
             for note in notes
         )
 
 
-def _classes(study: Study) -> Iterator[str]:
-    main = study.examined
-    if main is None:
+def _section(section: ReportSection) -> Iterator[str]:
+    """A section whose charts alone hold something is left out: their values are in the page."""
+    tables: list[tuple[str, Table]] = [("", table) for table in section.tables]
+    tables += section.folded.items()
+    if not (tables or section.facts or section.texts):
         return
-    table = classes_table(main)
-    yield f"## Classes of {_escaped(main.phrase)}"
-    if len(table.rows) < len(main.evaluations[0].class_names):
-        yield f"{classes_title(main, table)}:"
-    yield _table(table)
-    pairs = confused_pairs(main)
-    if pairs.rows:
-        yield "Most frequent mistakes:"
-        yield _table(pairs)
+    yield f"## {escaped(section.title)}"
+    if section.words:
+        yield escaped(section.words)
+    for title, table in tables:
+        if table.rows:
+            yield from [f"{escaped(title)}:"] if title else []
+            yield table.markdown()
+    if section.facts:
+        yield _facts(section.facts)
+    for title, text in section.texts.items():
+        yield f"## {escaped(title)}"
+        yield _fenced(text)
 
 
-def _table(table: Table) -> str:
-    rows = [[_cell(cell) for cell in row] for row in table.rows]
-    return markdown_table([_cell(title) for title in table.header], rows)
-
-
-def _cell(text: str) -> str:
-    """A cell ends at a bar, and a line at its end."""
-    return _escaped(text).replace("|", "\\|")
-
-
-def _escaped(text: str) -> str:
-    """Names are shown as they are, whatever letters they have, on one line."""
-    text = " ".join(text.split())
-    for letter in "\\`*[]<>#":
-        text = text.replace(letter, f"\\{letter}")
-    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is but a letter
-    return text.replace("&", "&amp;")
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"* {escaped(name)}: {escaped(words)}" for name, words in facts)
 
 
 def _code(text: str) -> str:
-    """A span of code, whatever backticks and line breaks it has."""
+    """Return a span of code, whatever backticks and line breaks it has."""
     text, fence = " ".join(text.split()), "`"
     while fence in text:
         fence += "`"
@@ -107,7 +66,7 @@ def _code(text: str) -> str:
 
 
 def _fenced(text: str) -> str:
-    """A block of code, however many backticks it has."""
+    """Return a block of code, however many backticks it has."""
     fence = "```"
     while fence in text:
         fence += "`"

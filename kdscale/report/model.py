@@ -1,7 +1,7 @@
-"""Which runs are seeds of one another, what they differ in, and what was tested on one split."""
+"""Grouping of runs: seeds of one setting, trials of a sweep, results on one test split."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,164 +11,172 @@ from kdscale.config import differences
 from kdscale.formatting import NOTHING, number_of
 from kdscale.report.entry import Entry
 from kdscale.report.fields import name_text, tables_of
-from kdscale.report.runs import KINDS, Kind, Run
+from kdscale.report.run_results import KINDS, Kind, Run
 
-_WHAT_MATTERS: dict[Kind, tuple[str, ...]] = {
+_RELEVANT_SECTIONS: dict[Kind, tuple[str, ...]] = {
     "teacher": ("data", "teacher"),
     "alone": ("data", "views", "student"),
     "online": ("data", "views", "student", "teacher", "loss"),
     "cache": ("data", "views", "student", "teacher", "loss", "cache", "ensemble"),
 }
-"""Sections of a recipe that a kind of model depends on: runs that agree there, and in the images
-and the teacher's weights that they learned from, are seeds of one another, and a student alone is
-compared with all that share its images, views and training."""
+"""Sections of a recipe that the results of a kind of model depend on. Runs that agree in them, in
+the training images and in the teacher's weights are seeds of one setting."""
 _MOST_FIELDS = 3
 
 
 EARLY = "ended early"
-"""State of a trial that a sweep has given up."""
+"""State of a trial that the sweep pruned."""
 _OVER = (EARLY, "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """A run of a sweep."""
+class SweepTrial:
+    """One trial of a sweep."""
 
     run: Run
+    """The trained model."""
     parameters: Mapping[str, Any]
-    """Those fields of the recipe that the sweep varies."""
+    """Values of the recipe's fields that the sweep varies."""
     score: float | None
-    """What trials are compared by: top-1 on the validation split, 0..1; None where unknown."""
-    told_state: str | None = None
-    """As the sweep's own table has it."""
+    """Top-1 on the validation split, 0..1, which ranks trials; None where unknown."""
+    recorded_state: str | None = None
+    """State in the sweep's own `trials.json`; None where it has none."""
 
     @property
     def state(self) -> str:
-        """`finished`, or how it ended, or how far it came."""
+        """`finished`, or how the trial ended, with the epochs so far."""
         if self.run.finished:
             return "finished"
-        state = self.told_state or "not finished"
+        state = self.recorded_state or "not finished"
         return f"{state}, {number_of(self.run.epochs_done, 'epoch')}"
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
-    """Trials over one cache."""
+class SweepResults:
+    """The trials of a sweep over one cache."""
 
     folder: Path
+    """Folder of the sweep."""
     name: str
-    trials: Sequence[Trial]
+    """Name of the recipe."""
+    trials: Sequence[SweepTrial]
+    """Trials that have a folder."""
     seconds: float | None = None
-    """From the first trial's begin to the last one's end, all workers together."""
+    """Wall time from the first trial's start to the last one's end; None where unknown."""
     num_planned: int = 0
-    """Trials that there are to be, those too that have no folder yet; 0 where it is not told."""
+    """Number of trials that the sweep was started with; 0 where unknown."""
     among: str = ""
-    """What tells it from other sweeps of its study; empty where there are none."""
+    """What distinguishes the sweep from others of the report; empty where there are none."""
 
     @property
     def num_trials(self) -> int:
-        """All there are, begun or not."""
+        """Number of trials, started or not."""
         return max(self.num_planned, len(self.trials))
 
     @property
     def num_left(self) -> int:
-        """Trials that the sweep's command would go on with, or begin."""
-        over = [t for t in self.trials if t.run.finished or t.told_state in _OVER]
+        """Number of trials that the sweep's command would resume or start."""
+        over = [t for t in self.trials if t.run.finished or t.recorded_state in _OVER]
         return self.num_trials - len(over)
 
     @property
-    def ranked(self) -> list[Trial]:
-        """Finished trials first, best first."""
+    def ranked(self) -> list[SweepTrial]:
+        """Trials, finished ones first, best first."""
         return sorted(self.trials, key=lambda t: (not t.run.finished, -(t.score or 0.0)))
 
     @property
-    def finished(self) -> list[Trial]:
+    def finished(self) -> list[SweepTrial]:
         """Trials that have a result."""
         return [trial for trial in self.trials if trial.run.finished]
 
     @property
-    def best(self) -> Trial | None:
-        """The trial that did best on the validation split; the test split chooses none."""
+    def best(self) -> SweepTrial | None:
+        """Finished trial with the best validation accuracy; None without a validation split."""
         first = self.ranked[0]
         return first if first.run.finished and first.score is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
-    """What was tested on the same images."""
+class Comparison:
+    """All results on one test split."""
 
     folders: Sequence[Path]
+    """Folders that the user named."""
     entries: Sequence[Entry]
-    sweeps: Sequence[Sweep] = ()
+    """Models to compare; of a sweep, the best trial."""
+    sweeps: Sequence[SweepResults] = ()
+    """Sweeps with all their trials."""
     cache_place: Path | None = None
+    """Folder of the cache; None where it was not found."""
     manifest: Manifest | None = None
+    """Manifest of the cache; None where it was not found."""
     bench: Mapping[str, Any] | None = None
+    """Content of `bench.json`; None where there is none."""
     recipes: Mapping[str, str] = field(default_factory=dict)
-    """TOML texts by the folder that they stand in."""
+    """Recipes as TOML, by folder."""
     problems: Sequence[str] = field(default=())
-    """Files that could not be read, and runs left out for it, in words."""
+    """Messages about files that cannot be read and runs that are left out."""
 
     @property
     def runs(self) -> list[Run]:
-        """All, trials too, each once."""
+        """All runs and trials, each once."""
         runs = [run for entry in self.entries for run in entry.runs]
         runs += [trial.run for sweep in self.sweeps for trial in sweep.trials]
         return list({run.folder / run.evaluation_file: run for run in runs}.values())
 
     @property
     def name(self) -> str:
-        """The recipes' names."""
+        """Names of the recipes."""
         names = dict.fromkeys(str(run.recipe.get("name", run.folder.name)) for run in self.runs)
         return ", ".join(names)
 
     def of_kind(self, kind: Kind) -> list[Entry]:
-        """Entries of a kind, those with results first."""
+        """Return the entries of a kind, those with results first."""
         return sorted((e for e in self.entries if e.kind == kind), key=lambda e: not e.finished)
 
     @property
     def main(self) -> Entry | None:
-        """The entry that is shown where there is room for one: from a cache if there is one."""
-        for kind in ("cache", "online", "alone", "teacher"):
-            found = [entry for entry in self.of_kind(kind) if entry.finished]
-            if found:
-                return found[0]
-        return None
+        """Entry that headlines are about: a student from a cache if there is one."""
+        return self._first(lambda entry: bool(entry.finished))
 
     @property
     def examined(self) -> Entry | None:
-        """Like `main`, of the entries that were evaluated class by class."""
-        for kind in ("cache", "online", "alone", "teacher"):
-            found = [entry for entry in self.of_kind(kind) if entry.evaluations]
-            if found:
-                return found[0]
-        return None
+        """Entry that per-class results are about: like `main`, of those that were evaluated."""
+        return self._first(lambda entry: bool(entry.evaluations))
+
+    def _first(self, wanted: Callable[[Entry], bool]) -> Entry | None:
+        kinds: tuple[Kind, ...] = ("cache", "online", "alone", "teacher")
+        entries = (entry for kind in kinds for entry in self.of_kind(kind))
+        return next(filter(wanted, entries), None)
 
     def peer(self, entry: Entry, kind: Kind) -> Entry | None:
-        """The entry of another kind that shares with `entry` all that matters to both."""
-        matters = [name for name in _WHAT_MATTERS[kind] if name in _WHAT_MATTERS[entry.kind]]
+        """Return the finished entry of another kind to compare `entry` with; None without one."""
+        sections = [
+            name for name in _RELEVANT_SECTIONS[kind] if name in _RELEVANT_SECTIONS[entry.kind]
+        ]
         ours = entry.runs[0]
         for other in self.of_kind(kind):
             theirs = other.runs[0]
             if (
-                _part(theirs.recipe, matters) == _part(ours.recipe, matters)
+                _part(theirs.recipe, sections) == _part(ours.recipe, sections)
                 and _may_be_equal(theirs.dataset, ours.dataset)
-                and _may_be_equal(theirs.taught_by, ours.taught_by)
+                and _may_be_equal(theirs.teacher_sha256, ours.teacher_sha256)
             ):
                 return other if other.finished else None
         return None
 
 
 def _may_be_equal(one: str | None, other: str | None) -> bool:
-    """Whether two fingerprints are equal, as far as both are known."""
+    """Return whether two fingerprints are equal, as far as both are known."""
     return one is None or other is None or one == other
 
 
 def entries_of(runs: Sequence[Run]) -> list[Entry]:
-    """Runs grouped into entries, by kind, then as they came."""
+    """Group runs into entries, by kind, then in the order given."""
     groups: dict[tuple[Kind, str, str | None, str | None], list[Run]] = {}
     for run in runs:
-        settings = _part(run.recipe, _WHAT_MATTERS[run.kind]) + _teachers_views(run)
-        key = run.kind, settings, run.dataset, run.taught_by
+        settings = _part(run.recipe, _RELEVANT_SECTIONS[run.kind]) + _views_of_teacher(run)
+        key = run.kind, settings, run.dataset, run.teacher_sha256
         groups.setdefault(key, []).append(run)
     entries = []
     for kind in KINDS:
@@ -178,8 +186,8 @@ def entries_of(runs: Sequence[Run]) -> list[Entry]:
     return entries
 
 
-def _teachers_views(run: Run) -> str:
-    """What a teacher without an augmentation of its own is shown: new ones of these each epoch."""
+def _views_of_teacher(run: Run) -> str:
+    """Return the views that a teacher without an augmentation of its own was trained on."""
     train = tables_of(run.recipe, "teacher", "train")
     if run.kind != "teacher" or not train or train.get("operations") is not None:
         return ""
@@ -188,11 +196,11 @@ def _teachers_views(run: Run) -> str:
 
 
 def parameters_of(runs: Sequence[Run], named: Iterable[str] = ()) -> dict[str, list[Any]]:
-    """What runs were tried with: each run's values by dotted field.
+    """Return each run's values of the fields that a sweep varies, by dotted name.
 
     Args:
         runs: of one sweep.
-        named: the fields that it varies; those in which recipes differ, and the seed, when empty.
+        named: the varied fields; where empty, those in which recipes differ, and the seed.
     """
     names = list(named)
     if not names:
@@ -214,7 +222,7 @@ def _without_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _varied(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Dotted fields in which any recipe differs from the first."""
+    """Return the dotted fields in which any recipe differs from the first."""
     names = {name for one in recipes[1:] for name, *_ in differences(recipes[0], one)}
     return sorted(names)
 
@@ -227,7 +235,7 @@ def _field(recipe: Mapping[str, Any], name: str) -> Any:
 
 
 def _settings(kind: Kind, groups: Sequence[Sequence[Run]]) -> list[str]:
-    """What tells the groups of a kind apart: the recipes' names, or the fields that differ."""
+    """Return what distinguishes the groups of a kind: recipe names, or the fields that differ."""
     if len(groups) < 2:
         return [""] * len(groups)
     names = [str(seeds[0].recipe.get("name", "")) for seeds in groups]
@@ -245,12 +253,12 @@ def _settings(kind: Kind, groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    """All that decides whether runs are seeds of one another."""
-    matters = (*_WHAT_MATTERS[run.kind], *(["views"] if _teachers_views(run) else []))
+    """Return everything that decides whether runs are seeds of one setting."""
+    sections = (*_RELEVANT_SECTIONS[run.kind], *(["views"] if _views_of_teacher(run) else []))
     return {
         "training images": _start(run.dataset),
-        "teacher weights": _start(run.taught_by),
-        **{name: run.recipe.get(name) for name in matters},
+        "teacher weights": _start(run.teacher_sha256),
+        **{name: run.recipe.get(name) for name in sections},
     }
 
 
@@ -259,14 +267,14 @@ def _start(fingerprint: str | None) -> str | None:
 
 
 def _numbered(words: Sequence[str]) -> list[str]:
-    """The same, with numbers where some are alike: a name is never that of two settings."""
+    """Add numbers where names are equal: a name is never that of two settings."""
     if len(set(words)) == len(words):
         return list(words)
     return [f"{one}, number {number}" for number, one in enumerate(words, 1)]
 
 
 def value_text(value: Any) -> str:
-    """A recipe's value as a person writes it."""
+    """Return a recipe's value as a user writes it."""
     if value is None:
         return NOTHING
     if isinstance(value, float):

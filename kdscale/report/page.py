@@ -6,38 +6,45 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kdscale.formatting import NOTHING
-from kdscale.report.headlines import Tile, headlines, kept_together, tiles
-from kdscale.report.model import Study
-from kdscale.report.sections import Picture, Section, sections_of
+from kdscale.report.environment import Fact, subject
+from kdscale.report.figures.chart import svg_of
+from kdscale.report.figures.style import COLOURS
+from kdscale.report.headlines import Tile, headlines, tiles, with_unbroken_units
+from kdscale.report.model import Comparison
+from kdscale.report.page_sections import ReportSection, ViewsImage, sections_of
 from kdscale.report.suggestions import Note, missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A study as the page shows it."""
+class PagePart:
+    """The text and sections of one test split's results."""
 
     name: str
+    subject: Sequence[Fact]
+    """Data set, teacher, student, date and machine."""
     headlines: Sequence[str]
     tiles: Sequence[Tile]
-    sections: Sequence[Section]
+    sections: Sequence[ReportSection]
     missing: Sequence[Note]
 
 
 def render_page(
-    studies: Sequence[Study], sheets: Sequence[Picture | None], command: str, version: str
+    studies: Sequence[Comparison],
+    views: Sequence[ViewsImage | None],
+    command: str,
+    version: str,
 ) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        studies: what it is about.
-        sheets: of each study's views.
-        command: what makes it anew.
+        studies: the results, one for each test split.
+        views: the preview of each study's views.
+        command: the command that writes the page again.
         version: of kdscale.
     """
     parts = [
-        _part(study, sheet, f"s{number}-" if len(studies) > 1 else "")
-        for number, (study, sheet) in enumerate(zip(studies, sheets, strict=True), 1)
+        _part(study, one, f"s{number}-" if len(studies) > 1 else "")
+        for number, (study, one) in enumerate(zip(studies, views, strict=True), 1)
     ]
     environment = Environment(
         loader=PackageLoader("kdscale.report"),
@@ -47,9 +54,10 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = _data_uri
+    environment.filters["svg"] = svg_of
     title = ", ".join(dict.fromkeys(part.name for part in parts))
     return environment.get_template("page.html").render(
-        title=title, parts=parts, command=command, version=version, nothing=NOTHING
+        title=title, parts=parts, command=command, version=version, colours=COLOURS
     )
 
 
@@ -57,11 +65,12 @@ def _data_uri(picture: bytes) -> str:
     return f"data:image/webp;base64,{b64encode(picture).decode()}"
 
 
-def _part(study: Study, sheet: Picture | None, prefix: str) -> Part:
-    return Part(
+def _part(study: Comparison, views: ViewsImage | None, prefix: str) -> PagePart:
+    return PagePart(
         name=study.name,
-        headlines=[kept_together(words) for words in headlines(study)],
+        subject=subject(study),
+        headlines=[with_unbroken_units(words) for words in headlines(study)],
         tiles=tiles(study),
-        sections=sections_of(study, sheet, prefix),
-        missing=missing(study, has_sheet=sheet is not None),
+        sections=sections_of(study, views, prefix),
+        missing=missing(study, has_sheet=views is not None),
     )

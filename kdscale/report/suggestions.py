@@ -1,4 +1,4 @@
-"""What a report lacks, and the commands that find it out."""
+"""Results that a report lacks, and the commands that measure them."""
 
 import shlex
 from collections.abc import Iterator
@@ -6,27 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdscale.formatting import number_of
-from kdscale.report.cost import cost_of_sweep
 from kdscale.report.entry import Entry
-from kdscale.report.model import Study
-from kdscale.report.runs import Run
+from kdscale.report.model import Comparison
+from kdscale.report.run_results import Run
+from kdscale.report.training_cost import cost_of_sweep
 from kdscale.runs.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that is not known, and the command that finds it out."""
+    """A missing result, and the command that measures it."""
 
     text: str
     command: str = ""
+    """Shell command; empty where no command helps."""
 
 
-def missing(study: Study, *, has_sheet: bool) -> list[Note]:
-    """What a report would show if more were known.
+def missing(study: Comparison, *, has_sheet: bool) -> list[Note]:
+    """Return the results that the report lacks.
 
     Args:
-        study: what is known.
-        has_sheet: whether views are shown, or not asked for.
+        study: the runs and their results.
+        has_sheet: whether the report has a preview of views, or can have none.
     """
     return [
         *[Note(f"{problem}.") for problem in study.problems],
@@ -35,8 +36,9 @@ def missing(study: Study, *, has_sheet: bool) -> list[Note]:
         *_unfinished(study),
         *_not_evaluated(study),
         *_not_compared(study),
-        *_not_reckoned(study),
-        *_not_at_hand(study, has_sheet),
+        *_no_baseline(study),
+        *_not_estimated(study),
+        *_cache_not_found(study, has_sheet),
     ]
 
 
@@ -44,7 +46,7 @@ def _kdscale(verb: str, *words: object) -> str:
     return shlex.join(["kdscale", verb, *[str(word) for word in words]])
 
 
-def _unfinished(study: Study) -> list[Note]:
+def _unfinished(study: Comparison) -> list[Note]:
     notes = [_go_on(run) for run in study.runs if not run.finished and run.trial is None]
     for sweep in study.sweeps:
         over = sweep.num_trials - len(sweep.finished) - sweep.num_left
@@ -70,51 +72,51 @@ def _go_on(run: Run) -> Note:
 
 
 def _whole_recipe(run: Run) -> Path | None:
-    """The folder of `kdscale run` that a run lies in."""
+    """Return the folder of `kdscale run` that a run is in; None where it is in none."""
     above = run.folder.parent
     whole = RunFolder(above)
     return above if whole.has_recipe and not whole.is_sweep else None
 
 
 def _finished_recipe(run: Run) -> Path | None:
-    """The same where all of it is done: else its runs are to be evaluated one by one."""
+    """Return the same folder if all its runs are finished; else each is evaluated by itself."""
     whole = _whole_recipe(run)
     return whole if whole is not None and RunFolder(whole).is_finished else None
 
 
-def _not_evaluated(study: Study) -> list[Note]:
+def _not_evaluated(study: Comparison) -> list[Note]:
     lacking = [run for entry in study.entries for run in entry.finished if run.evaluation is None]
     if not lacking:
         return []
     folders = dict.fromkeys(_finished_recipe(run) or run.folder for run in lacking)
     text = (
-        f"{number_of(len(lacking), 'run')} not evaluated: bytes and latency, calibration and "
-        "classes are not known of all."
+        f"{number_of(len(lacking), 'run')} not evaluated: size, latency, calibration and "
+        "per-class results are not known of all."
     )
     return [Note(text, _kdscale("evaluate", *folders))]
 
 
-def _repeated(study: Study) -> Iterator[Note]:
-    """Seeds that were trained several times with the same settings."""
+def _repeated(study: Comparison) -> Iterator[Note]:
+    """Return seeds that were trained several times with the same settings."""
     for entry in study.entries:
         for seed in entry.seeds:
             folders = [str(run.folder) for run in entry.finished if run.seed == seed]
             if len(folders) > 1:
                 yield Note(
                     f"Seed {seed} of {entry.phrase} is in {number_of(len(folders), 'folder')} "
-                    f"({', '.join(folders)}): it counts once, with the mean of their figures."
+                    f"({', '.join(folders)}): it counts once, with the mean of their results."
                 )
 
 
-def _not_compared(study: Study) -> list[Note]:
+def _not_compared(study: Comparison) -> list[Note]:
     notes: list[Note] = []
     for entry in [e for e in study.of_kind("cache") if e.finished and not e.is_trial][:1]:
         place = _place(entry)
         if study.peer(entry, "alone") is None:
-            text = "No student was trained alone: what the teacher adds is not known."
+            text = "No student was trained alone: the gain from the teacher is not known."
             notes.append(Note(text, _kdscale("run", *place)))
         if study.peer(entry, "online") is None:
-            text = "No student was trained with the teacher at every step, to compare with."
+            text = "No student was trained with an online teacher, to compare with."
             notes.append(Note(text, _kdscale("run", *place, "--online")))
         if entry.num_seeds < 2:
             text = "One seed: how much of the accuracy is chance is not known."
@@ -122,8 +124,21 @@ def _not_compared(study: Study) -> list[Note]:
     return notes
 
 
-def _not_reckoned(study: Study) -> list[Note]:
-    text = "What the trials would have cost with the teacher at every step is not known."
+def _no_baseline(study: Comparison) -> list[Note]:
+    """Return sweeps whose best trial cannot be compared with a student trained alone."""
+    text = "No student was trained alone with the best trial's settings: the gain is not known."
+    notes = []
+    for sweep in study.sweeps:
+        best = next((e for e in study.entries if sweep.best and e.runs[0] is sweep.best.run), None)
+        if best is not None and study.peer(best, "alone") is None:
+            recipe, run = RunFolder(best.runs[0].folder).recipe_file, sweep.folder / "alone"
+            words = ["--targets", "none", "--seed", best.runs[0].seed, "--run", run]
+            notes.append(Note(text, _kdscale("train", recipe, *words)))
+    return notes
+
+
+def _not_estimated(study: Comparison) -> list[Note]:
+    text = "The cost of the trials with an online teacher is not known."
     return [
         Note(text, f"{_kdscale('bench', RunFolder(sweep.folder).recipe_file, '--json')} > "
              f"{shlex.quote(str(RunFolder(sweep.folder).bench_file))}")
@@ -133,7 +148,7 @@ def _not_reckoned(study: Study) -> list[Note]:
 
 
 def _place(entry: Entry) -> list[object]:
-    """Recipe and folder of the whole recipe that an entry's runs are of, or could be."""
+    """Return recipe and folder of `kdscale run` for an entry's runs."""
     run = entry.runs[0]
     whole = _whole_recipe(run)
     if whole is not None:
@@ -141,16 +156,16 @@ def _place(entry: Entry) -> list[object]:
     return [RunFolder(run.folder).recipe_file, "--run", f"{run.folder}-compared"]
 
 
-def _not_at_hand(study: Study, has_sheet: bool) -> list[Note]:
+def _cache_not_found(study: Comparison, has_sheet: bool) -> list[Note]:
     if study.manifest is None and any(run.metrics.get("cache") for run in study.runs):
         text = (
-            "The cache is not where the runs found it: name its folder with --cache-root, for what "
-            "it holds and for a sheet of its views."
+            "The cache is not where the runs read it: name its folder with --cache-root, for its "
+            "content and for a preview of its views."
         )
         return [Note(text)]
     if study.manifest is not None and not study.manifest.complete:
-        return [Note(f"{study.cache_place} is not finished: there is no sheet of its views.")]
+        return [Note(f"{study.cache_place} is not finished: there is no preview of its views.")]
     if study.manifest is not None and not has_sheet:
         source = study.manifest.dataset["source"]
-        return [Note(f"No sheet of views: name a local copy of {source} with --data.")]
+        return [Note(f"No preview of views: name a local copy of {source} with --data.")]
     return []

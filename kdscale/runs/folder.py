@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt
 
-from kdscale import config
 from kdscale.atomic_write import write_durably
 from kdscale.documents import (
     DAMAGE,
@@ -26,7 +25,7 @@ from kdscale.documents import (
     write_object,
     write_object_by_lines,
 )
-from kdscale.errors import ConfigError, KdscaleError, RunError
+from kdscale.errors import KdscaleError, RunError
 from kdscale.regular_files import path_inside, read_document
 
 log = logging.getLogger(__name__)
@@ -59,29 +58,6 @@ class RunSpec:
     model: Role
     targets: Targets
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-
-    def section(self, recipe: config.Recipe) -> tuple[config.ModelSection, config.TrainSection]:
-        """The recipe's section of this model, and how it is trained.
-
-        Raises:
-            ConfigError: the recipe does not say how.
-        """
-        section: config.ModelSection = recipe.teacher if self.model == "teacher" else recipe.student
-        if section.train is None:
-            raise ConfigError(
-                f"recipe {recipe.name!r} has no [{self.model}.train] section: add one, with epochs"
-            )
-        if self.targets == "teacher" and recipe.views.mode == "fixed":
-            raise ConfigError(
-                "views.mode = 'fixed' takes the answers to the clean images from a cache: train "
-                "with --targets cache, without --online"
-            )
-        if self.targets == "teacher" and recipe.ensemble.caches:
-            raise ConfigError(
-                "ensemble.caches names teachers that answer from caches: train with --targets "
-                "cache, without --online, or leave the section out"
-            )
-        return section, section.train
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,21 +263,6 @@ class RunFolder:
         except DAMAGE as error:
             raise self._damaged(_RECIPE, error, "put it back, or leave this run out") from None
 
-    def read_recipe(self, data: str | None = None) -> config.Recipe:
-        """Return the recipe.
-
-        Args:
-            data: a local copy of the data set, in place of `data.source`.
-
-        Raises:
-            RunError: see `read_recipe_tables`.
-            ConfigError: it has keys or values that this version of kdscale does not know.
-        """
-        _, table = self.read_recipe_tables()
-        if data is not None:
-            config.set_field(table, "data.source", data)
-        return config.parse_recipe(table, str(self.recipe_file))
-
     def _read(self, name: str, parse: Callable[[dict[str, Any]], T], advice: str) -> T:
         try:
             return parse(read_object(self.path / name, root=self.path))
@@ -330,9 +291,8 @@ class RunFolder:
         """Write `result.json`: the run is finished."""
         write_object(self.path / _RESULT, without_nan(result))
 
-    def write_recipe(self, recipe: config.Recipe) -> None:
-        """Write `recipe.toml`, whose last line is a comment with the checksum of the others."""
-        text = config.dump_recipe(recipe)
+    def write_recipe(self, text: str) -> None:
+        """Write `recipe.toml` and, in its last line, a comment with the checksum of the text."""
         digest = hashlib.sha256(text.encode()).hexdigest()
         write_durably(self.path / _RECIPE, f"{text}{_SUM_LINE}{digest}\n".encode())
 

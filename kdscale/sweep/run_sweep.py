@@ -1,17 +1,15 @@
 """Start a sweep, join one, or go on with one: a worker here, or several beside each other."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from kdscale.building.location import check_place
-from kdscale.cache.stores.base import Place
-from kdscale.cache.stores.read_through import Copies
 from kdscale.commands.report import write_page
 from kdscale.commands.run import stopped_with_advice
 from kdscale.config import Variants
 from kdscale.config.variants import in_words
 from kdscale.errors import RunError
+from kdscale.experiment.locations import Locations
 from kdscale.sweep.local_workers import WorkerPool, run_workers
 from kdscale.sweep.search_space import unlabelled
 from kdscale.sweep.status import describe, keep
@@ -19,19 +17,16 @@ from kdscale.sweep.study import Study
 from kdscale.sweep.sweep_folder import SweepFolder
 from kdscale.sweep.trials import ENDED, StudentPlace, is_left
 from kdscale.sweep.worker import Pace, opened, work
-from kdscale.tables.sweep import sweep_table
+from kdscale.tables.sweep_table import sweep_table
 
 log = logging.getLogger(__name__)
 
 
 def sweep(
     variants: Variants,
+    locations: Locations,
     *,
-    folder: Path,
-    cache_root: Path,
     storage: str | None = None,
-    cache: Place | None = None,
-    copies: Copies | None = None,
     crew: WorkerPool | None = None,
     retry_failed: bool = False,
     page: bool = True,
@@ -41,11 +36,9 @@ def sweep(
 
     Args:
         variants: the recipe and what varies in it.
-        folder: the sweep's, which all workers see.
-        cache_root: where caches and decoded images lie.
+        locations: cache root, cache and copies; the run folder is the sweep's, which all workers
+            see.
         storage: URL of the database; a file in the folder when None.
-        cache: the cache's folder or URL; found by content when None.
-        copies: as of `train`.
         crew: workers on this machine; this process is the only one when None.
         retry_failed: queue what failed again.
         page: write `report.html` once nothing is left; False where who started this one does.
@@ -57,7 +50,8 @@ def sweep(
     Raises:
         KdscaleError: see `kdscale.errors`; the same command goes on from there.
     """
-    check_place(cache)
+    folder, cache_root = locations.run_folder, locations.cache_root
+    check_place(locations.cache)
     pace = Pace.of(patience_seconds)
     looking = opened(variants, folder, storage, cache_root, pace)
     with stopped_with_advice(folder), looking as (begun, study, claims):
@@ -66,10 +60,7 @@ def sweep(
         if not is_left(study.places()):
             log.info("%s is finished: nothing is trained", folder)
         elif crew is None:
-            work(
-                begun, study, claims, cache_root=cache_root, cache=cache, copies=copies,
-                poll_seconds=pace.poll,
-            )  # fmt: skip
+            work(begun, study, claims, locations, poll_seconds=pace.poll)
         else:
             logs = folder / "logs"
             run_workers(crew, logs=logs, tell=Teller(study).tell, every=pace.poll)

@@ -12,7 +12,7 @@ from typing import Any
 from kdscale.atomic_write import write_durably
 from kdscale.cache.lease import Leases
 from kdscale.cache.stores.base import Place
-from kdscale.config import Variants, differences
+from kdscale.config import Variants, differences, dump_recipe
 from kdscale.documents import DAMAGE, read_object, write_object
 from kdscale.errors import KdscaleError, RunError
 from kdscale.experiment.saved_runs import refuse_changed, refuse_foreign_files
@@ -103,7 +103,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
             }
             write_object(folder / _FILE, told)
         if not RunFolder(folder).has_recipe:  # for people, and `kdscale report`
-            RunFolder(folder).write_recipe(variants.recipe)
+            RunFolder(folder).write_recipe(dump_recipe(variants.recipe))
     begun = read_folder(folder, storage)
     refuse_changed(folder, _changed(begun.variants, variants))
     return SweepFolder(folder, begun.variants, begun.study, begun.database)

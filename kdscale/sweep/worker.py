@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import sleep
@@ -15,8 +15,6 @@ from optuna import TrialPruned
 from kdscale import config
 from kdscale.atomic_write import write_durably
 from kdscale.cache.lease import Leases
-from kdscale.cache.stores.base import Place
-from kdscale.cache.stores.read_through import Copies
 from kdscale.commands.build import build
 from kdscale.commands.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.commands.run import ready_teacher
@@ -35,7 +33,7 @@ from kdscale.errors import (
     ModelError,
     PrunedError,
 )
-from kdscale.experiment import check_recipe
+from kdscale.experiment import Experiment, Locations, check_recipe
 from kdscale.experiment.saved_runs import check_same_run, is_begun, is_finished
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.regular_files import check_no_links
@@ -101,10 +99,8 @@ def work(
     begun: SweepFolder,
     study: Study,
     claims: Leases,
+    locations: Locations,
     *,
-    cache_root: Path,
-    cache: Place | None = None,
-    copies: Copies | None = None,
     poll_seconds: float,
 ) -> None:
     """Work at a sweep: teacher and cache once, then trials until none is left.
@@ -113,19 +109,17 @@ def work(
         begun: the sweep.
         study: its trials.
         claims: of this process, on its folder.
-        cache_root: where caches and decoded images lie.
-        cache: the cache's folder or URL; found by content when None.
-        copies: as of `train`.
+        locations: cache root, cache and copies.
         poll_seconds: between looks at what other workers do.
 
     Raises:
-        KdscaleError: see `kdscale.errors`; the same command goes on from there.
+        KdscaleError: see `kdscale.errors`; the same command resumes.
     """
-    widest = begun.variants.widest()
-    weights = _teacher(widest, begun.path, cache_root, claims)
-    path = build(widest, cache_root=cache_root, cache=cache, teacher_weights=weights)
-    begun.keep_cache(path)
-    Worker(begun, study, claims, cache_root, path, copies, weights).work(poll_seconds)
+    experiment = Experiment(begun.variants.widest(), replace(locations, run=begun.path))
+    experiment = experiment.at(teacher_weights=_teacher(experiment, claims))
+    cache = build(experiment)
+    begun.keep_cache(cache)
+    Worker(begun, study, claims, replace(experiment.locations, cache=cache)).work(poll_seconds)
 
 
 def check_values(variants: Variants) -> list[dict[str, object]] | None:
@@ -186,14 +180,14 @@ def _named(values: Mapping[str, object]) -> Iterator[None]:
         raise type(error)(f"with {in_words(values)}: {error}") from error
 
 
-def _teacher(recipe: config.Recipe, folder: Path, root: Path, claims: Leases) -> str | None:
-    """Weights of a teacher where the recipe names none: trained once, by one worker."""
-    if recipe.teacher.is_trained:
+def _teacher(experiment: Experiment, claims: Leases) -> str | None:
+    """Train the teacher once, where the recipe names no weights, and return its weights."""
+    if experiment.recipe.teacher.is_trained:
         return None
     with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
-        train_set, test_set = check_recipe(recipe, root)
-        content = RunInputs(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
-        return ready_teacher(recipe, folder, content, root)[1]
+        train_set, test_set = check_recipe(experiment.recipe, experiment.locations.cache_root)
+        inputs = RunInputs(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
+        return ready_teacher(experiment, inputs)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +197,8 @@ class Worker:
     folder: SweepFolder
     study: Study
     claims: Leases
-    cache_root: Path
-    cache: Place
-    copies: Copies | None
-    teacher_weights: str | None
+    locations: Locations
+    """Cache root, cache, copies and teacher weights of all trials."""
 
     def work(self, poll_seconds: float) -> None:
         """Train what is queued; wait for what others train, since they may die."""
@@ -244,10 +236,13 @@ class Worker:
 
     def _evaluate(self, run: Path, recipe: config.Recipe) -> None:
         """Beside other workers, so that its times are rough: `kdscale evaluate` measures alone."""
-        how = Evaluation(
-            self.cache_root, teacher=self.teacher_weights, seconds=QUICK_SECONDS, reuse=True
+        evaluation = Evaluation(
+            self.locations.cache_root,
+            teacher=self.locations.teacher_weights,
+            seconds=QUICK_SECONDS,
+            reuse=True,
         )
-        how.model(trained_model_of(run, trust=Trust(recipe=recipe)))
+        evaluation.model(trained_model_of(run, trust=Trust(recipe=recipe)))
 
     def _counts_best(self, recipe: config.Recipe) -> bool:
         """Whether a student is judged by its best evaluation: where the result are its weights."""
@@ -263,10 +258,9 @@ class Worker:
 
         try:
             train(
-                recipe, job, run=run, cache_root=self.cache_root, cache=self.cache,
-                copies=self.copies, teacher_weights=self.teacher_weights,
+                Experiment(recipe, replace(self.locations, run=run)), job,
                 resume=is_begun(run), watch=watch,
-                still_ours=partial(self.claims.check, trial.place.name),
+                check_lock=partial(self.claims.check, trial.place.name),
             )  # fmt: skip
         except PrunedError as given_up:
             log.info("trial %s: ended early, it falls behind", trial.place.name)

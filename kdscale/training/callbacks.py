@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from kdscale import config
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import any_process_stopped, mean_over_processes
 from kdscale.errors import DivergedError, PrunedError
@@ -70,16 +69,6 @@ class Intervals:
     evaluate: int
     checkpoint: int
     last: int
-
-    @classmethod
-    def of(cls, settings: config.TrainSection, steps_per_epoch: int) -> "Intervals":
-        """A training section's."""
-        return cls(
-            log=settings.log_every,
-            evaluate=settings.evaluate_every * steps_per_epoch,
-            checkpoint=settings.checkpoint_every or steps_per_epoch,
-            last=settings.epochs * steps_per_epoch,
-        )
 
 
 @dataclass(slots=True)

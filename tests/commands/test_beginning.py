@@ -100,7 +100,7 @@ def test_whole_recipe_trains_from_scratch_where_allowed_and_says_so(
     done = kdscale("run", recipe, "--run", "run")
     assert done.exit_code == 0, done.stderr
     assert f"teacher: trained FROM SCRATCH, without {TORCHVISION}: " in done.stderr
-    said = f"Teacher: trained from scratch, since {TORCHVISION} was not to be had."
+    said = f"Teacher: trained from scratch, since {TORCHVISION} was not available."
     assert said in done.stdout
     assert said in (tmp_path / "run" / "report.md").read_text()
     begun = RunFolder(tmp_path / "run" / "teacher").read_result()["pretrained"]
@@ -114,7 +114,9 @@ def test_whole_recipe_says_from_which_weights_its_teacher_began(
 ):
     torch.save(trained, torch_home / FILE)
     done = kdscale("run", fine_tuned(TORCHVISION, pretrained_required=False), "--run", "run")
-    said = f"Teacher: began from {TORCHVISION} (SHA-256 of its tensors {state_sha256(trained)})."
+    said = (
+        f"Teacher: initialized from {TORCHVISION} (SHA-256 of its tensors {state_sha256(trained)})."
+    )
     assert said in done.stdout
 
 

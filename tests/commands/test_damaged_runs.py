@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdscale.experiment.saved_runs import read_recipe
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
 
@@ -186,4 +187,4 @@ def test_recipe_that_was_changed_on_purpose_is_taken_without_its_last_line(whole
     lines = folder.recipe_file.read_text().splitlines(keepends=True)
     assert lines[-1].startswith("# SHA-256 of the lines above: ")
     folder.recipe_file.write_text("".join(lines[:-1]).replace("epochs = 4", "epochs = 5"))
-    assert folder.read_recipe().student.train.epochs == 5
+    assert read_recipe(folder.path).student.train.epochs == 5

@@ -16,16 +16,12 @@ from kdscale.commands.train import train
 from kdscale.config import CacheSection
 from kdscale.data.loader import DeviceImages
 from kdscale.errors import CacheMismatchError, ConfigError
+from kdscale.experiment import Experiment, Locations
+from kdscale.experiment.encoding import check_temperature, choose_encoding, mention_encoding
 from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.target_sources.stored_encoding import (
-    check_temperature,
-    choose_encoding,
-    encoding_of,
-    mention_encoding,
-    stored_encoding,
-)
+from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
 from kdscale.targets import ENCODINGS, DenseTargets, TopKTargets, decode, encode
 
 CPU = torch.device("cpu")
@@ -44,7 +40,9 @@ def built(load_table, tiny_teacher, tmp_path, shared_root):
         recipe = load_table(cache={**settings(name), **changes}, views={"count": 2})
         path = tmp_path / f"{name}.zarr"
         return recipe, build(
-            recipe, cache_root=shared_root, cache=path, teacher_weights=tiny_teacher
+            Experiment(
+                recipe, Locations(cache_root=shared_root, cache=path, teacher_weights=tiny_teacher)
+            )
         )
 
     return make
@@ -84,11 +82,8 @@ def test_student_trains_from_it_is_shown_it_and_info_reports_it(
 ):
     recipe, path = built(name)
     result = train(
-        recipe,
+        Experiment(recipe, Locations(run=tmp_path / "run", cache_root=shared_root, cache=path)),
         RunSpec("student", "cache", 0),
-        run=tmp_path / "run",
-        cache_root=shared_root,
-        cache=path,
     )
     assert result["top1_accuracy"] > 0.4
     show_cache(path, out=tmp_path / "sheet.png", samples=4, cache_root=shared_root)
@@ -110,7 +105,10 @@ def test_student_trains_from_it_is_shown_it_and_info_reports_it(
 @pytest.mark.parametrize("cache", [TOP_K, {"encoding": "embedding", "features": ["2"]}])
 def test_bench_measures_what_is_not_logits(cache, load_table, tiny_teacher, shared_root):
     found = bench(
-        load_table(cache=cache), cache_root=shared_root, seconds=0.2, teacher_weights=tiny_teacher
+        Experiment(
+            load_table(cache=cache), Locations(cache_root=shared_root, teacher_weights=tiny_teacher)
+        ),
+        seconds=0.2,
     )
     assert found["cached_over_staged_time"] > 0
 
@@ -170,13 +168,13 @@ def test_auto_mentions_an_embedding_that_would_be_better(load_table, tiny_teache
     mention_encoding(recipe, asked, teacher, pixels)
     assert "'embedding'" not in caplog.text  # 64 bytes, against 8
     mention_encoding(recipe, replace(asked, encoding="int4"), teacher, pixels)
-    assert "cache.encoding = 'embedding' would take 64 bytes and keep all classes" in caplog.text
+    assert "cache.encoding = 'embedding' would take 64 bytes and store all classes" in caplog.text
 
 
 def test_top_k_of_all_classes_is_refused(load_table, tiny_teacher, shared_root):
     recipe = load_table(cache={"encoding": "topk", "top_k": 4})
     with pytest.raises(ConfigError, match=r"cache\.top_k is 4, the data set has 4 classes"):
-        build(recipe, cache_root=shared_root, teacher_weights=tiny_teacher)
+        build(Experiment(recipe, Locations(cache_root=shared_root, teacher_weights=tiny_teacher)))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +197,7 @@ def test_settings_of_top_k_are_identity(built, changes, said):
 def student_of(recipe, path, shared_root, run, **loss):
     table = recipe.model_copy(update={"loss": recipe.loss.model_copy(update=loss)})
     job = RunSpec("student", "cache", 0)
-    return train(table, job, run=run, cache_root=shared_root, cache=path)
+    return train(Experiment(table, Locations(run=run, cache_root=shared_root, cache=path)), job)
 
 
 def test_temperature_beyond_the_grid_is_refused_before_the_first_step(built, shared_root, tmp_path):
@@ -223,7 +221,7 @@ def test_large_tail_at_the_students_temperature_is_warned_of(built, shared_root,
     assert "outside the 2 classes" not in caplog.text
     student_of(recipe, path, shared_root, tmp_path / "hot", temperature=4.0)
     assert "at temperature 4, " in caplog.text
-    assert "outside the 2 classes that the cache keeps" in caplog.text
+    assert "outside the 2 classes that the cache stores" in caplog.text
 
 
 # ------------------------------------------------------------------ fixed mode
@@ -235,9 +233,13 @@ def test_fixed_mode_that_mixes_refuses_top_k_and_takes_it_otherwise(
     views = {"mode": "fixed", "count": None}
     mixed = {**views, "operations": ["mixup"]}
     with pytest.raises(ConfigError, match="which needs all classes"):
-        build(load_table(views=mixed, cache=TOP_K), cache_root=shared_root,
-              teacher_weights=tiny_teacher)  # fmt: skip
+        build(
+            Experiment(
+                load_table(views=mixed, cache=TOP_K),
+                Locations(cache_root=shared_root, teacher_weights=tiny_teacher),
+            )
+        )
     recipe = load_table(views=views, cache=TOP_K)
     assert read_manifest(
-        build(recipe, cache_root=shared_root, teacher_weights=tiny_teacher)
+        build(Experiment(recipe, Locations(cache_root=shared_root, teacher_weights=tiny_teacher)))
     ).encoding == "topk"  # fmt: skip

@@ -11,6 +11,7 @@ from kdscale.commands.build import build
 from kdscale.commands.train import train
 from kdscale.data.loader import DeviceImages
 from kdscale.errors import ConfigError
+from kdscale.experiment import Experiment, Locations
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.runs.folder import RunSpec
@@ -87,13 +88,19 @@ def second(load_table, second_teacher):
 def second_cache(second, shared_root, tiny_cache):
     """Its cache, of the same images and views as the tiny one, in another encoding."""
     path = shared_root / "second.zarr"
-    return build(second(cache={"encoding": "float16"}), cache_root=shared_root, cache=path)
+    return build(
+        Experiment(
+            second(cache={"encoding": "float16"}), Locations(cache_root=shared_root, cache=path)
+        )
+    )
 
 
 def test_cached_ensemble_equals_an_online_one(
     second, second_teacher, load_table, tiny_cache, tiny_teacher, shared_root, tmp_path
 ):
-    exact = build(second(), cache_root=shared_root, cache=tmp_path / "exact.zarr")
+    exact = build(
+        Experiment(second(), Locations(cache_root=shared_root, cache=tmp_path / "exact.zarr"))
+    )
     recipe = load_table()
     images = experiment.training_images(recipe, shared_root, labelled=True)
     views = experiment.shared_views(recipe)
@@ -156,11 +163,8 @@ def test_weights_and_mean_reach_the_loss(
         )
         run = tmp_path / str(number)
         train(
-            recipe,
+            Experiment(recipe, Locations(run=run, cache_root=shared_root, cache=tiny_cache)),
             RunSpec("student", "cache", 0),
-            run=run,
-            cache_root=shared_root,
-            cache=tiny_cache,
         )
         losses.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"])
     assert len(set(losses)) == 4
@@ -187,13 +191,19 @@ def test_fixed_mode_takes_the_mean_of_clean_answers(
     second, load_table, tiny_teacher, shared_root, tmp_path
 ):
     fixed = {"mode": "fixed", "count": 1, "operations": ["random_horizontal_flip"]}
-    other = build(second(views=fixed), cache_root=shared_root, cache=tmp_path / "other.zarr")
+    other = build(
+        Experiment(
+            second(views=fixed), Locations(cache_root=shared_root, cache=tmp_path / "other.zarr")
+        )
+    )
     recipe = load_table(
         views=fixed, teacher={"weights": tiny_teacher}, ensemble={"caches": [str(other)]}
     )
-    own = build(recipe, cache_root=shared_root, cache=tmp_path / "own.zarr")
+    own = build(Experiment(recipe, Locations(cache_root=shared_root, cache=tmp_path / "own.zarr")))
     job = RunSpec("student", "cache", 0)
-    result = train(recipe, job, run=tmp_path / "run", cache_root=shared_root, cache=own)
+    result = train(
+        Experiment(recipe, Locations(run=tmp_path / "run", cache_root=shared_root, cache=own)), job
+    )
     assert len(result["caches"]) == 2
 
 
@@ -222,7 +232,9 @@ def refused(kdscale, write_recipe, tiny_teacher, tiny_cache, shared_root):
 
 def test_cache_of_other_views_is_refused_naming_them(second, shared_root, tmp_path, refused):
     other = second(views={"seed": 4, "count": 2})
-    path = build(other, cache_root=shared_root, cache=tmp_path / "other.zarr")
+    path = build(
+        Experiment(other, Locations(cache_root=shared_root, cache=tmp_path / "other.zarr"))
+    )
     said = refused(path)
     assert f"Error: {path} holds other targets than the recipe asks for:\n" in said
     assert "  views.seed: the cache has 4, the recipe asks for 0\n" in said
@@ -236,20 +248,28 @@ def test_cache_of_other_images_is_refused_naming_them(
 ):
     data = make_dataset(tmp_path / "more", num_train=130)
     other = second(data={"source": str(data)})
-    said = refused(build(other, cache_root=shared_root, cache=tmp_path / "other.zarr"))
+    said = refused(
+        build(Experiment(other, Locations(cache_root=shared_root, cache=tmp_path / "other.zarr")))
+    )
     assert "dataset.num_samples: the cache has 130, the recipe asks for 128" in said
     assert "\n  2 images dropped (first: 128 of the cache)\n" in said
 
 
 def test_cache_of_another_class_order_is_refused(second, shared_root, tmp_path, refused):
     other = second(data={"classes": ["south", "north", "sides", "centre"]})
-    said = refused(build(other, cache_root=shared_root, cache=tmp_path / "other.zarr"))
+    said = refused(
+        build(Experiment(other, Locations(cache_root=shared_root, cache=tmp_path / "other.zarr")))
+    )
     assert "class order changed" in said
 
 
 def test_top_k_is_refused_by_name(second, shared_root, tmp_path, refused, tiny_cache):
     top_k = {"encoding": "topk", "top_k": 2, "temperatures": [1.0, 4.0]}
-    path = build(second(cache=top_k), cache_root=shared_root, cache=tmp_path / "topk.zarr")
+    path = build(
+        Experiment(
+            second(cache=top_k), Locations(cache_root=shared_root, cache=tmp_path / "topk.zarr")
+        )
+    )
     said = refused(path, code=2)
     assert f"{path} keeps the largest 2 of 4 logits (cache.encoding = 'topk')" in said
     assert "the mean of several teachers needs them all" in said

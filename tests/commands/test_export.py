@@ -15,6 +15,7 @@ from torch import nn
 from kdscale.commands.export import compare
 from kdscale.data.image_dataset import load_images
 from kdscale.errors import ExportError
+from kdscale.experiment import Experiment, Locations
 from kdscale.models import formats
 from kdscale.models.deployable import Deployable, load_student
 from kdscale.models.preprocess import Preprocess
@@ -37,7 +38,10 @@ def run(tmp_path_factory, load_table, shared_root):
         data={"validation": 0.25},
         student={"model": "tiny_models:batch_norm", "options": {}, "train": {"epochs": 1}},
     )
-    train(recipe, RunSpec("student", "none", 0), run=folder, cache_root=shared_root)
+    train(
+        Experiment(recipe, Locations(run=folder, cache_root=shared_root)),
+        RunSpec("student", "none", 0),
+    )
     return folder
 
 

@@ -8,6 +8,7 @@ from kdscale import experiment
 from kdscale.commands.build import build
 from kdscale.commands.train import train
 from kdscale.errors import ConfigError, Interrupted
+from kdscale.experiment import Experiment, Locations
 from kdscale.losses.objective import FeatureTerm
 from kdscale.models.weights import save_weights
 from kdscale.runs import checkpoint
@@ -66,10 +67,20 @@ def trained(with_features, map_teacher, shared_root, tmp_path):
         recipe = with_features(features, **changes)
         cache = None
         if targets == "cache":
-            cache = build(recipe, cache_root=shared_root, teacher_weights=map_teacher)
+            cache = build(
+                Experiment(recipe, Locations(cache_root=shared_root, teacher_weights=map_teacher))
+            )
         folder = tmp_path / name
-        train(recipe, RunSpec("student", targets, 0), run=folder, cache_root=shared_root,
-              cache=cache, teacher_weights=map_teacher, resume=resume)  # fmt: skip
+        train(
+            Experiment(
+                recipe,
+                Locations(
+                    run=folder, cache_root=shared_root, cache=cache, teacher_weights=map_teacher
+                ),
+            ),
+            RunSpec("student", targets, 0),
+            resume=resume,
+        )
         return folder
 
     return run
@@ -83,8 +94,13 @@ def losses(run):
 def without(with_features, map_teacher, shared_root, tmp_path_factory):
     """The losses of an epoch that compares no features."""
     run = tmp_path_factory.mktemp("without") / "run"
-    train(with_features([], epochs=1, feature_weight=0.0), RunSpec("student", "teacher", 0),
-          run=run, cache_root=shared_root, teacher_weights=map_teacher)  # fmt: skip
+    train(
+        Experiment(
+            with_features([], epochs=1, feature_weight=0.0),
+            Locations(run=run, cache_root=shared_root, teacher_weights=map_teacher),
+        ),
+        RunSpec("student", "teacher", 0),
+    )
     return losses(run)
 
 
@@ -219,12 +235,24 @@ def test_features_that_cannot_be_compared_are_named_before_anything_is_built(
 def test_memory_of_targets_counts_their_features(with_features, map_teacher, shared_root, tmp_path):
     """Logits alone would fit into it whole."""
     recipe = with_features(KINDS["attention"])
-    cache = build(recipe, cache_root=shared_root, teacher_weights=map_teacher)
+    cache = build(
+        Experiment(recipe, Locations(cache_root=shared_root, teacher_weights=map_teacher))
+    )
     limit = 60_000
     limited = recipe.model_copy(
         update={"cache": recipe.cache.model_copy(update={"targets_memory": limit})}
     )
-    found = train(limited, RunSpec("student", "cache", 0), run=tmp_path / "run",
-                  cache_root=shared_root, cache=cache, teacher_weights=map_teacher)  # fmt: skip
+    found = train(
+        Experiment(
+            limited,
+            Locations(
+                run=tmp_path / "run",
+                cache_root=shared_root,
+                cache=cache,
+                teacher_weights=map_teacher,
+            ),
+        ),
+        RunSpec("student", "cache", 0),
+    )
     assert found["reading"]["num_windows"] > 1
     assert found["reading"]["held_bytes"] <= limit

@@ -17,10 +17,11 @@ from kdscale.cache.verify import verify
 from kdscale.commands.build import build
 from kdscale.commands.repair import repair
 from kdscale.commands.train import train
-from kdscale.commands.verify import ask_again
+from kdscale.commands.verify import recheck
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import CacheError, CacheMismatchError, ConfigError
+from kdscale.experiment import Experiment, Locations
 from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
@@ -62,7 +63,7 @@ def recipe(load_table, weights):
 def cache(recipe, tmp_path_factory, shared_root):
     """2 views in 4 shards each, with all features. Not to be damaged."""
     path = tmp_path_factory.mktemp("features") / "all.zarr"
-    return build(recipe(), cache_root=shared_root, cache=path)
+    return build(Experiment(recipe(), Locations(cache_root=shared_root, cache=path)))
 
 
 def parts_of(recipe, shared_root):
@@ -79,7 +80,9 @@ def test_cached_and_live_answers_are_alike_features_too(
 ):
     table = recipe(teacher={"precision": precision})
     if precision != "float32":
-        cache = build(table, cache_root=shared_root, cache=tmp_path / "low.zarr")
+        cache = build(
+            Experiment(table, Locations(cache_root=shared_root, cache=tmp_path / "low.zarr"))
+        )
     images, teacher = parts_of(table, shared_root)
     taps = tuple(FeatureSpec(one.module, one.pool) for one in table.cache.features)
     live = LiveTeacher(replace(teacher, taps=taps), ViewSchedule(2, 0))
@@ -113,11 +116,11 @@ def test_teacher_is_asked_once_for_logits_and_features(recipe, shared_root, tmp_
         return forward(self, pixels)
 
     monkeypatch.setattr("tiny_models.Convolutional.forward", counted)
-    build(table, cache_root=shared_root, cache=tmp_path / "once.zarr")
+    build(Experiment(table, Locations(cache_root=shared_root, cache=tmp_path / "once.zarr")))
     plain = dict(asked)
     asked.clear()
     bare = recipe([], cache={"encoding": "float16"})
-    build(bare, cache_root=shared_root, cache=tmp_path / "bare.zarr")
+    build(Experiment(bare, Locations(cache_root=shared_root, cache=tmp_path / "bare.zarr")))
     assert plain[32] == asked[32]  # shards and probe; looking at a few images comes to it
 
 
@@ -161,7 +164,10 @@ def test_info_names_features_and_their_shapes(cache, kdscale):
 
 def test_student_trains_from_an_embedding(recipe, cache, shared_root, tmp_path):
     job = RunSpec("student", "cache", 0)
-    result = train(recipe(), job, run=tmp_path / "run", cache_root=shared_root, cache=cache)
+    result = train(
+        Experiment(recipe(), Locations(run=tmp_path / "run", cache_root=shared_root, cache=cache)),
+        job,
+    )
     assert result["cache"] == read_manifest(cache).id
 
 
@@ -173,14 +179,11 @@ def test_cache_with_more_features_fits_and_is_found(recipe, cache, shared_root, 
     shutil.copytree(cache, root / "tiny.zarr")
     for fewer in ([], ["neck"], [{"module": "body.1", "pool": 2}, "stem"]):
         table = recipe(fewer)
-        assert build(table, cache_root=root) == root / "tiny.zarr"
+        assert build(Experiment(table, Locations(cache_root=root))) == root / "tiny.zarr"
         run = tmp_path / f"run-{len(fewer)}"
         train(
-            table,
+            Experiment(table, Locations(run=run, cache_root=root, cache=root / "tiny.zarr")),
             RunSpec("student", "cache", 0),
-            run=run,
-            cache_root=root,
-            cache=root / "tiny.zarr",
         )
 
 
@@ -202,19 +205,21 @@ def test_cache_that_lacks_a_feature_is_refused_by_name(
 ):
     table = recipe(["stem", feature])
     with pytest.raises(CacheMismatchError, match=said):
-        build(table, cache_root=shared_root, cache=cache)
+        build(Experiment(table, Locations(cache_root=shared_root, cache=cache)))
     with pytest.raises(CacheMismatchError, match=said):
-        train(table, RunSpec("student", "cache", 0), run=tmp_path / "run", cache_root=shared_root,
-              cache=cache)  # fmt: skip
+        train(
+            Experiment(table, Locations(run=tmp_path / "run", cache_root=shared_root, cache=cache)),
+            RunSpec("student", "cache", 0),
+        )
 
 
 def test_build_that_finds_no_cache_with_its_features_makes_another(recipe, tmp_path):
-    first = build(recipe(["stem"]), cache_root=tmp_path)
-    second = build(recipe(["neck"]), cache_root=tmp_path)
-    third = build(recipe(["body"]), cache_root=tmp_path)
+    first = build(Experiment(recipe(["stem"]), Locations(cache_root=tmp_path)))
+    second = build(Experiment(recipe(["neck"]), Locations(cache_root=tmp_path)))
+    third = build(Experiment(recipe(["body"]), Locations(cache_root=tmp_path)))
     assert len({first, second, third}) == 3
     assert read_manifest(first).id == read_manifest(third).id
-    assert build(recipe(["neck"]), cache_root=tmp_path) == second
+    assert build(Experiment(recipe(["neck"]), Locations(cache_root=tmp_path))) == second
     assert read_manifest(third).features[0]["module"] == "body"
 
 
@@ -225,7 +230,11 @@ def test_build_goes_on_with_the_features_that_the_cache_was_begun_with(
     shutil.copytree(cache, path)
     table = recipe(["neck"])
     views = table.views.model_copy(update={"count": 3})
-    build(table.model_copy(update={"views": views}), cache_root=shared_root, cache=path)
+    build(
+        Experiment(
+            table.model_copy(update={"views": views}), Locations(cache_root=shared_root, cache=path)
+        )
+    )
     manifest = read_manifest(path)
     assert [one["module"] for one in manifest.features] == list(SHAPES)
     assert CacheReader(path).read_view(2, ["stem"])["features.stem"].shape == (128, 6, 4, 4)
@@ -248,7 +257,7 @@ def test_damaged_feature_and_head_are_found_and_rebuilt(recipe, cache, shared_ro
     with pytest.raises(CacheError, match="missing or damaged"):
         CachedTargets.open(path)
     # Whose features are fewer: the cache's are rebuilt all the same.
-    repair(recipe(["neck"]), path, cache_root=shared_root)
+    repair(Experiment(recipe(["neck"]), Locations(cache_root=shared_root)), path)
     assert verify(path).ok
     after = {one.relative_to(path): one.read_bytes() for one in path.rglob("*") if one.is_file()}
     assert before.keys() == after.keys()
@@ -264,14 +273,16 @@ def test_damaged_manifest_is_made_anew_from_a_recipe_with_the_same_features(
     text = (path / "zarr.json").read_bytes()
     (path / "zarr.json").write_bytes(text.replace(b'"complete": true', b'"complete": trux'))
     with pytest.raises(CacheError, match=r"its cache\.features are not the recipe's"):
-        repair(recipe(["neck"]), path, cache_root=shared_root)
-    repair(recipe(), path, cache_root=shared_root)
+        repair(Experiment(recipe(["neck"]), Locations(cache_root=shared_root)), path)
+    repair(Experiment(recipe(), Locations(cache_root=shared_root)), path)
     assert read_manifest(path).features == read_manifest(cache).features
     assert verify(path).ok
 
 
 def test_teacher_asked_again_says_the_same_features(recipe, cache, shared_root, tmp_path):
-    again = ask_again(cache, recipe(), num_pairs=40, seed=0, cache_root=shared_root)
+    again = recheck(
+        Experiment(recipe(), Locations(cache_root=shared_root)), cache, num_pairs=40, seed=0
+    )
     assert again.ok
     assert again.largest_difference < 1e-3
 
@@ -279,7 +290,9 @@ def test_teacher_asked_again_says_the_same_features(recipe, cache, shared_root, 
 def test_other_features_are_found_by_asking_again(recipe, shared_root, tmp_path, monkeypatch):
     """Where bytes are as written, but the teacher's code gave something else."""
     table = recipe(["stem"], cache={"encoding": "float32"})
-    path = build(table, cache_root=shared_root, cache=tmp_path / "other.zarr")
+    path = build(
+        Experiment(table, Locations(cache_root=shared_root, cache=tmp_path / "other.zarr"))
+    )
     import tiny_models
 
     forward = tiny_models.Convolutional.forward
@@ -293,7 +306,7 @@ def test_other_features_are_found_by_asking_again(recipe, shared_root, tmp_path,
             hook.remove(), back.remove()
 
     monkeypatch.setattr(tiny_models.Convolutional, "forward", shifted)
-    again = ask_again(path, table, num_pairs=8, seed=0, cache_root=shared_root)
+    again = recheck(Experiment(table, Locations(cache_root=shared_root)), path, num_pairs=8, seed=0)
     assert not again.ok
     assert len(again.to_json()["other_features"]) == 8
     assert not again.other_logits
@@ -316,7 +329,7 @@ def test_teacher_that_will_not_do_is_refused_before_anything_is_built(
 ):
     table = recipe(**changes)
     with pytest.raises(ConfigError, match=said):
-        build(table, cache_root=shared_root, cache=tmp_path / "none.zarr")
+        build(Experiment(table, Locations(cache_root=shared_root, cache=tmp_path / "none.zarr")))
     assert not (tmp_path / "none.zarr").exists()
     with pytest.raises(ConfigError, match=said):
         experiment.check_recipe(table, shared_root)
@@ -325,5 +338,9 @@ def test_teacher_that_will_not_do_is_refused_before_anything_is_built(
 def test_large_shards_are_mentioned(recipe, shared_root, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("kdscale.building.stored_outputs._LARGE_SHARD", 1000)
     caplog.set_level(logging.WARNING)
-    build(recipe(["stem"]), cache_root=shared_root, cache=tmp_path / "large.zarr")
+    build(
+        Experiment(
+            recipe(["stem"]), Locations(cache_root=shared_root, cache=tmp_path / "large.zarr")
+        )
+    )
     assert "a shard of 32 samples takes" in caplog.text

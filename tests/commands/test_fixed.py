@@ -11,6 +11,7 @@ from kdscale.cache.reader import CacheReader
 from kdscale.commands.build import build
 from kdscale.data.loader import DeviceImages
 from kdscale.errors import ViewMismatchError
+from kdscale.experiment import Experiment, Locations
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.clean_image import CleanImageTargets
 from kdscale.targets import DenseTargets, mixed_targets
@@ -22,7 +23,7 @@ FIXED = {"operations": ["random_horizontal_flip", "mixup"], "mode": "fixed", "co
 @pytest.fixture
 def parts(load_table, tiny_teacher, tmp_path):
     recipe = load_table(views=FIXED)
-    path = build(recipe, cache_root=tmp_path, teacher_weights=tiny_teacher)
+    path = build(Experiment(recipe, Locations(cache_root=tmp_path, teacher_weights=tiny_teacher)))
     images = experiment.training_images(recipe, tmp_path, labelled=True)
     teacher = experiment.frozen_teacher(recipe, images, tiny_teacher, CPU)
     resident = DeviceImages(images, CPU)

@@ -11,6 +11,7 @@ from kdscale.commands.train import train
 from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.distributed import create_accelerator
 from kdscale.errors import ConfigError, Interrupted
+from kdscale.experiment import Experiment, Locations
 from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
 from kdscale.target_sources.base import LiveTeacher
@@ -111,10 +112,10 @@ def test_warm_up_goes_on_where_a_run_was_stopped(
 ):
     recipe = load_table(loss={"kind": "dkd", "warmup_epochs": 4})
     job, places = RunSpec("student", "cache", 0), {"cache_root": shared_root, "cache": tiny_cache}
-    train(recipe, job, run=tmp_path / "whole", **places)
+    train(Experiment(recipe, Locations(run=tmp_path / "whole", **places)), job)
     with stopped_after_step(5), pytest.raises(Interrupted):
-        train(recipe, job, run=tmp_path / "parts", **places)
-    train(recipe, job, run=tmp_path / "parts", resume=True, **places)
+        train(Experiment(recipe, Locations(run=tmp_path / "parts", **places)), job)
+    train(Experiment(recipe, Locations(run=tmp_path / "parts", **places)), job, resume=True)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     ours, theirs = (load_file(tmp_path / run / "weights.safetensors") for run in ("parts", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
@@ -125,7 +126,10 @@ def test_training_shorter_than_its_warm_up_says_so(
 ):
     recipe = load_table(loss={"kind": "dkd"}, student={"train": {"epochs": 1}})
     places = {"cache_root": shared_root, "cache": tiny_cache}
-    train(recipe, RunSpec("student", "cache", 0), run=tmp_path / "run", **places)
+    train(
+        Experiment(recipe, Locations(run=tmp_path / "run", **places)),
+        RunSpec("student", "cache", 0),
+    )
     assert "loss.warmup_epochs is 20, the student is trained for 1" in caplog.text
 
 

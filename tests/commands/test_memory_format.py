@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from kdscale.commands.train import train
 from kdscale.config import load_recipe
 from kdscale.errors import Interrupted
+from kdscale.experiment import Experiment, Locations
 from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
 
@@ -29,7 +30,11 @@ def trained(shared_root, tiny_cache, tmp_path):
     def trained(recipe, name, **options):
         run = tmp_path / name
         places = {"cache_root": shared_root, "cache": tiny_cache}
-        train(recipe, RunSpec("student", "cache", 0), run=run, **places, **options)
+        train(
+            Experiment(recipe, Locations(run=run, **places)),
+            RunSpec("student", "cache", 0),
+            **options,
+        )
         return run
 
     return trained

@@ -9,8 +9,8 @@ import pytest
 from kdscale.cache.manifest import bytes_stored, read_manifest, write_manifest
 from kdscale.commands.timing import affordable_batch
 from kdscale.formatting import duration_text
-from kdscale.report.cost import break_even
-from kdscale.tables.plan import plan_table
+from kdscale.report.training_cost import break_even
+from kdscale.tables.plan_table import plan_table
 
 STUDENTS = ("supervised_student_seconds", "cached_student_seconds", "online_student_seconds")
 
@@ -82,7 +82,7 @@ def test_nothing_is_written_but_decoded_images(plan, taught, tmp_path):
 def test_it_is_said_that_images_were_decoded_and_only_then(kdscale, taught):
     recipe = taught()
     first, second = (kdscale("cache", "plan", recipe, "--seconds", 0.1).stderr for _ in range(2))
-    assert "decoded images are kept in cache/images/" in first
+    assert "decoded images are stored in cache/images/" in first
     assert "decoded images" not in second
 
 
@@ -93,7 +93,7 @@ def test_finished_cache_costs_nothing_any_more(plan, kdscale, taught):
     assert (found["share_built"], found["build_seconds"], found["needed_bytes"]) == (1.0, 0.0, 0)
     assert found["whole_build_seconds"] > 0
     assert found["break_even_students"] in (1, None)
-    assert "holds all of it: nothing is to be built" in plan_table(found)
+    assert "is complete: nothing is to be built" in plan_table(found)
 
 
 def test_larger_cache_serves_a_smaller_plan(plan, kdscale, taught):
@@ -110,7 +110,7 @@ def test_what_an_unfinished_cache_still_lacks_is_what_is_left_to_pay(
     found = plan(recipe)
     assert found["share_built"] == pytest.approx(2 / 3, abs=1e-4)
     assert found["build_seconds"] == pytest.approx(found["whole_build_seconds"] / 3, abs=2e-6)
-    assert "67 % of it is there already" in plan_table(found)
+    assert "67 % of it is built already" in plan_table(found)
     for shard in range(4):  # a build that was stopped has fewer records
         (tmp_path / f"cache/tiny.zarr/commits/c/1/{shard}/0").unlink()
     unfinished(tmp_path / "cache/tiny.zarr")

@@ -21,14 +21,14 @@ def test_quickstart_shows_table_times_and_places(kdscale, load_table, monkeypatc
     done = kdscale("quickstart")
     assert done.exit_code == 0, done.stderr
     assert {"teacher", "student alone", "student, cached teacher"} <= rows(done.stdout).keys()
-    for step in ("kdscale, labels", "targets from the cache", "teacher at every step"):
+    for step in ("kdscale, labels", "targets from the cache", "online teacher"):
         assert step in done.stdout
     folder = "runs/quickstart"
     for place in (folder, f"{folder}/report.md", f"{folder}/report.html", "cache/quickstart.zarr"):
         assert place in done.stdout
         assert (tmp_path / place).exists()
     page = (tmp_path / folder / "report.html").read_text()
-    assert "the teacher at every step, reckoned" in page, "from the steps that were measured"
+    assert "with an online teacher, estimated" in page, "from the steps that were measured"
 
 
 @pytest.mark.slow

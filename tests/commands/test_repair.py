@@ -286,7 +286,7 @@ def test_teacher_that_is_asked_again_agrees(kdscale, recipe, tiny_cache):
     assert told["teacher"]["tolerance"] == 1e-4
     assert told["teacher"]["largest_difference"] < 1e-5
     said = kdscale("cache", "verify", tiny_cache, "--teacher", "5", "--recipe", recipe).stdout
-    assert "5 views asked again (--seed " in said
+    assert "5 views run again (--seed " in said
     assert ": ok, largest difference " in said
 
 

@@ -15,6 +15,7 @@ from synthetic_runs import write_run
 
 from kdscale.commands import report as stage
 from kdscale.commands.run import run_recipe
+from kdscale.experiment import Experiment, Locations
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def whole(tmp_path_factory, load_table, shared_root, tiny_teacher):
     """A whole recipe's folder; its teacher came with weights. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("whole") / "tiny"
     recipe = load_table(teacher={"weights": tiny_teacher}, student={"train": {"epochs": 1}})
-    run_recipe(recipe, folder=folder, cache_root=shared_root, seeds=range(2))
+    run_recipe(Experiment(recipe, Locations(run=folder, cache_root=shared_root)), seeds=range(2))
     return folder
 
 
@@ -43,11 +44,11 @@ def refused(done, exit_code, *parts):
 
 def test_run_ends_with_a_page_that_holds_its_table_and_its_views(whole):
     text = (whole / "report.html").read_text()
-    assert "Taught from the cache, the student reaches" in text
+    assert "With the cached teacher, the student reaches" in text
     narrow, wide = sorted(picture.width for picture in pictures(text))
     assert narrow < wide <= 1200
     assert "3 views of 128 images, 4 classes" in text
-    for title in ("Recall by class", "What is taken for what", "Accuracy against latency"):
+    for title in ("Recall by class", "Confusion matrix", "Calibration"):
         assert title in text, "evaluations come before the page"
 
 
@@ -118,12 +119,12 @@ def test_other_images_are_not_shown_as_those_of_the_cache(
     other = make_dataset(tmp_path / "other", seed=7)
     done = kdscale("report", whole, "--html", "-", "--data", other, "--cache-root", shared_root)
     assert done.exit_code == 0
-    assert "no sheet of views" in done.stderr
+    assert "no preview of views" in done.stderr
     assert pictures(done.stdout) == []
 
 
 def test_images_of_a_hub_are_not_fetched(whole, shared_root, monkeypatch):
-    studies = stage.gather([whole], shared_root)
+    studies = stage.collect([whole], shared_root)
     (study,) = studies
     dataset = study.manifest.dataset | {"source": "ylecun/mnist"}
     monkeypatch.setattr(stage, "_drawn", lambda *_: pytest.fail("fetched"))

@@ -176,7 +176,7 @@ def test_stopped_sweep_goes_on_where_it_was(
     assert status()["trials"]["finished"] == 0
     assert status()["working"] is False
     shown = kdscale("sweep", "status", "s").stdout
-    assert "No worker is alive" in shown
+    assert "No worker is running" in shown
     assert shown.index("| 00000 | waiting") < shown.index(
         "| 00001 | waiting"
     )  # what is known first

@@ -14,6 +14,7 @@ from kdscale.commands.train import train
 from kdscale.data import decoded_store
 from kdscale.data.image_hashes import RowCheck
 from kdscale.evaluation import evaluator
+from kdscale.experiment import Experiment, Locations
 from kdscale.models.weights import read_metadata
 from kdscale.runs import checkpoint
 from kdscale.runs.folder import RunSpec
@@ -491,12 +492,16 @@ def test_accumulated_steps_equal_whole_ones(
     for accumulation in (1, 2, 3):
         recipe = load_table(student={"train": {"accumulation": accumulation, "optimizer": "sgd"}})
         train(
-            recipe,
+            Experiment(
+                recipe,
+                Locations(
+                    run=tmp_path / str(accumulation),
+                    cache_root=shared_root,
+                    cache=tiny_cache,
+                    teacher_weights=tiny_teacher,
+                ),
+            ),
             RunSpec("student", targets, 0),
-            run=tmp_path / str(accumulation),
-            cache_root=shared_root,
-            cache=tiny_cache,
-            teacher_weights=tiny_teacher,
         )
     whole = losses(tmp_path / "1")
     assert losses(tmp_path / "2") == pytest.approx(whole, abs=1e-5)

@@ -8,11 +8,13 @@ from safetensors.torch import load_file
 from kdscale import experiment
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
+from kdscale.commands import train as train_module
 from kdscale.commands.build import build
 from kdscale.commands.train import train
 from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.distributed import create_accelerator
+from kdscale.experiment import Experiment, Locations
 from kdscale.runs.folder import RunFolder, RunSpec
 from kdscale.runs.log import read_metrics
 from kdscale.target_sources.base import LiveTeacher
@@ -89,7 +91,9 @@ def test_cached_step_equals_online_step_at_30_student_states(
         student={"model": f"tiny_models:{model}", "options": {}, "train": {"epochs": 8}},
         loss={"hard_weight": 0.1, "soft_weight": 0.9},
     )
-    path = build(recipe, cache_root=shared_root, teacher_weights=tiny_teacher)
+    path = build(
+        Experiment(recipe, Locations(cache_root=shared_root, teacher_weights=tiny_teacher))
+    )
     images = experiment.training_images(recipe, shared_root, labelled=True)
     teacher = experiment.frozen_teacher(recipe, images, tiny_teacher, CPU)
     student = experiment.model_to_train(recipe, recipe.student, images, seed=0, what="student")
@@ -158,8 +162,11 @@ def test_free_running_traces_are_bit_identical_when_the_logits_are(
     cache = cache_of_live_answers(tmp_path / "live.zarr", recipe, images, teacher, seed=5)
     places = {"cache_root": shared_root, "teacher_weights": tiny_teacher}
     online, cached = tmp_path / "online", tmp_path / "cached"
-    train(recipe, RunSpec("student", "teacher", 5), run=online, **places)
-    train(recipe, RunSpec("student", "cache", 5), run=cached, cache=cache, **places)
+    train(Experiment(recipe, Locations(run=online, **places)), RunSpec("student", "teacher", 5))
+    train(
+        Experiment(recipe, Locations(run=cached, cache=cache, **places)),
+        RunSpec("student", "cache", 5),
+    )
     assert len(losses(online)) == epochs * 128 // batch_size
     assert losses(online) == losses(cached)
     assert_same_weights(online, cached)
@@ -191,14 +198,14 @@ def shown(monkeypatch):
 @pytest.fixture
 def created(monkeypatch):
     """Initial weights of every student that is created."""
-    initial, original = [], experiment.model_to_train
+    initial, original = [], train_module.model_to_train
 
     def recording(*args, **kwargs):
         classifier = original(*args, **kwargs)
         initial.append({k: v.clone() for k, v in classifier.model.state_dict().items()})
         return classifier
 
-    monkeypatch.setattr(experiment, "model_to_train", recording)
+    monkeypatch.setattr(train_module, "model_to_train", recording)
     return initial
 
 
@@ -208,12 +215,16 @@ def test_all_target_sources_train_on_the_same_batches_views_and_initial_weights(
     recipe, seen = load_table(), {}
     for targets in ("none", "cache", "teacher"):
         train(
-            recipe,
+            Experiment(
+                recipe,
+                Locations(
+                    run=tmp_path / targets,
+                    cache_root=shared_root,
+                    cache=tiny_cache,
+                    teacher_weights=tiny_teacher,
+                ),
+            ),
             RunSpec("student", targets, 3),
-            run=tmp_path / targets,
-            cache_root=shared_root,
-            cache=tiny_cache,
-            teacher_weights=tiny_teacher,
         )
         seen[targets] = shown()
     assert seen["none"] == seen["cache"] == seen["teacher"]
@@ -232,10 +243,12 @@ def test_student_does_not_depend_on_what_was_done_before_it_was_created(
     recipe = load_table(student={"options": {"dropout": 0.3}})
     job = RunSpec("student", "cache", 0)
     places = {"cache_root": shared_root, "cache": tiny_cache, "teacher_weights": tiny_teacher}
-    train(recipe, job, run=tmp_path / "first", **places)
+    train(Experiment(recipe, Locations(run=tmp_path / "first", **places)), job)
     torch.randn(1000)
-    build(recipe, cache_root=tmp_path / "other", teacher_weights=tiny_teacher)
-    train(recipe, job, run=tmp_path / "second", **places)
+    build(
+        Experiment(recipe, Locations(cache_root=tmp_path / "other", teacher_weights=tiny_teacher))
+    )
+    train(Experiment(recipe, Locations(run=tmp_path / "second", **places)), job)
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
     assert_same_weights(tmp_path / "first", tmp_path / "second")
 
@@ -246,12 +259,16 @@ def test_another_seed_changes_weights_and_order_but_neither_views_nor_targets(
     seen = []
     for seed in (0, 1):
         train(
-            load_table(),
+            Experiment(
+                load_table(),
+                Locations(
+                    run=tmp_path / str(seed),
+                    cache_root=shared_root,
+                    cache=tiny_cache,
+                    teacher_weights=tiny_teacher,
+                ),
+            ),
             RunSpec("student", "cache", seed),
-            run=tmp_path / str(seed),
-            cache_root=shared_root,
-            cache=tiny_cache,
-            teacher_weights=tiny_teacher,
         )
         seen.append(shown())
     assert [view for _, view, _ in seen[0]] == [view for _, view, _ in seen[1]]

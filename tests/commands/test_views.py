@@ -11,6 +11,7 @@ from kdscale.data.loader import DeviceImages
 from kdscale.data.views.operations.torchvision_op import TorchvisionOp
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError
+from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.saved_runs import _teacher_settings
 from kdscale.target_sources.cached import CachedTargets
 
@@ -96,7 +97,13 @@ def test_shifted_epoch_reads_every_chunk_once(tiny_cache, monkeypatch):
 def test_callable_of_ones_own_fills_a_cache_and_reads_it(load_table, tiny_teacher, tmp_path):
     views = Pipeline((TorchvisionOp(upside_down, "upside-down-1"),), seed=4)
     recipe = load_table(views={"operations": [FLIP], "count": 2})
-    path = build(recipe, cache_root=tmp_path, teacher_weights=tiny_teacher, views=views)
+    path = build(
+        Experiment(
+            recipe,
+            Locations(cache_root=tmp_path, teacher_weights=tiny_teacher),
+            teacher_views=views,
+        )
+    )
     with pytest.raises(ConfigError, match="no operation 'upside-down-1'"):
         CachedTargets.open(path)
     other = Pipeline((TorchvisionOp(upside_down, "upside-down-2"),), seed=4)

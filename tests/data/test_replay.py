@@ -17,6 +17,7 @@ from kdscale.data.views.digest import digest
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.experiment import Experiment, Locations
 from tests.data import replay
 from tests.data.replay_pixels import (
     affine_map,
@@ -281,7 +282,7 @@ def test_cache_is_replayed_from_its_manifest_alone(tiny_cache, dataset):
 @pytest.mark.parametrize("validation", [0.0, 0.25])
 def test_built_cache_is_replayed(views, validation, load_table, tiny_teacher, dataset, tmp_path):
     recipe = load_table(views=views, data={"validation": validation})
-    path = build(recipe, cache_root=tmp_path, teacher_weights=tiny_teacher)
+    path = build(Experiment(recipe, Locations(cache_root=tmp_path, teacher_weights=tiny_teacher)))
     check_cache(path, dataset)
 
 

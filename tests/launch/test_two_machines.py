@@ -15,6 +15,7 @@ from played_slurm import ON_TWO_NODES, Slurm
 from safetensors.torch import load_file
 
 from kdscale.commands.train import train
+from kdscale.experiment import Experiment, Locations
 from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
 
@@ -101,7 +102,10 @@ def test_training_on_two_machines_is_requeued_goes_on_and_equals_one_process(
     assert not slurm.requeued()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["num_processes"] == 2
     one = RunSpec("student", "teacher", 0)
-    train(load_table(**changes), one, run=tmp_path / "one", cache_root=shared_root)
+    train(
+        Experiment(load_table(**changes), Locations(run=tmp_path / "one", cache_root=shared_root)),
+        one,
+    )
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), abs=TOLERANCE)
     ours, theirs = (load_file(tmp_path / f"{run}/weights.safetensors") for run in ("run", "one"))
     for name, tensor in theirs.items():

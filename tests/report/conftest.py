@@ -9,11 +9,11 @@ import pytest
 @pytest.fixture
 def page(tmp_path):
     """Renders the report of folders; returns the text."""
-    from kdscale.report.collect import gather
+    from kdscale.report.collect import collect
     from kdscale.report.page import render_page
 
     def render(*folders, sheets=None):
-        studies = gather(folders, tmp_path / "cache")
+        studies = collect(folders, tmp_path / "cache")
         return render_page(studies, sheets or [None] * len(studies), "kdscale report", "0")
 
     return render

@@ -12,22 +12,40 @@ import tomli_w
 from synthetic_runs import recipe, write_json, write_run, write_sweep, write_whole_recipe
 
 from kdscale.errors import RunError
-from kdscale.report.collect import gather
-from kdscale.report.csv import render_csv
+from kdscale.report import page
+from kdscale.report.collect import collect
+from kdscale.report.csv_export import render_csv
+from kdscale.report.figures.chart import svg_of
 from kdscale.report.markdown import render_markdown
 from kdscale.report.page import render_page
 from kdscale.report.suggestions import missing
 
 NESTED = "[" * 100_000
+DRAWN = {}
+
+
+@pytest.fixture(autouse=True)
+def equal_charts_are_drawn_once(monkeypatch):
+    """Draws a chart only where its text or values are new: most tests leave one run as it was."""
+
+    def drawn(chart, *width):
+        key = (chart.name, chart.title, chart.summary, chart.note, repr(chart.table), *width)
+        if key not in DRAWN:
+            DRAWN[key] = svg_of(chart, *width)
+        return DRAWN[key]
+
+    monkeypatch.setattr(page, "svg_of", drawn)
+
+
 FILES = ("run.json", "content.json", "result.json", "evaluation.json", "metrics.jsonl")
 
 
 def render(*folders, root, strict=False):
     """All three kinds of report, which must not fail; returns the Markdown."""
-    studies = gather(folders, root)
-    page = render_page(studies, [None] * len(studies), "c", "0")
+    studies = collect(folders, root)
+    text = render_page(studies, [None] * len(studies), "c", "0")
     if strict:
-        html5lib.HTMLParser(strict=True).parse(page)
+        html5lib.HTMLParser(strict=True).parse(text)
     markdown = render_markdown(studies, "c")
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     for text in (*rows, *render_csv(studies).splitlines()):
@@ -36,7 +54,7 @@ def render(*folders, root, strict=False):
 
 
 def notes(*folders, root):
-    found = gather(folders, root)
+    found = collect(folders, root)
     return [note.text for study in found for note in missing(study, has_sheet=True)]
 
 
@@ -72,14 +90,14 @@ def test_folder_whose_only_run_cannot_be_read_is_refused_in_one_line(tmp_path, f
     run = write_run(tmp_path / "run")
     (run / file).write_text("{")
     with pytest.raises(RunError, match=file) as caught:
-        gather([run], tmp_path)
+        collect([run], tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_damaged_run_of_a_whole_recipe_leaves_the_others(tmp_path):
     folder = write_whole_recipe(tmp_path / "whole", seeds=2)
     (folder / "cache-seed1" / "run.json").write_text("{")
-    (study,) = gather([folder], tmp_path)
+    (study,) = collect([folder], tmp_path)
     assert [len(entry.finished) for entry in study.of_kind("cache")] == [1]
     said = notes(folder, root=tmp_path)
     assert any("cache-seed1 is left out" in note for note in said)
@@ -88,7 +106,7 @@ def test_damaged_run_of_a_whole_recipe_leaves_the_others(tmp_path):
 def test_damaged_trial_of_a_sweep_leaves_the_others(tmp_path):
     folder = write_sweep(tmp_path / "sweep", trials=4)
     (folder / "trials" / "00001" / "recipe.toml").write_text("=")
-    (study,) = gather([folder], tmp_path)
+    (study,) = collect([folder], tmp_path)
     assert len(study.sweeps[0].trials) == 3
     assert "00001 is left out" in render(folder, root=tmp_path, strict=True)
 
@@ -114,7 +132,7 @@ STRANGE = (
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.5, "0.9", True, [], 10**400])
 def test_share_that_cannot_be_meant_is_left_out_and_named(tmp_path, value):
     run = write_run(tmp_path / "run", evaluated=False, top1_accuracy=value)
-    (study,) = gather([run], tmp_path)
+    (study,) = collect([run], tmp_path)
     assert study.entries[0].values("top1_accuracy") == []
     (said,) = [note for note in notes(run, root=tmp_path) if "top1_accuracy" in note]
     assert str(run / "result.json") in said
@@ -126,7 +144,7 @@ def test_share_that_cannot_be_meant_is_left_out_and_named(tmp_path, value):
 def test_run_of_an_unknown_seed_is_left_out(tmp_path, seed):
     run, bad = write_run(tmp_path / "run"), write_run(tmp_path / "bad")
     write_json(bad / "run.json", {"model": "student", "targets": "cache", "seed": seed})
-    assert len(gather([run, bad], tmp_path)[0].runs) == 1
+    assert len(collect([run, bad], tmp_path)[0].runs) == 1
     assert any("run.json is damaged (seed is " in note for note in notes(run, bad, root=tmp_path))
 
 

@@ -1,1 +1,1 @@
-"""Which drawings a report has, from what is known of a study."""
+"""Charts of a report, by matplotlib."""

@@ -1,6 +1,7 @@
 """Run folders as they are found: which runs are seeds of one another, and what is missing."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -16,11 +17,12 @@ from synthetic_runs import (
 )
 
 from kdscale.errors import RunError
-from kdscale.report.collect import gather
-from kdscale.report.cost import cost_of, cost_of_sweep
+from kdscale.report.collect import collect
+from kdscale.report.environment import subject
 from kdscale.report.headlines import headlines, tiles
-from kdscale.report.sections import sections_of
+from kdscale.report.page_sections import sections_of
 from kdscale.report.suggestions import missing
+from kdscale.report.training_cost import cost_of, cost_of_sweep
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def study(tmp_path):
     """The one study that folders make."""
 
     def one(*folders):
-        (found,) = gather(folders, tmp_path / "cache")
+        (found,) = collect(folders, tmp_path / "cache")
         return found
 
     return one
@@ -80,7 +82,7 @@ def test_another_student_is_not_compared_with(study, tmp_path):
 def test_other_test_images_are_another_study(tmp_path):
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other")
     write_json(other / "content.json", {"dataset": "d", "test": "another"})
-    studies = gather([one, other], tmp_path)
+    studies = collect([one, other], tmp_path)
     assert [len(study.runs) for study in studies] == [1, 1]
 
 
@@ -124,7 +126,7 @@ def test_evaluation_of_an_older_kdscale_on_other_images_is_found_by_its_fingerpr
     assert found.of_kind("teacher")[0].values("macro_recall") == []
     assert len(tables(found)[-1].rows) == 2
     said = [note.text for note in missing(found, has_sheet=True)]
-    assert sum("is of other images than the run was tested on" in text for text in said) == 2
+    assert sum("is of other images than the run's own test split" in text for text in said) == 2
 
 
 def test_runs_that_learned_from_other_images_or_another_teacher_are_no_seeds(study, tmp_path):
@@ -238,7 +240,9 @@ def test_best_trial_is_shown_like_other_students_beside_the_teacher(study, tmp_p
     assert labels(found) == [("teacher", 1), ("student, cached teacher (trial 00002)", 1)]
     assert len(found.runs) == 13
     assert f"kdscale evaluate {folder}/teacher {folder}/trials/00002" in commands(found)
-    assert headlines(found)[0].startswith("12 trials of made-up, 11 of them to the end")
+    against_teacher, of_trials = headlines(found)
+    assert "of the teacher's top-1 at 4.4 times fewer parameters" in against_teacher
+    assert of_trials.startswith("12 trials of made-up, 11 of them to the end")
 
 
 def test_sweep_names_its_own_fields_and_what_it_says_of_its_trials(study, tmp_path):
@@ -296,7 +300,7 @@ def test_several_sweeps_are_told_apart_wherever_they_stand(study, tmp_path):
     assert all(str(f) in words for f, words in zip(folders, headlines(found), strict=True))
     titles = [chart.title for section in sections_of(found, None, "") for chart in section.charts]
     of_sweeps = [title for title in titles if any(str(f) in title for f in folders)]
-    assert len(of_sweeps) == len(set(of_sweeps)) == 10  # and what more there is of each
+    assert len(of_sweeps) == len(set(of_sweeps)) == 8  # and what more there is of each
     assert len(titles) == len(set(titles))
 
 
@@ -317,6 +321,14 @@ def test_teacher_of_a_sweep_that_came_with_weights_is_reported(study, tmp_path):
     write_json(folder / "teacher-evaluation.json", evaluation(list("abcdefghij"), 0.95))
     (teacher,) = study(folder).of_kind("teacher")
     assert teacher.values("top1_accuracy") == [pytest.approx(0.95, abs=0.01)]
+
+
+def test_sweep_with_a_baseline_keeps_its_teacher_that_came_with_weights(study, tmp_path):
+    folder = write_sweep(tmp_path / "sweep", trials=4)
+    write_run(folder / "alone", "alone")
+    write_json(folder / "teacher-evaluation.json", evaluation(list("abcdefghij"), 0.95))
+    kinds = [entry.kind for entry in study(folder).entries]
+    assert kinds == ["teacher", "alone", "cache"]
 
 
 def test_sweep_without_a_validation_split_has_no_best_trial(study, tmp_path):
@@ -340,10 +352,10 @@ def test_build_is_paid_for_when_students_have_saved_it(study, tmp_path):
         write_json(folder / "result.json", result | {"build_seconds": 62.0})
     found = study(tmp_path / "whole")
     assert cost_of(found, found.of_kind("cache")[0]).break_even == 3  # 62 / 30.6 = 2.03
-    assert "paid for itself with the third one" in " ".join(headlines(found))
+    assert "pays off from the third student on" in " ".join(headlines(found))
 
 
-def test_online_time_is_reckoned_from_a_bench_and_said_to_be(study, tmp_path):
+def test_online_time_is_estimated_from_a_bench_and_marked_so(study, tmp_path):
     whole = write_whole_recipe(tmp_path / "whole", online=False)
     found = study(whole)
     assert cost_of(found, found.of_kind("cache")[0]).online_seconds is None
@@ -353,10 +365,10 @@ def test_online_time_is_reckoned_from_a_bench_and_said_to_be(study, tmp_path):
     cost = cost_of(found, found.of_kind("cache")[0])
     assert cost.online_seconds == pytest.approx(5 * 10.5)
     assert not cost.measured
-    assert "reckoned" in " ".join(headlines(found))
+    assert "estimated" in " ".join(headlines(found))
 
 
-def test_sweep_with_a_live_teacher_is_reckoned_from_what_the_teacher_adds_to_a_step(
+def test_sweep_with_an_online_teacher_is_estimated_from_what_the_teacher_adds_to_a_step(
     study, tmp_path
 ):
     train = {"student__train": {"global_batch_size": 50}}
@@ -373,6 +385,33 @@ def test_sweep_with_a_live_teacher_is_reckoned_from_what_the_teacher_adds_to_a_s
 
 
 # --------------------------------------------------------------------------- headlines
+
+
+def test_first_sentence_says_what_a_decision_needs(study, tmp_path):
+    whole = write_whole_recipe(tmp_path / "whole", seeds=1)
+    for name, top1, parameters, flops, seconds in (
+        ("teacher", 0.9, 41_000, 8_000, 0.78), ("cache-seed0", 0.8874, 10_000, 1_000, 0.01)
+    ):  # fmt: skip
+        result = json.loads((whole / name / "result.json").read_text())
+        changed = result | {"top1_accuracy": top1, "num_parameters": parameters}
+        write_json(whole / name / "result.json", changed)
+        found = json.loads((whole / name / "evaluation.json").read_text())
+        latency = {"64": {"median_seconds": seconds, "p95_seconds": seconds}}
+        write_json(whole / name / "evaluation.json", found | {"latency": latency, "flops": flops})
+    assert headlines(study(whole))[0] == (
+        "The student with the cached teacher keeps 98.6 % of the teacher's top-1 at 4.1 times "
+        "fewer parameters, 8.0 times fewer FLOPs, 78 times lower latency at batch 64."
+    )
+
+
+def test_subject_of_a_report_is_data_models_date_and_machine(study, tmp_path):
+    run = write_run(tmp_path / "run")
+    for name in ("result.json", "metrics.jsonl"):
+        os.utime(run / name, (1_800_000_000, 1_800_000_000))
+    assert subject(study(run)) == [
+        ("Data set", "somewhere/images"), ("Teacher", "large"), ("Student", "small"),
+        ("Date", "2027-01-15"), ("Machine", "Imagined(R) Processor"),
+    ]  # fmt: skip
 
 
 def headline(study, tmp_path, ours, theirs, other="alone"):
@@ -395,18 +434,18 @@ def test_headline_says_less(study, tmp_path):
 
 def test_headline_does_not_call_chance_a_gain(study, tmp_path):
     said = headline(study, tmp_path, [0.90, 0.92], [0.91, 0.905])
-    assert "is not told apart from" in said
+    assert "within the spread of seeds" in said
     assert "points more" not in said
 
 
 def test_headline_of_one_seed_each_does_not_speak_of_a_spread(study, tmp_path):
     said = headline(study, tmp_path, [0.9], [0.9])
-    assert "reaches 90.00 % top-1, as much as the 90.00 % that it reaches alone." in said
+    assert "reaches 90.00 % top-1, as much as the 90.00 % of the student alone." in said
 
 
 def test_headline_calls_equal_students_equal(study, tmp_path):
     said = headline(study, tmp_path, [0.9], [0.9], other="online")
-    assert "With the teacher at every step it reaches 90.00 %, as much." in said
+    assert "With an online teacher it reaches 90.00 %, as much." in said
 
 
 # --------------------------------------------------------------------------- what is missing
@@ -415,7 +454,7 @@ def test_headline_calls_equal_students_equal(study, tmp_path):
 def test_whole_recipe_with_evaluations_lacks_its_cache_alone(study, tmp_path):
     notes = missing(study(write_whole_recipe(tmp_path / "whole")), has_sheet=True)
     assert [note.text.split(":")[0] for note in notes] == [
-        "The cache is not where the runs found it"
+        "The cache is not where the runs read it"
     ]
 
 
@@ -442,7 +481,7 @@ def test_unfinished_run_is_gone_on_with(study, tmp_path):
     expected = f"kdscale train {run}/recipe.toml --targets cache --seed 2 --run {run} --resume"
     assert commands(study(run)) == [expected]
     found = study(run)
-    assert headlines(found) == ["No run here is finished yet."]
+    assert headlines(found) == ["No run is finished yet."]
     (entry,) = found.entries
     assert entry.values("top1_accuracy") == []
 
@@ -468,8 +507,8 @@ def test_torn_log_is_read_as_far_as_it_goes(study, tmp_path):
     log = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(log[:-30])
     (found,) = study(run).runs
-    assert len(found.loss) == 6
-    assert len(found.test_accuracy) == 5
+    assert len(found.curves["loss"]) == 6
+    assert len(found.curves["test"]) == 5
 
 
 # --------------------------------------------------------------------------- what is refused
@@ -477,19 +516,19 @@ def test_torn_log_is_read_as_far_as_it_goes(study, tmp_path):
 
 def test_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(RunError, match="no run at"):
-        gather([tmp_path], tmp_path)
+        collect([tmp_path], tmp_path)
 
 
 def test_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(RunError, match="no folder"):
-        gather([tmp_path / "nowhere"], tmp_path)
+        collect([tmp_path / "nowhere"], tmp_path)
 
 
 def test_run_without_a_recipe_is_refused(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "recipe.toml").unlink()
     with pytest.raises(RunError, match="is left out"):
-        gather([run], tmp_path)
+        collect([run], tmp_path)
 
 
 def test_recipe_of_another_version_is_read_all_the_same(study, tmp_path):

@@ -1,16 +1,16 @@
-"""Every field of a recipe."""
+"""`docs/recipes.md`: every field of a recipe."""
 
 import json
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from kdscale import config
-from kdscale.formatting import markdown_table
 from kdscale.models.registry import FORMS, known_models
+from kdscale.report.table import Table
 
 
 def recipe_reference() -> str:
-    """Every field of a recipe: type, default, meaning; `docs/recipes.md` is this text."""
+    """Return type, default and meaning of every field of a recipe: `docs/recipes.md`."""
     sections: dict[str, type[config.ConfigSection]] = {
         "top": config.Recipe,
         "data": config.DataSection,
@@ -62,11 +62,11 @@ def _fields_table(section: type[config.ConfigSection]) -> str:
         rows.append([f"`{name}`", _type_name(field.annotation), default, field.description or ""])
     rows = [row for row in rows if "Section" not in row[1]]
     header = ["field", "type", "default", "meaning"]
-    return markdown_table(header, rows, numbers=False)
+    return Table(header, rows, numbers=False).text()
 
 
 def _type_name(annotation: Any) -> str:
-    """`int`, `list of text`, `"adam" or "sgd"`, ...: as a recipe's writer sees it."""
+    """Return a type as users know it: `list of text`, `"adam" or "sgd"`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{json.dumps(value)}`" for value in arguments)

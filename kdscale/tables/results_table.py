@@ -1,23 +1,26 @@
-"""Teacher and students side by side."""
+"""Comparison of teacher and students after `kdscale run`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.formatting import markdown_table, number_of, spread
-from kdscale.report.runs import TITLES, Kind
+from kdscale.formatting import number_of, spread
+from kdscale.report.run_results import TITLES, Kind
+from kdscale.report.table import Table
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultsRow:
     """One kind of model in a comparison, with the results of its seeds."""
 
     label: Kind
+    """What the model is and where its targets come from."""
     results: list[dict[str, Any]]
+    """One `result.json` for each seed."""
 
 
-def results_table(rows: Sequence[Row]) -> str:
-    """The comparison of a recipe's models."""
+def results_table(rows: Sequence[ResultsRow]) -> str:
+    """Return the comparison of a recipe's models, with notes below."""
     header = [
         "model",
         "seeds",
@@ -29,31 +32,34 @@ def results_table(rows: Sequence[Row]) -> str:
         "training s",
         "build s",
     ]
-    table = markdown_table(header, [_row(row) for row in rows])
-    notes = dict.fromkeys(note for row in rows for note in (*_beginnings(row), *_unclear(row)))
+    table = Table(header, [_row(row) for row in rows]).text()
+    notes = dict.fromkeys(
+        note for row in rows for note in (*_initial_weights(row), *_non_finite(row))
+    )
     return "\n\n".join([table, *notes])
 
 
-def _beginnings(row: Row) -> Iterator[str]:
-    """What the models of a row began from, where their recipe names pretrained weights."""
+def _initial_weights(row: ResultsRow) -> Iterator[str]:
+    """Return initial weights, where the recipe names pretrained ones."""
     for result in row.results:
         if begun := result.get("pretrained"):
             title, source = TITLES[row.label].capitalize(), begun["source"]
             if begun["sha256"] is None:
-                yield f"{title}: trained from scratch, since {source} was not to be had."
+                yield f"{title}: trained from scratch, since {source} was not available."
             else:
-                yield f"{title}: began from {source} (SHA-256 of its tensors {begun['sha256']})."
+                digest = f"SHA-256 of its tensors {begun['sha256']}"
+                yield f"{title}: initialized from {source} ({digest})."
 
 
-def _unclear(row: Row) -> Iterator[str]:
-    """Samples of which a row's models say nothing."""
+def _non_finite(row: ResultsRow) -> Iterator[str]:
+    """Return a note on samples without finite logits."""
     most = max((result.get("non_finite_samples", 0) for result in row.results), default=0)
     if most:
         title, images = TITLES[row.label].capitalize(), number_of(most, "test image")
         yield f"{title}: {images} with NaN or infinite logits, counted as wrong."
 
 
-def _row(row: Row) -> list[str]:
+def _row(row: ResultsRow) -> list[str]:
     results = row.results
     shares = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall")
     return [

@@ -1,4 +1,4 @@
-"""`evaluation.json`: what `kdscale evaluate` measured of a model, as a type."""
+"""`evaluation.json`, the measurements of `kdscale evaluate`, as a type."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Any
 from kdscale.documents import DAMAGE
 from kdscale.report.fields import (
     dicts,
+    error_text,
     is_number,
     is_whole,
     name_text,
     names_text,
     numbers,
     read_json,
-    shown_error,
     sound_metrics,
     whole_numbers,
 )
@@ -32,6 +32,7 @@ _METRICS = (
     "non_finite_samples",
     "tied_samples",
     "num_parameters",
+    "flops",
     "weight_bytes",
 )
 _LARGEST_MATRIX = 1000
@@ -42,21 +43,25 @@ Mistake = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """By bin of confidence, from low to high."""
+class CalibrationBins:
+    """The bins of a reliability diagram, lowest confidence first."""
 
     confidence: Sequence[float]
-    """Mean of the bin's samples, 0..1."""
+    """Mean confidence of each bin's samples, 0..1."""
     accuracy: Sequence[float]
+    """Top-1 accuracy of each bin's samples, 0..1."""
     samples: Sequence[int]
+    """Number of samples in each bin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Of a forward pass, without data loading."""
+    """Time of a forward pass, without data loading."""
 
     median_seconds: float
+    """Median of all rounds."""
     p95_seconds: float
+    """95th percentile of all rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +69,11 @@ class ClassCounts:
     """Numbers of samples by class."""
 
     samples: Sequence[int]
-    """Samples with this label."""
+    """Number of samples with each label."""
     correct: Sequence[int]
-    """Of them, samples predicted as this class."""
+    """Number of samples with each label that are predicted correctly."""
     predicted: Sequence[int]
-    """Samples predicted as this class, whatever their label."""
+    """Number of samples predicted as each class, whatever their label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,37 +81,37 @@ class TestSet:
     """The images that a model was evaluated on."""
 
     fingerprint: str | None
-    """Of pixels, labels and class names; None in files that do not say."""
+    """Fingerprint of pixels, labels and class names; None in files without one."""
     source: str = ""
-    """Where they come from, with the split; empty in files of kdscale 0.1."""
+    """Data set and split of the images; empty in files of kdscale 0.1."""
     is_own: bool | None = None
-    """Whether the run was tested on them while it was trained; None where that is not known."""
+    """Whether the images are the run's own test split; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """A model on a test split, and on its device."""
+class ModelEvaluation:
+    """Quality of a model on a test split, and its cost on a device."""
 
     metrics: Mapping[str, Any]
-    """Those of the model as a whole, under the names that results use."""
+    """Metrics of the whole test split, under the names of `result.json`."""
     test_set: TestSet
     class_names: Sequence[str]
     classes: ClassCounts
     confusion: Sequence[Sequence[int]] | None
-    """Rows are labels, columns are predictions; None with more than 1,000 classes."""
+    """Samples by label (row) and prediction (column); None with more than 1,000 classes."""
     most_confused: Sequence[Mistake]
     """The most frequent wrong predictions."""
-    calibration: Calibration
+    calibration: CalibrationBins
     activation_bytes: Mapping[int, int]
-    """Peak of a forward pass, by batch size."""
+    """Peak memory of activations in a forward pass, by batch size."""
     latency: Mapping[int, Latency]
-    """By batch size."""
+    """Latency by batch size."""
     environment: Mapping[str, Any]
-    """Device, threads, precision, library versions."""
+    """Device, threads, precision and library versions of the measurement."""
 
 
-def read_evaluation(path: Path) -> tuple[Evaluation | None, list[str]]:
-    """The evaluation in a file, if it is there, or what is wrong with it.
+def read_evaluation(path: Path) -> tuple[ModelEvaluation | None, list[str]]:
+    """Return the evaluation in a file, if there is one, and messages about what is wrong with it.
 
     A report is made of what can be read, so nothing is raised.
     """
@@ -119,15 +124,15 @@ def read_evaluation(path: Path) -> tuple[Evaluation | None, list[str]]:
         metrics, problems = sound_metrics({key: table.get(key) for key in _METRICS}, path)
         return _parse(table, metrics), problems
     except DAMAGE as error:
-        return None, [f"{path} cannot be read ({type(error).__name__}: {shown_error(error)})"]
+        return None, [f"{path} cannot be read ({type(error).__name__}: {error_text(error)})"]
 
 
-def _parse(table: Mapping[str, Any], metrics: Mapping[str, Any]) -> Evaluation:
+def _parse(table: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelEvaluation:
     confusion = None if table["confusion"] is None else _matrix(table["confusion"])
     classes = _by_class(table) if confusion is None else _of_matrix(table, confusion)
     names = names_text(table["class_names"])
     names += [f"class {label}" for label in range(len(names), len(classes.samples))]
-    return Evaluation(
+    return ModelEvaluation(
         metrics=metrics,
         test_set=_test_set(table),
         class_names=names[: len(classes.samples)],
@@ -157,7 +162,7 @@ def _matrix(values: object) -> list[list[int]]:
 
 
 def _of_matrix(table: Mapping[str, Any], confusion: Sequence[Sequence[int]]) -> ClassCounts:
-    """Files of kdscale 0.1 have nothing else; samples without a prediction are not in a matrix."""
+    """Count by class; samples without a prediction are not in a matrix, so `per_class` has them."""
     predicted = [sum(column) for column in zip(*confusion, strict=True)]
     samples = [sum(row) for row in confusion]
     if table.get("non_finite_samples"):
@@ -179,7 +184,7 @@ def _by_class(table: Mapping[str, Any]) -> ClassCounts:
 
 
 def mistakes_in(confusion: Sequence[Sequence[int]]) -> list[Mistake]:
-    """The most frequent wrong predictions of a matrix, first labels first among equals."""
+    """Return the most frequent wrong predictions of a matrix; of equals, the first labels first."""
     found = [
         (label, prediction, count)
         for label, row in enumerate(confusion)
@@ -196,12 +201,12 @@ def _listed(table: Mapping[str, Any]) -> list[Mistake]:
         is_whole(label, 0, last) and is_whole(prediction, 0, last) and is_whole(count, 1)
         for label, prediction, count in rows
     ):
-        raise ValueError("most_confused names classes that there are not")
+        raise ValueError("most_confused names classes that do not exist")
     return rows
 
 
-def _calibration(bins: Mapping[str, Any]) -> Calibration:
-    found = Calibration(
+def _calibration(bins: Mapping[str, Any]) -> CalibrationBins:
+    found = CalibrationBins(
         confidence=numbers(bins["confidence"], 1),
         accuracy=numbers(bins["accuracy"], 1),
         samples=whole_numbers(bins["samples"]),

@@ -1,19 +1,20 @@
-"""What a cache would cost, and when it has paid for itself."""
+"""The output of `kdscale cache plan` as tables: size, time, break-even."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from kdscale.formatting import bytes_text, duration_text, markdown_table, number_of
+from kdscale.formatting import bytes_text, duration_text, number_of
+from kdscale.report.table import Table
 
 _STUDENTS = {
     "supervised": "a student alone",
     "cached": "a student from the cache",
-    "online": "a student with the teacher at every step",
+    "online": "a student with an online teacher",
 }
 
 
 def plan_table(found: Mapping[str, Any]) -> str:
-    """What `kdscale cache plan` found."""
+    """Return sizes by encoding, disk space, times, and when the cache pays off."""
     views = number_of(found["num_views"], "view")
     samples = number_of(found["num_samples"], "sample")
     classes = number_of(found["num_classes"], "class", "classes")
@@ -33,13 +34,13 @@ def _encodings_table(found: Mapping[str, Any]) -> str:
          f"<- {found['reason']}" if name == found["encoding"] else ""]
         for name, size in found["encodings"].items()
     ]  # fmt: skip
-    return markdown_table(["encoding", "bytes an answer", about, ""], rows)
+    return Table(["encoding", "bytes per target", about, ""], rows).text()
 
 
 def _place_line(found: Mapping[str, Any]) -> str:
     share, path = found["share_built"], found["path"]
     if share == 1:
-        return f"{path} fits and holds all of it: nothing is to be built."
+        return f"{path} is complete: nothing is to be built."
     needed, free = bytes_text(found["needed_bytes"]), found["free_bytes"]
     line = f"{path}: {number_of(found['files'], 'file')}; at most {needed} to write"
     if free is None:  # a remote store does not say
@@ -48,7 +49,7 @@ def _place_line(found: Mapping[str, Any]) -> str:
         line += f", {bytes_text(free)} are free."
     if free is not None and found["needed_bytes"] > free:
         line += " IT DOES NOT FIT: choose another --cache-root or cache.encoding, or fewer views."
-    return line + (f" {100 * share:.0f} % of it is there already." if share else "")
+    return line + (f" {100 * share:.0f} % of it is built already." if share else "")
 
 
 def _times_table(found: Mapping[str, Any]) -> str:
@@ -63,20 +64,18 @@ def _times_table(found: Mapping[str, Any]) -> str:
     ]
     processes = found["num_processes"]
     where = f"{processes} such processes" if processes > 1 else "this machine"
-    return markdown_table(["what", f"time, {where}"], build + students)
+    return Table(["what", f"time, {where}"], build + students).text()
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
     students, epochs = found["break_even_students"], found["break_even_epochs"]
     if found["online_student_seconds"] is None:
-        return "views.mode = 'fixed' has no online run that the cache could save."
+        return "views.mode = 'fixed' has no online run to compare with."
     if students is None:
-        return "The cache does not pay: a student with the teacher at every step takes no longer."
+        return "The cache does not pay off: a student with an online teacher takes no longer."
     if not found["build_seconds"]:
-        return "The cache is paid for: every student saves the difference."
+        return "The cache is built already: every student saves the difference."
     saved = number_of(epochs, "epoch")
     if students == 1:
-        return f"The cache has paid for itself with the first student, after {saved}."
-    return (
-        f"The cache has paid for itself with student {students}, or after {saved} of one student."
-    )
+        return f"The cache pays off with the first student, after {saved}."
+    return f"The cache pays off with student {students}, or after {saved} of one student."

@@ -1,13 +1,14 @@
-"""What a run's folder tells: recipe, result, evaluation and curves, as far as they are there."""
+"""The content of a run's folder: recipe, result, evaluation and curves, as far as present."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from kdscale.errors import RunError
-from kdscale.report.evaluation import Evaluation, read_evaluation
-from kdscale.report.fields import dicts, name_text, read_json, shown, sound_metrics, tables_of
+from kdscale.report.evaluation_file import ModelEvaluation, read_evaluation
+from kdscale.report.fields import dicts, excerpt, name_text, read_json, sound_metrics, tables_of
 from kdscale.report.training_log import Curve, read_log
 from kdscale.runs.folder import RunFolder, RunSpec
 
@@ -22,8 +23,8 @@ TITLES: dict[Kind, str] = {
 PHRASES: dict[Kind, str] = {
     "teacher": "the teacher",
     "alone": "the student alone",
-    "online": "the student of the online teacher",
-    "cache": "the student taught from the cache",
+    "online": "the student with the online teacher",
+    "cache": "the student with the cached teacher",
 }
 _KIND_OF_TARGETS: dict[str, Kind] = {"none": "alone", "teacher": "online", "cache": "cache"}
 
@@ -36,44 +37,47 @@ class Run:
     kind: Kind
     seed: int
     recipe: Mapping[str, Any]
-    """The resolved recipe's tables."""
+    """Tables of the resolved recipe."""
     recipe_text: str
+    """The resolved recipe as TOML."""
     test_split: str
-    """What was tested on: its fingerprint, else where it comes from."""
+    """Fingerprint of the test split, or its source where no fingerprint is known."""
     metrics: Mapping[str, Any]
-    """What `result.json` holds, topped up from `evaluation.json`; shares in 0..1."""
+    """Values of `result.json`, and of `evaluation.json` where it has more; shares in 0..1."""
     finished: bool
+    """Whether the run has a result."""
     evaluation_file: str
-    """Name of the file of `evaluation`."""
-    evaluation: Evaluation | None = None
-    loss: Curve = ()
-    test_accuracy: Curve = ()
-    """Top-1 on the test split, 0..1."""
-    validation_accuracy: Curve = ()
+    """Name of the file with `evaluation`."""
+    evaluation: ModelEvaluation | None = None
+    """Evaluation on the run's own test split; None where there is none."""
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    """Curves of the training log by name, see `TrainingLog.curves`."""
+    date: str | None = None
+    """Day on which the newest file of the run was written, UTC; None where it is not known."""
     trial: str | None = None
-    """Its name where a sweep made it."""
+    """Name of the sweep's trial; None for a run that is not of a sweep."""
     dataset: str | None = None
-    """Fingerprint of the training split; None where the run does not say."""
-    taught_by: str | None = None
+    """Fingerprint of the training split; None where it is not known."""
+    teacher_sha256: str | None = None
     """SHA-256 of the teacher's weights, several with + between them; None without a teacher."""
-    elsewhere: Mapping[Path, Evaluation] = field(default_factory=dict)
-    """Evaluations on other test splits than its own, by file."""
+    elsewhere: Mapping[Path, ModelEvaluation] = field(default_factory=dict)
+    """Evaluations on other test splits than the run's own, by file."""
     problems: Sequence[str] = field(default=())
-    """Files that could not be read, in words."""
+    """Messages about files that cannot be read."""
 
     @property
     def targets(self) -> str:
-        """As `kdscale train --targets` names them."""
+        """Value of `kdscale train --targets` for this kind of run."""
         return {kind: targets for targets, kind in _KIND_OF_TARGETS.items()}.get(self.kind, "none")
 
     @property
     def epochs_done(self) -> float:
-        """That the log knows of."""
-        return max((curve[-1][0] for curve in (self.loss, self.test_accuracy) if curve), default=0)
+        """Epochs up to the last entry of the log."""
+        return max((curve[-1][0] for curve in self.curves.values() if curve), default=0)
 
 
 def read_run(folder: Path, *, trial: str | None = None) -> Run:
-    """A folder that `kdscale train` wrote.
+    """Read a folder that `kdscale train` wrote.
 
     Raises:
         RunError: its `run.json` or `recipe.toml` cannot be read.
@@ -92,17 +96,16 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
         seed=job.seed,
         recipe=recipe,
         recipe_text=recipe_text,
-        test_split=known.get("test") or tested_on(recipe),
-        metrics=_topped_up(log.reached if result is None else result, evaluations.own),
+        test_split=known.get("test") or test_split_of(recipe),
+        metrics=_completed(log.reached if result is None else result, evaluations.own),
         finished=result is not None,
         evaluation_file=files.evaluation_file().name,
         evaluation=evaluations.own,
-        loss=log.curves["loss"],
-        test_accuracy=log.curves["test"],
-        validation_accuracy=log.curves["validation"],
+        curves=log.curves,
+        date=_date_of(files.result_file, files.metrics_file),
         trial=trial,
         dataset=known.get("dataset"),
-        taught_by=known.get("teacher"),
+        teacher_sha256=known.get("teacher"),
         elsewhere=evaluations.elsewhere,
         problems=[*problems, *more, *evaluations.problems, *log.problems],
     )
@@ -111,30 +114,31 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
 def given_teacher(
     folder: Path, result: Mapping[str, Any] | None, test_split: str | None
 ) -> Run | None:
-    """The teacher of a whole recipe's folder that came with weights; None where none is told of.
+    """Return the teacher that a recipe names weights of; None where nothing is known of it.
 
     Args:
-        folder: the recipe's.
-        result: what the folder's result says of the teacher.
-        test_split: what the folder's runs were tested on; None where it has none.
+        folder: of the whole recipe.
+        result: the teacher's results in the folder's `result.json`; None where it has none.
+        test_split: fingerprint of the test split of the folder's runs; None where it has no run.
     """
     path = RunFolder(folder).given_teacher_file
     evaluations = read_evaluations(path, test_split)
     if result is None and evaluations.own is None:
         return None
     text, recipe = read_recipe(folder)
-    told, problems = sound_metrics(result or {}, RunFolder(folder).result_file)
+    row, problems = sound_metrics(result or {}, RunFolder(folder).result_file)
     return Run(
         folder=folder,
         kind="teacher",
         seed=0,
         recipe=recipe,
         recipe_text=text,
-        test_split=test_split or tested_on(recipe),
-        metrics=_topped_up(told, evaluations.own),
+        test_split=test_split or test_split_of(recipe),
+        metrics=_completed(row, evaluations.own),
         finished=True,
         evaluation=evaluations.own,
         evaluation_file=path.name,
+        date=_date_of(path, RunFolder(folder).result_file),
         elsewhere=evaluations.elsewhere,
         problems=[*problems, *evaluations.problems],
     )
@@ -142,20 +146,23 @@ def given_teacher(
 
 @dataclass(frozen=True, slots=True)
 class Evaluations:
-    """What a folder holds of a model: on its own test split and on others."""
+    """The evaluations of one model in its folder."""
 
-    own: Evaluation | None
-    elsewhere: Mapping[Path, Evaluation]
+    own: ModelEvaluation | None
+    """Evaluation on the run's own test split; None where there is none."""
+    elsewhere: Mapping[Path, ModelEvaluation]
+    """Evaluations on other test splits, by file."""
     problems: Sequence[str]
+    """Messages about files that cannot be read."""
 
 
 def read_evaluations(path: Path, test_split: str | None) -> Evaluations:
     """Read an evaluation file, and those beside it that are of other test splits.
 
     Args:
-        path: the file for the own test split. Where it is of another one all the same, as kdscale
-            0.1 wrote it, its figures are kept apart.
-        test_split: fingerprint of the own one; None where that is not known.
+        path: the file of the run's own test split. Files of kdscale 0.1 may be of another one all
+            the same, and then count among the others.
+        test_split: fingerprint of the run's own test split; None where it is not known.
     """
     own, problems = read_evaluation(path)
     elsewhere = {}
@@ -166,14 +173,14 @@ def read_evaluations(path: Path, test_split: str | None) -> Evaluations:
             elsewhere[other] = found
     if own is not None and _is_other(own, test_split):
         problems.append(
-            f"{path} is of other images than the run was tested on, so its figures stand apart; "
-            "evaluate the run again for those of its own"
+            f"{path} is of other images than the run's own test split, so its figures stand apart: "
+            "evaluate the run again on its own"
         )
         elsewhere, own = {path: own, **elsewhere}, None
     return Evaluations(own, elsewhere, problems)
 
 
-def _is_other(evaluation: Evaluation, test_split: str | None) -> bool:
+def _is_other(evaluation: ModelEvaluation, test_split: str | None) -> bool:
     fingerprint = evaluation.test_set.fingerprint
     if evaluation.test_set.is_own is False:
         return True
@@ -181,7 +188,7 @@ def _is_other(evaluation: Evaluation, test_split: str | None) -> bool:
 
 
 def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
-    """A folder's recipe as text and as tables, whatever version of kdscale wrote it.
+    """Return a folder's recipe as text and as tables, whatever version of kdscale wrote it.
 
     Raises:
         RunError: it is missing or damaged.
@@ -190,7 +197,7 @@ def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
     text, recipe = RunFolder(folder).read_recipe_tables()
     for name in _SECTIONS:
         if not isinstance(recipe.get(name, {}), dict):
-            raise RunError(f"{path} is damaged: {name} is {shown(recipe[name])}, wanted a table")
+            raise RunError(f"{path} is damaged: {name} is {excerpt(recipe[name])}, wanted a table")
     if "name" in recipe:
         recipe["name"] = name_text(str(recipe["name"]))
     return text, recipe
@@ -199,8 +206,8 @@ def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
 _SECTIONS = ("data", "views", "cache", "teacher", "student", "loss", "ensemble", "sweep")
 
 
-def tested_on(recipe: Mapping[str, Any]) -> str:
-    """The test split that a recipe names."""
+def test_split_of(recipe: Mapping[str, Any]) -> str:
+    """Return the test split that a recipe names."""
     data = tables_of(recipe, "data")
     return f"{data.get('source', '?')}, split {data.get('test_split', 'test')}"
 
@@ -210,7 +217,7 @@ def _kind_of(job: RunSpec) -> Kind:
 
 
 def _read_result(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The result of a run; None of one that is not finished, or whose file cannot be read."""
+    """Return the result of a run; None where it is not finished or its file cannot be read."""
     found, problems = read_json(path)
     if found is None:
         return None, problems
@@ -220,11 +227,20 @@ def _read_result(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return result, more
 
 
-def _topped_up(result: Mapping[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:
-    """A result's own numbers first: they are those of its last weights."""
+def _completed(result: Mapping[str, Any], evaluation: ModelEvaluation | None) -> dict[str, Any]:
+    """Add what only the evaluation knows; the result's own numbers are of its last weights."""
     return {**(evaluation.metrics if evaluation else {}), **result}
 
 
+def _date_of(*paths: Path) -> str | None:
+    """Return the day on which the newest of the files was written, as `2026-11-30`."""
+    times = [path.lstat().st_mtime for path in paths if path.is_file()]
+    try:
+        return datetime.fromtimestamp(max(times), UTC).date().isoformat() if times else None
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
 def rows_of(result: Mapping[str, Any] | None) -> Sequence[dict[str, Any]]:
-    """The rows of a whole recipe's result."""
+    """Return the rows of a whole recipe's result."""
     return dicts((result or {}).get("rows"))

@@ -1,10 +1,12 @@
-"""What `kdscale evaluate` found, for people: quality, then cost."""
+"""The output of `kdscale evaluate` as tables: quality, then cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdscale.formatting import bytes_text, markdown_table, number_of, percent_text
+from kdscale.formatting import bytes_text, number_of, percent_text
+from kdscale.report.comparison_tables import flops_text
+from kdscale.report.table import Table
 
 _SHARES = {
     "top-1 %": "top1_accuracy",
@@ -15,7 +17,7 @@ _SHARES = {
     "agree %": "agreement",
 }
 
-_UNCLEAR = {
+_UNDECIDED = {
     "non_finite_samples": "with NaN or infinite logits, counted as wrong",
     "tied_samples": "whose largest logit belongs to several classes, the first of which counts",
 }
@@ -27,34 +29,40 @@ images; ms: median (95th percentile) of such a pass, without loading and preproc
 
 
 def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
-    """Quality, one table a test split, then cost: one row a model; and what the numbers mean."""
+    """Return quality (a table for each test split), cost, and the meaning of the columns."""
     above, names = _names([one["run"] for one in found])
-    cost = [
-        [name, f"{one['num_parameters']:,}", bytes_text(one["weight_bytes"]),
-         _activations(one["peak_activation_bytes"]),
-         *[_milliseconds(one["latency"].get(size)) for size in _SIZES]]
-        for name, one in zip(names, found, strict=True)
-    ]  # fmt: skip
     return "\n".join(
         [
             *([f"{above}:", ""] if above else []),
             *_quality(names, found),
             *_notes(names, found),
-            *_unclear(names, found),
+            *_undecided(names, found),
             "",
-            markdown_table(
-                ["run", "parameters", "weights", "activations", "ms at 1 (p95)", "ms at 64 (p95)"],
-                cost,
-            ),
+            _cost(names, found),
             "",
             _MEANINGS,
-            *_where(names, found),
+            *_machines(names, found),
         ]
     )
 
 
+def _cost(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of what a forward pass costs; FLOPs where any evaluation has them."""
+    has_flops = any("flops" in one for one in found)
+    rows = [
+        [name, f"{one['num_parameters']:,}",
+         *([flops_text(one["flops"]) if one.get("flops") else "-"] if has_flops else []),
+         bytes_text(one["weight_bytes"]), _activations(one["peak_activation_bytes"]),
+         *[_milliseconds(one["latency"].get(size)) for size in _SIZES]]
+        for name, one in zip(names, found, strict=True)
+    ]  # fmt: skip
+    flops = ["FLOPs"] if has_flops else []
+    header = ["run", "parameters", *flops, "weights", "activations"]
+    return Table([*header, "ms at 1 (p95)", "ms at 64 (p95)"], rows).text()
+
+
 def _quality(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A table for each test split: figures on different images are never in one."""
+    """Return a table for each test split: results on different images are never in one."""
     tables: dict[str, list[list[str]]] = {}
     for name, one in zip(names, found, strict=True):
         row = [name, *[percent_text(one[key], "-") for key in _SHARES.values()]]
@@ -63,29 +71,29 @@ def _quality(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterat
         yield from [""] if number else []
         yield f"On {test_set}:"
         yield ""
-        yield markdown_table(["run", *_SHARES], rows)
+        yield Table(["run", *_SHARES], rows).text()
 
 
 def _test_set(one: Mapping[str, Any]) -> str:
-    """`64 images of SOURCE, split test (3f9a12bc34de)`, with the start of the fingerprint."""
+    """Return `64 images of SOURCE, split test (3f9a12bc34de)`, with the fingerprint's start."""
     images = number_of(one["num_samples"], "image")
     place = f" of {one['test_source']}, split {one['test_split']}" if "test_source" in one else ""
     other = ", not the run's own test split" if one.get("own_test_set") is False else ""
     return f"{images}{place} ({one['test_fingerprint'][:12]}{other})"
 
 
-def _unclear(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Models that give no prediction, or several."""
+def _undecided(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return notes on models with non-finite logits or ties."""
     return [
         f"{name}: {number_of(one[key], 'image')} {words}"
-        for key, words in _UNCLEAR.items()
+        for key, words in _UNDECIDED.items()
         for name, one in zip(names, found, strict=True)
         if one.get(key)
     ]
 
 
 def _names(runs: Sequence[str]) -> tuple[str, list[str]]:
-    """The folder that all runs lie in, and their names in it; "" and their paths without one."""
+    """Return the common folder of all runs and their names; "" and their paths without one."""
     parents = {str(Path(run).parent) for run in runs}
     if len(parents) > 1 or parents == {"."}:
         return "", list(runs)
@@ -103,7 +111,7 @@ def _milliseconds(latency: Mapping[str, float] | None) -> str:
 
 
 def _notes(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why there is no agreement, each reason once."""
+    """Return why agreement is not known, each reason once."""
     reasons: dict[str, list[str]] = {}
     for name, one in zip(names, found, strict=True):
         if one["agreement_note"] is not None:
@@ -111,8 +119,8 @@ def _notes(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str
     return [f"agree - of {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _where(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The machine, and how models were asked; which ones, where that differs."""
+def _machines(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the machine and its settings; by run, where they differ."""
     places: dict[str, list[str]] = {}
     for name, one in zip(names, found, strict=True):
         threads = number_of(one["num_threads"], "thread")

@@ -1,17 +1,17 @@
-"""The comparison as tables of text: the same for the page, for Markdown and for people's eyes."""
+"""The tables of a report."""
 
 from collections.abc import Callable, Sequence
 
 from kdscale.formatting import NOTHING, bytes_text, duration_text, number_of, percent_text, spread
-from kdscale.report.charts.chart import Table
 from kdscale.report.entry import Entry
-from kdscale.report.evaluation import Evaluation
-from kdscale.report.model import Study, Sweep, Trial, value_text
+from kdscale.report.evaluation_file import ModelEvaluation
+from kdscale.report.model import Comparison, SweepResults, SweepTrial, value_text
+from kdscale.report.table import Table
 
 Cell = Callable[[Entry], str]
 
 
-def _per_cent(metric: str) -> Cell:
+def _percent(metric: str) -> Cell:
     return lambda entry: _spread([100 * value for value in entry.values(metric)], 2)
 
 
@@ -37,15 +37,23 @@ def _latency(batch: int) -> Cell:
         if not median:
             return NOTHING
         p95 = max(entry.latencies(batch, "p95_seconds"))
-        return f"{milliseconds(sum(median) / len(median))} ({milliseconds(p95)})"
+        return f"{_milliseconds(sum(median) / len(median))} ({_milliseconds(p95)})"
 
     return cell
 
 
-def milliseconds(seconds: float) -> str:
-    """Three digits: `0.043`, `1.25`, `130`."""
+def _milliseconds(seconds: float) -> str:
+    """Return three digits: `0.043`, `1.25`, `130`."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def flops_text(count: float) -> str:
+    """Return `81.2 M` or `4.09 G`."""
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,.0f}"
 
 
 def _activations(entry: Entry) -> str:
@@ -54,29 +62,31 @@ def _activations(entry: Entry) -> str:
 
 
 def _runs(entry: Entry) -> str:
-    """`3`, `2 of 3`, `2 (1 seed)`: runs of one seed count once in all other columns."""
+    """Return `3`, `2 of 3`, `2 (1 seed)`: runs of one seed count once in all other columns."""
     done, all_of_them = len(entry.finished), len(entry.runs)
     words = str(done) if done == all_of_them else f"{done} of {all_of_them}"
     return f"{words} ({number_of(entry.num_seeds, 'seed')})" if entry.num_seeds < done else words
 
 
-def _without_prediction(entry: Entry) -> str:
+def _non_finite(entry: Entry) -> str:
     values = entry.values("non_finite_samples")
     return f"{max(values):,.0f}" if values and max(values) > 0 else NOTHING
 
 
 ACCURACY: dict[str, Cell] = {
     "runs": _runs,
-    "top-1 %": _per_cent("top1_accuracy"),
-    "top-5 %": _per_cent("top5_accuracy"),
-    "precision %": _per_cent("macro_precision"),
-    "recall %": _per_cent("macro_recall"),
-    "calibration error %": _per_cent("calibration_error"),
-    "agrees with teacher %": _per_cent("agreement"),
-    "images with NaN logits": _without_prediction,
+    "top-1 %": _percent("top1_accuracy"),
+    "top-5 %": _percent("top5_accuracy"),
+    "precision %": _percent("macro_precision"),
+    "recall %": _percent("macro_recall"),
+    "calibration error %": _percent("calibration_error"),
+    "agreement with teacher %": _percent("agreement"),
+    "images with NaN logits": _non_finite,
 }
+"""Columns of the first table: quality on the test split."""
 COST: dict[str, Cell] = {
     "parameters": _largest("num_parameters", lambda count: f"{count:,.0f}"),
+    "FLOPs": _largest("flops", flops_text),
     "weights": _largest("weight_bytes", lambda count: bytes_text(int(count))),
     "activations, batch 64": _activations,
     "latency ms, batch 1": _latency(1),
@@ -84,10 +94,11 @@ COST: dict[str, Cell] = {
     "training s": _seconds("train_seconds"),
     "build s": _largest("build_seconds", lambda seconds: f"{seconds:.1f}"),
 }
+"""Columns of the second table: what the models cost to run and to train."""
 
 
-def comparison(study: Study, columns: dict[str, Cell]) -> Table:
-    """A line an entry; columns of which nothing is known are left out."""
+def comparison(study: Comparison, columns: dict[str, Cell]) -> Table:
+    """Return a row for each entry; columns of which nothing is known are left out."""
     cells = {title: [cell(entry) for entry in study.entries] for title, cell in columns.items()}
     known = {title: column for title, column in cells.items() if set(column) != {NOTHING}}
     rows = [
@@ -98,7 +109,7 @@ def comparison(study: Study, columns: dict[str, Cell]) -> Table:
 
 
 def classes_table(entry: Entry, most: int = 1000) -> Table:
-    """Precision and recall of each class; of more than `most`, those that are recalled least."""
+    """Return precision and recall by class; of more than `most`, those with the lowest recall."""
     names, classes = entry.evaluations[0].class_names, entry.classes
     labels = list(range(len(names)))
     if len(labels) > most:
@@ -114,15 +125,15 @@ def classes_table(entry: Entry, most: int = 1000) -> Table:
 
 
 def classes_title(entry: Entry, table: Table) -> str:
-    """Which classes `classes_table` holds."""
+    """Return which classes `classes_table` holds."""
     number = len(entry.evaluations[0].class_names)
     if len(table.rows) == number:
         return f"All {number_of(number, 'class', 'classes')} of {entry.phrase}"
-    return f"The {len(table.rows):,} of {number:,} classes that {entry.phrase} recalls least"
+    return f"The {len(table.rows):,} of {number:,} classes with the lowest recall of {entry.phrase}"
 
 
 def confused_pairs(entry: Entry, most: int = 12) -> Table:
-    """The mistakes made most often."""
+    """Return the most frequent wrong predictions."""
     names, samples = entry.evaluations[0].class_names, entry.classes.samples
     rows = [
         [
@@ -133,11 +144,11 @@ def confused_pairs(entry: Entry, most: int = 12) -> Table:
         ]
         for label, prediction, count in entry.mistakes[:most]
     ]
-    return Table(["true class", "taken for", "times", "% of the class"], rows)
+    return Table(["true class", "predicted class", "samples", "% of the class"], rows)
 
 
-def other_test_sets(study: Study) -> Table:
-    """Evaluations on images that the runs were not tested on: never in a line with the others."""
+def other_test_sets(study: Comparison) -> Table:
+    """Return evaluations on images that are not the runs' own test split."""
     rows = [
         [str(run.folder), entry.label, _images_of(evaluation),
          *[percent_text(evaluation.metrics.get(name), NOTHING) for name in _ON_OTHERS.values()]]
@@ -152,12 +163,12 @@ _ON_OTHERS = {
     "top-1 %": "top1_accuracy",
     "top-5 %": "top5_accuracy",
     "calibration error %": "calibration_error",
-    "agrees with teacher %": "agreement",
+    "agreement with teacher %": "agreement",
 }
 
 
-def _images_of(evaluation: Evaluation) -> str:
-    """`64 of SOURCE, split test (3f9a12bc34de)`."""
+def _images_of(evaluation: ModelEvaluation) -> str:
+    """Return `64 of SOURCE, split test (3f9a12bc34de)`."""
     test_set, number = evaluation.test_set, evaluation.metrics.get("num_samples")
     words = [
         f"{number:,}" if number is not None else "",
@@ -167,21 +178,20 @@ def _images_of(evaluation: Evaluation) -> str:
     return " ".join(word for word in words if word)
 
 
-def trials_table(sweep: Sweep) -> Table:
-    """The trials, best first by what chooses."""
+def trials_table(sweep: SweepResults) -> Table:
+    """Return the trials, best validation accuracy first."""
     header = ["trial", *sweep.trials[0].parameters, "validation top-1 %", "test top-1 %"]
-    rows = [_trial_row(sweep, trial) for trial in sweep.ranked]
+    rows = [_trial_row(trial) for trial in sweep.ranked]
     return Table([*header, "training", "state"], rows)
 
 
-def _trial_row(sweep: Sweep, trial: Trial) -> list[str]:
-    metrics, score = trial.run.metrics, trial.score
-    tested, seconds = metrics.get("top1_accuracy"), metrics.get("train_seconds")
+def _trial_row(trial: SweepTrial) -> list[str]:
+    metrics, seconds = trial.run.metrics, trial.run.metrics.get("train_seconds")
     return [
         str(trial.run.trial),
         *[value_text(value) for value in trial.parameters.values()],
-        NOTHING if score is None else f"{100 * score:.2f}",
-        NOTHING if tested is None else f"{100 * tested:.2f}",
+        percent_text(trial.score, NOTHING),
+        percent_text(metrics.get("top1_accuracy"), NOTHING),
         NOTHING if seconds is None else duration_text(seconds),
         trial.state,
     ]

@@ -1,37 +1,38 @@
-"""Rates and ratios of steps."""
+"""The output of `kdscale bench` as tables."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from kdscale.formatting import markdown_table, number_of
+from kdscale.formatting import number_of
+from kdscale.report.table import Table
 
 _STEPS = {
     "plain": "bare PyTorch loop, labels",
     "supervised": "kdscale, labels",
     "staged": "kdscale, targets in memory",
     "cached": "kdscale, targets from the cache",
-    "online": "kdscale, teacher at every step",
-    "views": "making the views alone",
+    "online": "kdscale, online teacher",
+    "views": "rendering the views alone",
 }
 _RATIOS = {
     "supervised_over_plain_time": "kdscale's loop / bare loop",
     "cached_over_staged_time": "reading targets: cached / in memory",
     "cached_over_supervised_time": "cached / supervised",
     "online_over_cached_time": "online / cached",
-    "views_over_supervised_time": "making the views / supervised",
+    "views_over_supervised_time": "rendering the views / supervised",
     "build_over_bare_teacher_time": "build / bare teacher loop",
 }
 
 
 _READING = (
-    "Targets: {held_bytes:,} bytes of memory, an epoch in {windows}; waited "
-    "{waited_share:.2%} of the steps' time for them; {read_amplification:.2f} bytes read for each "
-    "byte needed."
+    "Targets: {held_bytes:,} bytes of memory, an epoch in {windows}; "
+    "{waited_share:.2%} of the steps' time spent waiting; {read_amplification:.2f} bytes read "
+    "for each byte needed."
 )
 
 
 def bench_table(found: Mapping[str, Any]) -> str:
-    """What `kdscale bench` found."""
+    """Return images per second of each kind of step, ratios of times, and reading of targets."""
     rates = [
         [label, f"{found[f'{name}_images_per_second']:,.0f}"]
         for name, label in _STEPS.items()
@@ -43,8 +44,8 @@ def bench_table(found: Mapping[str, Any]) -> str:
         if name in found
     ]
     parts = [
-        markdown_table(["training step", "images/s"], rates),
-        markdown_table(["ratio of times", "median", "smallest .. largest round"], ratios),
+        Table(["training step", "images/s"], rates).text(),
+        Table(["ratio of times", "median", "smallest .. largest round"], ratios).text(),
     ]
     if "reading" in found:
         windows = number_of(found["reading"]["num_windows"], "window")

@@ -1,4 +1,4 @@
-"""What a sweep has found, for people."""
+"""The output of `kdscale sweep`, `sweep status` and `sweep best` as tables."""
 
 import shlex
 from collections import Counter
@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdscale.config.variants import text_of
-from kdscale.formatting import duration_text, markdown_table, number_of, percent_text
+from kdscale.formatting import duration_text, number_of, percent_text
+from kdscale.report.table import Table
 
 
 def sweep_table(found: Mapping[str, Any]) -> str:
-    """A sweep's trials, the best first, and how many there are of each kind."""
+    """Return the trials of a sweep, the best first, and their number by state."""
     fields = _short(found["fields"])
     titles = ["trial", "state", "validation %", "test %", "training s", *fields.values()]
     rows = sorted(found["rows"], key=_rank)
-    table = markdown_table(titles, [_cells(row, fields) for row in rows])
+    table = Table(titles, [_cells(row, fields) for row in rows]).text()
     last = [*_failures(found), *_best_line(found), *_idle_line(found)]
     return "\n\n".join([_headline(found), table, *last])
 
@@ -27,7 +28,7 @@ def _rank(row: Mapping[str, Any]) -> tuple[int, float, str]:
 
 
 def _short(fields: list[str]) -> dict[str, str]:
-    """Titles of columns: a field's last word, where that is no other field's."""
+    """Return column titles: the last part of a field's name, where that is unique."""
     last = Counter(field.rpartition(".")[2] for field in fields)
     return {
         field: word if last[word := field.rpartition(".")[2]] == 1 else field for field in fields
@@ -59,7 +60,7 @@ def _headline(found: Mapping[str, Any]) -> str:
         f"({', '.join(counts)}), {duration_text(found['seconds'])} in all"
     )
     if "build_seconds" in found:
-        line += f"; teacher asked once, {duration_text(found['build_seconds'])}"
+        line += f"; cache built once, {duration_text(found['build_seconds'])}"
     return line
 
 
@@ -74,11 +75,15 @@ def _best_line(found: Mapping[str, Any]) -> list[str]:
 
 
 def _idle_line(found: Mapping[str, Any]) -> list[str]:
-    return [] if found.get("working", True) else ["No worker is alive: the same command goes on."]
+    return (
+        []
+        if found.get("working", True)
+        else ["No worker is running: the same command resumes the sweep."]
+    )
 
 
 def best_text(found: Mapping[str, Any]) -> str:
-    """The best trial, and how to train it again."""
+    """Return the best trial, and the command that trains it again."""
     test = found.get("top1_accuracy")
     tested = "" if test is None else f", test top-1 {percent_text(test)} %"
     return "\n".join(

@@ -1,0 +1,180 @@
+"""`Experiment`: a recipe, its locations and a device, and the objects that follow from them."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from kdscale import config
+from kdscale.building.stored_outputs import StoredOutputs
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.stores.base import Place
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import DeviceImages
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.distributed import create_accelerator
+from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of
+from kdscale.experiment.datasets import test_images, training_images
+from kdscale.experiment.locations import Locations
+from kdscale.experiment.models import (
+    Classifier,
+    frozen_teacher,
+    frozen_teacher_or_random,
+    model_to_train,
+)
+from kdscale.experiment.saved_runs import trained_teacher, usual_folder
+from kdscale.experiment.training_setup import objective
+from kdscale.experiment.views import cached_pipeline, few_views, pipeline
+from kdscale.losses.objective import Objective
+from kdscale.target_sources.compatibility import check_compatible
+from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe bound to its locations and to the processes that run it.
+
+    Properties are computed when first used, once. All processes of a launch create the same
+    experiment.
+    """
+
+    recipe: config.Recipe
+    locations: Locations
+    accelerator: Accelerator = field(default_factory=create_accelerator)
+    teacher_views: Pipeline | None = None
+    """Views that the teacher is run on, in place of the recipe's; from Python, a pipeline may hold
+    callables (`TorchvisionOp`). None = the recipe's."""
+    require_labels: bool | None = None
+    """Whether the training split must have labels; None = where the recipe's loss needs them."""
+    random_teacher: bool = False
+    """Whether a teacher without weights is created with random ones, to be timed."""
+
+    @classmethod
+    def with_trained_teacher(cls, recipe: config.Recipe, locations: Locations) -> "Experiment":
+        """Create an experiment whose teacher is the one trained in `runs/NAME`, if there is one.
+
+        Raises:
+            RunError: it was trained with other settings than the recipe's.
+        """
+        weights = trained_teacher(recipe, usual_folder(recipe))
+        return cls(recipe, replace(locations, teacher_weights=weights))
+
+    def at(self, **changes: Any) -> "Experiment":
+        """Return this experiment at other locations, with an accelerator of its own.
+
+        Args:
+            changes: fields of `Locations`.
+        """
+        locations = replace(self.locations, **changes)
+        return replace(self, locations=locations, accelerator=create_accelerator())
+
+    # ------------------------------------------------------------------ data
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @cached_property
+    def train_set(self) -> ImageDataset:
+        """The training split, decoded.
+
+        Raises:
+            DataError: it cannot be read, or labels are required and missing.
+        """
+        labelled = self.require_labels
+        if labelled is None:
+            labelled = self.recipe.loss.hard_weight > 0
+        return training_images(self.recipe, self.locations.cache_root, labelled=labelled)
+
+    @cached_property
+    def test_set(self) -> ImageDataset:
+        """The test split, decoded."""
+        return test_images(self.recipe, self.locations.cache_root)
+
+    @cached_property
+    def train_images(self) -> DeviceImages:
+        """The training split on the device of this process."""
+        return DeviceImages(self.train_set, self.device)
+
+    @cached_property
+    def views(self) -> Pipeline:
+        """The recipe's augmentation, as a student is trained on it."""
+        return pipeline(self.recipe, self.train_set.num_samples)
+
+    @cached_property
+    def cached_views(self) -> Pipeline:
+        """The views that the teacher is run on; with `views.mode = 'fixed'`, clean images."""
+        return self.teacher_views or cached_pipeline(self.recipe, self.train_set.num_samples)
+
+    # ------------------------------------------------------------------ models
+
+    @cached_property
+    def teacher(self) -> FrozenTeacher:
+        """The frozen teacher, on the device.
+
+        Raises:
+            WeightsError: no weights are known, and `random_teacher` is False.
+        """
+        load = frozen_teacher_or_random if self.random_teacher else frozen_teacher
+        return load(self.recipe, self.train_set, self.locations.teacher_weights, self.device)
+
+    @property
+    def teacher_is_trained(self) -> bool:
+        """Whether weights of the teacher are known."""
+        return self.recipe.teacher.is_trained or self.locations.teacher_weights is not None
+
+    @cached_property
+    def loss(self) -> Objective:
+        """The student's losses."""
+        return objective(self.recipe)
+
+    def student(self, seed: int) -> Classifier:
+        """Create the student with initial weights drawn from `seed`."""
+        return model_to_train(
+            self.recipe, self.recipe.student, self.train_set, seed=seed, what="student"
+        )
+
+    def oom_safe(self, teacher: FrozenTeacher) -> OomSafeTeacher:
+        """Return a teacher that splits batches of the recipe's size where memory is short."""
+        return OomSafeTeacher(teacher, self.recipe.teacher.batch_size)
+
+    # ------------------------------------------------------------------ cache
+
+    @cached_property
+    def few_views(self) -> torch.Tensor:
+        """A few images as the teacher is run on them, uint8 [B, C, H, W]."""
+        return few_views(self.recipe, self.train_set, self.device, self.cached_views)
+
+    @cached_property
+    def stored_outputs(self) -> StoredOutputs:
+        """Outputs of the teacher that the cache stores beside its logits."""
+        return stored_outputs_of(self.recipe, self.train_set, self.teacher, self.cached_views)
+
+    @cached_property
+    def required_manifest(self) -> Manifest:
+        """The manifest of the cache that the recipe describes."""
+        return required_manifest(
+            self.recipe, self.train_set, self.teacher.describe(), self.cached_views,
+            self.stored_outputs,
+        )  # fmt: skip
+
+    def check_compatible(
+        self, cache: Place, found: Manifest, required: Manifest | None = None
+    ) -> None:
+        """Stop unless a cache, whatever its number of views, is the recipe's.
+
+        Args:
+            cache: its folder or URL.
+            found: its manifest.
+            required: the recipe's; `required_manifest` when None.
+
+        Raises:
+            CacheMismatchError: names every differing field with both values.
+        """
+        required = required or self.required_manifest
+        required = replace(required, num_views=found.num_views)
+        check_compatible(cache, found, required, self.train_set)
