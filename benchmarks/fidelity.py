@@ -31,7 +31,7 @@ from kdscale.teacher.frozen_teacher import TeacherOutput, concatenate
 GRID = tuple(CacheSection().temperatures)
 
 
-def answers(
+def teacher_outputs(
     recipe: Any, cache_root: Path, samples: int
 ) -> tuple[TeacherOutput, Tensor, Head | None]:
     """What the teacher says of the first view of the first samples, and labels int64 [N].
@@ -50,7 +50,7 @@ def answers(
     said, labels = [], []
     for part in index.split(recipe.teacher.batch_size):
         batch = resident.render_views(pipeline, 0, part)
-        said.append(teacher.answers(batch.pixels))
+        said.append(teacher.outputs(batch.pixels))
         labels.append(batch.labels)
     return concatenate(said).with_each(Tensor.clone), torch.cat(labels), teacher.head
 
@@ -107,7 +107,7 @@ def main() -> None:
         said, labels, head = cached_answers(arguments.cache, arguments.samples)
     else:
         recipe = load_recipe(arguments.recipe, arguments.overrides, arguments.data)
-        said, labels, head = answers(recipe, arguments.cache_root, arguments.samples)
+        said, labels, head = teacher_outputs(recipe, arguments.cache_root, arguments.samples)
     logits = said.logits_BC
     classes = logits.shape[1]
     encodings = {name: Encoding(name, classes) for name in ("float32", "float16", "int8", "int4")}

@@ -38,20 +38,20 @@ def mention_ending(cache: Place | None) -> None:
         log.warning("%s has no ending .zarr: it is not listed, nor found without --cache", cache)
 
 
-def free_path(root: Path, name: str, asked: Manifest) -> Path:
+def free_path(root: Path, name: str, required: Manifest) -> Path:
     """NAME.zarr, or with the identity and then a number in its name where others hold that.
 
     Raises:
         CacheCorruptError: a cache of that name is damaged, so nobody knows what it holds.
     """
-    other = f"{name}-{asked.id[:8]}"
+    other = f"{name}-{required.id[:8]}"
     names = chain([name, other], (f"{other}-{number}" for number in count(2)))
     return next(
-        path for path in (root / f"{one}.zarr" for one in names) if not _is_taken(path, asked)
+        path for path in (root / f"{one}.zarr" for one in names) if not _is_taken(path, required)
     )
 
 
-def _is_taken(path: Path, asked: Manifest) -> bool:
+def _is_taken(path: Path, required: Manifest) -> bool:
     """Whether something else is there than a cache that fits, which began just now."""
     try:
         if path.is_file():
@@ -63,7 +63,7 @@ def _is_taken(path: Path, asked: Manifest) -> bool:
         if b'"kdscale"' in (path / "zarr.json").read_bytes():
             raise
         return True
-    return found.id != asked.id or any(found.lacks(asked))
+    return found.id != required.id or any(found.lacks(required))
 
 
 def clear_abandoned(root: Path) -> None:
@@ -77,13 +77,13 @@ def clear_abandoned(root: Path) -> None:
                 path.rmdir()
 
 
-def check_space(path: Place, asked: Manifest) -> None:
+def check_space(path: Place, required: Manifest) -> None:
     """Stop before anything is written, so that a build too large leaves what is there as it is.
 
     Raises:
         StorageError: there is too little.
     """
-    wanted, free = space(path, asked)
+    wanted, free = space(path, required)
     if free is not None and free < wanted:
         raise StorageError(
             f"{path} needs about {wanted / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free: "
@@ -91,15 +91,16 @@ def check_space(path: Place, asked: Manifest) -> None:
         )
 
 
-def space(path: Place, asked: Manifest) -> tuple[int, int | None]:
+def space(path: Place, required: Manifest) -> tuple[int, int | None]:
     """Bytes that a build may write, were nothing compressed, and bytes that are free.
 
     A cache that is there may keep more features than a recipe asks for, of further views too. A
     remote store does not say how many are free.
     """
     with suppress(CacheNotFoundError, CacheCorruptError):
-        asked = replace(asked, features=read_manifest(path).features)
-    wanted = asked.num_views * asked.num_samples * asked.bytes_per_sample - bytes_stored(path)
+        required = replace(required, features=read_manifest(path).features)
+    total = required.num_views * required.num_samples * required.bytes_per_sample
+    wanted = total - bytes_stored(path)
     if not isinstance(path, Path):
         return max(0, wanted), None
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())

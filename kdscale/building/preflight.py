@@ -35,10 +35,10 @@ class PreflightReport:
     fidelity: Mapping[str, Any]
     """See `kdscale.building.fidelity`."""
 
-    def told_in(self, asked: Manifest) -> Manifest:
+    def told_in(self, required: Manifest) -> Manifest:
         """A manifest that says it."""
-        teacher = {**asked.teacher, "top1_accuracy": self.top1_accuracy}
-        return replace(asked, teacher=teacher, fidelity=self.fidelity)
+        teacher = {**required.teacher, "top1_accuracy": self.top1_accuracy}
+        return replace(required, teacher=teacher, fidelity=self.fidelity)
 
 
 def run_preflight(
@@ -63,7 +63,7 @@ def run_preflight(
         ModelError: see `inspect_teacher`.
     """
     seen = inspect_teacher(batches, resident, images, with_features=with_features)
-    logits, embedding = seen.answers.logits_BC, seen.answers.embedding_BD
+    logits, embedding = seen.outputs.logits_BC, seen.outputs.embedding_BD
     stored = decode(encode(logits, encoding, embedding), encoding)
     measured = fidelity(logits.cpu(), stored, None if seen.labels is None else seen.labels.cpu())
     number = len(seen.index)

@@ -137,29 +137,29 @@ class ShardBuilder:
             if first > start:
                 self._between_chunks()
             last = min(first + manifest.rows_together, stop)
-            answers: list[TeacherOutput] = []
+            outputs: list[TeacherOutput] = []
             done = first
             while done < last:
                 pixels = next(shown).pixels
-                answers.append(_compact(self._teacher.answers(pixels)))
+                outputs.append(_compact(self._teacher.outputs(pixels)))
                 digests.append(digest(pixels))
                 done += len(pixels)
             # Chunk by chunk: of a large object only what is stored stays in memory.
-            encoded.append(self._thread.submit(self._encode, concatenate(answers), view, first))
+            encoded.append(self._thread.submit(self._encode, concatenate(outputs), view, first))
             if len(encoded) > _PENDING:
                 encoded[-_PENDING - 1].exception()  # waits for it; `_write` raises what it raised
         seen, seconds = torch.cat(digests).cpu(), perf_counter() - began
         self._pending.append(self._thread.submit(self._write, view, shard, encoded, seen, seconds))
         self.wait(_PENDING)
 
-    def _encode(self, said: TeacherOutput, view: int, first: int) -> dict[str, np.ndarray]:
-        logits, teacher = said.logits_BC, self._teacher.teacher
+    def _encode(self, output: TeacherOutput, view: int, first: int) -> dict[str, np.ndarray]:
+        logits, teacher = output.logits_BC, self._teacher.teacher
         if not torch.isfinite(logits).all():
             index = torch.arange(first, first + len(logits))
             check_finite_logits(logits, index, teacher.precision, f"in view {view} ")
         encoding = encoding_of(self._writer.manifest, teacher.head)
-        values = encode(logits, encoding, said.embedding_BD)
-        return values | encode_features(said.features)
+        values = encode(logits, encoding, output.embedding_BD)
+        return values | encode_features(output.features)
 
     def _write(
         self,
@@ -197,7 +197,7 @@ class ShardBuilder:
             self._thread.shutdown(wait=True)
 
 
-def _compact(answers: TeacherOutput) -> TeacherOutput:
+def _compact(outputs: TeacherOutput) -> TeacherOutput:
     """Features as they will be stored, and off the device: those of a shard may be gigabytes."""
-    features = {name: one.half().cpu() for name, one in answers.features.items()}
-    return replace(answers, features=features)
+    features = {name: one.half().cpu() for name, one in outputs.features.items()}
+    return replace(outputs, features=features)

@@ -60,7 +60,7 @@ def find_stored_outputs(
     taps = tuple(features)
     outputs = StoredOutputs(taps)
     if taps:
-        found = replace(teacher, taps=taps).answers(pixels).features
+        found = replace(teacher, taps=taps).outputs(pixels).features
         outputs = replace(outputs, shapes=tuple(tuple(found[tap.module].shape[1:]) for tap in taps))
     if embedding:
         module, head = teacher.find_head(pixels)
@@ -69,11 +69,11 @@ def find_stored_outputs(
 
 
 def configure_teacher(
-    teacher: FrozenTeacher, manifest: Manifest, kept: StoredOutputs
+    teacher: FrozenTeacher, manifest: Manifest, outputs: StoredOutputs
 ) -> FrozenTeacher:
     """The teacher, whose answers hold what a cache keeps: maybe more features than a recipe's."""
     return replace(
-        teacher, taps=taps_of(manifest.features), head=kept.head, head_module=kept.head_module
+        teacher, taps=taps_of(manifest.features), head=outputs.head, head_module=outputs.head_module
     )
 
 

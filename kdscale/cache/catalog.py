@@ -16,7 +16,7 @@ def list_caches(root: Path) -> Iterator[tuple[Path, Manifest | KdscaleError]]:
             yield path, error
 
 
-def find_cache(root: Path, asked: Manifest) -> Path | None:
+def find_cache(root: Path, required: Manifest) -> Path | None:
     """A cache of the asked identity that has the asked features.
 
     One that is finished with enough views first, else the largest begun.
@@ -25,11 +25,12 @@ def find_cache(root: Path, asked: Manifest) -> Path | None:
         (path, manifest)
         for path, manifest in list_caches(root)
         if isinstance(manifest, Manifest)
-        and manifest.id == asked.id
-        and not any(manifest.lacks(asked))
+        and manifest.id == required.id
+        and not any(manifest.lacks(required))
     ]
     if not fitting:
         return None
     return max(
-        fitting, key=lambda f: (f[1].complete and f[1].num_views >= asked.num_views, f[1].num_views)
+        fitting,
+        key=lambda f: (f[1].complete and f[1].num_views >= required.num_views, f[1].num_views),
     )[0]

@@ -144,13 +144,13 @@ class Manifest:
         features: int = sum(prod(one["shape"]) for one in self.features)
         return self.bytes_per_target + 2 * features + 8
 
-    def lacks(self, asked: "Manifest") -> Iterator[tuple[str, str, str]]:
+    def lacks(self, required: "Manifest") -> Iterator[tuple[str, str, str]]:
         """Name, what there is and what is asked for, of each feature that is not kept like that.
 
         Features are no part of the identity: a cache with more of them than are asked for fits.
         """
         kept = {one["module"]: one["pool"] for one in self.features}
-        for one in asked.features:
+        for one in required.features:
             module, pool = one["module"], one["pool"]
             if module not in kept or kept[module] != pool:
                 found = _pooling(kept[module]) if module in kept else ABSENT
@@ -332,7 +332,7 @@ def bytes_stored(cache: Location) -> int:
 def check_identity(
     path: object,
     cache: Manifest,
-    asked: Manifest,
+    required: Manifest,
     explain: Callable[[], Sequence[str]] | None = None,
 ) -> None:
     """Stop unless the cache at `path`, named in messages, holds what is asked for.
@@ -340,16 +340,16 @@ def check_identity(
     Args:
         path: where it lies.
         cache: its manifest.
-        asked: what is asked for.
+        required: what is asked for.
         explain: where the data sets differ, says in what.
 
     Raises:
         CacheMismatchError: names every differing field with both values.
     """
-    differing = list(differences(cache.identity, asked.identity))
-    differing += cache.lacks(asked)
-    if cache.num_views < asked.num_views:
-        differing.append(("views.count", cache.num_views, asked.num_views))
+    differing = list(differences(cache.identity, required.identity))
+    differing += cache.lacks(required)
+    if cache.num_views < required.num_views:
+        differing.append(("views.count", cache.num_views, required.num_views))
     if not differing:
         return
     lines = [

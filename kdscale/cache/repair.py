@@ -109,7 +109,7 @@ def _make_way(store: Store, key: str) -> None:
 
 def restored_manifest(
     cache: Location,
-    asked: Manifest,
+    required: Manifest,
     labels: np.ndarray,
     once: Mapping[str, np.ndarray] | None = None,
 ) -> Manifest:
@@ -117,7 +117,7 @@ def restored_manifest(
 
     Args:
         cache: where it lies.
-        asked: what the recipe asks for; number of views and size of shards are the cache's.
+        required: what the recipe asks for; number of views and size of shards are the cache's.
         labels: int64 [N], those of the data set.
         once: see `fixed_objects`; the images' keys are left out where the cache has none.
 
@@ -126,18 +126,18 @@ def restored_manifest(
     """
     store = open_store(cache)
     path, remains = store.location, store.read(MANIFEST_KEY)
-    if not _names(remains, asked):
+    if not _names(remains, required):
         raise CacheCorruptError(
             f"the manifest of {path} is damaged, and what is left of it does not name what the "
             "recipe asks for: repair it with the recipe it was built with, or remove the folder"
         )
     if not store.size("keys/zarr.json"):  # a cache of an earlier version
-        dataset = {name: value for name, value in asked.dataset.items() if name != "keys"}
-        asked = replace(asked, dataset=dataset)
-    first = f"{shard_arrays(asked)[0]}/zarr.json"
-    for views, shard_samples, chunk_samples, bound in _shapes(store, first, asked.num_samples):
+        dataset = {name: value for name, value in required.dataset.items() if name != "keys"}
+        required = replace(required, dataset=dataset)
+    first = f"{shard_arrays(required)[0]}/zarr.json"
+    for views, shard_samples, chunk_samples, bound in _shapes(store, first, required.num_samples):
         manifest = replace(
-            asked.with_num_views(views),
+            required.with_num_views(views),
             shard_samples=shard_samples,
             chunk_samples=chunk_samples,
             bound_records=bound,
@@ -154,12 +154,12 @@ def restored_manifest(
     )
 
 
-def _names(remains: bytes, asked: Manifest) -> bool:
+def _names(remains: bytes, required: Manifest) -> bool:
     """Whether a damaged manifest still names the identity that is asked for, or says all of it."""
     text = remains.decode(errors="replace")
-    if f'"id": "{asked.id}"' in text:
+    if f'"id": "{required.id}"' in text:
         return True
-    identity = json.loads(canonical(asked.identity))
+    identity = json.loads(canonical(required.identity))
     try:
         stated = json.loads(text, strict=False)["attributes"]["kdscale"]
         sections = ("dataset", "teacher", "views")

@@ -41,19 +41,19 @@ Check = Callable[[], None]
 
 def create_or_resume(
     cache: Location,
-    asked: Manifest,
+    required: Manifest,
     labels: np.ndarray,
     claims: Leases | None = None,
     once: Mapping[str, np.ndarray] | None = None,
 ) -> Manifest:
-    """Make a place a cache that `asked` can be written to.
+    """Make a place a cache that `required` can be written to.
 
     A new folder gets its metadata; an unfinished or smaller one of the same identity is taken up.
     Builders that call this at once do it one after the other, and find each other's.
 
     Args:
         cache: where it lies, or shall lie.
-        asked: the manifest of the cache to be.
+        required: the manifest of the cache to be.
         labels: int64 [N], -1 where unlabelled.
         claims: of this builder; its own for the moment when None.
         once: see `fixed_objects`.
@@ -64,23 +64,24 @@ def create_or_resume(
         ConfigError: it would have more shards than a cache can have.
         StorageError: the disk is full, read-only or not permitted.
     """
-    num_shards = asked.num_views * asked.num_shards
+    num_shards = required.num_views * required.num_shards
     if num_shards > MAX_SHARDS:
         raise ConfigError(
-            f"{asked.num_views} views have {num_shards} shards of {asked.shard_samples} samples, "
+            f"{required.num_views} views have {num_shards} shards of "
+            f"{required.shard_samples} samples, "
             f"wanted at most {MAX_SHARDS}: set a larger cache.shard_samples, or fewer views"
         )
     store = open_store(cache)
-    found = _fitting(store, asked)  # first, so that nothing is written into another's folder
-    if found is not None and found.complete and found.num_views >= asked.num_views:
+    found = _fitting(store, required)  # first, so that nothing is written into another's folder
+    if found is not None and found.complete and found.num_views >= required.num_views:
         return found
     with changing_manifest(store, claims) as held:
-        found = _fitting(store, asked)
+        found = _fitting(store, required)
         if found is None:
-            return write_metadata(store, replace(asked, complete=False), labels, held, once)
-        if found.complete and found.num_views >= asked.num_views:
+            return write_metadata(store, replace(required, complete=False), labels, held, once)
+        if found.complete and found.num_views >= required.num_views:
             return found
-        return write_metadata(store, _taken_up(found, asked), labels, held, once)
+        return write_metadata(store, _taken_up(found, required), labels, held, once)
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def changing_manifest(cache: Location, claims: Leases | None = None) -> Iterator
         yield ours
 
 
-def _fitting(store: Store, asked: Manifest) -> Manifest | None:
+def _fitting(store: Store, required: Manifest) -> Manifest | None:
     """The manifest of the cache there, which fits but for its views; None in a free place."""
     try:
         found = read_manifest(store)
@@ -98,25 +99,25 @@ def _fitting(store: Store, asked: Manifest) -> Manifest | None:
         if is_free(store):
             return None
         if store.size(MANIFEST_KEY) is not None:  # another builder began just now
-            return _fitting(store, asked)
+            return _fitting(store, required)
         raise StorageError(
             f"{store.location} exists and is not a cache (it has no zarr.json): "
             "name another --cache, or remove it"
         ) from None
-    wanted = replace(found, num_views=max(found.num_views, asked.num_views))
-    check_identity(store.location, wanted, asked)
+    wanted = replace(found, num_views=max(found.num_views, required.num_views))
+    check_identity(store.location, wanted, required)
     return found
 
 
-def _taken_up(found: Manifest, asked: Manifest) -> Manifest:
-    larger = max(found, asked, key=lambda manifest: manifest.num_views)
+def _taken_up(found: Manifest, required: Manifest) -> Manifest:
+    larger = max(found, required, key=lambda manifest: manifest.num_views)
     return replace(
         found,
         views=larger.views,
-        teacher={**asked.teacher, **found.teacher},
+        teacher={**required.teacher, **found.teacher},
         num_views=larger.num_views,
-        fidelity=asked.fidelity,
-        versions=asked.versions,
+        fidelity=required.fidelity,
+        versions=required.versions,
         complete=False,
     )
 

@@ -214,7 +214,7 @@ def _sizes(
         if outputs is None:
             continue
         with suppress(ConfigError):  # topk of fewer classes than it stores
-            manifest = required_manifest(wanted, images, required.teacher, kept=outputs)
+            manifest = required_manifest(wanted, images, required.teacher, outputs=outputs)
             manifest = replace(manifest, features=required.features, dataset=required.dataset)
             each = float(manifest.bytes_per_sample)
             if measured is not None:

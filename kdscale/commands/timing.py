@@ -234,7 +234,7 @@ def time_teacher(
     num_images, num_batches = 0, 0
     began = perf_counter()
     for batch in images.render_views_each(pipeline, _each_view(num_samples, size, num_views)):
-        output = batches.answers(batch.pixels)
+        output = batches.outputs(batch.pixels)
         digest(batch.pixels).cpu()
         encode(output.logits_BC, encoding, output.embedding_BD)
         encode_features(output.features)

@@ -130,7 +130,7 @@ def recheck(
             same += (digest(pixels).cpu().numpy() == rows["digests"]).tolist()
             stored_targets, exact = (
                 decode(rows, encoding),
-                batches.answers(pixels).with_each(Tensor.cpu),
+                batches.outputs(pixels).with_each(Tensor.cpu),
             )
             apart += _apart(stored_targets, exact.logits_BC).tolist()
             features += _features_apart(stored_targets.features, exact.features, len(part)).tolist()

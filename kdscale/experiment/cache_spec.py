@@ -80,10 +80,12 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, Image
         find_module(named(student.model), term.student, "the student")
     if recipe.teacher.input is not None or recipe.teacher.is_trained:
         teacher = frozen_model(recipe, recipe.teacher, train, torch.device("cpu"))
-        kept = stored_outputs_of(recipe, train, teacher)
+        outputs = stored_outputs_of(recipe, train, teacher)
         inspect_outputs(teacher, few_views(recipe, train, teacher.device))
         shown = student.preprocess(two_views(first, pipelines[0]))
-        shapes = {tap.module: shape for tap, shape in zip(kept.taps, kept.shapes, strict=True)}
+        shapes = {
+            tap.module: shape for tap, shape in zip(outputs.taps, outputs.shapes, strict=True)
+        }
         with_features(student.model, loss.features, shown, shapes, seed=0)
     return train, test
 
@@ -146,7 +148,7 @@ def required_manifest(
     images: ImageDataset,
     teacher: Mapping[str, Any],
     views: Pipeline | None = None,
-    kept: StoredOutputs | None = None,
+    outputs: StoredOutputs | None = None,
 ) -> Manifest:
     """The manifest of the cache that a recipe asks for.
 
@@ -155,13 +157,13 @@ def required_manifest(
         images: its training split.
         teacher: what `FrozenTeacher.describe` says of its teacher.
         views: what the teacher is asked about, where that is not the recipe's.
-        kept: what `stored_outputs_of` says of its teacher. Without, sizes that only the
+        outputs: what `stored_outputs_of` says of its teacher. Without, sizes that only the
             teacher knows are left open: the manifest will do to be compared with a cache's.
     """
     views = views or cached_pipeline(recipe, images.num_samples)
     encoding = _encoding(recipe, images)
-    if kept is not None and kept.head is not None:
-        encoding = replace(encoding, embedding_size=kept.head.inputs)
+    if outputs is not None and outputs.head is not None:
+        encoding = replace(encoding, embedding_size=outputs.head.inputs)
     features: list[dict[str, Any]] = [
         {"module": one.module, "pool": one.pool, "shape": []} for one in recipe.cache.features
     ]
@@ -185,7 +187,7 @@ def required_manifest(
         top_k=encoding.top_k,
         temperatures=list(encoding.temperatures),
         embedding_size=encoding.embedding_size,
-        features=features if kept is None else kept.described(),
+        features=features if outputs is None else outputs.described(),
         num_views=num_views(recipe),
         num_samples=images.num_samples,
         num_classes=images.num_classes,

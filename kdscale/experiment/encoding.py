@@ -56,15 +56,15 @@ def choose_encoding(settings: config.CacheSection, num_classes: int) -> tuple[En
 
 
 def mention_encoding(
-    recipe: config.Recipe, asked: Manifest, teacher: FrozenTeacher, pixels: Tensor
+    recipe: config.Recipe, required: Manifest, teacher: FrozenTeacher, pixels: Tensor
 ) -> None:
     """Log what `auto` is resolved to and why, and where an embedding would be smaller or better."""
-    _, reason = choose_encoding(recipe.cache, asked.num_classes)
-    log.info("cache.encoding = 'auto' is %s: %s", asked.encoding, reason)
+    _, reason = choose_encoding(recipe.cache, required.num_classes)
+    log.info("cache.encoding = 'auto' is %s: %s", required.encoding, reason)
     with suppress(ConfigError):  # the teacher's last layer is not linear
         size = 2 * teacher.find_head(pixels)[1].inputs
         if size <= recipe.cache.budget_bytes and (
-            asked.encoding != "float16" or size < asked.bytes_per_target
+            required.encoding != "float16" or size < required.bytes_per_target
         ):
             log.info(
                 "cache.encoding = 'embedding' would take %d bytes and store all classes about as "

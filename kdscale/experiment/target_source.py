@@ -219,7 +219,7 @@ def describe_caches(caches: Sequence[CachedTargets], recipe: config.Recipe) -> d
 def feature_shapes(source: TargetSource, pixels: Tensor) -> dict[str, tuple[int, ...]]:
     """Of one sample's features of the teacher, by module; a live one is asked about `pixels`."""
     if isinstance(source, LiveTeacher):
-        features = source.teacher.answers(pixels).features
+        features = source.teacher.outputs(pixels).features
         return {name: tuple(values.shape[1:]) for name, values in features.items()}
     assert isinstance(source, CachedTargets), "features come from one cache or a live teacher"
     return {one["module"]: tuple(one["shape"]) for one in source.manifest.features}

@@ -65,5 +65,5 @@ class LiveTeacher:
     def targets(self, batch: Batch) -> DenseTargets:
         """The teacher's logits of the batch's pixels, and the features that it is asked for."""
         # A clone outside inference mode: autograd may save what was computed inside it.
-        said = self.teacher.answers(batch.pixels).with_each(Tensor.clone)
-        return DenseTargets(said.logits_BC, said.features)
+        output = self.teacher.outputs(batch.pixels).with_each(Tensor.clone)
+        return DenseTargets(output.logits_BC, output.features)

@@ -15,14 +15,14 @@ from kdscale.errors import CacheError
 
 
 def check_compatible(
-    path: Location, cache: Manifest, asked: Manifest, images: ImageDataset
+    path: Location, cache: Manifest, required: Manifest, images: ImageDataset
 ) -> None:
     """Stop unless a cache holds what is asked for.
 
     Args:
         path: the cache's place.
         cache: its manifest.
-        asked: what is asked for.
+        required: what is asked for.
         images: the data set at hand, to say in which images the cache's differs.
 
     Raises:
@@ -30,7 +30,7 @@ def check_compatible(
     """
     store = open_store(path)
     explain = partial(differing_images, store, cache, images)
-    check_identity(store.location, cache, asked, explain)
+    check_identity(store.location, cache, required, explain)
 
 
 def differing_images(cache: Location, manifest: Manifest, images: ImageDataset) -> list[str]:
@@ -49,7 +49,7 @@ def differing_images(cache: Location, manifest: Manifest, images: ImageDataset) 
     return changes(before, Rows(image_keys(images), images.labels, images.classes))
 
 
-def with_keys(asked: Manifest, images: ImageDataset) -> tuple[Manifest, dict[str, np.ndarray]]:
+def with_keys(required: Manifest, images: ImageDataset) -> tuple[Manifest, dict[str, np.ndarray]]:
     """A manifest that says that the images' keys are stored, and those keys, to be stored."""
-    dataset = {**asked.dataset, "keys": kind_of(images)}
-    return replace(asked, dataset=dataset), {"keys": image_keys(images)}
+    dataset = {**required.dataset, "keys": kind_of(images)}
+    return replace(required, dataset=dataset), {"keys": image_keys(images)}

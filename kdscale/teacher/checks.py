@@ -43,7 +43,7 @@ class Inspection:
     """int64 [B], positions in the split."""
     labels: Tensor | None
     """int64 [B]; None where there are none."""
-    answers: TeacherOutput
+    outputs: TeacherOutput
     """The teacher's outputs, without features."""
     seconds: float
     """Of the forward passes of the sample."""
@@ -77,20 +77,20 @@ def inspect_teacher(
     pixels, labels = resident.gather(index)
     once = _check_repeats(batches, with_features or batches.teacher, pixels[:_TWICE])
     began = perf_counter()
-    answers = batches.answers(pixels)
-    wait_for_device(answers.logits_BC.device)
+    outputs = batches.outputs(pixels)
+    wait_for_device(outputs.logits_BC.device)
     seconds = perf_counter() - began
     precision = batches.teacher.precision
-    check_finite_logits(answers.logits_BC, index, precision)
-    _check_regrouped(batches.teacher, pixels, once, answers.logits_BC)
-    _check_informative(answers.logits_BC)
-    _check_logits(answers.logits_BC, precision)
+    check_finite_logits(outputs.logits_BC, index, precision)
+    _check_regrouped(batches.teacher, pixels, once, outputs.logits_BC)
+    _check_informative(outputs.logits_BC)
+    _check_logits(outputs.logits_BC, precision)
     if not images.labelled:
-        return Inspection(index, None, answers, seconds, None)
-    _check_labels(answers.logits_BC.argmax(1).cpu(), labels.cpu(), images.classes)
-    accuracy = _estimated_accuracy(answers.logits_BC.argmax(1).cpu(), labels.cpu(), images)
+        return Inspection(index, None, outputs, seconds, None)
+    _check_labels(outputs.logits_BC.argmax(1).cpu(), labels.cpu(), images.classes)
+    accuracy = _estimated_accuracy(outputs.logits_BC.argmax(1).cpu(), labels.cpu(), images)
     log.info("teacher's top-1 on %d random training images: %.1f %%", len(index), 100 * accuracy)
-    return Inspection(index, labels, answers, seconds, accuracy)
+    return Inspection(index, labels, outputs, seconds, accuracy)
 
 
 def inspect_outputs(teacher: FrozenTeacher, pixels: Tensor) -> None:
@@ -145,12 +145,12 @@ def _check_repeats(batches: OomSafeTeacher, teacher: FrozenTeacher, pixels: Tens
 
 def _outputs(batches: OomSafeTeacher, pixels: Tensor) -> dict[str, Tensor]:
     """All that would be stored of a batch, by a name for messages."""
-    answers = batches.answers(pixels)
-    encode_features(answers.features)  # raises where float16 cannot hold them
-    found = {"logits": answers.logits_BC}
-    if answers.embedding_BD is not None:
-        found["embeddings"] = answers.embedding_BD
-    return found | {f"features of {name!r}": one for name, one in answers.features.items()}
+    outputs = batches.outputs(pixels)
+    encode_features(outputs.features)  # raises where float16 cannot hold them
+    found = {"logits": outputs.logits_BC}
+    if outputs.embedding_BD is not None:
+        found["embeddings"] = outputs.embedding_BD
+    return found | {f"features of {name!r}": one for name, one in outputs.features.items()}
 
 
 def _check_regrouped(

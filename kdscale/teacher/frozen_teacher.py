@@ -70,7 +70,7 @@ class FrozenTeacher:
     """And the name of that layer."""
 
     @torch.inference_mode()
-    def answers(self, pixels: Tensor) -> TeacherOutput:
+    def outputs(self, pixels: Tensor) -> TeacherOutput:
         """What it says of uint8 pixels [B, C, H, W].
 
         Raises:
@@ -84,7 +84,7 @@ class FrozenTeacher:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Raw logits of uint8 pixels [B, C, H, W]: float32 [B, classes]."""
-        return self.answers(pixels).logits_BC
+        return self.outputs(pixels).logits_BC
 
     def find_head(self, pixels: Tensor) -> tuple[str, Head]:
         """The name and the values of its last layer, looked for on some pixels.
@@ -146,9 +146,9 @@ class OomSafeTeacher:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits of any number of pixels, on the teacher's device; errors as of `answers`."""
-        return self.answers(pixels).logits_BC
+        return self.outputs(pixels).logits_BC
 
-    def answers(self, pixels: Tensor) -> TeacherOutput:
+    def outputs(self, pixels: Tensor) -> TeacherOutput:
         """What the teacher says of any number of pixels, on its device.
 
         Raises:
@@ -157,7 +157,7 @@ class OomSafeTeacher:
         while True:
             try:
                 parts = pixels.split(self.batch_size)
-                return concatenate([self.teacher.answers(part) for part in parts])
+                return concatenate([self.teacher.outputs(part) for part in parts])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

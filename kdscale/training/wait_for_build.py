@@ -122,20 +122,20 @@ def wait_for_manifest(cache: Location) -> Manifest:
     return read_manifest(store)
 
 
-def wait_for_cache(root: Path, asked: Manifest) -> Path:
+def wait_for_cache(root: Path, required: Manifest) -> Path:
     """A cache below `root` that fits, as soon as somebody has begun one.
 
     Raises:
         CacheIncompleteError: nobody begins one.
     """
     began, told = time.monotonic(), False
-    while (found := find_cache(root, asked)) is None:
+    while (found := find_cache(root, required)) is None:
         if not told:
-            log.info("waiting for a build to begin a cache in %s (id %s)", root, asked.id)
+            log.info("waiting for a build to begin a cache in %s (id %s)", root, required.id)
             told = True
         if time.monotonic() - began > lease.PATIENCE_SECONDS:
             raise CacheIncompleteError(
-                f"no cache in {root} holds what the recipe asks for (id {asked.id}), and nobody "
+                f"no cache in {root} holds what the recipe asks for (id {required.id}), and nobody "
                 f"has begun one for {lease.PATIENCE_SECONDS:.0f} s: start `kdscale cache build` "
                 "with the same recipe, or leave out --wait"
             )

@@ -281,7 +281,7 @@ def test_memory_for_not_even_one_image_is_an_error_with_advice(kdscale, write_re
     )
 
     class Full(FrozenTeacher):
-        def answers(self, pixels):
+        def outputs(self, pixels):
             raise torch.OutOfMemoryError("no")
 
     full = Full(**{name: getattr(frozen, name) for name in FrozenTeacher.__slots__})

@@ -64,7 +64,7 @@ def test_cached_targets_are_the_live_ones_as_stored(name, built, tiny_teacher, s
         index = torch.arange(64, 96)  # a shard, so the teacher sees the batch that the build saw
         batch = shown.render_views(cached.pipeline, view, index)
         found, exact = cached.targets(batch), live.targets(batch)
-        inputs = teacher.answers(batch.pixels).embedding_BD
+        inputs = teacher.outputs(batch.pixels).embedding_BD
         expected = decode(encode(exact.logits_BC, how, inputs), how)
         assert type(found) is type(expected) is (TopKTargets if name == "topk" else DenseTargets)
         losses = [objective(student, t, batch.labels) for t in (found, expected, exact)]
