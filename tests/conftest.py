@@ -203,6 +203,21 @@ def shared_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def save_random_model():
+    """Writes weights of a model of `tiny_models` for the tiny data, drawn from seed 0."""
+    from kdscale.models.registry import create_model
+    from kdscale.models.weights import save_weights
+
+    def save(name, path):
+        torch.manual_seed(0)
+        model = create_model(f"tiny_models:{name}", num_classes=4, in_channels=1)
+        save_weights(path, model, metadata={})
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory, load_table, shared_root):
     """Weights of a teacher that is nearly always right."""
     from kdscale.commands.train import train

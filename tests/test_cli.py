@@ -287,9 +287,8 @@ def test_truncated_weights_are_refused(kdscale, write_recipe, weights, command):
     assert_refused(kdscale(*command, recipe), 1, "weights.safetensors", "damaged")
 
 
-def test_weights_of_another_model_are_refused(kdscale, write_recipe, tmp_path):
-    model = create_model("tiny_models:linear", num_classes=4, in_channels=1)
-    save_weights(tmp_path / "linear.safetensors", model, metadata={})
+def test_weights_of_another_model_are_refused(kdscale, write_recipe, save_random_model, tmp_path):
+    save_random_model("linear", tmp_path / "linear.safetensors")
     recipe = write_recipe(teacher={"weights": str(tmp_path / "linear.safetensors")})
     assert_refused(kdscale("cache", "build", recipe), 1, "is not of this teacher", "missing 4.bias")
 

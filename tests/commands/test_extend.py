@@ -12,8 +12,6 @@ import torch
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
-from kdscale.models.registry import create_model
-from kdscale.models.weights import save_weights
 from kdscale.target_sources.cached import CachedTargets
 
 SHARD, BATCH = 16, 8
@@ -22,12 +20,9 @@ PROBE = (64 + 128) // BATCH
 
 
 @pytest.fixture
-def recipe(write_recipe, tmp_path):
+def recipe(write_recipe, save_random_model, tmp_path):
     """3 views, by a teacher that notes each batch."""
-    torch.manual_seed(0)
-    weights = tmp_path / "counted.safetensors"
-    model = create_model("tiny_models:counted", num_classes=4, in_channels=1)
-    save_weights(weights, model, metadata={})
+    weights = save_random_model("counted", tmp_path / "counted.safetensors")
     options = {"log": str(tmp_path / "batches.txt"), "cache": str(tmp_path / "cache/tiny.zarr")}
     teacher = {"model": "tiny_models:counted", "options": options, "weights": str(weights)}
     return write_recipe(teacher={**teacher, "batch_size": BATCH}, cache={"shard_samples": SHARD})

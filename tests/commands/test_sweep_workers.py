@@ -20,8 +20,6 @@ from optuna.trial import TrialState
 from safetensors.torch import load_file
 
 from kdscale.config import SweepSection
-from kdscale.models.registry import create_model
-from kdscale.models.weights import save_weights
 from kdscale.sweep.database import own_database
 from kdscale.sweep.local_workers import environment_of, gpus
 from kdscale.sweep.study import Ended, Study
@@ -32,12 +30,10 @@ PATIENCE = 2
 
 
 @pytest.fixture
-def slow_recipe(write_recipe, tmp_path):
+def slow_recipe(write_recipe, save_random_model, tmp_path):
     """Students that take a second each, from a teacher that notes each batch."""
-    torch.manual_seed(0)
-    weights, options = tmp_path / "counted.safetensors", {"log": str(tmp_path / "batches.txt")}
-    teacher = create_model("tiny_models:counted", num_classes=4, in_channels=1)
-    save_weights(weights, teacher, metadata={})
+    weights = save_random_model("counted", tmp_path / "counted.safetensors")
+    options = {"log": str(tmp_path / "batches.txt")}
 
     def write(epochs=3, seconds=0.03, student=None, **sweep):
         return write_recipe(

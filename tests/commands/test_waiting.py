@@ -20,20 +20,15 @@ from kdscale.cache.manifest import read_manifest
 from kdscale.cache.verify import verify
 from kdscale.cache.wait import Watch
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.models.registry import create_model
-from kdscale.models.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 VIEWS, SHARDS, BATCH = 4, 4, 8
 
 
 @pytest.fixture
-def make_recipe(write_recipe, tmp_path):
+def make_recipe(write_recipe, save_random_model, tmp_path):
     """4 views, built in batches that take their time; a student of as many epochs."""
-    torch.manual_seed(0)
-    weights = tmp_path / "slow.safetensors"
-    model = create_model("tiny_models:slow", num_classes=4, in_channels=1)
-    save_weights(weights, model, metadata={})
+    weights = save_random_model("slow", tmp_path / "slow.safetensors")
 
     def make(seconds=0.02, step_seconds=0.0, views=VIEWS, shards=None):
         """With `shards`, a build stands still after so many of them, until `go_on`."""

@@ -38,17 +38,10 @@ def commits(url):
 
 
 @pytest.fixture
-def slow_recipe(write_recipe, tmp_path):
+def slow_recipe(write_recipe, save_random_model, tmp_path):
     """Of 16 chunks a view, one object, whose teacher takes its time."""
-    import torch
 
-    from kdscale.models.registry import create_model
-    from kdscale.models.weights import save_weights
-
-    torch.manual_seed(0)
-    weights = tmp_path / "counted.safetensors"
-    model = create_model("tiny_models:counted", num_classes=4, in_channels=1)
-    save_weights(weights, model, metadata={})
+    weights = save_random_model("counted", tmp_path / "counted.safetensors")
     options = {"log": str(tmp_path / "batches.txt"), "seconds": 0.02}
     teacher = {"model": "tiny_models:counted", "options": options, "weights": str(weights)}
     return write_recipe(teacher={**teacher, "batch_size": 8}, cache={"shard_samples": 8})
