@@ -20,6 +20,18 @@ def percent_text(share: float | None, nothing: str = "") -> str:
     return nothing if share is None else f"{100 * share:.2f}"
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text whose control characters are escaped, so that it cannot steer a terminal.
+
+    Args:
+        text: such as a file's or a class's name, which anybody may have chosen.
+        keep: control characters that stay, such as newlines of a message.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text
+    )
+
+
 def number_of(count: float, thing: str, things: str = "") -> str:
     """`1 view`, `50 views`, `1.5 epochs`.
 

@@ -440,3 +440,11 @@ def test_batch_norm_of_a_single_sample_is_told_as_what_it_is(
     student = {"model": "tiny_models:batch_norm_of_vectors", "options": {}, "train": train}
     done = kdscale("train", write_recipe(student=student), "--data", data, "--run", "run")
     assert_refused(done, 1, "batch-norm cannot train on a single sample", "global_batch_size")
+
+
+def test_control_characters_reach_no_terminal(kdscale, tmp_path):
+    done = kdscale("cache", "verify", tmp_path / "no\x1b[31mcache\x07.zarr")
+    assert done.exit_code == 1
+    assert "\x1b" not in done.stderr
+    assert "\x07" not in done.stderr
+    assert r"no\x1b[31mcache\x07.zarr" in done.stderr

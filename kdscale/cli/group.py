@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from kdscale.errors import Interrupted, KdscaleError, MainProcessError, PeerLostError
-from kdscale.formatting import shortened
+from kdscale.formatting import printable, shortened
 from kdscale.signals import Terminated, terminated
 
 _OF_DISKS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -98,7 +98,9 @@ class Group(click.Group):
     @staticmethod
     def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
         where = "" if is_main_process() else f" in process {os.environ['RANK']}"
-        lines = [shortened(line, _LONGEST_LINE) for line in message.splitlines()]
+        lines = [
+            shortened(printable(line, keep="\t"), _LONGEST_LINE) for line in message.splitlines()
+        ]
         if len(lines) > _MOST_LINES:
             lines[_MOST_LINES:] = [f"... and {len(lines) - _MOST_LINES} lines more"]
         click.echo(f"Error{where}: " + "\n".join(lines), err=True)
@@ -107,6 +109,13 @@ class Group(click.Group):
 
 def _path(error: OSError) -> str:
     return os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+
+
+class _Printable(logging.Formatter):
+    """Formats records with escaped control characters, whatever names they hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 class _Messages(logging.StreamHandler[Any]):
@@ -137,7 +146,7 @@ class _Messages(logging.StreamHandler[Any]):
 def start_logging() -> None:
     """Messages of the main process, and errors of all, go to standard error."""
     handler = _Messages()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logger = logging.getLogger("kdscale")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdscale.errors import DataError
+from kdscale.formatting import printable
 from kdscale.regular_files import read_regular
 
 ROWS_PER_READ = 1024
@@ -67,7 +68,7 @@ class EncodedSplit:
     def place(self, sample: int) -> str:
         """How messages name a sample: its row, and its file where it has one."""
         file = self._file(sample)
-        where = f" ({file})" if file else ""
+        where = f" ({printable(file)})" if file else ""
         return f"row {self.rows[sample]} of split '{self.split}' of {self.name}{where}"
 
     def _file(self, sample: int) -> str:

@@ -13,7 +13,7 @@ from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.image_hashes import RowCheck
 from kdscale.data.source import open_source
-from kdscale.formatting import number_of
+from kdscale.formatting import number_of, printable
 from kdscale.regular_files import path_inside
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,8 @@ def describe_split(encoded: EncodedSplit) -> str:
     if not encoded.classes:
         of_classes = "without labels"
     else:
-        names = ", ".join(encoded.classes[:5]) + (", ..." if len(encoded.classes) > 5 else "")
+        names = ", ".join(map(printable, encoded.classes[:5]))
+        names += ", ..." if len(encoded.classes) > 5 else ""
         noun = "class" if len(encoded.classes) == 1 else "classes"
         of_classes = f"of {len(encoded.classes):,} {noun} ({names})"
         present = len(np.unique(encoded.labels[encoded.labels >= 0]))

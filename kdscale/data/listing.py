@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from kdscale.errors import DataError
-from kdscale.formatting import number_of
+from kdscale.formatting import number_of, printable
 
 Kind = Literal["image", "table", "metadata", "archive", "document", "other"]
 
@@ -113,10 +113,9 @@ def check_no_pointer(path: Path) -> None:
 
 
 def first_few(names: Iterable[str], number: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, control characters escaped, and how many more there are."""
     listed = list(names)
-    shown = ", ".join(name.encode("unicode_escape").decode() if "\r" in name else name
-                      for name in listed[:number])  # fmt: skip
+    shown = ", ".join(printable(name) for name in listed[:number])
     more = len(listed) - number
     return f"{shown} and {more:,} more" if more > 0 else shown
 

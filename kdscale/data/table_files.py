@@ -17,6 +17,7 @@ from typing import Any
 
 from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, first_few
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
+from kdscale.data.table_schemas import check_same_class_names
 from kdscale.errors import DataError
 from kdscale.formatting import number_of
 
@@ -32,13 +33,15 @@ def open_table_folder(listing: Listing, config: str | None) -> tuple[dict[str, A
         config: the configuration to read, of those that the folder's README.md names.
 
     Raises:
-        DataError: files of several formats, a shard that is missing, or a file of no or two splits.
+        DataError: files of several formats or with other class names, a shard that is missing, or a
+            file of no or two splits.
     """
     kinds = _tables_by_suffix(listing)
     tables = [file for files in kinds.values() for file in files]
     for file in tables:
         check_no_pointer(listing.root / file)
     check_shards(str(listing.root), tables)
+    check_same_class_names(listing.root, tables)
     if has_card(listing.root):
         return _open_by_card(listing, tables, config)
     if config is not None:

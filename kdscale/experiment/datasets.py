@@ -18,7 +18,7 @@ from kdscale.data.validation_split import split_validation
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, DataError
 from kdscale.experiment.views import clean_pipeline, pipeline, training_pipeline
-from kdscale.formatting import number_of
+from kdscale.formatting import number_of, printable
 
 log = logging.getLogger(__name__)
 
@@ -167,5 +167,5 @@ def sample_indices(recipe: config.Recipe, images: ImageDataset) -> tuple[Tensor,
 
 def names_text(names: "list[str] | tuple[str, ...]") -> str:
     """The first class names, and how many there are."""
-    shown = ", ".join(names[:5])
+    shown = ", ".join(map(printable, names[:5]))
     return f"{shown}, … ({len(names)})" if len(names) > 5 else f"{shown} ({len(names)})"

@@ -59,7 +59,11 @@ def write_table(path, labels=(0, 1), start=0, names=None):
         table = table.replace_schema_metadata(
             {"huggingface": json.dumps({"info": {"features": about}})}
         )
-    pq.write_table(table, path)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def load(folder, tmp_path, split="train", **options):
@@ -362,6 +366,44 @@ def test_single_file_that_is_one_shard_of_two_is_refused(tmp_path):
     write_table(tmp_path / "train-00000-of-00002.parquet")
     with pytest.raises(DataError, match="1 of the 2 shards"):
         load(tmp_path / "train-00000-of-00002.parquet", tmp_path)
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+CARD += "".join(f"  - split: {s}\n    path: {s}.parquet\n" for s in ("train", "test")) + "---\n"
+
+
+@pytest.mark.parametrize("others", [["dog", "cat"], ["plane", "ship"], ["bird", "cat", "dog"]])
+@pytest.mark.parametrize(
+    ("files", "card"),
+    [
+        (("train.parquet", "test.parquet"), None),
+        (("train.parquet", "test.parquet"), CARD),
+        (("train.arrow", "test.arrow"), None),
+        (("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"), None),
+    ],
+    ids=["parquet", "by card", "arrow", "shards of one split"],
+)
+def test_table_files_that_number_classes_differently_are_refused_by_name(
+    tmp_path, files, card, others
+):
+    for file, names in zip(files, (["cat", "dog"], others), strict=True):
+        write_table(tmp_path / "set" / file, names=names)
+    if card:
+        (tmp_path / "set" / "README.md").write_text(card)
+    for split in {file.split("-")[0].split(".")[0] for file in files}:
+        with pytest.raises(DataError, match="one number would mean two classes") as refused:
+            load(tmp_path / "set", tmp_path, split)
+        assert all(file in str(refused.value) for file in files)
+        assert ", ".join(others) in str(refused.value)
+
+
+def test_control_characters_in_names_of_classes_and_files_are_escaped(tmp_path):
+    write(tmp_path / "set", {"train/a\x1b[31m\nb/0.ppm": ppm(0), "train/c/1.ppm": ppm(1)})
+    assert r"(a\x1b[31m\nb, c)" in said(tmp_path / "set")
+    write(tmp_path / "set", {"train/c/x\n\x1b[2J.png": b"no image"})
+    with pytest.raises(DataError) as refused:
+        load(tmp_path / "set", tmp_path)
+    assert str(refused.value).isprintable()
 
 
 def test_images_beside_tables_are_refused_either_way(tmp_path):
