@@ -11,7 +11,8 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +20,7 @@ from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, firs
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
 from kdscale.data.table_schemas import check_same_class_names
 from kdscale.errors import DataError
-from kdscale.formatting import number_of
+from kdscale.formatting import number_of, printable
 
 _SHARD = re.compile(r"(?P<name>.*?)[-_.](?P<index>\d{5})-of-(?P<total>\d{5})(?P<rest>\W.*)?")
 _CARD_HEADER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
@@ -131,12 +132,17 @@ def has_card(root: Path) -> bool:
     """Whether a folder describes configurations or columns, as repositories of the hub do."""
     if (root / ".huggingface.yaml").is_file() or (root / "dataset_infos.json").is_file():
         return True
+    return bool(re.search(r"^(configs|dataset_info)\s*:", _card_header(root), re.MULTILINE))
+
+
+def _card_header(root: Path) -> str:
+    """The YAML header of a folder's README.md; empty where there is none."""
     try:
         text = (root / "README.md").read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
-        return False
+        return ""
     header = _CARD_HEADER.match(text)
-    return bool(header and re.search(r"^(configs|dataset_info)\s*:", header[1], re.MULTILINE))
+    return header[1] if header else ""
 
 
 def config_error(source: str, config: str | None, names: Sequence[str]) -> DataError:
@@ -164,6 +170,7 @@ def _open_by_card(
     from datasets import get_dataset_config_names, load_dataset_builder
 
     root = listing.root.resolve()
+    _check_card_paths(listing.root)
     names = get_dataset_config_names(str(root))
     if (config is not None and config not in names) or (
         config is None and len(names) > 1 and "default" not in names
@@ -184,6 +191,44 @@ def _open_by_card(
         )
     builder.download_and_prepare()
     return dict(builder.as_dataset()), read
+
+
+def _check_card_paths(root: Path) -> None:
+    """Refuse a card that names files at an address or outside its folder.
+
+    Raises:
+        DataError: naming the first.
+    """
+    import yaml
+
+    with suppress(yaml.YAMLError, OSError):  # what cannot be read, `datasets` refuses
+        extra = root / ".huggingface.yaml"
+        for text in (_card_header(root), extra.read_text() if extra.is_file() else ""):
+            header = yaml.safe_load(text)
+            configs = header.get("configs") if isinstance(header, dict) else None
+            for config in configs if isinstance(configs, list) else []:
+                table = config if isinstance(config, dict) else {}
+                for path in _texts([table.get("data_files"), table.get("data_dir")]):
+                    _check_below(root, path)
+
+
+def _check_below(root: Path, path: str) -> None:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "::" in path or "://" in path:
+        raise DataError(
+            f"README.md of {root} names {printable(path)!r}, which is not below that folder, and "
+            "data of a folder is read from it alone: copy the files there, or name their folder or "
+            "repository as data.source"
+        )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Return all strings in nested lists and tables."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(one)
 
 
 def _assign(root: Path, tables: Sequence[str]) -> dict[str, list[str]]:

@@ -368,8 +368,10 @@ def test_single_file_that_is_one_shard_of_two_is_refused(tmp_path):
         load(tmp_path / "train-00000-of-00002.parquet", tmp_path)
 
 
-CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n"
-CARD += "".join(f"  - split: {s}\n    path: {s}.parquet\n" for s in ("train", "test")) + "---\n"
+TWO_SPLITS = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+TWO_SPLITS += (
+    "".join(f"  - split: {s}\n    path: {s}.parquet\n" for s in ("train", "test")) + "---\n"
+)
 
 
 @pytest.mark.parametrize("others", [["dog", "cat"], ["plane", "ship"], ["bird", "cat", "dog"]])
@@ -377,7 +379,7 @@ CARD += "".join(f"  - split: {s}\n    path: {s}.parquet\n" for s in ("train", "t
     ("files", "card"),
     [
         (("train.parquet", "test.parquet"), None),
-        (("train.parquet", "test.parquet"), CARD),
+        (("train.parquet", "test.parquet"), TWO_SPLITS),
         (("train.arrow", "test.arrow"), None),
         (("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"), None),
     ],
@@ -395,6 +397,19 @@ def test_table_files_that_number_classes_differently_are_refused_by_name(
             load(tmp_path / "set", tmp_path, split)
         assert all(file in str(refused.value) for file in files)
         assert ", ".join(others) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["../other/train.parquet", "/etc/train.parquet", "http://127.0.0.1:9/t.parquet",
+             "data/../../x.parquet", "zip://x.parquet::http://127.0.0.1:9/t.zip"],
+)  # fmt: skip
+def test_card_that_names_files_elsewhere_is_refused_by_name(tmp_path, path):
+    write_table(tmp_path / "other" / "train.parquet", names=["cat", "dog"])
+    write_table(tmp_path / "set" / "train.parquet", names=["cat", "dog"])
+    (tmp_path / "set" / "README.md").write_text(TWO_SPLITS.replace("train.parquet", path))
+    with pytest.raises(DataError, match="is not below that folder") as refused:
+        load(tmp_path / "set", tmp_path)
+    assert path in str(refused.value)
 
 
 def test_control_characters_in_names_of_classes_and_files_are_escaped(tmp_path):
