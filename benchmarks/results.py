@@ -131,6 +131,8 @@ def _table(found: dict[str, Any]) -> str:
         return _plans_table(found["plans"])
     if "codecs" in found:
         return _codecs_tables(found)
+    if "cases" in found:
+        return _syncs_table(found)
     if "rounds" in found:
         return f"{bench_table(found)}\n\n{_COUNTS.format(**found)}"
     rows = [[key, _number(value)] for key, value in found.items()]
@@ -281,6 +283,19 @@ def _digests_table(rows: dict[str, dict[str, int]]) -> str:
     header = ["what was compared", "samples", "pixels differ", "misses", "false alarms"]
     keys = ("samples", "pixels_differ", "misses", "false_alarms")
     return Table(header, [[n, *[f"{r[k]:,}" for k in keys]] for n, r in rows.items()]).text()
+
+
+def _syncs_table(found: dict[str, Any]) -> str:
+    """Counts of each case, and before a slash those of an earlier commit."""
+    earlier = {case["name"]: case for case in found.get("before", [])}
+    keys = ("host_syncs", "blocking_copies", "async_copies", "kernels")
+    header = ["one batch of", *[key.replace("_", " ") for key in keys]]
+    lines = []
+    for case in found["cases"]:
+        before = earlier.get(case["name"])
+        counts = [f"{before[key]} / {case[key]}" if before else str(case[key]) for key in keys]
+        lines.append([case["name"], *counts])
+    return Table(header, lines).text()
 
 
 def _plans_table(plans: dict[str, dict[str, Any]]) -> str:

@@ -1,0 +1,18 @@
+"""What one batch asks of a GPU, part by part: one file for each part, named in `PARTS`.
+
+A file gives `cases() -> Iterator[Case]`. To add a case, yield it from its part's file; to add a
+part, write a file and name it here.
+"""
+
+from collections.abc import Iterator
+
+from sync_cases import views
+from sync_cases.counting import Case
+
+PARTS = {"views": views.cases}
+
+
+def all_cases() -> Iterator[Case]:
+    """Every case of every part, in a fixed order."""
+    for part in PARTS.values():
+        yield from part()
