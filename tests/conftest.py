@@ -18,7 +18,7 @@ from pathlib import Path
 # `datasets` and `huggingface_hub` read these when they are imported.
 _HOME = tempfile.mkdtemp(prefix="kdscale-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
-os.environ.update(HF_HOME=_HOME, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+os.environ.update(HF_HOME=_HOME, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
 os.environ["TORCH_HOME"] = _HOME  # where torchvision looks for weights
 
 import numpy as np
@@ -39,6 +39,16 @@ ASSETS = Path(__file__).parent / "assets"
 sys.path.append(str(ASSETS))  # tiny_models
 _PATHS = [str(ASSETS), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))  # an empty part is the folder
+
+
+def pytest_configure(config):
+    """Hide GPUs, unless the tests that need one are what is run.
+
+    A test of a CPU must not find one by chance. CUDA reads the variable when it is first used.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 SIDE = 8
 CLASSES = ["centre", "north", "sides", "south"]  # none of them turned into another by a flip

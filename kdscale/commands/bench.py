@@ -54,6 +54,7 @@ from kdscale.training.callbacks import NEVER, Intervals, StepCallback
 from kdscale.training.trainer import Trainer
 
 MINIMUM_ROUNDS = 50  # single rounds scatter by tens of percent
+_FEWEST_ROUNDS = 5  # of models so slow that more would take over twice the time
 _BUILD_ROUNDS = 5  # at least
 _STEP_SHARE = 0.7  # of the time; the rest measures the build
 _ROUND_SECONDS = 0.05  # wanted at least for each variant in a round
@@ -254,7 +255,8 @@ def _measure_steps(
     wanted = max(1, round(_ROUND_SECONDS / min(once.values())))
     affordable = max(1, int(seconds / MINIMUM_ROUNDS / sum(once.values())))
     count = min(wanted, affordable)
-    rounds = max(MINIMUM_ROUNDS, int(seconds / (count * sum(once.values()))))
+    fitting = seconds / (count * sum(once.values()))
+    rounds = max(_FEWEST_ROUNDS, int(fitting), min(MINIMUM_ROUNDS, int(2 * fitting)))
     measured: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
     for turn in range(rounds):
