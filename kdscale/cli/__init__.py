@@ -13,6 +13,7 @@ from kdscale import __version__
 from kdscale.cli.caches import cache_group
 from kdscale.cli.experiments import (
     bench,
+    env,
     evaluate,
     export,
     quickstart,
@@ -49,6 +50,7 @@ for _command in (
     bench,
     views_command,
     cache_group,
+    env,
 ):
     cli.add_command(_command)
 

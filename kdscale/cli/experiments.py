@@ -33,7 +33,7 @@ from kdscale.cli.options import (
     views_option,
     weights_option,
 )
-from kdscale.cli.output import print_found, print_text
+from kdscale.cli.output import outline, print_found, print_text
 from kdscale.formatting import number_of
 
 
@@ -343,3 +343,14 @@ def views_command(
     experiment = Experiment(recipe, where.locations())
     shown = show_views(experiment, out=out, samples=samples, views=views, seed=seed)
     print_text(str(shown), everywhere=True)
+
+
+@click.command()
+@cache_root_option
+@json_option
+def env(cache_root: Path, as_json: bool) -> None:
+    """Versions, devices, launch and free space, to paste into a bug report."""
+    from kdscale.commands.environment import environment
+
+    found = environment(cache_root)
+    print_found(found, outline(found), as_json=as_json, everywhere=True)
