@@ -180,6 +180,7 @@ _ENTRANCES = {
     "training step": [
         "kdscale.data.loader:Loader.batch",
         "kdscale.data.loader:BatchLoader.batch",
+        "kdscale.training.trainer:Trainer.losses_of",
         "kdscale.training.trainer:Trainer.loss_of",
         "kdscale.training.trainer:Trainer._update",
         "kdscale.engine.loop:Loop.loss_of",

@@ -1,7 +1,7 @@
 """Processes and devices: what every stage asks of Accelerate before it starts."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -98,11 +98,14 @@ def broadcast_from_main(accelerator: Accelerator, value: T) -> T:
     return values[0]
 
 
-def mean_over_processes(value: Tensor, accelerator: Accelerator) -> float:
-    """The mean of a scalar over all processes; waits for the device."""
+def means_over_processes(
+    values: Mapping[str, Tensor], accelerator: Accelerator
+) -> dict[str, float]:
+    """Return the mean of each scalar over all processes, by one collective and one copy."""
+    stacked = torch.stack(list(values.values()))
     if accelerator.num_processes > 1:
-        value = accelerator.reduce(value, "mean")
-    return float(value)
+        stacked = accelerator.reduce(stacked, "mean")
+    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -83,8 +83,8 @@ def test_divergence_of_top_k_reads_the_rest_as_evenly_spread(logits):
 def test_gradients_compared_are_those_of_the_objective(logits, name, temperature):
     targets = stored(logits, name)
     student = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5)).requires_grad_()
-    loss = Objective(0.0, 1.0, temperature)(student, targets, torch.zeros(300, dtype=torch.int64))
-    (found,) = torch.autograd.grad(loss, student)
+    losses = Objective(0.0, 1.0, temperature)(student, targets, torch.zeros(300, dtype=torch.int64))
+    (found,) = torch.autograd.grad(losses.total(), student)
     q = (student.detach().double() / temperature).softmax(1)
     expected = temperature * (q - _pull(targets, q, temperature)) / len(q)
     assert torch.allclose(found.double(), expected, atol=1e-7)

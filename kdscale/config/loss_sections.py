@@ -6,32 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kdscale.config.base_section import ConfigSection, Weight, unknown
-
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "kd": {"temperature": 4.0},
-    "mse": {},
-    "dkd": {
-        "temperature": 4.0,
-        "warmup_epochs": 20,
-        "options": {"target_weight": 1.0, "non_target_weight": 8.0},
-    },
-    "nkd": {"temperature": 1.0, "options": {"non_target_weight": 1.5}},
-    "dist": {"temperature": 1.0, "options": {"inter_weight": 1.0, "intra_weight": 1.0}},
-    "wttm": {"temperature": 4.0},
-}
-"""By `loss.kind`: the settings that it was published with."""
-
-
-_PUBLISHED_OPTIONS: dict[str, dict[str, float]] = {
-    "cosine": {},
-    "hint": {"kernel_size": 1},
-    "attention": {},
-    "rkd": {"distance_weight": 25.0, "angle_weight": 50.0},
-}
-"""By the kind of a feature loss."""
-
-
-_STANDARDIZED_TEMPERATURE = 2.0  # published for kd and dkd alike
+from kdscale.published_losses import FEATURE_LOSSES, LOGIT_LOSSES, STANDARDIZED_TEMPERATURE
 
 
 class FeatureLossSection(ConfigSection):
@@ -49,7 +24,7 @@ class FeatureLossSection(ConfigSection):
     def _as_published(cls, table: Any) -> Any:
         if not isinstance(table, Mapping):
             return table
-        known = _PUBLISHED_OPTIONS.get(str(table.get("kind")))
+        known = FEATURE_LOSSES.get(str(table.get("kind")))
         options = table.get("options", {})
         if known is None or not isinstance(options, Mapping):
             return table
@@ -95,23 +70,24 @@ class LossSection(ConfigSection):
         if not isinstance(table, Mapping):
             return table
         kind, options = table.get("kind", "kd"), table.get("options", {})
-        published = _PUBLISHED.get(kind) if isinstance(kind, str) else None
+        published = LOGIT_LOSSES.get(kind) if isinstance(kind, str) else None
         if published is None or not isinstance(options, Mapping):
             return table  # to be refused by their fields
-        known = published.get("options", {})
+        known = published.options
         for name in options:
             if name not in known:
                 message = f"kind {kind!r} has no option {name!r}"
                 raise ValueError(unknown(message, str(name), list(known)))
-        filled = {**published, **table, "options": {**known, **options}}
-        if "temperature" not in published:
-            if filled.setdefault("temperature", 1.0) != 1.0:
-                raise ValueError(
-                    f"kind {kind!r} compares logits as they are, temperature is "
-                    f"{filled['temperature']!r}: leave it out"
-                )
-        elif table.get("standardize") is True and "temperature" not in table:
-            filled["temperature"] = _STANDARDIZED_TEMPERATURE
+        temperature = published.temperature
+        if table.get("standardize") is True and published.softened:
+            temperature = STANDARDIZED_TEMPERATURE
+        defaults = {"temperature": temperature, "warmup_epochs": published.warmup_epochs}
+        filled = {**defaults, **table, "options": {**known, **options}}
+        if not published.softened and filled["temperature"] != temperature:
+            raise ValueError(
+                f"kind {kind!r} compares logits as they are, temperature is "
+                f"{filled['temperature']!r}: leave it out"
+            )
         return filled
 
     @model_validator(mode="after")

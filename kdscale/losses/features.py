@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdscale.errors import ConfigError
 from kdscale.losses.logits import wide
+from kdscale.published_losses import HINT, RKD
 
 
 def cosine_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -63,7 +64,10 @@ class HintRegressor(nn.Module):
     """
 
     def __init__(
-        self, student_shape: Sequence[int], teacher_shape: Sequence[int], kernel_size: int = 1
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        kernel_size: int = HINT["kernel_size"],
     ) -> None:
         super().__init__()
         if len(student_shape) != len(teacher_shape) or len(student_shape) not in (1, 3):
@@ -139,8 +143,8 @@ def rkd_loss(
     student_BD: Tensor,
     teacher_BD: Tensor,
     *,
-    distance_weight: float = 25.0,
-    angle_weight: float = 50.0,
+    distance_weight: float = RKD["distance_weight"],
+    angle_weight: float = RKD["angle_weight"],
 ) -> Tensor:
     """Huber loss of the distances between samples and of the angles that three of them span.
 

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdscale.published_losses import DIST, KD, WTTM
 from kdscale.targets import Mix, TopKTargets
 
 _ROUNDING = 16  # epsilons of a value's size: a spread below them is what rounding left
 
 
-def kl_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 4.0) -> Tensor:
+def kl_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = KD.temperature) -> Tensor:
     """T²·KL(teacher‖student) of softened probabilities, in nats.
 
     Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; the
@@ -37,7 +38,9 @@ def kl_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 4.0) ->
     )
 
 
-def bucket_kl_loss(student_BC: Tensor, targets: TopKTargets, temperature: float = 4.0) -> Tensor:
+def bucket_kl_loss(
+    student_BC: Tensor, targets: TopKTargets, temperature: float = KD.temperature
+) -> Tensor:
     """T²·KL(teacher‖student) over the kept classes and one bucket of all others, in nats.
 
     Teacher and student are read on the same K + 1 outcomes, each with all its mass, so the loss is
@@ -82,10 +85,10 @@ def mse_loss(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
 def dist_loss(
     student_BC: Tensor,
     teacher_BC: Tensor,
-    temperature: float = 1.0,
+    temperature: float = DIST.temperature,
     *,
-    inter_weight: float = 1.0,
-    intra_weight: float = 1.0,
+    inter_weight: float = DIST.options["inter_weight"],
+    intra_weight: float = DIST.options["intra_weight"],
 ) -> Tensor:
     """One minus Pearson's correlation of probabilities, within samples and within classes.
 
@@ -114,7 +117,9 @@ def dist_loss(
     return temperature**2 * (inter_weight * inter + intra_weight * intra)
 
 
-def wttm_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 4.0) -> Tensor:
+def wttm_loss(
+    student_BC: Tensor, teacher_BC: Tensor, temperature: float = WTTM.temperature
+) -> Tensor:
     """KL(teacher at T‖student at 1), weighted by how smooth the teacher is, in nats.
 
     Zheng & Yang, "Knowledge Distillation Based on Transformed Teacher Matching" (ICLR 2024),
@@ -135,7 +140,9 @@ def wttm_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 4.0) 
     return _weighted_matching(wide(student_BC), softened_BC, teacher_BC, temperature)
 
 
-def bucket_wttm_loss(student_BC: Tensor, targets: TopKTargets, temperature: float = 4.0) -> Tensor:
+def bucket_wttm_loss(
+    student_BC: Tensor, targets: TopKTargets, temperature: float = WTTM.temperature
+) -> Tensor:
     """`wttm_loss` over the kept classes and one bucket of all others, in nats.
 
     The divergence is that of K + 1 outcomes, as in `bucket_kl_loss`. The weight is that of all

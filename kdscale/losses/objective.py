@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import Parameter, signature
 from typing import Literal
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from kdscale.losses.logits import (
     wttm_loss,
 )
 from kdscale.losses.target_class import dkd_loss, nkd_loss
+from kdscale.published_losses import LOGIT_LOSSES
 from kdscale.targets import Mix, Targets, TopKTargets, all_classes
 
 Need = Literal["labels", "one label", "all classes", "whole batch", "features"]
@@ -37,23 +37,15 @@ class SoftLoss:
     them; its own weights by keyword."""
     of_largest: Callable[[Tensor, TopKTargets, float], Tensor] | None = None
     """From top-k targets; None where those do not say enough."""
-    softened: bool = True
-    """Whether it takes a temperature."""
     labels: bool = False
     """Whether it takes labels, one of each sample."""
     whole_batch: bool = False
     """Whether it relates the samples of a batch to one another."""
 
-    @property
-    def options(self) -> dict[str, float]:
-        """The weights of its parts, and what they were published with."""
-        parameters = signature(self.of_all).parameters.values()
-        return {one.name: one.default for one in parameters if one.kind is Parameter.KEYWORD_ONLY}
-
 
 SOFT_LOSSES = {
     "kd": SoftLoss(kl_loss, of_largest=bucket_kl_loss),
-    "mse": SoftLoss(mse_loss, softened=False),
+    "mse": SoftLoss(mse_loss),
     "dkd": SoftLoss(dkd_loss, labels=True),
     "nkd": SoftLoss(nkd_loss, labels=True),
     "dist": SoftLoss(dist_loss, whole_batch=True),
@@ -112,6 +104,26 @@ def _as_they_are(values_B: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightedLosses:
+    """The terms of an objective on one batch, each times its weight."""
+
+    terms: Sequence[tuple[str, Tensor]]
+    """Name and scalar, in the order in which they are summed; `feature_loss` may occur often."""
+
+    def total(self) -> Tensor:
+        """Return the scalar to minimise."""
+        values = [value for _, value in self.terms]
+        return sum(values[1:], values[0])
+
+    def by_name(self) -> dict[str, Tensor]:
+        """Return the sum of the terms of each name, detached, on the device."""
+        found: dict[str, Tensor] = {}
+        for name, value in self.terms:
+            found[name] = found[name] + value.detach() if name in found else value.detach()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Objective:
     """hard_weight · cross-entropy + soft_weight · a loss from logits + feature_weight · features.
 
@@ -142,7 +154,7 @@ class Objective:
     def __post_init__(self) -> None:
         if self.kind not in SOFT_LOSSES:
             raise ConfigError(f"no loss {self.kind!r}: known are {', '.join(SOFT_LOSSES)}")
-        known = SOFT_LOSSES[self.kind].options
+        known = LOGIT_LOSSES[self.kind].options
         if unknown := sorted(self.options.keys() - known):
             raise ConfigError(
                 f"loss {self.kind!r} has no option {unknown[0]!r}: "
@@ -181,31 +193,34 @@ class Objective:
         mix: Mix | None = None,
         epoch: int | None = None,
         features: Sequence[Tensor] = (),
-    ) -> Tensor:
-        """The scalar to minimise; a term of weight 0 is not computed.
+    ) -> WeightedLosses:
+        """Compute the weighted terms of a batch; a term of weight 0 is left out.
 
         Args:
-            logits_BC: the student's.
-            targets: the teacher's answers; None where there is no soft term.
+            logits_BC: student's logits [B, C].
+            targets: targets of the batch; None where there is no soft term.
             labels_B: int64 [B], -1 where unlabelled.
-            mix: whom the samples are mixed with.
+            mix: partners of mixed images, and weights; None if images are not mixed.
             epoch: whole epochs done; None = past any warm-up.
-            features: the student's, mapped, of each of `self.features`.
+            features: student's features after their adapters, for each of `self.features`.
 
         Raises:
-            ConfigError: the targets or labels are not those that the loss asks for.
+            ConfigError: the targets or labels are not those that the loss requires.
         """
         terms = []
         if self.hard_weight:
-            terms.append(self.hard_weight * self._hard_loss(logits_BC, labels_B, mix))
+            hard = self.hard_weight * self._hard_loss(logits_BC, labels_B, mix)
+            terms.append(("hard_loss", hard))
         if self.soft_weight:
             assert targets is not None, "an objective with a soft term is given targets"
             weight = self.soft_weight * self.warmup(epoch)
-            terms.append(weight * self._soft_loss(logits_BC, targets, labels_B, mix))
+            soft = weight * self._soft_loss(logits_BC, targets, labels_B, mix)
+            terms.append(("soft_loss", soft))
         for term, mapped in zip(self.features, features, strict=True):
             assert targets is not None, "an objective with features is given targets"
-            terms.append(self.feature_weight * term(mapped, targets, self.gather))
-        return sum(terms[1:], terms[0])
+            feature = self.feature_weight * term(mapped, targets, self.gather)
+            terms.append(("feature_loss", feature))
+        return WeightedLosses(terms)
 
     def warmup(self, epoch: int | None) -> float:
         """The share of the soft weight in an epoch; a function of it alone, so resumed exactly.
@@ -237,7 +252,7 @@ class Objective:
         if loss.whole_batch:
             logits_BC, teacher_BC = self.gather(logits_BC), self.gather(teacher_BC)
         more: list[Tensor | float] = [labels_B] if loss.labels else []
-        more += [self.temperature] if loss.softened else []
+        more += [self.temperature] if LOGIT_LOSSES[self.kind].softened else []
         return loss.of_all(logits_BC, teacher_BC, *more, **self.options)
 
     @property

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from kdscale.errors import ConfigError
 from kdscale.losses.logits import divergence, wide
+from kdscale.published_losses import DKD, NKD
 
 
 def dkd_loss(
     student_BC: Tensor,
     teacher_BC: Tensor,
     labels_B: Tensor,
-    temperature: float = 4.0,
+    temperature: float = DKD.temperature,
     *,
-    target_weight: float = 1.0,
-    non_target_weight: float = 8.0,
+    target_weight: float = DKD.options["target_weight"],
+    non_target_weight: float = DKD.options["non_target_weight"],
 ) -> Tensor:
     """T²·KL of label against all others, and T²·KL of the others among themselves, in nats.
 
@@ -54,9 +55,9 @@ def nkd_loss(
     student_BC: Tensor,
     teacher_BC: Tensor,
     labels_B: Tensor,
-    temperature: float = 1.0,
+    temperature: float = NKD.temperature,
     *,
-    non_target_weight: float = 1.5,
+    non_target_weight: float = NKD.options["non_target_weight"],
 ) -> Tensor:
     """Cross-entropies on the label's probability, and on the others normalised, in nats.
 

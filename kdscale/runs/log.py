@@ -24,7 +24,8 @@ TORN = "has no end"
 """End of the message for a last line that was only written in part."""
 _SUM, _SUM_DIGITS = "crc32", 8
 _NUMBERS = (
-    "step", "epoch", "loss", "learning_rate", "train_seconds", "top1_accuracy", "cross_entropy",
+    "step", "epoch", "loss", "hard_loss", "soft_loss", "feature_loss", "gradient_norm",
+    "learning_rate", "images_per_second", "train_seconds", "top1_accuracy", "cross_entropy",
 )  # fmt: skip
 
 

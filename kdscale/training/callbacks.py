@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kdscale.data.loader import DeviceImages
-from kdscale.distributed import any_process_stopped, mean_over_processes
+from kdscale.distributed import any_process_stopped, means_over_processes
 from kdscale.errors import DivergedError, PrunedError
 from kdscale.evaluation.evaluator import evaluate
 from kdscale.models.weights import save_weights
@@ -150,7 +150,7 @@ class StepCallback:
             DivergedError: the loss is not finite.
             RunError: another command has taken the run over.
         """
-        self._finite_loss(loop)
+        self._check_finite(loop, self._means(loop)["loss"])
         self.still_ours()
         save_checkpoint(self.run, loop, self.metrics)
 
@@ -161,22 +161,28 @@ class StepCallback:
             f"{self.run}: run the same command with --resume to go on"
         )
 
-    def _finite_loss(self, loop: Trainer) -> float:
-        loss = mean_over_processes(loop.loss, loop.accelerator)
+    def _means(self, loop: Trainer, **more: Tensor) -> dict[str, float]:
+        """Return the loss of the step, and more scalars of the device, as means over processes."""
+        return means_over_processes({"loss": loop.loss, **more}, loop.accelerator)
+
+    def _check_finite(self, loop: Trainer, loss: float) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} at step {loop.state.step}: lower the learning rate, clip "
                 f"gradients (gradient_clip) or use float32; {self.run} keeps the last checkpoint"
             )
-        return loss
 
     def _log(self, loop: Trainer) -> None:
-        loss = self._finite_loss(loop)
-        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        """Log the step: what lies on the device is read here alone, in one copy."""
+        norm = {} if loop.gradient_norm is None else {"gradient_norm": loop.gradient_norm}
+        means = self._means(loop, **loop.loss_parts(), **norm)
+        self._check_finite(loop, means["loss"])
+        self.bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
         self._record(
             loop,
-            loss=loss,
+            **means,
             learning_rate=loop.learning_rate,
+            images_per_second=round(loop.throughput.take(), 1),
             train_seconds=round(loop.state.train_seconds, 3),
         )
 

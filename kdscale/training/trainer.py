@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdscale.data.loader import Batch, BatchLoader
 from kdscale.distributed import wait_for_device
-from kdscale.losses.objective import Objective
+from kdscale.losses.objective import Objective, WeightedLosses
 from kdscale.models.preprocess import Preprocess
 from kdscale.precision import autocast
 from kdscale.runs.folder import Share
@@ -58,6 +58,25 @@ class TrainerState:
         return asdict(self)
 
 
+@dataclass(slots=True)
+class Throughput:
+    """Images of all processes, and seconds in steps, since the last `take`."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    def add(self, images: int, seconds: float) -> None:
+        """Count one optimizer step."""
+        self.images += images
+        self.seconds += seconds
+
+    def take(self) -> float:
+        """Return images per second since the last call, and count anew."""
+        rate = self.images / self.seconds if self.seconds else 0.0
+        self.images, self.seconds = 0, 0.0
+        return rate
+
+
 class Trainer:
     """Trains a model for as many steps as it is asked to.
 
@@ -100,9 +119,14 @@ class Trainer:
         self.accumulation, self.gradient_clip = accumulation, gradient_clip
         self.state = state or TrainerState()
         self.loss = torch.zeros(())
+        """Loss of the newest step, on the device."""
+        self.gradient_norm: Tensor | None = None
+        """Norm of all gradients of the newest step before clipping; None without clipping."""
+        self.throughput = Throughput()
         self.learning_rate = 0.0
         """Of the newest step."""
         self._epoch = -1
+        self._parts: list[tuple[float, dict[str, Tensor]]] = []
 
     @property
     def epoch(self) -> float:
@@ -134,12 +158,22 @@ class Trainer:
                 wait_for_device(
                     self.accelerator.device
                 )  # or the steps' work would count as what follows them
-            self.state.train_seconds += perf_counter() - began
+            seconds = perf_counter() - began
+            self.state.train_seconds += seconds
+            self.throughput.add(len(batch.index) * self.accelerator.num_processes, seconds)
             if after_step is not None:
                 after_step(self)
 
-    def loss_of(self, batch: Batch) -> Tensor:
-        """Forward pass and loss of one batch: load, targets, forward, loss."""
+    def loss_parts(self) -> dict[str, Tensor]:
+        """Return the weighted terms of the newest step's loss by name, on the device."""
+        found: dict[str, Tensor] = {}
+        for share, parts in self._parts:
+            for name, value in parts.items():
+                found[name] = found.get(name, 0.0) + value * share
+        return found
+
+    def losses_of(self, batch: Batch) -> WeightedLosses:
+        """Return the loss terms of one batch: targets, forward pass, losses."""
         targets = self.source.targets(batch)
         with autocast(self.precision, self.accelerator.device):
             answer = self.model(self.preprocess(batch.pixels))
@@ -158,10 +192,9 @@ class Trainer:
             self._epoch = epoch
 
     def _forward_backward(self, batch: Batch) -> Tensor:
+        self._parts = []
         if self.accumulation == 1:
-            loss = self.loss_of(batch)
-            loss.backward()
-            return loss.detach()
+            return self._backward_part(batch, batch)
         total = torch.zeros((), device=self.accelerator.device)
         parts = list(batch.split(min(self.accumulation, max(1, len(batch.index) // 2))))
         for part in parts[:-1]:
@@ -170,8 +203,10 @@ class Trainer:
         return total + self._backward_part(parts[-1], batch)
 
     def _backward_part(self, part: Batch, whole: Batch) -> Tensor:
-        loss = self.loss_of(part) * (len(part.index) / len(whole.index))
+        losses, share = self.losses_of(part), len(part.index) / len(whole.index)
+        loss = losses.total() if share == 1 else losses.total() * share
         loss.backward()
+        self._parts.append((share, losses.by_name()))
         return loss.detach()
 
     def _set_learning_rate(self, rate: float) -> None:
@@ -181,7 +216,8 @@ class Trainer:
 
     def _update(self) -> None:
         if self.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+            parameters = self.model.parameters()
+            self.gradient_norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip).detach()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

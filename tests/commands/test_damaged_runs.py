@@ -11,7 +11,10 @@ from kdscale.experiment.saved_runs import read_recipe
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
 
-TIMES = ("train_seconds",)
+TIMES = (
+    "train_seconds",
+    "images_per_second",
+)
 
 
 def flip(path, place=-40):

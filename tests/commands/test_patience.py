@@ -11,7 +11,7 @@ from kdscale.errors import Stopped
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
 
-TIMES = ("train_seconds", "reading")
+TIMES = ("train_seconds", "images_per_second", "reading")
 
 
 def metrics(run):

@@ -17,7 +17,7 @@ from kdscale.models import checksums
 from kdscale.runs.log import read_metrics
 
 DOCS = Path(__file__).parents[2] / "docs"
-TIMES = ("train_seconds", "build_seconds", "reading")
+TIMES = ("train_seconds", "images_per_second", "build_seconds", "reading")
 QUICK = {"train": {"epochs": 1, "global_batch_size": 32}}
 
 
@@ -70,10 +70,10 @@ def test_changed_data_is_noticed_when_a_run_is_gone_on_with(
             raise KeyboardInterrupt
         return original(self, batch)
 
-    original = Trainer.loss_of
+    original = Trainer.losses_of
     recipe = quick()
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "loss_of", fails)
+        patched.setattr(Trainer, "losses_of", fails)
         kdscale("train", recipe, "--run", "r", "--set", "student.train.checkpoint_every=1")
     shutil.rmtree(tmp_path / "data")
     make_dataset(tmp_path / "data", 64, 32, seed=5)
@@ -217,13 +217,13 @@ def test_best_weights_say_what_they_are(kdscale, quick, tmp_path):
 def test_stopped_recipe_says_to_run_the_same_command_again(kdscale, quick, monkeypatch):
     from kdscale.training.trainer import Trainer
 
-    original = Trainer.loss_of
+    original = Trainer.losses_of
 
     def stops(self, batch):
         signal.raise_signal(signal.SIGTERM)
         return original(self, batch)
 
-    monkeypatch.setattr(Trainer, "loss_of", stops)
+    monkeypatch.setattr(Trainer, "losses_of", stops)
     done = kdscale("run", quick(), "--run", "r")
     assert done.exit_code == 75
     assert "run the same command again" in done.stderr

@@ -16,11 +16,12 @@ from kdscale.data.image_hashes import RowCheck
 from kdscale.evaluation import evaluator
 from kdscale.experiment import Experiment, Locations
 from kdscale.models.weights import read_metadata
+from kdscale.report.training_log import read_log
 from kdscale.runs import checkpoint
 from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
 
-TIMES = ("train_seconds", "build_seconds", "reading", "checksum")
+TIMES = ("train_seconds", "images_per_second", "build_seconds", "reading", "checksum")
 
 
 def without_times(record):
@@ -535,3 +536,40 @@ def test_learning_rate_follows_the_schedule(kdscale, write_recipe, tmp_path):
     rates = [record["learning_rate"] for record in metrics(tmp_path / "run") if "loss" in record]
     assert rates[0] == pytest.approx(0.1)
     assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_log_has_the_terms_of_the_loss_that_sum_to_it(
+    load_table, tiny_cache, tiny_teacher, shared_root, tmp_path, accumulation
+):
+    settings = {"log_every": 2, "gradient_clip": 1e-3, "accumulation": accumulation}
+    recipe = load_table(
+        student={"train": settings}, loss={"hard_weight": 0.25, "soft_weight": 0.75}
+    )
+    places = {"cache_root": shared_root, "cache": tiny_cache, "teacher_weights": tiny_teacher}
+    for targets in ("cache", "none"):
+        experiment = Experiment(recipe, Locations(run=tmp_path / targets, **places))
+        train(experiment, RunSpec("student", targets, 0))
+    cached, supervised = (
+        [one for one in read_metrics(tmp_path / name) if "loss" in one]
+        for name in ("cache", "none")
+    )
+    for record in cached:
+        terms = record["hard_loss"] + record["soft_loss"]
+        assert terms == pytest.approx(record["loss"], rel=1e-6)
+        assert record["gradient_norm"] > 1e-3  # before clipping
+        assert record["images_per_second"] > 0
+        assert "feature_loss" not in record
+    for record in supervised:
+        assert record["hard_loss"] == pytest.approx(record["loss"], rel=1e-6)
+        assert "soft_loss" not in record
+    curves = read_log(tmp_path / "cache", is_finished=True).curves
+    drawn = {"loss", "hard_loss", "soft_loss", "gradient_norm", "images_per_second"}
+    assert drawn <= curves.keys()
+
+
+def test_gradient_norm_is_logged_only_where_gradients_are_clipped(kdscale, write_recipe, tmp_path):
+    kdscale("train", write_recipe(), "--run", "run")
+    records = [record for record in read_metrics(tmp_path / "run") if "loss" in record]
+    assert records
+    assert not any("gradient_norm" in record for record in records)

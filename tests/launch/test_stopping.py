@@ -18,7 +18,7 @@ from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("train_seconds", "build_seconds", "reading")
+TIMES = ("train_seconds", "images_per_second", "build_seconds", "reading")
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow]
 

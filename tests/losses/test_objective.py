@@ -9,7 +9,7 @@ import torch
 
 from kdscale.config import FeatureLossSection, parse_recipe
 from kdscale.errors import ConfigError
-from kdscale.losses.features import HintRegressor
+from kdscale.losses.features import HintRegressor, cosine_loss
 from kdscale.losses.logits import (
     bucket_kl_loss,
     bucket_wttm_loss,
@@ -20,8 +20,9 @@ from kdscale.losses.logits import (
     standardized,
     wttm_loss,
 )
-from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, SUPERVISED, Objective
+from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, SUPERVISED, FeatureTerm, Objective
 from kdscale.losses.target_class import dkd_loss, nkd_loss
+from kdscale.published_losses import LOGIT_LOSSES
 from kdscale.targets import DenseTargets, Mix, TopKTargets
 
 LABELS = torch.arange(9) % 7
@@ -65,7 +66,7 @@ def test_every_kind_is_tested():
 def test_objective_adds_its_terms_at_their_weights(logits, kind, standardize):
     student, teacher = logits
     objective = Objective(0.3, 0.9, T, kind=kind, standardize=standardize)
-    found = objective(student, DenseTargets(teacher), LABELS)
+    found = objective(student, DenseTargets(teacher), LABELS).total()
     compared = [standardized(one) for one in logits] if standardize else logits
     expected = 0.3 * label_loss(student, LABELS) + 0.9 * EXPECTED[kind](*compared)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -82,7 +83,8 @@ def test_objective_adds_its_terms_at_their_weights(logits, kind, standardize):
 )
 def test_options_reach_the_loss(logits, kind, options):
     student, teacher = logits
-    found = Objective(0, 1, T, kind=kind, options=options)(student, DenseTargets(teacher), LABELS)
+    objective = Objective(0, 1, T, kind=kind, options=options)
+    found = objective(student, DenseTargets(teacher), LABELS).total()
     functions = {"dkd": dkd_loss, "nkd": nkd_loss}
     arguments = [student, teacher, LABELS] if kind in functions else [student, teacher]
     expected = functions.get(kind, dist_loss)(*arguments, T, **options)
@@ -90,18 +92,20 @@ def test_options_reach_the_loss(logits, kind, options):
     assert found.item() != pytest.approx(EXPECTED[kind](*logits).item(), rel=1e-3)
 
 
-def test_recipes_defaults_are_those_of_the_functions(recipe_table):
-    """Written twice, so that reading a recipe takes no torch."""
-    for kind, loss in SOFT_LOSSES.items():
+def test_functions_take_the_published_settings_that_recipes_fill_in(recipe_table):
+    assert SOFT_LOSSES.keys() == LOGIT_LOSSES.keys()
+    for kind, published in LOGIT_LOSSES.items():
         recipe = parse_recipe(recipe_table(loss={"kind": kind}), "tiny")
-        assert recipe.loss.options == loss.options
-        assert loss.softened == ("temperature" in signature(loss.of_all).parameters)
-        if loss.softened:
-            default = signature(loss.of_all).parameters["temperature"].default
-            assert recipe.loss.temperature == default, kind
+        parameters = signature(SOFT_LOSSES[kind].of_all).parameters
+        defaults = {name: parameters[name].default for name in published.options}
+        assert recipe.loss.options == published.options == defaults
+        assert recipe.loss.temperature == published.temperature
+        assert published.softened == ("temperature" in parameters)
+        if published.softened:
+            assert parameters["temperature"].default == published.temperature, kind
 
 
-def test_recipes_feature_options_are_those_of_the_functions():
+def test_functions_take_the_feature_options_that_recipes_fill_in():
     for kind, loss in FEATURE_LOSSES.items():
         found = FeatureLossSection(kind=kind, student="a", teacher="b").options
         parameters = signature(HintRegressor if loss.mapped else loss.of_features).parameters
@@ -119,7 +123,9 @@ def test_page_of_losses_says_what_the_code_does():
     for (_, _, _, options, temperature, needs), (kind, loss) in zip(
         rows, SOFT_LOSSES.items(), strict=True
     ):
-        assert options == ", ".join(f"`{name}` {value:g}" for name, value in loss.options.items())
+        assert options == ", ".join(
+            f"`{name}` {value:g}" for name, value in LOGIT_LOSSES[kind].options.items()
+        )
         default = signature(loss.of_all).parameters.get("temperature")
         assert temperature == (f"{default.default:g}" if default else "")
         asked = Objective(0.0, 1.0, kind=kind).requires - {"labels"}
@@ -150,7 +156,7 @@ def test_objective_says_what_it_asks_for(settings, needs):
 
 @pytest.mark.parametrize(("kind", "loss"), [("kd", bucket_kl_loss), ("wttm", bucket_wttm_loss)])
 def test_loss_of_the_largest_classes_is_the_buckets(logits, largest, kind, loss):
-    found = Objective(0.3, 0.9, T, kind=kind)(logits[0], largest, LABELS)
+    found = Objective(0.3, 0.9, T, kind=kind)(logits[0], largest, LABELS).total()
     expected = 0.3 * label_loss(logits[0], LABELS) + 0.9 * loss(logits[0], largest, T)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -177,18 +183,18 @@ def test_loss_of_one_label_refuses_mixed_images_by_name(logits, mixed, kind):
 def test_loss_without_labels_takes_mixed_images_and_unlabelled_ones(logits, mixed, kind):
     unlabelled = torch.full((9,), -1)
     objective = Objective(0.0, 1.0, T, kind=kind)
-    found = objective(logits[0], DenseTargets(logits[1]), unlabelled, mixed)
+    found = objective(logits[0], DenseTargets(logits[1]), unlabelled, mixed).total()
     assert found.item() == EXPECTED[kind](*logits).item()
 
 
 def test_objective_without_hard_weight_never_looks_at_labels(logits):
     unlabelled = torch.full((9,), -1)
-    found = Objective(0.0, 1.0, T)(logits[0], DenseTargets(logits[1]), unlabelled)
+    found = Objective(0.0, 1.0, T)(logits[0], DenseTargets(logits[1]), unlabelled).total()
     assert found.item() == kl_loss(*logits, T).item()
 
 
 def test_supervised_objective_is_cross_entropy_at_weight_one(logits):
-    assert torch.equal(SUPERVISED(logits[0], None, LABELS), label_loss(logits[0], LABELS))
+    assert torch.equal(SUPERVISED(logits[0], None, LABELS).total(), label_loss(logits[0], LABELS))
 
 
 @pytest.mark.parametrize(
@@ -202,6 +208,23 @@ def test_supervised_objective_is_cross_entropy_at_weight_one(logits):
 def test_objective_that_cannot_be_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Objective(0.5, 0.5, **settings)
+
+
+def test_terms_are_weighted_and_sum_to_the_total(logits):
+    features = {"a": torch.ones(9, 4), "b": torch.arange(36.0).reshape(9, 4)}
+    terms = tuple(FeatureTerm("cosine", "student", name) for name in features)
+    objective = Objective(0.3, 0.9, T, feature_weight=2.0, feature_terms=terms)
+    mapped = [torch.arange(36.0).reshape(9, 4).requires_grad_() for _ in terms]
+    losses = objective(logits[0], DenseTargets(logits[1], features), LABELS, features=mapped)
+    parts = losses.by_name()
+    assert list(parts) == ["hard_loss", "soft_loss", "feature_loss"]
+    assert parts["hard_loss"].item() == pytest.approx(0.3 * label_loss(logits[0], LABELS).item())
+    assert parts["soft_loss"].item() == pytest.approx(0.9 * kl_loss(*logits, T).item())
+    cosines = sum(cosine_loss(one, features[name]) for one, name in zip(mapped, "ab", strict=True))
+    assert parts["feature_loss"].item() == pytest.approx(2 * cosines.item(), rel=1e-6)
+    assert sum(parts.values()).item() == pytest.approx(losses.total().item(), rel=1e-6)
+    assert not any(part.requires_grad for part in parts.values())
+    assert losses.total().requires_grad
 
 
 # --------------------------------------------------------------------------- warm-up
@@ -218,6 +241,6 @@ def test_warm_up_rises_by_whole_epochs_to_all_of_the_weight():
 
 def test_warm_up_weighs_the_soft_term_alone(logits):
     objective = Objective(0.4, 0.8, T, kind="dkd", warmup_epochs=4)
-    found = objective(logits[0], DenseTargets(logits[1]), LABELS, epoch=1)
+    found = objective(logits[0], DenseTargets(logits[1]), LABELS, epoch=1).total()
     expected = 0.4 * label_loss(logits[0], LABELS) + 0.8 * 2 / 4 * EXPECTED["dkd"](*logits)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
