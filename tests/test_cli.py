@@ -43,8 +43,8 @@ def flip_a_bit(path):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "quickstart", "recipes", "run", "train", "evaluate", "export", "bench", "views", "env",
-     "cache", "cache build", "cache extend",
+    ["", "quickstart", "recipes", "run", "train", "evaluate", "export", "predict", "bench",
+     "views", "env", "cache", "cache build", "cache extend",
      "cache info", "cache list", "cache plan", "cache remove", "cache repair", "cache show",
      "cache verify", "sweep", "sweep mnist", "sweep status", "sweep best"],
 )  # fmt: skip

@@ -346,6 +346,48 @@ def views_command(
 
 
 @click.command()
+@click.argument("model", metavar="RUN", type=UserPath(path_type=Path, exists=True))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True,
+                type=UserPath(path_type=Path, exists=True))  # fmt: skip
+@weights_option
+@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True,
+              help="Number of classes to state for each image.")  # fmt: skip
+@click.option("--csv", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write a row for each image; an existing file is replaced.")  # fmt: skip
+@trust_code_option
+@json_option
+def predict(
+    model: Path,
+    images: tuple[Path, ...],
+    weights: Any,
+    top_k: int,
+    csv: Path | None,
+    trust_code: bool,
+    as_json: bool,
+) -> None:
+    """Classify images of your own with a trained model.
+
+    RUN is the folder of a finished run, or a file that `kdscale export` wrote. IMAGE is an image
+    file, or a folder: then all images below it. An image that cannot be read is stated, the others
+    are classified, and the exit code is 1.
+    """
+    from kdscale.atomic_write import write_output
+    from kdscale.commands.predict import image_files, open_classifier
+    from kdscale.commands.predict import predict as classify
+    from kdscale.errors import DataError
+    from kdscale.tables.prediction_table import prediction_table
+
+    files = image_files(images)
+    classifier = open_classifier(model, weights=weights, trust_code=trust_code)
+    found = [one.to_json() for one in classify(classifier, files, top_k=top_k)]
+    if csv is not None:
+        write_output(csv, prediction_table(found, percent=False).csv().encode())
+    print_found({"images": found}, prediction_table(found, percent=True).text(), as_json=as_json)
+    if failed := [one["error"] for one in found if "error" in one]:
+        raise DataError("\n".join(failed))
+
+
+@click.command()
 @cache_root_option
 @json_option
 def env(cache_root: Path, as_json: bool) -> None:

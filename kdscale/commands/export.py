@@ -18,7 +18,7 @@ from kdscale.experiment.datasets import test_images
 from kdscale.experiment.models import model_of
 from kdscale.experiment.trained_models import TrainedModel
 from kdscale.models.deployable import Deployable
-from kdscale.models.formats import FORMATS, Answer, said_in_one_line
+from kdscale.models.formats import FORMATS, Answer, explained
 from kdscale.models.untrusted import is_code
 from kdscale.teacher.frozen_teacher import freeze
 
@@ -117,6 +117,8 @@ def _about(
         "options": dict(trained.section.options),
         "num_classes": test.num_classes,
         "class_names": list(test.classes),
+        "clean": list(trained.recipe.data.clean),
+        "grey_range": trained.recipe.data.grey_range,
         "preprocess": program.preprocess.describe(),
         "pixels": {"dtype": "uint8", "shape": ["batch", *pixels.shape[1:]]},
         "logits": {"dtype": "float32", "shape": ["batch", test.num_classes]},
@@ -136,7 +138,7 @@ def _write_checked(
     try:
         with temporary_folder(path.parent, "export") as place:
             written = place / path.name
-            with said_in_one_line(format_name):
+            with explained(format_name):
                 kind.write(program, _two(pixels), about, written)
                 check = compare(kind.read(written), pixels, expected)
             _refuse_unlike(check, format_name)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -34,6 +35,7 @@ from kdscale.data.deep_images import (
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.listing import is_lfs_pointer
 from kdscale.errors import DataError
+from kdscale.regular_files import read_regular
 
 # Pillow refuses images of more than 179 million pixels; half of that is a camera's, not an attack.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -153,6 +155,36 @@ def decode_image(
     if pixels.ndim == 3:
         pixels = pixels[:, :, :channels].transpose(2, 0, 1)
     return np.broadcast_to(pixels, (channels, *pixels.shape[-2:]))
+
+
+def decode_file(
+    path: Path, channels: int, grey_range: tuple[float, float] | None = None
+) -> np.ndarray:
+    """One image file as uint8 [C, H, W], by the rules of this module.
+
+    Args:
+        path: of an image of one of `FORMATS`.
+        channels: 1 or 3. Of colours, one channel is their luminance (ITU-R 601, Pillow's "L").
+        grey_range: black and white of grey images of more than 8 bits.
+
+    Raises:
+        DataError: it is no regular file, or cannot be decoded.
+    """
+    try:
+        encoded = read_regular(path)
+        if channels == 1:
+            with _opened(encoded) as image:
+                grey = is_deep(image, encoded) or _is_grey(image)
+            if not grey:
+                red, green, blue = decode_image(encoded, 3)
+                colours = Image.fromarray(np.stack((red, green, blue), axis=-1))
+                return np.asarray(colours.convert("L"))[None]
+        return decode_image(encoded, channels, grey_range)
+    except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"not one of {', '.join(FORMATS)}"
+        raise DataError(f"{path} cannot be decoded: {reason}") from error
 
 
 def _opened(encoded: bytes) -> Image.Image:

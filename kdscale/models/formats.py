@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdscale.errors import ExportError, KdscaleError
 from kdscale.models.deployable import Deployable, load_student
-from kdscale.models.weights import save_weights
+from kdscale.models.weights import read_metadata, save_weights
 
 About = Mapping[str, Any]
 """JSON-ready values that go into the file: the model, its classes, what it takes and gives."""
@@ -35,6 +35,8 @@ class Format:
     """Of a model, two images [2, C, H, W], what to say about it, and the file."""
     read: Callable[[Path], Answer]
     """Back from the file alone, as a user would."""
+    describe: Callable[[Path], dict[str, Any]]
+    """What a file says of itself: what was given to `write` as `About`."""
     example: str
     """Three lines of Python that use the file; `{file}` is its name, as Python writes it."""
 
@@ -45,6 +47,10 @@ def _write_safetensors(program: Deployable, example: Tensor, about: About, path:
 
 def _read_safetensors(path: Path) -> Answer:
     return load_student(path, trust_code=True)  # of a model that has just been created
+
+
+def _describe_safetensors(path: Path) -> dict[str, Any]:
+    return dict(read_metadata(path))
 
 
 def _write_onnx(program: Deployable, example: Tensor, about: About, path: Path) -> None:
@@ -84,6 +90,15 @@ def _read_onnx(path: Path) -> Answer:
     return answer
 
 
+def _describe_onnx(path: Path) -> dict[str, Any]:
+    import onnxruntime
+
+    with explained("onnx", "read from"):
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    stated = session.get_modelmeta().custom_metadata_map
+    return {key: _value(text) for key, text in stated.items()}
+
+
 def _require_onnx() -> None:
     try:
         with _quiet():
@@ -112,10 +127,18 @@ def _read_pt2(path: Path) -> Answer:
         return torch.export.load(path).module()
 
 
+def _describe_pt2(path: Path) -> dict[str, Any]:
+    extra = {_ABOUT_FILE: ""}
+    with explained("pt2", "read from"), _quiet():
+        torch.export.load(path, extra_files=extra)
+        return dict(json.loads(extra[_ABOUT_FILE]))
+
+
 FORMATS: dict[str, Format] = {
     "safetensors": Format(
         _write_safetensors,
         _read_safetensors,
+        _describe_safetensors,
         "from kdscale import load_student\n"
         "student = load_student({file}{trust})\n"
         "logits = student(pixels)  # torch.uint8",
@@ -123,6 +146,7 @@ FORMATS: dict[str, Format] = {
     "onnx": Format(
         _write_onnx,
         _read_onnx,
+        _describe_onnx,
         "import onnxruntime\n"
         "session = onnxruntime.InferenceSession({file})\n"
         '(logits,) = session.run(None, {{"pixels": pixels}})  # numpy.uint8',
@@ -130,6 +154,7 @@ FORMATS: dict[str, Format] = {
     "pt2": Format(
         _write_pt2,
         _read_pt2,
+        _describe_pt2,
         "import torch\n"
         "student = torch.export.load({file}).module()\n"
         "logits = student(pixels)  # torch.uint8",
@@ -139,6 +164,14 @@ FORMATS: dict[str, Format] = {
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _value(text: str) -> Any:
+    """Return what `_text` made a text of."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 @contextmanager
@@ -155,7 +188,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def said_in_one_line(name: str) -> Iterator[None]:
+def explained(name: str, what: str = "exported to") -> Iterator[None]:
     """Whatever an exporter or a runtime makes of a model that it cannot follow.
 
     Raises:
@@ -169,6 +202,6 @@ def said_in_one_line(name: str) -> Iterator[None]:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = lines[0].strip() if lines else type(error).__name__
         raise ExportError(
-            f"the model cannot be exported to {name} ({reason[:300]}): take another --format; "
+            f"the model cannot be {what} {name} ({reason[:300]}): take another --format; "
             "safetensors holds every model"
         ) from error

@@ -1,0 +1,239 @@
+"""Classify images of your own with a trained model: from an image file to class names."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdscale.data.decode import decode_file
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.distributed import create_accelerator
+from kdscale.errors import DataError, ExportError, KdscaleError
+from kdscale.experiment.trained_models import Trust, Weights, trained_model_of
+from kdscale.formatting import number_of
+from kdscale.models.deployable import load_student
+from kdscale.models.formats import FORMATS, Answer
+from kdscale.models.preprocess import Preprocess
+
+log = logging.getLogger(__name__)
+
+_SUFFIXES = {
+    ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+"""Of files that a folder's images are; a file that is named by itself may have any."""
+_AT_ONCE = 64
+"""Images of a batch, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A trained model, and what is done with an image before its pixels are given to it."""
+
+    answer: Answer
+    """Logits float32 [B, classes] of uint8 pixels [B, C, H, W], on the CPU."""
+    class_names: tuple[str, ...]
+    """In the order of the logits; empty where the model does not state them."""
+    channels: int
+    """Channels of the pixels: 1 or 3."""
+    clean: Pipeline
+    """`data.clean`: resizing and cropping that the test images had, too."""
+    grey_range: tuple[float, float] | None = None
+    """`data.grey_range`: black and white of grey images of more than 8 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable classes of one image."""
+
+    file: Path
+    classes: tuple[str, ...] = ()
+    """Most probable first."""
+    probabilities: tuple[float, ...] = ()
+    """Of those classes, 0..1."""
+    error: str | None = None
+    """Why the image has no prediction; None where it has one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the prediction as a JSON object."""
+        if self.error is not None:
+            return {"file": str(self.file), "error": self.error}
+        found = zip(self.classes, self.probabilities, strict=True)
+        return {
+            "file": str(self.file),
+            "predictions": [{"class": name, "probability": value} for name, value in found],
+        }
+
+
+def open_classifier(
+    model: Path, *, weights: Weights = "last", trust_code: bool = False
+) -> Classifier:
+    """Open the model of a finished run, or of a file that `kdscale export` wrote.
+
+    Args:
+        model: the run's folder, or a .safetensors, .onnx or .pt2 file.
+        weights: which weights of a run.
+        trust_code: create whatever model the run or file names, also `module:factory`.
+
+    Raises:
+        RunError: the run is not finished, or holds several models.
+        WeightsError, ModelError, ExportError: the file cannot be used.
+    """
+    if model.is_dir():
+        return _of_run(model, weights, trust_code=trust_code)
+    kind = FORMATS.get(model.suffix.removeprefix("."))
+    if kind is None:
+        raise ExportError(
+            f"{model} is neither a run's folder nor a file of {', '.join(FORMATS)}: name what "
+            "`kdscale train` or `kdscale export` wrote"
+        )
+    about = kind.describe(model)
+    if model.suffix == ".safetensors":
+        answer = _on_device(model, trust_code=trust_code)
+    else:
+        answer = kind.read(model)
+    if "clean" not in about:
+        log.warning("%s does not state data.clean: images are given to it as they are", model)
+    return Classifier(
+        answer,
+        tuple(about.get("class_names") or ()),
+        _channels(about),
+        Pipeline.parse(about.get("clean") or ()),
+        about.get("grey_range"),
+    )
+
+
+def predict(classifier: Classifier, files: Sequence[Path], *, top_k: int) -> Iterator[Prediction]:
+    """Classify images, in their order.
+
+    Args:
+        classifier: the model.
+        files: of images, in any format and size that `docs/images.md` names.
+        top_k: number of classes of each, at most as many as there are.
+
+    Yields:
+        One prediction a file; a file that cannot be decoded has an error in place of classes.
+    """
+    for start in range(0, len(files), _AT_ONCE):
+        opened = [_open(classifier, file) for file in files[start : start + _AT_ONCE]]
+        for _, group in groupby(opened, key=lambda one: one.shape):
+            yield from _classified(classifier, list(group), top_k)
+
+
+def image_files(places: Sequence[Path]) -> list[Path]:
+    """Return named files, and the images below named folders in the order of their names.
+
+    Raises:
+        DataError: a folder holds no image.
+    """
+    found: list[Path] = []
+    for place in places:
+        if not place.is_dir():
+            found.append(place)
+            continue
+        files = sorted(path for path in place.rglob("*") if path.is_file())
+        images = [path for path in files if path.suffix.lower() in _SUFFIXES]
+        if not images:
+            raise DataError(
+                f"{place} holds no image: none of its {number_of(len(files), 'file')} ends in "
+                f"{', '.join(sorted(_SUFFIXES))}"
+            )
+        others = Counter(path.suffix or "no suffix" for path in files) - Counter(
+            path.suffix for path in images
+        )
+        if others:
+            listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+            log.info("%s: passed over files that are no images: %s", place, listed)
+        found += images
+    return found
+
+
+# --------------------------------------------------------------------------- models
+
+
+def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> Classifier:
+    trained = trained_model_of(run, trust=Trust(code=trust_code), weights=weights)
+    data, path = trained.recipe.data, Path(str(trained.section.weights))
+    about = FORMATS["safetensors"].describe(path)
+    levels = data.grey_range
+    return Classifier(
+        _on_device(path, trust_code=trust_code),
+        tuple(about.get("class_names") or ()),
+        _channels(about),
+        Pipeline.parse(data.clean),
+        None if levels is None else (levels[0], levels[1]),
+    )
+
+
+def _on_device(path: Path, *, trust_code: bool) -> Answer:
+    """Return the model of a weights file on this process's device."""
+    device = create_accelerator().device
+    student = load_student(path, trust_code=trust_code).to(device)
+
+    @torch.inference_mode()
+    def answer(pixels: Tensor) -> Tensor:
+        logits: Tensor = student(pixels.to(device)).cpu()
+        return logits
+
+    return answer
+
+
+def _channels(about: dict[str, Any]) -> int:
+    """Channels of the pixels that a model was trained on, as far as its file states them."""
+    if "pixels" in about:
+        return int(about["pixels"]["shape"][1])
+    return Preprocess.parse(about["preprocess"]).channels
+
+
+# --------------------------------------------------------------------------- images
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An image ready for the model, or why there is none."""
+
+    file: Path
+    pixels: Tensor | None
+    """uint8 [1, C, H, W]."""
+    error: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What images of one batch have in common."""
+        return () if self.pixels is None else tuple(self.pixels.shape)
+
+
+def _open(classifier: Classifier, file: Path) -> _Opened:
+    try:
+        pixels = decode_file(file, classifier.channels, classifier.grey_range)
+    except DataError as error:
+        return _Opened(file, None, str(error))
+    batch = torch.from_numpy(np.ascontiguousarray(pixels))[None]
+    clean = classifier.clean
+    return _Opened(file, clean.apply(batch, 0, torch.zeros(1, dtype=torch.int64)))
+
+
+def _classified(
+    classifier: Classifier, images: Sequence[_Opened], top_k: int
+) -> Iterator[Prediction]:
+    """Classify images of one shape, or pass on why they have none."""
+    pixels = [one.pixels for one in images if one.pixels is not None]
+    if not pixels:
+        yield from (Prediction(one.file, error=one.error) for one in images)
+        return
+    try:
+        logits = classifier.answer(torch.cat(pixels))
+    except KdscaleError as error:  # other channels or another size than the model takes
+        yield from (Prediction(one.file, error=str(error)) for one in images)
+        return
+    found = logits.double().softmax(1).topk(min(top_k, logits.shape[1]))
+    names = classifier.class_names
+    for one, values, places in zip(images, found.values, found.indices, strict=True):
+        classes = tuple(names[place] if names else str(place) for place in places.tolist())
+        yield Prediction(one.file, classes, tuple(values.tolist()))
