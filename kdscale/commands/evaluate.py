@@ -16,7 +16,13 @@ from kdscale.data.loader import DeviceImages
 from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
 from kdscale.documents import DAMAGE
 from kdscale.errors import KdscaleError, ModelError, WeightsError
-from kdscale.evaluation.efficiency import BATCH_SIZES, device_name, forward_cost, weight_bytes
+from kdscale.evaluation.efficiency import (
+    BATCH_SIZES,
+    device_name,
+    flops_of,
+    forward_cost,
+    weight_bytes,
+)
 from kdscale.evaluation.evaluator import Examined, examine, mention_unclear
 from kdscale.evaluation.metrics import NO_PREDICTION, details, summarize
 from kdscale.evaluation.teacher_predictions import (
@@ -233,6 +239,7 @@ def _cost(
         with torch.no_grad():
             inputs = model.inputs(DeviceImages(test, accelerator.device).gather(first)[0])
         cost = {
+            "flops": flops_of(model.model, inputs, precision=model.precision),
             **forward_cost(model.model, inputs, precision=model.precision, seconds=seconds),
             "input_shape": list(inputs.shape[1:]),
         }

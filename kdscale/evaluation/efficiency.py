@@ -1,4 +1,4 @@
-"""What a model costs whoever uses it: bytes at rest, bytes at work, and time."""
+"""Cost of a model in use: bytes of its weights and activations, FLOPs and latency."""
 
 import logging
 import platform
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdscale.distributed import is_out_of_memory, wait_for_device
 from kdscale.evaluation.activations import peak_activation_bytes
@@ -25,6 +26,24 @@ _MOST_ROUNDS = 2000
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all tensors that a weights file of the model holds."""
     return sum(one.numel() * one.element_size() for one in model.state_dict().values())
+
+
+def flops_of(model: nn.Module, inputs: Tensor, *, precision: str) -> int:
+    """Count the floating-point operations of the forward pass of one image.
+
+    `torch.utils.flop_counter` counts matrix products, convolutions and attention; a multiplication
+    with its addition is two. Element-wise operations and custom kernels count nothing.
+
+    Args:
+        model: in evaluation mode.
+        inputs: preprocessed images [B, C, H, W] on the model's device, in its memory format.
+        precision: of the pass.
+    """
+    one = inputs[:1].clone(memory_format=torch.preserve_format)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, autocast(precision, one.device):
+        model(one)
+    return int(counter.get_total_flops())
 
 
 def forward_cost(

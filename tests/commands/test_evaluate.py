@@ -1,8 +1,11 @@
 """Evaluation of finished runs: quality, agreement with the teacher, efficiency."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +20,14 @@ from kdscale.distributed import create_accelerator
 from kdscale.runs.folder import RunFolder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+TINY_MODELS = Path(__file__).resolve().parents[1] / "assets"
 FAST = ("--seconds", 0)
 SHARES = ("top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall", "calibration_error")
 CONTRACT = {
     "version", "model", "role", "num_samples", "num_classes", "class_names", *SHARES, "calibration",
-    "confusion", "per_class", "agreement", "teacher_sha256", "num_parameters", "weight_bytes",
-    "peak_activation_bytes", "latency", "device", "device_name", "num_threads", "precision",
-    "library_versions",
+    "confusion", "per_class", "agreement", "teacher_sha256", "num_parameters", "flops",
+    "weight_bytes", "peak_activation_bytes", "latency", "device", "device_name", "num_threads",
+    "precision", "library_versions",
 }  # fmt: skip
 
 
@@ -90,6 +94,7 @@ def test_evaluation_is_kept_in_the_runs_folder(kdscale, trained, tmp_path):
     assert [one["samples"] for one in kept["per_class"]] == confusion.sum(1).tolist()
     assert sum(kept["calibration"]["samples"]) == 64
     assert kept["weight_bytes"] == 4 * kept["num_parameters"]  # an MLP has nothing else
+    assert kept["flops"] == 2 * (64 * 8 + 8 * 4), "a multiplication and an addition a weight"
     for size in ("1", "64"):  # input 64, hidden 8, logits 4, float32; ReLU and dropout keep 8 more
         assert kept["peak_activation_bytes"][size] == int(size) * 4 * (64 + 8 + 8)
         latency = kept["latency"][size]
@@ -187,7 +192,8 @@ def test_answers_that_are_not_finite_are_wrong_counted_and_told(kdscale, write_r
     assert f"run: {bad} images with NaN or infinite logits, counted as wrong" in shown.stdout
 
 
-def test_evaluation_of_21841_classes_is_small(kdscale, write_recipe, write_split, tmp_path):
+@pytest.fixture
+def run_of_21841_classes(kdscale, write_recipe, write_split, tmp_path):
     names = [f"class number {n}" for n in range(21_841)]
     pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8), np.uint8)
     for split in ("train", "test"):
@@ -195,14 +201,47 @@ def test_evaluation_of_21841_classes_is_small(kdscale, write_recipe, write_split
     train = {"epochs": 1, "global_batch_size": 4}
     recipe = write_recipe(data={"source": "data"}, student={"train": train})
     assert kdscale("train", recipe, "--run", "run").exit_code == 0
+    return tmp_path / "run"
+
+
+def test_evaluation_of_21841_classes_is_small(kdscale, run_of_21841_classes, tmp_path):
     (found,) = found_of(kdscale("evaluate", "run", "--json", *FAST))
     assert found["confusion"] is None
     assert sum(one["samples"] for one in found["per_class"]) == 12
     assert found["most_confused"]
-    for path in (tmp_path / "run").iterdir():
+    for path in run_of_21841_classes.iterdir():
         assert path.suffix == ".safetensors" or path.is_dir() or path.stat().st_size < 4e6, path
     assert kdscale("report", "run", "--html", "page.html").exit_code == 0
     assert (tmp_path / "page.html").stat().st_size < 1e6
+
+
+_MEASURED = """
+import json, resource, sys
+from kdscale.cli import main
+try:
+    main()
+except SystemExit as done:
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps([done.code, 1024 * kibibytes]), file=sys.stderr)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "run", "--json", "--trust-code", *FAST),
+        ("report", "run", "--html", "page.html"),
+    ],
+)
+def test_commands_on_21841_classes_stay_below_a_gigabyte(command, run_of_21841_classes, tmp_path):
+    arguments = [sys.executable, "-c", _MEASURED, *map(str, command)]
+    done = subprocess.run(
+        arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(TINY_MODELS)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert json.loads(done.stderr.splitlines()[-1]) == [0, pytest.approx(0, abs=1e9)], done.stderr
+    assert len(done.stdout) < 10e6
 
 
 def test_two_models_without_an_answer_do_not_agree():
@@ -587,6 +626,17 @@ def test_batch_that_the_device_cannot_hold_is_left_open(kdscale, write_recipe, t
     assert "no memory for a batch of 64" in done.stderr
     kept = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert list(kept["latency"]) == list(kept["peak_activation_bytes"]) == ["1"]
+
+
+def test_flops_of_a_convolution_are_counted_for_one_image_at_any_precision():
+    from torch import nn
+
+    from kdscale.evaluation.efficiency import flops_of
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    for precision in ("float32", "bfloat16"):
+        found = flops_of(model.eval(), torch.zeros(64, 3, 32, 32), precision=precision)
+        assert found == 2 * 32 * 32 * 16 * 3 * 3 * 3
 
 
 def test_weight_bytes_are_those_of_the_tensors_in_a_weights_file(tmp_path):

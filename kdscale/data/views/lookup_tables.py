@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 UNITS_PER_DEGREE = 64
 """Angles are integers: 64ths of a degree."""
@@ -43,9 +44,12 @@ def _table(function: Callable[Arguments, list[int]]) -> Callable[Arguments, tupl
 
 
 def _uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Called as it is by compiled code: neither decimal numbers nor caches can be compiled."""
-    called: Callable[Arguments, Result] = torch.compiler.disable(function)
-    return called
+    """Exclude a function from compilation: neither decimal numbers nor caches can be compiled.
+
+    `torch.compiler.disable` would import the compiler here, for every command: 150 MB and a second.
+    This imports it at the first call.
+    """
+    return _disable_dynamo(function)
 
 
 def on(device: torch.device, table: tuple[int, ...]) -> Tensor:
