@@ -391,7 +391,7 @@ class Undecided(nn.Module):
 def test_model_that_cannot_be_traced_is_refused_in_one_line(name, tmp_path):
     program = Deployable(Undecided(), GREY, ())
     with pytest.raises(ExportError, match="safetensors holds every model") as error:  # noqa: SIM117
-        with formats.said_in_one_line(name):
+        with formats.explained(name):
             exchanged(name, program, (1, 8, 8), tmp_path)
     assert "\n" not in str(error.value)
 
