@@ -21,7 +21,8 @@ from kdscale.data.decode import Headers
 from kdscale.data.encoded_images import read_note, write_note
 from kdscale.data.image_dataset import load_images
 from kdscale.data.image_hashes import read_keys, write_keys
-from kdscale.data.pixel_sources import InMemory
+from kdscale.data.loader import ResidentPixels
+from kdscale.data.pixel_sources import as_tensor
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.documents import DAMAGE, write_object
 from kdscale.errors import KdscaleError
@@ -231,8 +232,9 @@ def opened(folder):
         stored = decoded_store._open(folder)
     except decoded_store._DamagedError as error:
         raise KdscaleError(str(error)) from error
-    pixels = InMemory(stored.pixels, torch.device("cpu"), stored.row_check)
-    found, _ = pixels.prefetch(Pipeline(()), 0, None)(0, torch.arange(len(stored.labels)))
+    pixels, views = ResidentPixels(as_tensor(stored.pixels), stored.row_check), Pipeline(())
+    plan = views.plan(0, torch.arange(len(stored.labels)))[0]
+    found, _ = pixels.prefetch(views, plan.images)()
     return found.tolist(), stored.labels.tolist(), stored.fingerprint
 
 

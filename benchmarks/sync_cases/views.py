@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdscale.data.views.batch_plan import BatchPlan, SampleViews, View
 from kdscale.data.views.digest import digest
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.registry import MIXING, OPERATIONS
@@ -65,17 +66,27 @@ def cases() -> Iterator[Case]:
 
 def _views(operations: list[Any], view_each: bool = False) -> Callable[[], object]:
     pipeline = Pipeline.parse(operations, 0, pairing=MixPairs(NUM_SAMPLES))
-    return partial(_rendered, pipeline, _images(), _view(view_each), _index())
+    return partial(_rendered, pipeline, _images(), _plan(_view(view_each), pipeline.mixes))
 
 
 def _all_views(operations: list[Any]) -> Callable[[], object]:
     pipeline = Pipeline.parse(operations, 0, enumerated=True)
-    return partial(_rendered, pipeline, _images(), 3, _index())
+    return partial(_rendered, pipeline, _images(), _plan(3))
 
 
-def _rendered(pipeline: Pipeline, images: Tensor, view: Any, index: Tensor) -> object:
-    """The views alone: to gather the images is the loader's part."""
-    return pipeline.render(lambda _, index: (images[: len(index)], 0), view, index)
+def _rendered(pipeline: Pipeline, images: Tensor, plan: BatchPlan) -> object:
+    """Render the views alone: to gather the images is the loader's part."""
+    return pipeline.render(images[: len(plan.images)], plan)
+
+
+def _plan(view: View, mixes: bool = False) -> BatchPlan:
+    """Plan a batch whose partners are all in it."""
+    on_host = [torch.arange(BATCH_SIZE), torch.empty(BATCH_SIZE, dtype=torch.int64)]
+    samples = SampleViews(_index(), view, on_host[0], view if isinstance(view, int) else on_host[1])
+    if not mixes:
+        return BatchPlan(samples, samples)
+    place = torch.empty(2 * BATCH_SIZE, dtype=torch.int64, device=CUDA)
+    return BatchPlan(samples, samples, samples, place)
 
 
 def _digest() -> Callable[[], object]:
@@ -90,5 +101,5 @@ def _index() -> Tensor:
     return torch.empty(BATCH_SIZE, dtype=torch.int64, device=CUDA)
 
 
-def _view(each: bool) -> int | Tensor:
+def _view(each: bool) -> View:
     return torch.empty(BATCH_SIZE, dtype=torch.int64, device=CUDA) if each else 3

@@ -17,6 +17,7 @@ from kdscale.cache.layout import claim_name
 from kdscale.cache.lease import Leases
 from kdscale.cache.writer import ShardWriter
 from kdscale.data.loader import Batch, DeviceImages
+from kdscale.data.views.batch_plan import BatchPlan, PlannedBatches
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ClaimLostError
@@ -112,12 +113,12 @@ class ShardBuilder:
         """
         begun: deque[tuple[int, int]] = deque()
 
-        def wanted() -> Iterator[tuple[int, Tensor]]:
+        def plans() -> Iterator[BatchPlan]:
             for view, shard in todo:
                 begun.append((view, shard))
-                yield from ((view, index) for index in self._batches(shard))
+                yield from self._plan(view, shard)
 
-        shown = self._images.render_views_each(self._pipeline, wanted())
+        shown = self._images.render_each(self._pipeline, plans())
         began = perf_counter()
         for first in shown:
             view, shard = begun.popleft()
@@ -125,10 +126,13 @@ class ShardBuilder:
             yield view, shard
             began = perf_counter()
 
-    def _batches(self, shard: int) -> Iterator[Tensor]:
+    def _plan(self, view: int, shard: int) -> PlannedBatches:
+        """Plan a shard's batches: chunk by chunk, of at most the teacher's batch size."""
         manifest = self._writer.manifest
-        for chunk in torch.arange(*manifest.shard_range(shard)).split(manifest.rows_together):
-            yield from chunk.split(self._teacher.batch_size)
+        index = torch.arange(*manifest.shard_range(shard))
+        chunks = index.split(manifest.rows_together)
+        sizes = [len(one) for chunk in chunks for one in chunk.split(self._teacher.batch_size)]
+        return self._pipeline.plan(view, index, sizes, self._images.device)
 
     def _build(self, view: int, shard: int, shown: Iterator[Batch], began: float) -> None:
         manifest, encoded, digests = self._writer.manifest, [], []

@@ -197,9 +197,8 @@ def _plain(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
     optimizer = create_optimizer(settings, model)
     loader = setup.loader(schedule)
     rates = learning_rates(settings, loader.steps_per_epoch)
-    wanted = ((step // loader.steps_per_epoch, loader.index(step)) for step in count())
-    views = ((schedule.view(epoch, index), index) for epoch, index in wanted)
-    batches = enumerate(experiment.train_images.render_views_each(experiment.views, views))
+    plans = map(loader.plan, count())
+    batches = enumerate(experiment.train_images.render_each(experiment.views, plans))
 
     def steps(number: int) -> None:
         model.train()

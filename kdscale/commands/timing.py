@@ -233,7 +233,13 @@ def time_teacher(
     first: list[TeacherOutput] = []
     num_images, num_batches = 0, 0
     began = perf_counter()
-    for batch in images.render_views_each(pipeline, _each_view(num_samples, size, num_views)):
+    index = torch.arange(num_samples)
+    plans = (
+        plan
+        for view in cycle(range(num_views))
+        for plan in pipeline.plan(view, index, size, images.device)
+    )
+    for batch in images.render_each(pipeline, plans):
         output = batches.outputs(batch.pixels)
         digest(batch.pixels).cpu()
         encode(output.logits_BC, encoding, output.embedding_BD)
@@ -246,9 +252,3 @@ def time_teacher(
     seconds_per_image = (perf_counter() - began) / num_images
     outputs = concatenate(first).with_each(lambda values: values[:wanted].clone())
     return TimedTeacher(seconds_per_image, outputs)
-
-
-def _each_view(num_samples: int, size: int, num_views: int) -> Iterator[tuple[int, Tensor]]:
-    """Batches of all samples in one view after another, over and over."""
-    for view in cycle(range(num_views)):
-        yield from ((view, index) for index in torch.arange(num_samples).split(size))

@@ -1,15 +1,16 @@
-"""Images of samples on a device, from memory or from decoders that work ahead.
+"""Images of samples on a device, copied from host memory or decoded in threads that work ahead.
 
-Who asks cannot tell which: a set of one size lies decoded in memory, a set of several sizes is
-decoded sample by sample, with the operations of the views up to the one that fixes the size. Both
-come from the same generator, so a view does not depend on who made it.
+A set of one size lies decoded in memory, a set of several sizes is decoded sample by sample, with
+the operations of the views up to the one that fixes the size. Callers see no difference but the
+time it takes: all draws come from one generator, so a view does not depend on where it was made.
 """
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import repeat
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -18,66 +19,74 @@ from torch import Tensor
 
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.image_hashes import RowCheck
+from kdscale.data.views.batch_plan import SampleViews
 from kdscale.data.views.operations.torchvision_op import TorchvisionOp
-from kdscale.data.views.pipeline import Pipeline, Prepare, View
+from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
+from kdscale.transfers import SideStream
 
-_RESIDENT_BYTES = 8 << 30  # below this a set is kept in a GPU's own memory
-_AHEAD_BATCHES = 2
+_PREFETCHED_BATCHES = 2
 _AHEAD_PER_DECODER = 4  # samples: small batches alone would not keep all decoders busy
 _MOST_DECODERS = 16
 _WHOLE_IMAGES = 2 * _MOST_DECODERS
 """Of a batch, waiting at once for transforms of the caller: a photograph may take 100 MB."""
+_GATHER_THREADS = 4
+
+Images = tuple[Tensor, int]
+"""uint8 [B, C, H, W] on the device, and the number of leading operations applied to them."""
 
 
-class Pixels(Protocol):
-    """Images of a set."""
+class PixelSource(Protocol):
+    """Images of a data set."""
 
-    def prefetch(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
-        """Start to prepare the images of samples, partners included.
+    def prefetch(self, pipeline: Pipeline, samples: SampleViews) -> Callable[[], Images]:
+        """Start to prepare the images of samples.
 
         Returns:
-            What waits for them: see `Pipeline.render`. Dropping it calls off what was not begun.
+            A function that waits for the images. Dropping it cancels what was not begun.
         """
         ...
 
     def prefetch_depth(self, batch_size: int) -> int:
-        """How many batches are worth asking for before the one that is needed now."""
+        """Return the number of batches to prefetch beyond the current one."""
         ...
 
 
-class InMemory:
-    """Decoded images of one size, uint8 [N, C, H, W].
+class StreamedPixels:
+    """Decoded images of one size in host memory, copied to a device batch by batch.
+
+    Threads gather a batch into pinned memory; a stream of its own copies it, while the device
+    computes on earlier ones. On a CPU there is no stream and no copy.
 
     Args:
-        pixels: a memory map, or an array.
-        device: that the images are wanted on.
-        check: called with the samples that are taken; None where all were checked.
+        pixels: uint8 [N, C, H, W], a memory map or an array.
+        device: device of the batches.
+        check: compares images with their hashes when they are used; None: all are checked.
     """
 
     def __init__(
         self, pixels: np.ndarray, device: torch.device, check: RowCheck | None = None
     ) -> None:
-        resident = device.type != "cpu" and pixels.nbytes <= _RESIDENT_BYTES
-        if resident and check is not None:
-            check.check_all(pixels)
-            check = None
-        self._device, self._check = device, check
-        self._pixels = as_tensor(pixels).to(device if resident else "cpu")
+        self._pixels, self._check, self._lock = as_tensor(pixels), check, Lock()
+        self._stream = SideStream(device)
+        self._threads = ThreadPoolExecutor(_GATHER_THREADS, thread_name_prefix="gather")
 
-    def prefetch(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
-        """Nothing to start: no operation is applied."""
-        return self._prepare
+    def prefetch(self, pipeline: Pipeline, samples: SampleViews) -> Callable[[], Images]:
+        """Start to gather and copy."""
+        copying = self._threads.submit(self._copy, samples.host_index)
+        return lambda: (copying.result()(), 0)
 
     def prefetch_depth(self, batch_size: int) -> int:
-        """None: memory answers at once."""
-        return 0
+        """Return a number of batches that hides the time of a copy."""
+        return _PREFETCHED_BATCHES
 
-    def _prepare(self, view: View, index: Tensor) -> tuple[Tensor, int]:
-        pixels = self._pixels.index_select(0, index.to(self._pixels.device))
+    def _copy(self, index: Tensor) -> Callable[[], Tensor]:
+        pixels = self._stream.buffer((len(index), *self._pixels.shape[1:]), self._pixels.dtype)
+        torch.index_select(self._pixels, 0, index, out=pixels)
         if self._check is not None and self._check.pending:
-            self._check(index.cpu().numpy(), pixels.numpy())
-        return pixels.to(self._device), 0
+            with self._lock:
+                self._check(index.numpy(), pixels.numpy())
+        return self._stream.copy(pixels)
 
 
 class DecodeOnDemand:
@@ -89,7 +98,7 @@ class DecodeOnDemand:
     """
 
     def __init__(self, images: EncodedImages, device: torch.device) -> None:
-        self._images, self._device = images, device
+        self._images, self._stream = images, SideStream(device)
         # All cores, though several processes on a machine may do so: decoders never wait for each
         # other. Threads start when they are needed, and end with this object.
         self._num_threads = min(_MOST_DECODERS, _num_cores())
@@ -97,20 +106,20 @@ class DecodeOnDemand:
             self._num_threads, thread_name_prefix="decoder", initializer=_compute_alone
         )
 
-    def prefetch(self, pipeline: Pipeline, view: View, index: Tensor) -> Prepare:
+    def prefetch(self, pipeline: Pipeline, samples: SampleViews) -> Callable[[], Images]:
         """Start to decode.
 
         Raises:
             ConfigError: no operation fixes the size.
         """
         check_fixes_size(self._images, pipeline, "the pipeline")
-        needed = _needed(pipeline, view, index)
-        return _PrefetchedBatch(self._threads, self._images, pipeline, needed, self._device)
+        pairs = _pairs(samples)
+        return _PrefetchedBatch(self._threads, self._images, pipeline, pairs, self._stream)
 
     def prefetch_depth(self, batch_size: int) -> int:
-        """Enough to decode while a step computes; no more, since memory holds them all."""
+        """Return enough batches to decode during a step; no more, since memory holds them all."""
         wanted = self._num_threads * _AHEAD_PER_DECODER
-        return max(_AHEAD_BATCHES, -(-wanted // max(1, batch_size)))
+        return max(_PREFETCHED_BATCHES, -(-wanted // max(1, batch_size)))
 
 
 class _PrefetchedBatch:
@@ -122,9 +131,9 @@ class _PrefetchedBatch:
         images: EncodedImages,
         pipeline: Pipeline,
         pairs: Sequence[tuple[int, int]],
-        device: torch.device,
+        stream: SideStream,
     ) -> None:
-        self._threads, self._device = threads, device
+        self._threads, self._stream, self._pairs = threads, stream, pairs
         self._images, self._pipeline = images, pipeline
         leading = pipeline.operations[: pipeline.leading]
         # Transforms that are not ours set the generators of torch, NumPy and Python, which belong
@@ -140,13 +149,12 @@ class _PrefetchedBatch:
         for begun in self._begun.values():
             begun.cancel()
 
-    def __call__(self, view: View, index: Tensor) -> tuple[Tensor, int]:
-        """See `Prepare`."""
-        pairs = _pairs(view, index)
-        if not pairs:  # whose size must be known all the same
+    def __call__(self) -> Images:
+        """Wait for the images, in the order of the pairs."""
+        if not self._pairs:  # whose size must be known all the same
             pixels, leading = self._stacked([(0, 0)])
             return pixels[:0], leading
-        return self._stacked(pairs)
+        return self._stacked(self._pairs)
 
     def _begin(self, pairs: Sequence[tuple[int, int]]) -> None:
         for pair in pairs:
@@ -168,7 +176,8 @@ class _PrefetchedBatch:
                 f"an operation that should fix the size made views of {_size(*sizes[0])} and "
                 f"{_size(*sizes[1])} (height x width): choose one that gives a single size"
             )
-        return torch.cat(made).to(self._device), self._pipeline.leading
+        pixels = self._stream.buffer((len(made), *made[0].shape[1:]), made[0].dtype)
+        return self._stream.copy(torch.cat(made, out=pixels))(), self._pipeline.leading
 
     def _finished(self, view: int, sample: int) -> Tensor:
         pixels = self._begun[view, sample].result()
@@ -220,16 +229,11 @@ def _decoded(
     return pixels.contiguous() if stop else pixels
 
 
-def _needed(pipeline: Pipeline, view: View, index: Tensor) -> list[tuple[int, int]]:
-    """The (view, sample) pairs that views are made of: partners show the same view."""
-    if not pipeline.mixes:
-        return _pairs(view, index)
-    return _pairs(view, index) + _pairs(view, pipeline.partner(view, index))
-
-
-def _pairs(view: View, index: Tensor) -> list[tuple[int, int]]:
+def _pairs(samples: SampleViews) -> list[tuple[int, int]]:
+    """Return the (view, sample) pairs."""
+    view = samples.host_view
     views = repeat(view) if isinstance(view, int) else view.tolist()
-    return list(zip(views, index.tolist(), strict=False))
+    return list(zip(views, samples.host_index.tolist(), strict=False))
 
 
 def _compute_alone() -> None:

@@ -117,23 +117,26 @@ def examine(
     """
     counts = Counts.none(num_classes, accelerator.device)
     predictions = torch.zeros(len(samples), dtype=torch.int64, device=accelerator.device)
-    mine = torch.arange(len(samples))[accelerator.process_index :: accelerator.num_processes]
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
     batch_size = max(1, min(_BATCH_SIZE, _BATCH_LOGITS // num_classes))
-    places = mine.split(batch_size)
-    shown = images.gather_each(samples[place] for place in places)
-    for turn in range(-(-len(samples[:: accelerator.num_processes]) // batch_size)):
+    batches = images.gather_each(samples[mine], batch_size)
+    predicted = []
+    for _ in range(-(-len(samples[:: accelerator.num_processes]) // batch_size)):
         if between_batches is not None:
             between_batches()
-        if turn == len(places):  # another process has one more
+        batch = next(batches, None)
+        if batch is None:  # another process has one more
             break
-        place, (pixels, labels) = places[turn], next(shown)
+        pixels, labels = batch
         logits_BC = _in_memory(logits, pixels)
         counts += Counts.of(logits_BC, labels)
-        predictions[place] = predict(logits_BC)
+        predicted.append(predict(logits_BC))
+    if predicted:
+        predictions[mine] = torch.cat(predicted)
     if accelerator.num_processes > 1:
         counts = counts.with_each(lambda one: accelerator.reduce(one, "sum"))
         predictions = accelerator.reduce(predictions, "sum")
-    return Examined(counts, predictions.cpu(), images.labels_of(samples).cpu())
+    return Examined(counts, predictions.cpu(), images.host_labels[samples])
 
 
 def _in_memory(logits: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:

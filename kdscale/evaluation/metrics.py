@@ -5,7 +5,7 @@ All counts are whole numbers: their sums are the same in any order, on any devic
 Memory grows with the number of classes, not with its square: a confusion matrix is made at the end,
 from labels and predictions, and only of up to `LARGEST_MATRIX` classes.
 
-Shapes: B samples, F of them with finite logits, N all samples, C classes, M bins.
+Shapes: B samples, N all samples, C classes, M bins.
 """
 
 from collections.abc import Callable
@@ -46,13 +46,21 @@ class Calibration:
         return cls(*torch.zeros(3, BINS, dtype=torch.int64, device=device))
 
     @classmethod
-    def of(cls, confidence_B: Tensor, is_right_B: Tensor) -> "Calibration":
-        """Counts of one batch: confidences in 0..1, and whether each answer was right."""
+    def of(
+        cls, confidence_B: Tensor, is_right_B: Tensor, is_counted_B: Tensor | None = None
+    ) -> "Calibration":
+        """Count one batch.
+
+        Args:
+            confidence_B: 0..1.
+            is_right_B: whether each answer was right.
+            is_counted_B: whether each sample counts at all; None: all do.
+        """
         units_B = (confidence_B.nan_to_num(0.0) * _ONE).round().long()
         bin_B = ((units_B * BINS + _ONE - 1) // _ONE - 1).clamp(0, BINS - 1)
-        none = torch.zeros(BINS, dtype=torch.int64, device=confidence_B.device)
-        counted = (torch.ones_like(bin_B), is_right_B.long(), units_B)
-        return cls(*(none.index_add(0, bin_B, each) for each in counted))
+        one_B = torch.ones_like(bin_B) if is_counted_B is None else is_counted_B.long()
+        counted = (one_B, is_right_B * one_B, units_B * one_B)
+        return cls(*(_sums_by(bin_B, each, BINS) for each in counted))
 
     def __add__(self, other: "Calibration") -> "Calibration":
         return Calibration(
@@ -134,27 +142,25 @@ class Counts:
     def of(cls, logits_BC: Tensor, labels_B: Tensor) -> "Counts":
         """Counts of one batch."""
         num_classes = logits_BC.shape[1]
+        # Samples without a prediction get zeros and weight 0: leaving them out would give tensors
+        # of a size that the host has to wait for.
         is_finite_B = _are_finite(logits_BC)
-        logits_FC, labels_F = logits_BC, labels_B
-        if not is_finite_B.all():
-            logits_FC, labels_F = logits_BC[is_finite_B], labels_B[is_finite_B]
-        predicted_F = logits_FC.argmax(1)
-        is_hit_F = predicted_F == labels_F
-        confidence_F = logits_FC.softmax(1).gather(1, predicted_F[:, None])[:, 0]
+        logits_BC = logits_BC.where(is_finite_B[:, None], 0.0)
+        predicted_B = logits_BC.argmax(1)
+        is_hit_B = (predicted_B == labels_B) & is_finite_B
+        confidence_B = logits_BC.softmax(1).gather(1, predicted_B[:, None])[:, 0]
+        is_tied_B = (logits_BC == logits_BC.amax(1, keepdim=True)).sum(1) > 1
         non_finite = (~is_finite_B).sum()
-
-        def by_class(classes: Tensor) -> Tensor:
-            return torch.bincount(classes, minlength=num_classes)
-
+        loss_B = _cross_entropy(logits_BC, labels_B) * is_finite_B
         return cls(
-            by_class(labels_B),
-            by_class(predicted_F),
-            by_class(labels_F[is_hit_F]),
-            (_ranks(logits_FC, labels_F) < 5).sum(),
+            _sums_by(labels_B, torch.ones_like(labels_B), num_classes),
+            _sums_by(predicted_B, is_finite_B, num_classes),
+            _sums_by(labels_B, is_hit_B, num_classes),
+            ((_ranks(logits_BC, labels_B) < 5) & is_finite_B).sum(),
             non_finite,
-            ((logits_FC == logits_FC.amax(1, keepdim=True)).sum(1) > 1).sum(),
-            _cross_entropy(logits_FC, labels_F) + round(_LARGEST * _UNITS) * non_finite,
-            Calibration.of(confidence_F, is_hit_F),
+            (is_tied_B & is_finite_B).sum(),
+            loss_B.sum() + round(_LARGEST * _UNITS) * non_finite,
+            Calibration.of(confidence_B, is_hit_B, is_finite_B),
         )
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -197,9 +203,16 @@ def _ranks(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Return each sample's cross-entropy in 2^-20 nats: int64 [B]."""
     loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none").double()
     loss_B = loss_B.nan_to_num(_LARGEST).clamp(max=_LARGEST)
-    return (loss_B * _UNITS).round().long().sum()
+    return (loss_B * _UNITS).round().long()
+
+
+def _sums_by(group_B: Tensor, values_B: Tensor, num_groups: int) -> Tensor:
+    """Return the sum of values in each group: int64 [groups]."""
+    sums = torch.zeros(num_groups, dtype=torch.int64, device=group_B.device)
+    return sums.index_add(0, group_B, values_B.long())
 
 
 def summarize(counts: Counts) -> dict[str, float]:

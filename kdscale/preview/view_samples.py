@@ -91,7 +91,7 @@ class ViewSamples:
         if self.pipeline.operations:
             columns.insert(0, [ViewTile(self._clean(index)) for index in self.index])
             heads.insert(0, "clean")
-        labels = self.images.labels_of(self.index).tolist()
+        labels = self.images.host_labels[self.index].tolist()
         rows = [
             SampleRow(self.names[label], f"image {index}", tiles)
             for label, index, tiles in zip(

@@ -13,8 +13,9 @@ from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import Location
 from kdscale.cache.wait import Patience
 from kdscale.data.loader import Batch
+from kdscale.data.views.batch_plan import View
 from kdscale.data.views.digest import digest
-from kdscale.data.views.pipeline import Pipeline, View
+from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.errors import CacheMismatchError, OutOfRangeError, ViewMismatchError

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.concurrent import each
-from kdscale.data.views.pipeline import View
+from kdscale.data.views.batch_plan import View
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError
 from kdscale.target_sources.buffer import TargetBuffer, row_bytes

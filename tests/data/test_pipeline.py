@@ -60,11 +60,9 @@ def test_description_is_canonical_and_parsed_back(description):
 )
 def test_views_give_the_documented_digests(name, shape, view, index, drawn, expected):
     pipeline = parse(DOCUMENTED[name])
-
-    def prepare(_, indices):
-        return torch.from_numpy(replay.sample_images(*shape, indices.tolist())), 0
-
-    found = pipeline.render(prepare, view, torch.tensor([index])).pixels
+    plan = pipeline.plan(view, torch.tensor([index]))[0]
+    images = torch.from_numpy(replay.sample_images(*shape, plan.images.host_index.tolist()))
+    found = pipeline.render(images, plan).pixels
     samples = range(pipeline.pairing.num_samples) if pipeline.pairing else [index]
     views = [view] * len(samples)
     replayed = replay.replay(

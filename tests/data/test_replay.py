@@ -169,12 +169,10 @@ def check(pipeline, pixels, views, indices):
     """kdscale's views of all samples are those of the description."""
     description = canonical(pipeline)
     place = {index: position for position, index in enumerate(indices)}
-
-    def prepare(_, index):
-        return torch.from_numpy(pixels)[[place[i] for i in index.tolist()]], 0
-
     again = Pipeline.from_description(json.loads(description))
-    found = again.render(prepare, torch.tensor(views), torch.tensor(indices)).pixels
+    plan = again.plan(torch.tensor(views), torch.tensor(indices))[0]
+    images = torch.from_numpy(pixels)[[place[i] for i in plan.images.host_index.tolist()]]
+    found = again.render(images, plan).pixels
     expected = replay.replay(description, pixels, views, indices)
     np.testing.assert_array_equal(found.numpy(), expected)
     assert digest(found).tolist() == [replay.digest(image) for image in expected]

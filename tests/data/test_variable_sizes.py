@@ -96,22 +96,17 @@ def pipeline_of(name):
 def one_by_one(image_set, pipeline, view, index):
     """Views by the definition: each sample decoded and shown alone, in this thread."""
 
-    def prepare(views, samples):
+    def rendered(plan):
+        views, samples = plan.images.view, plan.images.index
         whole = [decoded(image_set, int(sample)) for sample in samples]
-        views = torch.as_tensor(views).expand(len(samples))
         made = [
             pipeline.apply(one, view[None], sample[None], 0, pipeline.leading)
             for one, view, sample in zip(whole, views, samples, strict=True)
         ]
-        return torch.cat(made), pipeline.leading
+        return pipeline.render(torch.cat(made), plan, pipeline.leading).pixels
 
     views = torch.as_tensor(view).expand(len(index))
-    return torch.cat(
-        [
-            pipeline.render(prepare, views[i : i + 1], index[i : i + 1]).pixels
-            for i in range(len(index))
-        ]
-    )
+    return torch.cat([rendered(plan) for plan in pipeline.plan(views, index, 1)])
 
 
 # --------------------------------------------------------------------------- views
@@ -150,7 +145,7 @@ def test_clean_images_are_of_one_size(image_set, images):
     found, labels = images.gather(index)
     assert found.equal(one_by_one(image_set, Pipeline.parse(CLEAN), 0, index))
     assert labels.tolist() == image_set.labels[index.numpy()].tolist()
-    in_turn = list(images.gather_each(torch.arange(NUM_SAMPLES).split(5)))
+    in_turn = list(images.gather_each(torch.arange(NUM_SAMPLES), 5))
     assert torch.cat([part for part, _ in in_turn])[index].equal(found)
     assert [len(part) for part, _ in in_turn] == [5, 5, 5, 5, 4]
 
@@ -287,11 +282,12 @@ def test_what_is_not_waited_for_is_called_off_and_its_threads_end(image_set, mon
     monkeypatch.setattr(pixel_sources, "_num_cores", lambda: 2)
     monkeypatch.setattr(EncodedImages, "decode", slow)
     before, images = set(threading.enumerate()), shown(image_set)
-    asked = images.prefetch(pipeline_of("crop"), 0, torch.arange(NUM_SAMPLES))
+    crop = pipeline_of("crop")
+    coming = images.prefetch(crop, crop.plan(0, torch.arange(NUM_SAMPLES))[0])
     wait_until(lambda: len(begun) == 2)
     threads = set(threading.enumerate()) - before
     assert len(threads) == 2
-    del asked, images
+    del coming, images
     gc.collect()
     gate.set()
     for thread in threads:
@@ -314,7 +310,7 @@ def test_error_of_a_decoder_names_the_sample(tmp_path):
             images.gather(torch.arange(6))
     assert images.gather(torch.tensor([0, 5]))[0].shape == (2, 3, 8, 8)
     with pytest.raises(DataError, match=place):
-        next(images.gather_each([torch.tensor([4])]))
+        next(images.gather_each(torch.tensor([4]), 1))
     path.unlink()
     with pytest.raises(DataError, match=r"row 4 .* cannot be read: .*3\.jpg: No such file"):
         images.gather(torch.tensor([4]))

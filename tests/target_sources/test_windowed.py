@@ -68,10 +68,12 @@ def opened(request):
     return make
 
 
+NO_IMAGES = SimpleNamespace(device=torch.device("cpu"))
+
+
 def loader(cached, *, batch=12, **options):
-    images = SimpleNamespace(ahead=lambda _: 0)
     settings = {"seed": 0, "global_batch_size": batch, "windows": cached.windows} | options
-    return BatchLoader(images, torch.arange(SAMPLES), Pipeline(()), cached.schedule, **settings)
+    return BatchLoader(NO_IMAGES, torch.arange(SAMPLES), Pipeline(()), cached.schedule, **settings)
 
 
 def values(targets):
@@ -245,7 +247,8 @@ def test_amplification_counts_views_and_samples_that_are_not_shown(cache, opened
 def mixed_batch(pipeline, view, index):
     partner = pipeline.partner(view, index)
     mix = SimpleNamespace(index_B=partner, weight_B=torch.full((len(index),), 0.5))
-    return Batch(torch.zeros(len(index), 1, 2, 2), index, index, view, mix)
+    plan = pipeline.plan(view, index)[0]
+    return Batch(torch.zeros(len(index), 1, 2, 2), index, plan.samples, mix, plan.partners)
 
 
 @pytest.mark.parametrize("within", [SHARD // 2, SHARD, 3 * SHARD, 10])
@@ -260,7 +263,7 @@ def test_partners_in_fixed_mode_are_in_memory_together(plain, opened, within):
     for source in sources:
         source.clean.check_is_due = lambda _: False
     found = BatchLoader(
-        None, torch.arange(SAMPLES), pipeline, parts.schedule,
+        NO_IMAGES, torch.arange(SAMPLES), pipeline, parts.schedule,
         seed=0, global_batch_size=2, windows=parts.windows,
     )  # fmt: skip
     for step in range(2 * found.steps_per_epoch):
@@ -310,7 +313,7 @@ def test_caches_that_teach_together_share_memory_and_windows(cache, opened, tmp_
     found = loader(both, batch=4)
     for step in range(2 * found.steps_per_epoch):
         epoch, index = step // found.steps_per_epoch, found.index(step)
-        batch = Batch(torch.zeros(0), index, index, both.schedule.view(epoch, index))
+        batch = Batch(torch.zeros(0), index, found.plan(step).samples)
         answers = []
         for source in (both, all_of_both):
             source.start_epoch(epoch)

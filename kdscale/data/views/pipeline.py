@@ -1,6 +1,6 @@
 """A pipeline of operations: images and (view, index) in, the view's pixels out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdscale.data.views.batch_plan import BatchPlan, PlannedBatches, View
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.base import Operation
 from kdscale.data.views.operations.mixing import Mixing
@@ -20,21 +21,15 @@ _ALL = derive_seed(0x616C6C)  # "all"
 _DESCRIBED = {"generator", "seed", "operations", "pairing", "enumerated", "count"}
 _MOST_VIEWS = 1 << 20  # of an enumerated pipeline
 _LARGEST_WORD = (1 << 32) - 1
-
-View = int | Tensor
-"""A view number: one for all samples, or int64 [B]."""
-Prepare = Callable[[View, Tensor], tuple[Tensor, int]]
-"""Images of samples (int64 [B]), and how many leading operations have been applied to them."""
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedViews:
-    """Views as they are shown to teacher and student."""
+    """Views, the input of teacher and student."""
 
     pixels: Tensor
     """uint8 [B, C, H, W]."""
-    partner: Tensor | None = None
-    """int64 [B], whom each sample is mixed with; None where nothing is mixed."""
     weight: Tensor | None = None
     """float32 [B], share of a sample's own label; None where nothing is mixed."""
 
@@ -178,35 +173,55 @@ class Pipeline:
             )
         return self.apply(images, view, index)
 
-    def render(self, prepare: Prepare, view: View, index: Tensor) -> RenderedViews:
-        """The views of samples, mixed with their partners where the pipeline says so.
+    def plan(
+        self,
+        view: View,
+        index: Tensor,
+        sizes: int | Sequence[int] | None = None,
+        device: torch.device = _CPU,
+    ) -> PlannedBatches:
+        """Plan batches of samples, with their partners where the pipeline mixes.
 
         Args:
-            prepare: gives the images of any samples.
-            view: view number, one for all or int64 [B].
-            index: int64 [B].
+            view: view number, one for all or int64 [N] in host memory.
+            index: int64 [N] in host memory.
+            sizes: number of samples of each batch, or of all but a shorter last one; None: one
+                batch.
+            device: device of the images.
         """
+        partner = self.partner(view, index) if self.mixes else None
+        if sizes is None:
+            sizes = [len(index)]
+        elif isinstance(sizes, int):
+            sizes = [len(part) for part in index.split(sizes)]
+        return PlannedBatches(view, index, sizes, device, partner)
+
+    def render(self, images: Tensor, plan: BatchPlan, done: int = 0) -> RenderedViews:
+        """Render the views of a planned batch.
+
+        Args:
+            images: uint8 [N, C, H, W], those of `plan.images`.
+            plan: samples, and partners if the pipeline mixes.
+            done: number of leading operations that have been applied to the images.
+        """
+        samples, each = plan.samples, plan.images
         if not self.mixes:
-            images, done = prepare(view, index)
-            return RenderedViews(self.apply(images, view, index, done))
-        partner = self.partner(view, index)
-        place, mixing = next(
+            return RenderedViews(self.apply(images, samples.view, samples.index, done))
+        assert plan.place is not None, "the plan is of this pipeline"
+        position, mixing = next(
             (position, operation)
             for position, operation in enumerate(self.operations)
             if isinstance(operation, Mixing)
         )
-        # Every image is asked for, and prepared, once: most partners are in the same batch.
-        views, samples, where = _once(view, torch.cat((index, partner)), index)
-        images, done = prepare(views, samples)
-        images = self.apply(images, views, samples, done, place)
-        where = where.to(images.device)
-        own, other = (images.index_select(0, part) for part in where.tensor_split(2))
-        bits = self._bits(place, place + 1, view, index.to(images.device))
+        images = self.apply(images, each.view, each.index, done, position)
+        own, other = (images.index_select(0, part) for part in plan.place.tensor_split(2))
+        bits = self._bits(position, position + 1, samples.view, samples.index)
         mixed, weight = mixing.mix(own, other, bits)
-        return RenderedViews(self.apply(mixed, view, index, place + 1), partner, weight)
+        pixels = self.apply(mixed, samples.view, samples.index, position + 1)
+        return RenderedViews(pixels, weight)
 
     def partner(self, view: View, index: Tensor) -> Tensor:
-        """Whom samples are mixed with: int64 [B]."""
+        """Return the sample that each one is mixed with: int64 [B]."""
         assert self.pairing is not None, "only a pipeline that mixes has partners"
         if isinstance(view, int):
             return self.pairing.partners(self.seed, view).to(index.device)[index]
@@ -272,16 +287,6 @@ class Pipeline:
                 )
             found |= {(position, draw): count for draw, count in enumerate(choices)}
         return found
-
-
-def _once(view: View, samples: Tensor, index: Tensor) -> tuple[View, Tensor, Tensor]:
-    """The distinct (view, sample) pairs, and where each of `samples` is among them."""
-    if isinstance(view, int):
-        distinct, where = samples.unique(return_inverse=True)
-        return view, distinct, where
-    pairs = torch.stack((torch.cat((view, view)).to(index.device), samples))
-    distinct, where = pairs.unique(dim=1, return_inverse=True)
-    return distinct[0], distinct[1], where
 
 
 def _name(operation: Operation | Mixing) -> str:

@@ -1,0 +1,123 @@
+"""Which samples a batch consists of, and in which views: on the host and on the device alike.
+
+Decoders and windows of targets need the numbers on the host, operations and look-ups need them on
+the device. Batches that follow one another are planned together, an epoch or a shard of a cache,
+and their numbers are copied to the device at once: a batch is a slice of them.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from kdscale.transfers import to_device
+
+View = int | Tensor
+"""A view number: one for all samples, or int64 [B]."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleViews:
+    """Samples, each in one view."""
+
+    index: Tensor
+    """int64 [B], positions in the data set, on the device."""
+    view: View
+    """View number of all samples, or int64 [B] on the device."""
+    host_index: Tensor
+    """`index` in host memory; the same tensor where the device is a CPU."""
+    host_view: View
+    """`view` in host memory."""
+
+    @classmethod
+    def place(cls, view: View, index: Tensor, device: torch.device) -> Self:
+        """Copy the numbers of samples, given in host memory, to a device."""
+        on_device = view if isinstance(view, int) else to_device(view, device)
+        return cls(to_device(index, device), on_device, index, view)
+
+    def __len__(self) -> int:
+        return len(self.host_index)
+
+    def __getitem__(self, part: slice) -> "SampleViews":
+        view = self.view if isinstance(self.view, int) else self.view[part]
+        host_view = self.host_view if isinstance(self.host_view, int) else self.host_view[part]
+        return SampleViews(self.index[part], view, self.host_index[part], host_view)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """What a batch is made of."""
+
+    samples: SampleViews
+    images: SampleViews
+    """Every (view, sample) whose image is needed, once: samples and partners."""
+    partners: SampleViews | None = None
+    """The sample that each one is mixed with, in the same view; None where nothing is mixed."""
+    place: Tensor | None = None
+    """int64 [2 B] on the device: position in `images` of each sample, then of each partner."""
+
+
+class PlannedBatches:
+    """Batches that follow one another, with all their numbers on the device.
+
+    Args:
+        view: view number of all samples, or int64 [N] in host memory.
+        index: int64 [N] in host memory, samples in the order of their batches.
+        sizes: numbers of samples of the batches, of sum N.
+        device: device of the images.
+        partner: int64 [N] in host memory, sample that each one is mixed with; None where nothing
+            is mixed.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        index: Tensor,
+        sizes: Iterable[int],
+        device: torch.device,
+        partner: Tensor | None = None,
+    ) -> None:
+        self._parts = _slices(sizes)
+        self._samples = SampleViews.place(view, index, device)
+        self._partners: SampleViews | None = None
+        if partner is None:
+            return
+        self._partners = SampleViews.place(view, partner, device)
+        once = [_once(self._samples[part], self._partners[part]) for part in self._parts]
+        self._image_parts = _slices(len(images) for _, images, _ in once)
+        views = [of for of, _, _ in once if isinstance(of, Tensor)]
+        images = torch.cat([images for _, images, _ in once])
+        self._images = SampleViews.place(torch.cat(views) if views else view, images, device)
+        self._place = to_device(torch.cat([place for _, _, place in once]), device)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> BatchPlan:
+        part = self._parts[number]
+        samples = self._samples[part]
+        if self._partners is None:
+            return BatchPlan(samples, samples)
+        images = self._images[self._image_parts[number]]
+        place = self._place[2 * part.start : 2 * part.stop]
+        return BatchPlan(samples, images, self._partners[part], place)
+
+
+def _slices(sizes: Iterable[int]) -> list[slice]:
+    return [slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0))]
+
+
+def _once(samples: SampleViews, partners: SampleViews) -> tuple[View, Tensor, Tensor]:
+    """Return the distinct views and samples of a batch, and the place of each one in them."""
+    view, both = samples.host_view, torch.cat((samples.host_index, partners.host_index))
+    if isinstance(view, int):
+        images, place = both.unique(return_inverse=True)
+        return view, images, place
+    pairs, place = torch.stack((view.repeat(2), both)).unique(dim=1, return_inverse=True)
+    return pairs[0], pairs[1], place
