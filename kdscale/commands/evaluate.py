@@ -30,11 +30,13 @@ from kdscale.evaluation.teacher_predictions import (
     keep_predictions,
     predictions_of,
 )
-from kdscale.evaluation.test_set import evaluation_file, own_test_set
+from kdscale.evaluation.test_set import evaluation_file, own_test_set, own_training_set
 from kdscale.experiment.cache_spec import LIBRARIES
-from kdscale.experiment.datasets import test_images
+from kdscale.experiment.datasets import clean_shape, test_images
 from kdscale.experiment.models import frozen_teacher, model_of
 from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_models
+from kdscale.models.checkpoints import read_metadata
+from kdscale.models.deployable import check_size, size_of
 from kdscale.models.registry import num_parameters
 from kdscale.runs.folder import read_evaluation, write_evaluation
 from kdscale.teacher.frozen_teacher import FrozenTeacher, freeze
@@ -112,6 +114,11 @@ class Evaluation:
         }
         own = own_test_set(subject.evaluation)
         file = evaluation_file(subject.evaluation, own, test.fingerprint)
+        if test.fingerprint == own_training_set(subject.evaluation):
+            log.warning(
+                "split %r of %s holds the images that %s was trained on: what is found is no "
+                "accuracy on new images", test.split, test.name, subject.name,
+            )  # fmt: skip
         known = _known(file, identity) if self.reuse else None
         known = broadcast_from_main(accelerator, known)
         if known is not None:
@@ -198,6 +205,9 @@ def _load(
         subject.recipe, subject.section, test, what=subject.role,
         named_by=subject.named_by(subject.section),
     )  # fmt: skip
+    if subject.section.weights is not None:
+        stated = size_of(read_metadata(subject.section.weights).get("pixels"))
+        check_size(clean_shape(test), trained.preprocess, stated)
     parameters = num_parameters(trained.model)
     model = freeze(
         trained.model,

@@ -17,7 +17,7 @@ from kdscale.errors import ExportError
 from kdscale.experiment.datasets import test_images
 from kdscale.experiment.models import model_of
 from kdscale.experiment.trained_models import TrainedModel
-from kdscale.models.deployable import Deployable
+from kdscale.models.deployable import Deployable, pixels_of
 from kdscale.models.formats import FORMATS, Answer, explained
 from kdscale.models.untrusted import is_code
 from kdscale.teacher.frozen_teacher import freeze
@@ -68,7 +68,8 @@ def export(
     )  # fmt: skip
     if trained.precision != "float32":
         log.info("trained in %s, exported in float32", trained.precision)
-    program = Deployable(classifier.model, classifier.preprocess, test.classes)
+    height, width = pixels.shape[2:]
+    program = Deployable(classifier.model, classifier.preprocess, test.classes, (height, width))
     about = _about(trained, program, test, pixels)
     check = _write_checked(path, format_name, program, about, pixels, model.logits(pixels))
     return {
@@ -120,7 +121,7 @@ def _about(
         "clean": list(trained.recipe.data.clean),
         "grey_range": trained.recipe.data.grey_range,
         "preprocess": program.preprocess.describe(),
-        "pixels": {"dtype": "uint8", "shape": ["batch", *pixels.shape[1:]]},
+        "pixels": pixels_of(pixels.shape[1:]),
         "logits": {"dtype": "float32", "shape": ["batch", test.num_classes]},
     }
 

@@ -22,6 +22,7 @@ from kdscale.experiment.checks import check_loss, mention_loss, mention_steps
 from kdscale.experiment.datasets import (
     check_same_classes,
     mention_other_shape,
+    mention_shared_images,
     sample_indices,
     two_views,
 )
@@ -129,7 +130,7 @@ def train(
             keep_content(run, inputs, main=accelerator.is_main_process)
             mention_loss(loss, settings.epochs, settings.accumulation)
             trainer = _trainer(training, source, pretrained)
-            mention_steps(settings, trainer.loader.steps_per_epoch)
+            mention_steps(settings, trainer.loader.num_samples, trainer.loader.steps_per_epoch)
             metrics = restore_or_begin(run, trainer)
             seconds_before = trainer.state.train_seconds
             turn = _turn(training, trainer, caches) if wait else None
@@ -156,6 +157,7 @@ def _open(training: _Training, *, resume: bool) -> PretrainedInit | None:
         check_loss(training.loss, experiment.train_set, _views(training))
         _ = experiment.test_set  # decoded by the main process
     check_same_classes(experiment.train_set, experiment.test_set)
+    mention_shared_images(experiment.train_set, experiment.test_set)
     mention_other_shape(experiment.train_set, experiment.test_set)
     return pretrained
 
@@ -291,7 +293,7 @@ def _run(
     run, settings, accelerator = training.run, training.settings, training.accelerator
     evaluator = _evaluator(training)
     steps = intervals(settings, trainer.loader.steps_per_epoch)
-    metadata = weights_metadata(training.section, training.experiment.train_set, trainer)
+    metadata = _metadata(training, trainer)
     with orderly_stop() as stop, metrics, progress_bar(trainer, steps.last, accelerator) as bar:
         callback = StepCallback(
             run, steps, evaluator, metrics, stop, bar, metadata, patience(settings), watch=watch,
@@ -316,13 +318,18 @@ def _evaluator(training: _Training) -> EvaluationHook:
     )
 
 
+def _metadata(training: _Training, trainer: Trainer) -> dict[str, object]:
+    experiment = training.experiment
+    return weights_metadata(training.section, experiment.train_set, experiment.test_set, trainer)
+
+
 def _write(training: _Training, trainer: Trainer, result: dict[str, Any]) -> None:
     """Write weights, then the result, which marks the run as finished."""
     accelerator = training.accelerator
     training.check_lock()
     if accelerator.is_main_process:
         model = unwrap_student(accelerator.unwrap_model(trainer.model))
-        metadata = weights_metadata(training.section, training.experiment.train_set, trainer)
+        metadata = _metadata(training, trainer)
         folder = RunFolder(training.run)
         save_weights(folder.weights_file(), model, metadata=metadata | {"metrics": result})
         folder.write_result(result)

@@ -17,7 +17,15 @@ Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+
+
+Temperature = Annotated[float, Field(ge=0.01, le=1000)]
+"""Below 0.01 a distribution is its largest entry, above 1000 it is even, in float32."""
+
+
+Side = Annotated[int, Field(ge=1, le=1 << 14)]
+"""Pixels a side."""
 
 
 Precision = Literal["float32", "bfloat16", "float16"]

@@ -9,6 +9,8 @@ from kdscale.config.base_section import (
     Fraction,
     Operations,
     Positive,
+    Side,
+    Temperature,
     UserPath,
     parse_bytes,
 )
@@ -77,6 +79,7 @@ class ViewsSection(ConfigSection):
     pair_within: int | None = Field(
         None,
         ge=2,
+        lt=1 << 31,
         description="where views mix, consecutive samples that are paired among themselves, all "
         "when not set; a multiple of cache.shard_samples keeps partners together where targets do "
         "not fit cache.targets_memory",
@@ -119,7 +122,7 @@ class FeatureSection(ConfigSection):
     module: str = Field(
         pattern=r"^[A-Za-z0-9_.-]+$", description="dotted name, as of `named_modules`"
     )
-    pool: Positive | None = Field(
+    pool: Side | None = Field(
         None, description="average maps to so many pixels a side; 1 makes a vector"
     )
 
@@ -138,7 +141,7 @@ class CacheSection(ConfigSection):
         "module and pool (not identity: a cache with more of them fits)",
     )
     top_k: Positive = Field(20, description="topk only: classes kept of each answer")
-    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+    temperatures: list[Temperature] = Field(
         [1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0],
         description="topk only, ascending: where the weight of the other classes is exact; "
         "interpolated between them, refused beyond",
@@ -203,7 +206,7 @@ class EnsembleSection(ConfigSection):
         [], description="further caches of the same images and views, by another teacher each: "
         "folders (also below the cache root) or URLs"
     )  # fmt: skip
-    weights: list[Annotated[float, Field(gt=0)]] = Field(
+    weights: list[Annotated[float, Field(ge=1e-6, le=1e6)]] = Field(
         [], description="one for each teacher, the recipe's own first; divided by their sum. "
         "Equal when not set"
     )  # fmt: skip

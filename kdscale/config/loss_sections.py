@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base_section import ConfigSection, Weight, unknown
+from kdscale.config.base_section import ConfigSection, Temperature, Weight, unknown
 from kdscale.published_losses import FEATURE_LOSSES, LOGIT_LOSSES, STANDARDIZED_TEMPERATURE
 
 
@@ -47,16 +47,18 @@ class LossSection(ConfigSection):
     standardize: bool = Field(
         False, description="bring logits of both to mean 0 and deviation 1 first"
     )
-    temperature: float = Field(
+    temperature: Temperature = Field(
         4.0,
-        gt=0,
         description="softens teacher and student alike (wttm: the teacher); the kind's published "
         "one when not set, 2 with standardize; mse has none",
     )
     hard_weight: Weight = Field(0.5, description="of cross-entropy on the labels")
     soft_weight: Weight = Field(0.5, description="of the kind: kd is T²·KL(teacher‖student)")
     warmup_epochs: int = Field(
-        0, ge=0, description="epochs over which soft_weight rises linearly; dkd 20 when not set"
+        0,
+        ge=0,
+        lt=1 << 31,
+        description="epochs over which soft_weight rises linearly; dkd 20 when not set",
     )
     feature_weight: Weight = Field(0.0, description="of the sum of the losses in features")
     features: list[FeatureLossSection] = Field(

@@ -12,6 +12,7 @@ from kdscale.config.base_section import (
     Plain,
     Positive,
     Precision,
+    Side,
     UserPath,
     Weight,
 )
@@ -26,8 +27,8 @@ class InputSection(ConfigSection):
     """What a model wants to be shown; belongs to the model, never to the view."""
 
     mean: list[float] = Field(description="per channel, of pixels scaled to 0..1")
-    std: list[Annotated[float, Field(gt=0)]] = Field(description="per channel, likewise")
-    size: Positive | None = Field(None, description="pixels a side; the image's own when not set")
+    std: list[Annotated[float, Field(ge=1e-4)]] = Field(description="per channel, likewise")
+    size: Side | None = Field(None, description="pixels a side; the image's own when not set")
 
     @model_validator(mode="after")
     def _of_pixels_scaled_to_1(self) -> "InputSection":
@@ -67,7 +68,7 @@ class TrainSection(ConfigSection):
     global_batch_size: Positive = Field(128, description="samples an optimizer step, all processes")
     accumulation: Positive = Field(1, description="forward passes an optimizer step")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="torch.optim's")
-    learning_rate: float = Field(1e-3, gt=0, description="at its peak")
+    learning_rate: float = Field(1e-3, ge=1e-12, le=1000, description="at its peak")
     momentum: Fraction = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
     weight_decay: Weight = Field(0.0, description="decoupled with adamw, else an L2 penalty")
@@ -89,7 +90,7 @@ class TrainSection(ConfigSection):
     warmup_epochs: float = Field(0.0, ge=0, description="linear from 0; one_cycle: the rising part")
     milestones: list[Positive] = Field([], description="steps only: epochs at which to decay")
     gamma: float = Field(
-        0.1, gt=0, le=1, description="steps and plateau: factor at each milestone or plateau"
+        0.1, ge=1e-6, le=1, description="steps and plateau: factor at each milestone or plateau"
     )
     patience: Positive = Field(
         5, description="plateau only: evaluations without a smaller validation loss that make one"
@@ -104,7 +105,7 @@ class TrainSection(ConfigSection):
         description="the result is the weights of the best top-1 on the validation split, not the "
         "last ones",
     )
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of all gradients")
+    gradient_clip: float | None = Field(None, ge=1e-6, description="largest norm of all gradients")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward and backward; weights stay float32"
     )

@@ -89,6 +89,7 @@ def read_labels(splits: Mapping[str, Any], split: str, column: str | None, place
     feature = splits[split].features[column]
     values = _read_column(splits[split], column)
     if _is(feature, "ClassLabel"):
+        _check_not_empty(feature.names, column, place)
         check_distinguishable([feature.names], place)
         return _marked_labels(_as_int64(values, column, place), tuple(feature.names), column, place)
     everywhere = [
@@ -101,6 +102,7 @@ def read_labels(splits: Mapping[str, Any], split: str, column: str | None, place
         by_split = [sorted(set(one.unique().to_pylist()) - {None}) for one in everywhere]
         check_distinguishable(by_split, place)
         names = sorted({name for one in by_split for name in one})
+        _check_not_empty(names, column, place, values)
         position = {name: label for label, name in enumerate(names)}
         numbers = [position.get(name, -1) for name in values.to_pylist()]
         return Labels(np.array(numbers, dtype=np.int64), tuple(names))
@@ -141,6 +143,25 @@ def choose_classes(
     if len(rows) == 0:
         raise DataError(f"no row of {place} is of the classes {', '.join(names)}: choose others")
     return rows, values[rows], names
+
+
+def _check_not_empty(names: Sequence[str], column: str, place: str, rows: Any = None) -> None:
+    """Refuse a class without a visible name, which no recipe or table could name.
+
+    Args:
+        names: of all classes.
+        column: of the labels.
+        place: the split, for messages.
+        rows: the name in each row, a `pyarrow.ChunkedArray`; None where rows hold numbers.
+    """
+    for number, name in enumerate(names):
+        if not canonical(name):
+            row = -1 if rows is None else rows.index(name).as_py()
+            where = f"row {row}" if row >= 0 else f"class {number}"
+            raise DataError(
+                f"{where} of {place}, column '{column}', has the empty class name {name!r}: give "
+                "the class a name, or where there is no label, leave it null"
+            )
 
 
 def _marked_labels(values: np.ndarray, names: tuple[str, ...], column: str, place: str) -> Labels:

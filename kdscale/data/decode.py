@@ -70,6 +70,8 @@ class Headers:
     """Whether all images have the same height and width."""
     sizes: tuple[tuple[int, int], tuple[int, int]]
     """Smallest and largest height, smallest and largest width, in pixels."""
+    several_frames: int = 0
+    """Number of images with more than one frame or page, of which the first is read."""
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ class _Found:
     """Height and width of each image."""
     grey: bool
     """Whether all are grey."""
+    several_frames: int
+    """How many have more than one frame."""
     levels: Levels | None
     """Of those with more than 8 bits a channel; None where there are none."""
 
@@ -91,7 +95,7 @@ def read_headers(encoded: EncodedSplit) -> Headers:
         DataError: not an image that can be read; its row is named. Or images of more than 8 bits
             whose levels are not those of `data.grey_range`.
     """
-    grey, levels = True, None
+    grey, levels, several_frames = True, None, 0
     heights, widths = [], []
     with _threads() as pool:
         start = 0
@@ -100,13 +104,15 @@ def read_headers(encoded: EncodedSplit) -> Headers:
             look = partial(_header_task, encoded, grey=grey)
             for found in pool.map(look, *zip(*_tasks(start, images), strict=True)):
                 grey = grey and found.grey
+                several_frames += found.several_frames
                 levels = found.levels.joined(levels) if found.levels else levels
                 heights += [height for height, _ in found.sizes]
                 widths += [width for _, width in found.sizes]
             start += len(images)
     check_levels(levels, encoded.grey_range, f"split '{encoded.split}' of {encoded.name}")
     spans = ((min(heights), max(heights)), (min(widths), max(widths)))
-    return Headers(1 if grey else 3, all(low == high for low, high in spans), spans)
+    one_size = all(low == high for low, high in spans)
+    return Headers(1 if grey else 3, one_size, spans, several_frames)
 
 
 class SizesDifferError(Exception):
@@ -223,7 +229,7 @@ def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
 
 def _header_task(encoded: EncodedSplit, start: int, images: list[bytes], *, grey: bool) -> _Found:
     """What the headers of some images say; whether all are grey only if that is asked."""
-    found = _Found([], grey, None)
+    found = _Found([], grey, 0, None)
     for offset, one in enumerate(images):
         try:
             with _opened(one) as image:
@@ -231,10 +237,19 @@ def _header_task(encoded: EncodedSplit, start: int, images: list[bytes], *, grey
                 deep = is_deep(image, one)
                 found.grey = found.grey and _is_grey(image)
                 levels = levels_of(image) if deep else None
+                found.several_frames += _has_several_frames(image)
             found.levels = levels.joined(found.levels) if levels else found.levels
         except Exception as error:
             raise _unreadable(encoded, start + offset, error, one) from error
     return found
+
+
+def _has_several_frames(image: Image.Image) -> bool:
+    """Whether frames or pages follow the first; some readers look for the second one here."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # of a second frame that is damaged, and of no use
+        return True
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

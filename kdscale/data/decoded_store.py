@@ -59,6 +59,8 @@ class StoredImages:
     """uint64 [N]; None where they are not stored."""
     row_check: RowCheck | None = None
     """Checks samples as they are taken; None where all are known to be sound."""
+    several_frames: int = 0
+    """Number of images of which only the first frame was decoded, as far as it is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,8 @@ class _Description:
     pixels_sha256: str
     labels_sha256: str
     keys_sha256: str | None = None
+    several_frames: NonNegativeInt = 0
+    """Number of images with more than one frame; 0 in files of earlier versions."""
     fingerprint: str
 
 
@@ -203,7 +207,10 @@ def _left_encoded(
 ) -> StoredImages:
     encoded.labels.flags.writeable = False
     keys = read_keys(_note(root / key.folder), len(encoded.labels))
-    return StoredImages(EncodedImages(encoded, headers), encoded.labels, key.source, keys)
+    images = EncodedImages(encoded, headers)
+    return StoredImages(
+        images, encoded.labels, key.source, keys, several_frames=headers.several_frames
+    )
 
 
 def _note(folder: Path) -> Path:
@@ -310,6 +317,7 @@ def _write(encoded: EncodedSplit, headers: Headers, folder: Path) -> None:
         pixels_sha256=pixels_sha256,
         labels_sha256=labels_sha256,
         keys_sha256=_sha256(keys),
+        several_frames=headers.several_frames,
         fingerprint=content_fingerprint(shape, pixels_sha256, labels_sha256, encoded.classes),
     )
     write_object(folder / _DESCRIPTION, asdict(description))
@@ -336,7 +344,8 @@ def _open(folder: Path) -> StoredImages:
     if not by_row and _sha256(pixels) != described.pixels_sha256:
         raise _DamagedError("pixels.npy has changed")
     check = RowCheck(keys, folder) if by_row and keys is not None else None
-    return StoredImages(pixels, labels, described.fingerprint, keys, check)
+    frames = described.several_frames
+    return StoredImages(pixels, labels, described.fingerprint, keys, check, frames)
 
 
 def _check_description(described: "_Description") -> None:

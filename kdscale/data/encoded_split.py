@@ -30,6 +30,8 @@ class EncodedSplit:
     split: str
     passed_over: tuple[str, ...] = ()
     """Phrases about the files of the source that were not read."""
+    num_files: int = 0
+    """Number of samples whose image lies in a file that a table names."""
     grey_range: tuple[float, float] | None = None
     """Levels of black and white in images of more than 8 bits a pixel; None: 0 and 65535."""
 
@@ -62,7 +64,7 @@ class EncodedSplit:
         """
         cell = self.cells[int(self.rows[sample])].as_py()
         if isinstance(cell, dict):
-            cell = cell["bytes"] or cell.get("path")
+            cell = cell.get("path") if cell["bytes"] is None else cell["bytes"]
         return self._bytes(sample, cell)
 
     def place(self, sample: int) -> str:
@@ -70,6 +72,10 @@ class EncodedSplit:
         file = self._file(sample)
         where = f" ({printable(file)})" if file else ""
         return f"row {self.rows[sample]} of split '{self.split}' of {self.name}{where}"
+
+    def short_place(self, sample: int) -> str:
+        """How messages name a sample of a split that is known: its file, else its row."""
+        return printable(self._file(sample)) or f"row {self.rows[sample]}"
 
     def _file(self, sample: int) -> str:
         if "path" not in _field_names(self.cells.type):
@@ -136,7 +142,8 @@ def _cells(column: Any) -> list[bytes | str | None]:
     images = parts["bytes"].to_pylist()
     if parts["bytes"].null_count == 0 or "path" not in parts:
         return images  # type: ignore[no-any-return]
-    return [one or path for one, path in zip(images, parts["path"].to_pylist(), strict=True)]
+    paths = parts["path"].to_pylist()
+    return [path if one is None else one for one, path in zip(images, paths, strict=True)]
 
 
 def _bytes_inside(chunk: Any, local: np.ndarray) -> np.ndarray:

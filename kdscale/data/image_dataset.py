@@ -1,7 +1,7 @@
 """Images of one split: of one size, decoded once for all processes and runs; or still encoded."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class ImageDataset:
     row_check: RowCheck | None = None
     """Of decoded images that were not hashed when they were opened: checks the samples that are
     taken; None where all are known to be sound."""
+    place: Callable[[int], str] = "sample {}".format
+    """Names a sample in messages: its file, else its row in the source."""
 
     @property
     def one_size(self) -> bool:
@@ -115,6 +117,11 @@ def load_images(
     )
     logger.info("%s", describe_split(encoded), extra={"once": True})
     stored = open_or_decode(encoded, path_inside(root, "images"))
+    if stored.several_frames:
+        logger.info(
+            "data: %s of split %r of %s with several frames or pages: the first of each is read",
+            number_of(stored.several_frames, "image"), encoded.split, source, extra={"once": True},
+        )  # fmt: skip
     return ImageDataset(
         pixels=stored.pixels,
         labels=stored.labels,
@@ -125,6 +132,7 @@ def load_images(
         keys=stored.keys,
         row_check=stored.row_check,
         passed_over=encoded.passed_over,
+        place=encoded.short_place,
     )
 
 
@@ -143,6 +151,9 @@ def describe_split(encoded: EncodedSplit) -> str:
             of_classes = f"without labels, {of_classes}"
         elif present < len(encoded.classes):
             of_classes += f", {len(encoded.classes) - present:,} of them without an image"
-    passed = "; ".join(encoded.passed_over)
-    said = f"; passed over: {passed}" if passed else ""
-    return f"data: {number} {of_classes}, split {encoded.split!r} of {encoded.name}{said}"
+    notes = [f"data: {number} {of_classes}, split {encoded.split!r} of {encoded.name}"]
+    if encoded.num_files:
+        notes.append(f"{number_of(encoded.num_files, 'image')} in files that the table names")
+    if encoded.passed_over:
+        notes.append(f"passed over: {'; '.join(encoded.passed_over)}")
+    return "; ".join(notes)

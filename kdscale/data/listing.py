@@ -78,14 +78,15 @@ def list_folder(root: Path) -> Listing:
     """List a folder; symbolic links to files and folders are followed.
 
     Raises:
-        DataError: a link leads nowhere or in a circle, a name is not UTF-8, or there is a pipe, a
-            socket or a device.
+        DataError: a link leads nowhere, in a circle or to a folder that is listed already, a name
+            is not UTF-8, or there is a pipe, a socket or a device.
     """
     hidden: Counter[str] = Counter()
     files: dict[str, Kind] = {}
     folders: list[str] = []
     links = 0
-    for relative, entry in _walk(root, "", (os.path.realpath(root),), hidden):
+    top = os.path.realpath(root)
+    for relative, entry in _walk(root, "", {top: "."}, (top,), hidden):
         links += entry.is_symlink()
         if entry.is_dir():
             folders.append(relative)
@@ -121,8 +122,9 @@ def first_few(names: Iterable[str], number: int = 3) -> str:
 
 
 def _walk(
-    root: Path, below: str, parents: tuple[str, ...], hidden: Counter[str]
+    root: Path, below: str, seen: dict[str, str], parents: tuple[str, ...], hidden: Counter[str]
 ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Yield every entry with its path; `seen` collects the real path of each folder."""
     with os.scandir(root / below) as entries:
         for entry in entries:
             relative = f"{below}/{entry.name}" if below else entry.name
@@ -132,12 +134,19 @@ def _walk(
             _check_name(root, relative)
             if entry.is_dir():
                 yield relative, entry
-                real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                link = entry.is_symlink()
+                real = os.path.realpath(entry.path) if link else f"{parents[-1]}/{entry.name}"
                 if real in parents:
                     raise DataError(
                         f"{root / relative} is a link to a folder around it, {real}: remove it"
                     )
-                yield from _walk(root, relative, (*parents, real), hidden)
+                if (other := seen.setdefault(real, relative)) != relative:
+                    raise DataError(
+                        f"{root}: {printable(relative)} and {printable(other)} are one folder, "
+                        "by a link, so its images would be read twice, under two names: remove "
+                        "the link, or copy the images that are meant"
+                    )
+                yield from _walk(root, relative, seen, (*parents, real), hidden)
             elif entry.is_file():
                 yield relative, entry
             else:

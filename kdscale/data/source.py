@@ -1,6 +1,7 @@
 """Where images come from: a file, a folder or the hub; what kind it is, and the split in it."""
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kdscale.data.columns import choose_classes, find_image_column, find_label_column, read_labels
 from kdscale.data.encoded_split import EncodedSplit
@@ -23,6 +26,7 @@ from kdscale.data.table_files import (
     open_files,
     open_table_folder,
 )
+from kdscale.data.table_paths import resolve_paths
 from kdscale.errors import DataError, KdscaleError, StorageError
 from kdscale.formatting import number_of
 
@@ -41,8 +45,12 @@ class _Opened:
 
     splits: Mapping[str, Any]
     """`datasets.Dataset` by name."""
-    passed_over: tuple[str, ...] = ()
-    """Phrases about the files of the source that were not read."""
+    folders: tuple[Path, ...] = ()
+    """Where the files lie that rows of tables name; relative paths are below the first."""
+    listing: Listing | None = None
+    """The files of a folder; None of another source."""
+    read: tuple[str, ...] = ()
+    """Those of them that were read."""
 
 
 def open_source(
@@ -66,23 +74,46 @@ def open_source(
     image_column = find_image_column(dataset.features, image_column, place)
     label_column = find_label_column(dataset.features, label_column, place, required=require_labels)
     labels = read_labels(opened.splits, found, label_column, place)
-    if require_labels and (unlabelled := int((labels.values < 0).sum())):
+    if require_labels and len(without := np.flatnonzero(labels.values < 0)):
         raise DataError(
-            f"{unlabelled} of the {number_of(len(dataset), 'row')} of {place} have no label "
-            f"(column '{label_column}'): remove them, choose another split, or distil without "
-            "labels (hard_weight = 0)"
+            f"{len(without)} of the {number_of(len(dataset), 'row')} of {place} have no label "
+            f"(column '{label_column}'), the first of them row {without[0]}: remove them, choose "
+            "another split, or distil without labels (hard_weight = 0)"
         )
     rows, values, names = choose_classes(labels, classes, place)
+    cells, files = _cells(opened, found, image_column, source)
     return EncodedSplit(
-        cells=dataset.select_columns([image_column]).with_format("arrow")[:].column(0),
+        cells=cells,
         rows=rows,
         labels=values,
         classes=names,
         name=source,
         split=found,
-        passed_over=opened.passed_over,
+        passed_over=_passed_over(opened, image_column, source),
+        num_files=len(files),
         grey_range=grey_range,
     )
+
+
+def _cells(opened: _Opened, split: str, column: str, source: str) -> tuple[Any, list[str]]:
+    """The image column of a split, and the files that its rows name."""
+    cells = opened.splits[split].select_columns([column]).with_format("arrow")[:].column(0)
+    if not opened.folders:
+        return cells, []
+    return resolve_paths(cells, opened.folders, f"split '{split}' of {source}")
+
+
+def _passed_over(opened: _Opened, column: str, source: str) -> tuple[str, ...]:
+    """Phrases about the files of the source that were not read."""
+    if opened.listing is None:
+        return ()
+    root, read = opened.listing.root, [*opened.read]
+    if opened.folders and opened.listing.of("image"):  # which may be those that rows name
+        for split, dataset in opened.splits.items():
+            if column in dataset.column_names:
+                files = _cells(opened, split, column, source)[1]
+                read += [os.path.relpath(file, root) for file in files]
+    return opened.listing.passed_over(read)
 
 
 def _open(source: str, config: str | None) -> _Opened:
@@ -91,7 +122,7 @@ def _open(source: str, config: str | None) -> _Opened:
         with _quiet_unless_terminal(), _told_in_one_line(source):
             opened = _open_file(path) if path.is_file() else _open_folder(path, config)
     elif HUB_NAME.fullmatch(source) and path.suffix not in TABLE_SUFFIXES:
-        opened = _Opened(_open_hub(source, config))
+        opened = _open_hub(source, config)
     else:
         raise DataError(
             f"no data at {source}: there is no such file or folder. Correct the path, or point "
@@ -112,12 +143,14 @@ def _open_file(path: Path) -> _Opened:
     check_shards(str(path.parent), [path.name])
     word = re.split(r"[^a-z]", path.stem.lower())[0]
     split = SPLIT_FOLDERS.get(word, "train")
-    return _Opened(open_files(kind, path.parent, {split: [path.name]}))
+    opened = open_files(kind, path.parent, {split: [path.name]})
+    return _Opened(opened, _both(path.parent))
 
 
 def _open_folder(path: Path, config: str | None) -> _Opened:
+    folders = _both(path)
     if is_saved(path):
-        return _Opened(open_saved(path))
+        return _Opened(open_saved(path), folders)
     path = path.resolve()
     listing = list_folder(path)
     if not listing.files:
@@ -132,7 +165,7 @@ def _open_folder(path: Path, config: str | None) -> _Opened:
         return _open_images(listing, config)
     if tables or any(file.lower().endswith(".tar") for file in listing.of("archive")):
         splits, read = open_table_folder(listing, config)
-        return _Opened(splits, listing.passed_over(read))
+        return _Opened(splits, folders, listing, tuple(read))
     raise DataError(
         f"{path} holds no images, nor tables of images: it has {first_few(listing.files)}. Wanted "
         "parquet or arrow files, or folders of images; unpack archives first"
@@ -147,15 +180,24 @@ def _open_images(listing: Listing, config: str | None) -> _Opened:
         )
     metadata = listing.of("metadata")
     splits = open_metadata_folder(listing) if metadata else open_image_folder(listing)
-    return _Opened(splits, listing.passed_over([*listing.of("image"), *metadata]))
+    return _Opened(splits, (), listing, (*listing.of("image"), *metadata))
 
 
-def _open_hub(name: str, config: str | None) -> Mapping[str, Any]:
+def _both(folder: Path) -> tuple[Path, ...]:
+    """A folder without links, and as it was named."""
+    return folder.resolve(), folder.absolute()
+
+
+def _open_hub(name: str, config: str | None) -> _Opened:
+    from datasets import config as settings
     from datasets import load_dataset
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
         with _quiet_unless_terminal():
-            return dict(load_dataset(name, config))
+            splits = dict(load_dataset(name, config))
+        stored = (settings.HF_CACHE_HOME, settings.HF_DATASETS_CACHE, HF_HUB_CACHE)
+        return _Opened(splits, tuple(Path(one).absolute() for one in stored))
     except Exception as error:
         _raise_if_unwritable(error)
         if match := _CONFIG_PROBLEM.search(str(error)):

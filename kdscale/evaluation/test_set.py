@@ -1,4 +1,4 @@
-"""Which test split a run was tested on, and where an evaluation on another one is stored."""
+"""Which splits a run was trained and tested on, and where other evaluations are stored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +18,22 @@ def own_test_set(evaluation: Path) -> str | None:
     Returns:
         None where no run says so: of given weights that no student learned from yet.
     """
+    return _fingerprint(evaluation, "test")
+
+
+def own_training_set(evaluation: Path) -> str | None:
+    """Return the fingerprint of the split that a model was trained on; None if it is not known."""
+    return _fingerprint(evaluation, "dataset")
+
+
+def _fingerprint(evaluation: Path, field: str) -> str | None:
     for content in _contents(evaluation.parent):
         try:
-            test = read_object(content, root=content.parent).get("test")
+            found = read_object(content, root=content.parent).get(field)
         except (KdscaleError, *DAMAGE):
             continue
-        if isinstance(test, str):
-            return test
+        if isinstance(found, str):
+            return found
     return None
 
 

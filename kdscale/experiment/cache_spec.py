@@ -18,6 +18,7 @@ from kdscale.experiment.checks import check_loss, check_stored
 from kdscale.experiment.datasets import (
     check_same_classes,
     mention_other_shape,
+    mention_shared_images,
     sample_indices,
     test_images,
     training_images,
@@ -59,6 +60,7 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, Image
     """
     train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
     check_same_classes(train, test)
+    mention_shared_images(train, test)
     loss = objective(recipe)
     check_loss(loss, train, pipeline(recipe, train.num_samples))
     check_stored(loss, _encoding(recipe, train))

@@ -68,8 +68,20 @@ def mention_ineffective(recipe: config.Recipe, *models: str) -> None:
         log.warning("%s", sentence)
 
 
-def mention_steps(settings: config.TrainSection, steps_per_epoch: int) -> None:
-    """Warn of settings in optimizer steps that so short a training never reaches."""
+def mention_steps(settings: config.TrainSection, num_samples: int, steps_per_epoch: int) -> None:
+    """Warn of batches that are never full, and of steps that so short a training never reaches.
+
+    Args:
+        settings: of the training.
+        num_samples: that an epoch trains on.
+        steps_per_epoch: optimizer steps.
+    """
+    if settings.global_batch_size > num_samples:
+        log.warning(
+            "global_batch_size = %d is more than the %s that an epoch trains on: each epoch is a "
+            "single step of all of them", settings.global_batch_size,
+            number_of(num_samples, "image"),
+        )  # fmt: skip
     last = settings.epochs * steps_per_epoch
     steps = number_of(last, "step")
     if settings.log_every > last:

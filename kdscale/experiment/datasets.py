@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdscale import config
 from kdscale.data.encoded_images import EncodedImages
+from kdscale.data.equal_images import describe_conflicts, describe_overlap
 from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
 from kdscale.data.pixel_sources import check_fixes_size
@@ -79,7 +80,10 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
     clean = clean_pipeline(recipe)
     if isinstance(images.pixels, EncodedImages):
         check_fixes_size(images.pixels, clean, "data.clean")
-    return replace(images, name=recipe.data.source, clean=tuple(recipe.data.clean))
+    images = replace(images, name=recipe.data.source, clean=tuple(recipe.data.clean))
+    if line := describe_conflicts(images):
+        log.warning("data: %s", line, extra={"once": True})
+    return images
 
 
 def _check_distinguishes(images: ImageDataset, *, labelled: bool) -> None:
@@ -122,6 +126,12 @@ def check_same_classes(train: ImageDataset, test: ImageDataset) -> None:
             f"split {test.split!r} {test.num_classes}, or they are named otherwise: choose "
             "data.classes, or other splits"
         )
+
+
+def mention_shared_images(train: ImageDataset, test: ImageDataset) -> None:
+    """Warn where a model will be tested on images that it is trained on."""
+    if line := describe_overlap(train, test):
+        log.warning("data: %s", line, extra={"once": True})
 
 
 def mention_other_shape(train: ImageDataset, test: ImageDataset) -> None:

@@ -115,10 +115,10 @@ def options_of_file(section: config.ModelSection, stated: Mapping[str, Any]) -> 
 def _check_tested(
     model: nn.Module, preprocess: Preprocess, images: ImageDataset, tested: ImageDataset, what: str
 ) -> None:
-    """Raise ModelError where a model takes the images that it is trained on, and not the others."""
-    channels, height, width = clean_shape(tested)
+    """Raise ModelError where a model does not take the images of the other split."""
+    channels, height, width = shape = clean_shape(tested)
     try:
-        preprocess.check(torch.zeros((1, channels, height, width), dtype=torch.uint8))
+        preprocess.check(torch.zeros((1, *shape), dtype=torch.uint8))
         check_model(
             model,
             num_classes=images.num_classes,
@@ -127,6 +127,8 @@ def _check_tested(
             what=what,
         )
     except ModelError as error:
+        if shape == clean_shape(images):  # then the model is at fault, not the split
+            raise
         raise ModelError(
             f"split {tested.split!r} has images of {height} x {width} pixels and {channels} "
             f"channels, those of split {images.split!r} are others: {error}"

@@ -6,6 +6,8 @@ from typing import Any
 
 from kdscale import config
 from kdscale.data.image_dataset import ImageDataset
+from kdscale.experiment.datasets import clean_shape
+from kdscale.models.deployable import pixels_of
 from kdscale.models.registry import num_parameters
 from kdscale.models.torchvision_weights import implied_options
 from kdscale.runs.folder import RunSpec
@@ -58,13 +60,14 @@ def reading_of(
 
 
 def weights_metadata(
-    section: config.ModelSection, images: ImageDataset, loop: Trainer
+    section: config.ModelSection, images: ImageDataset, tested: ImageDataset, loop: Trainer
 ) -> dict[str, object]:
-    """Weights say what they are: model, preprocessing, classes."""
+    """Return what a weights file states: model, preprocessing, classes, size of the images."""
     return {
         "model": section.model,
         "options": {**implied_options(section.model, section.options), **section.options},
         "num_classes": images.num_classes,
         "class_names": list(images.classes),
         "preprocess": loop.preprocess.describe(),
+        "pixels": pixels_of(clean_shape(tested)),
     }

@@ -1,6 +1,6 @@
 """A trained model as it is deployed: the pixels of images in, logits out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,21 @@ class Deployable(nn.Module):
         model: gives logits [B, C] of preprocessed images.
         preprocess: the model's.
         class_names: in the order of the logits.
+        size: height and width of the images that the model was tested on; None = not known.
     """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(
-        self, model: nn.Module, preprocess: Preprocess, class_names: Sequence[str]
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        class_names: Sequence[str],
+        size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        self.size = size
         self.model, self.preprocess, self.class_names = model, preprocess, tuple(class_names)
         for name, values in zip(("scale", "shift"), preprocess.constants(), strict=True):
             self.register_buffer(name, values.clone(), persistent=False)
@@ -43,9 +49,11 @@ class Deployable(nn.Module):
         """Logits, float32 [B, C], of uint8 pixels [B, channels, H, W].
 
         Raises:
-            ModelError: the pixels are others; floats on 0..1 would be taken for almost black.
+            ModelError: the pixels are of another type or size; floats on 0..1 would be taken for
+                almost black.
         """
         self.preprocess.check(pixels)
+        check_size(pixels.shape, self.preprocess, self.size)
         # As `Preprocess` does it, but with what tracing can follow.
         resized = resize(pixels, self.preprocess.size).to(torch.float32)
         logits: Tensor = self.model(resized * self.scale + self.shift)
@@ -85,7 +93,39 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
             "which a weights file does not say: name the sizes in its code, or export pt2"
         )
     load_weights(path, model, what="student")
-    return Deployable(model, stated.preprocess, stated.class_names)
+    return Deployable(model, stated.preprocess, stated.class_names, stated.size)
+
+
+def pixels_of(shape: Sequence[int]) -> dict[str, Any]:
+    """Describe a model's images in a file, from their channels, height and width."""
+    return {"dtype": "uint8", "shape": ["batch", *shape]}
+
+
+def size_of(pixels: object) -> tuple[int, int] | None:
+    """Return height and width from what `pixels_of` gave; None where a file states none."""
+    shape = pixels.get("shape") if isinstance(pixels, Mapping) else None
+    if not isinstance(shape, list) or len(shape) != 4:
+        return None
+    height, width = shape[2:]
+    return (height, width) if type(height) is int and type(width) is int else None
+
+
+def check_size(images: Sequence[int], preprocess: Preprocess, size: tuple[int, int] | None) -> None:
+    """Raise ModelError where images are not of the size that a model was tested on.
+
+    A model that averages its last maps takes any size, and is wrong far more often.
+
+    Args:
+        images: shape of the images, height and width last.
+        preprocess: the model's; one that resizes takes any size.
+        size: height and width; None = not known.
+    """
+    height, width = images[-2:]
+    if size is not None and preprocess.size is None and (height, width) != size:
+        raise ModelError(
+            f"the images are {height} x {width} pixels, and the model was tested on {size[0]} x "
+            f"{size[1]}: resize them, in a recipe by operations in data.clean"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +137,7 @@ class _Stated:
     preprocess: Preprocess
     options: dict[str, Any]
     class_names: tuple[str, ...]
+    size: tuple[int, int] | None
 
 
 def _stated(path: Path) -> _Stated:
@@ -127,4 +168,5 @@ def _stated(path: Path) -> _Stated:
             "write: take the file that it exported"
         )
     preprocess = Preprocess.parse(found["preprocess"])
-    return _Stated(found["model"], count, preprocess, options, tuple(names))
+    size = size_of(found.get("pixels"))
+    return _Stated(found["model"], count, preprocess, options, tuple(names), size)

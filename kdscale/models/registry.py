@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from kdscale.errors import KdscaleError, ModelError
 from kdscale.formatting import number_of, shortened
@@ -131,6 +132,7 @@ def check_model(
         ModelError: the model does not take such images, or does not give logits [B, num_classes].
     """
     _check_python(model, what)
+    _check_widths(model, what)
     height, width = (size, size) if isinstance(size, int) else size
     shape = (2, channels, height, width)
     output = _evaluated(model, shape, what)
@@ -182,6 +184,19 @@ def _check_python(model: nn.Module, what: str) -> None:
             "of Python modules: let the factory return the model that it was scripted or traced "
             "from, and take its weights from torch.jit.load(FILE).state_dict()"
         )
+
+
+def _check_widths(model: nn.Module, what: str) -> None:
+    """Raise ModelError for a layer of no width, whose outputs depend on no image."""
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, UninitializedParameter):  # lazy: shaped by the first images
+            continue
+        if isinstance(weight, nn.Parameter) and not weight.numel():
+            raise ModelError(
+                f"layer {name!r} of the {what} has no weights: its shape is {list(weight.shape)}. "
+                "Set the option of the model that decides its width to 1 or more"
+            )
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -403,14 +403,17 @@ def test_model_that_cannot_be_traced_is_refused_in_one_line(name, tmp_path):
         lambda pixels: pixels[0],
         lambda pixels: pixels.repeat(1, 3, 1, 1),
         lambda pixels: pixels.numpy(),
+        lambda pixels: pixels.repeat(1, 1, 2, 2),
     ],
-    ids=["floats", "one image", "channels", "numpy"],
+    ids=["floats", "one image", "channels", "numpy", "size"],
 )
 def test_student_refuses_what_it_would_take_for_other_pixels(run, pixels, change):
     from kdscale.errors import ModelError
 
     student = load_student(run / "weights.safetensors", trust_code=True)
-    with pytest.raises(ModelError, match=r"wanted torch\.uint8|channels"):
+    with pytest.raises(
+        ModelError, match=r"wanted torch\.uint8|channels|the images are 16 x 16 pixels"
+    ):
         student(change(pixels))
 
 

@@ -144,9 +144,12 @@ def test_test_split_of_another_size_is_told_before_training(
     one_line(done, "split 'test' has images of 12 x 12 pixels")
     convolutional = {"model": "tiny_models:convolutional", "options": {}}
     recipe = write_recipe(data={"source": str(source)}, student=convolutional)
-    done = kdscale("train", recipe)
+    done = kdscale("train", recipe, "--run", "run")
     assert done.exit_code == 0
     assert "those of split 'test' 12 x 12" in done.stderr
+    other = make_dataset(tmp_path / "other")  # a pooled model would take 8 x 8 as well
+    done = kdscale("evaluate", "run", "--data", other, "--trust-code")
+    one_line(done, "the images are 8 x 8 pixels, and the model was tested on 12 x 12: resize them")
 
 
 def test_test_split_of_other_channels_is_told_before_training(
@@ -156,7 +159,19 @@ def test_test_split_of_other_channels_is_told_before_training(
     colour = np.random.default_rng(0).integers(0, 255, (16, 8, 8, 3)).astype(np.uint8)
     write_split(source / "test.parquet", colour, np.arange(16) % 4, ORDER)
     done = kdscale("train", write_recipe(data={"source": str(source)}))
-    one_line(done, "the images have 3 channels, mean and std have 1")
+    one_line(done, "channels, those of split 'train' are others: the images have 3 channels")
+
+
+def test_mean_of_another_length_is_no_fault_of_a_split(
+    kdscale, write_recipe, tmp_path, write_split
+):
+    colour = np.random.default_rng(0).integers(0, 255, (16, 8, 8, 3)).astype(np.uint8)
+    for split, pixels in (("train", colour), ("test", 255 - colour)):
+        write_split(tmp_path / f"data/{split}.parquet", pixels, np.arange(16) % 4, ORDER)
+    two = {"model": "tiny_models:convolutional", "input": {"mean": [0.5] * 2, "std": [0.5] * 2}}
+    source = str(tmp_path / "data")
+    done = kdscale("train", write_recipe(data={"source": source}, student=two | {"options": {}}))
+    one_line(done, "Error: the images have 3 channels, mean and std have 2")
 
 
 def test_student_is_not_evaluated_on_images_that_it_does_not_take(

@@ -320,6 +320,14 @@ def test_link_to_nothing_a_pipe_and_a_circle_are_refused(tmp_path):
         load(tmp_path / "set", tmp_path)
 
 
+@pytest.mark.parametrize("link", ["train/alias", "test", "train/dog/inner"])
+def test_folder_that_a_link_lists_twice_is_refused(tmp_path, link):
+    write(tmp_path / "set", ["train/cat/0.ppm", "train/dog/1.ppm"])
+    (tmp_path / "set" / link).symlink_to(tmp_path / "set/train" / ("cat" if "/" in link else ""))
+    with pytest.raises(DataError, match=r"are one folder, by a link"):
+        load(tmp_path / "set", tmp_path)
+
+
 # --------------------------------------------------------------------------- tables
 
 

@@ -196,8 +196,10 @@ def test_flat_image_folder_has_no_labels(tmp_path, root):
     assert not images.labelled
 
 
-def test_small_mnist_asset_is_read(root):
+def test_small_mnist_asset_is_read(root, caplog):
+    caplog.set_level("INFO", "kdscale")
     images = load(SMALL_MNIST, root, split="test")
+    assert "passed over" not in caplog.text
     assert images.pixels.shape == (2000, 1, 28, 28)
     assert images.classes == tuple("0123456789")
     assert np.bincount(images.labels).min() >= 150
@@ -360,7 +362,9 @@ def test_unlabelled_rows_need_permission(tmp_path, root, labels):
     images = [encode(picture(0)), encode(picture(1))]
     values = pa.array(labels, pa.int64())
     path = write_table(tmp_path / "t.parquet", images, values, names=CLASSES)
-    with pytest.raises(DataError, match=r"2 of the 2 rows .* no label .*hard_weight = 0"):
+    with pytest.raises(
+        DataError, match=r"2 of the 2 rows .* no label .*the first of them row 0.*hard_weight"
+    ):
         load(path, root)
     found = load(path, root, require_labels=False)
     assert found.labels.tolist() == [-1, -1]
@@ -373,6 +377,17 @@ def test_no_label_column_takes_class_names_from_the_user(tmp_path, root):
     assert load(path, root, require_labels=False).classes == ()
     found = load(path, root, require_labels=False, classes=["a", "b", "c"])
     assert (found.num_samples, found.classes) == (2, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("labels", [["cat", "", "dog"], ["cat", "\u200b ", "dog"]])
+def test_empty_class_name_is_refused_with_its_row(tmp_path, root, labels):
+    images = [encode(picture(number)) for number in range(3)]
+    path = write_table(tmp_path / "t.parquet", images, labels)
+    with pytest.raises(DataError, match=r"row 1 of .*, column 'label', has the empty class name"):
+        load(path, root)
+    path = write_table(tmp_path / "u.parquet", images, [0, 1, 2], names=labels)
+    with pytest.raises(DataError, match=r"class 1 of .*, column 'label', has the empty class name"):
+        load(path, root)
 
 
 def test_class_subset_filters_and_renumbers_in_the_order_given(source, root):

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdscale.config import TrainSection
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, DataError
-from kdscale.experiment.checks import check_loss, check_stored, mention_loss
+from kdscale.experiment.checks import check_loss, check_stored, mention_loss, mention_steps
 from kdscale.losses.objective import SOFT_LOSSES, FeatureTerm, Objective
 from kdscale.targets import Encoding
 
@@ -87,6 +88,13 @@ def test_warm_up_longer_than_the_training_is_mentioned(caplog):
         mention_loss(objective, 5, 1)
     assert "loss.warmup_epochs is 20, the student is trained for 5" in caplog.text
     assert "soft_weight is 25 % of 0.5" in caplog.text
+
+
+def test_batch_larger_than_the_data_is_mentioned_with_both_sizes(caplog):
+    settings = TrainSection(epochs=3, global_batch_size=512, log_every=1)
+    mention_steps(settings, num_samples=300, steps_per_epoch=1)
+    (line,) = caplog.messages
+    assert line.startswith("global_batch_size = 512 is more than the 300 images that an epoch")
 
 
 def test_accumulation_of_a_loss_of_a_whole_batch_is_mentioned(caplog):

@@ -43,6 +43,13 @@ def test_unknown_option_is_named_with_the_nearest():
         create("mnist-mlp", hiden=16)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layer_of_no_width_is_refused_by_name():
+    model = create_model("mnist-mlp", num_classes=10, in_channels=1, options={"hidden": 0})
+    with pytest.raises(ModelError, match=r"layer '1' of the student has no weights"):
+        check_model(model, num_classes=10, channels=1, size=28)
+
+
 def test_option_of_a_model_without_options_is_refused():
     with pytest.raises(ModelError, match=r"no option 'depth'; its options: none"):
         create("resnet20", depth=3)
