@@ -175,6 +175,9 @@ class StagedTargets:
     def start_epoch(self, epoch: int) -> None:
         """Nothing to get ready."""
 
+    def finish_checks(self) -> None:
+        """Nothing is checked."""
+
     def targets(self, batch: Batch) -> Targets:
         """The targets of the next step."""
         return next(self._staged)

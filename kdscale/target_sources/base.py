@@ -32,6 +32,10 @@ class TargetSource(Protocol):
         """Get ready for an epoch."""
         ...
 
+    def finish_checks(self) -> None:
+        """Wait for checks of earlier batches that a device still computes; raise their errors."""
+        ...
+
     def targets(self, batch: Batch) -> Targets | None:
         """The targets of a batch, on the device; None where there are none."""
         ...
@@ -47,6 +51,9 @@ class NoTargets:
     def start_epoch(self, epoch: int) -> None:
         """Nothing to get ready."""
 
+    def finish_checks(self) -> None:
+        """Nothing is checked."""
+
     def targets(self, batch: Batch) -> None:
         """None."""
 
@@ -61,6 +68,9 @@ class LiveTeacher:
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing to get ready."""
+
+    def finish_checks(self) -> None:
+        """Nothing is checked."""
 
     def targets(self, batch: Batch) -> DenseTargets:
         """The teacher's logits of the batch's pixels, and the features that it is asked for."""

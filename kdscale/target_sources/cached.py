@@ -1,8 +1,9 @@
 """A cache as a source of targets."""
 
 import logging
+from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -13,7 +14,7 @@ from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import Location
 from kdscale.cache.wait import Patience
 from kdscale.data.loader import Batch
-from kdscale.data.views.batch_plan import View
+from kdscale.data.views.batch_plan import SampleViews, View
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
@@ -25,6 +26,7 @@ from kdscale.target_sources.memory_plan import EVERYTHING, MemoryPlan, plan_memo
 from kdscale.target_sources.prefetch import EpochMemory
 from kdscale.target_sources.read_stats import ReadStats
 from kdscale.targets import Targets
+from kdscale.transfers import HostCopy
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class CachedTargets:
         self._num_batches = 0
         self._num_checked = 0  # samples of what is shown
         self._checked: Hashable = None
+        self._verdicts: deque[_Verdict] = deque()
 
     @property
     def windows(self) -> Windows | None:
@@ -146,7 +149,7 @@ class CachedTargets:
 
     def targets(self, batch: Batch) -> Targets:
         """The targets of a batch, after checking its pixels where that is due."""
-        return self.read(batch.view, batch.index, batch.pixels)
+        return self.targets_of(batch.samples, batch.pixels)
 
     def read(self, view: View, index: Tensor, pixels: Tensor | None = None) -> Targets:
         """The targets of samples `index` (int64 [B]) in a view.
@@ -154,27 +157,45 @@ class CachedTargets:
         Args:
             view: view number; int64 [B], as the schedule of a started epoch gives it, with
                 `shift_every`.
-            index: positions in the data set.
+            index: positions in the data set, in host memory.
             pixels: the view's uint8 pixels [B, C, H, W], to be checked where that is due.
 
         Raises:
             OutOfRangeError: the cache has no such view, or no such samples.
-            ViewMismatchError: the pixels are not those that the teacher saw.
+            ViewMismatchError: the pixels of this or an earlier batch are not those that the
+                teacher saw.
             CacheCorruptError: a chunk is missing or damaged.
             ConfigError: the samples are not of one window and the next.
         """
-        buffer, rows = self._rows(view, index)
-        if pixels is not None and self.check_is_due(len(index)):
-            self._check(buffer, rows, view, index, pixels)
+        return self.targets_of(SampleViews.place(view, index, self.device), pixels)
+
+    def targets_of(self, samples: SampleViews, pixels: Tensor | None = None) -> Targets:
+        """Return the targets of samples; arguments and errors as of `read`."""
+        buffer, rows = self._rows(samples)
+        if pixels is not None and self.check_is_due(len(samples)):
+            self._check(buffer, rows, samples, pixels)
+        elif self._verdicts and self._verdicts[0].ready:
+            self._verdicts.popleft().raise_error()
         return buffer.targets(rows)
 
-    def check(self, view: View, index: Tensor, pixels: Tensor) -> None:
+    def check(self, samples: SampleViews, pixels: Tensor) -> None:
         """Compare pixels with the digests of those that the teacher saw.
 
+        A GPU's verdict is read when it has arrived, by a later call or by `finish_checks`.
+
         Raises:
-            ViewMismatchError: they differ.
+            ViewMismatchError: they differ, of this batch or an earlier one.
         """
-        self._check(*self._rows(view, index), view, index, pixels)
+        self._check(*self._rows(samples), samples, pixels)
+
+    def finish_checks(self) -> None:
+        """Wait for the verdicts that have not arrived yet.
+
+        Raises:
+            ViewMismatchError: the pixels of an earlier batch are not those that the teacher saw.
+        """
+        while self._verdicts:
+            self._verdicts.popleft().raise_error()
 
     def check_is_due(self, num_samples: int) -> bool:
         """Whether the next batch should be checked, which is then taken as done."""
@@ -205,40 +226,63 @@ class CachedTargets:
         self.reader.close()
         self._memory.segments.close()
 
-    def _rows(self, view: View, index: Tensor) -> tuple[TargetBuffer, Tensor]:
-        self._check_range(view, index)
-        found = self._memory.rows(view, index)
+    def _rows(self, samples: SampleViews) -> tuple[TargetBuffer, Tensor]:
+        self._check_range(samples)
+        found = self._memory.rows(samples)
         if self._checked != self._memory.content:
             self._checked, self._num_checked = self._memory.content, 0
         return found
 
-    def _check_range(self, view: View, index: Tensor) -> None:
-        """What lies on a device is not looked at, since each batch would wait for it."""
+    def _check_range(self, samples: SampleViews) -> None:
         manifest, place = self.manifest, self.reader.location
         for what, numbers, count in (
-            ("view", torch.as_tensor(view), manifest.num_views),
-            ("sample", index, manifest.num_samples),
+            ("view", torch.as_tensor(samples.host_view), manifest.num_views),
+            ("sample", samples.host_index, manifest.num_samples),
         ):
-            if numbers.numel() and numbers.device.type == "cpu":
+            if numbers.numel():
                 first, last = (int(number) for number in numbers.aminmax())
                 if first < 0 or last >= count:
                     outside = first if first < 0 else last
                     raise OutOfRangeError(f"{what} {outside}: {place} has {what}s 0..{count - 1}")
 
     def _check(
-        self, buffer: TargetBuffer, rows: Tensor, view: View, index: Tensor, pixels: Tensor
+        self, buffer: TargetBuffer, rows: Tensor, samples: SampleViews, pixels: Tensor
     ) -> None:
-        assert self._memory.contains(view, index), "the epoch was started"
+        assert self._memory.contains(samples), "the epoch was started"
         differing = digest(pixels).to(self.device) != buffer.digests(rows)
-        if differing.any():
-            first = int(differing.nonzero()[0])
-            shown_first = view if isinstance(view, int) else int(view[first])
-            raise ViewMismatchError(
-                f"{self.reader.location}: in view {shown_first}, {int(differing.sum())} of "
-                f"{number_of(len(index), 'sample')} (first: {int(index[first])}) are not the "
-                "pixels the teacher saw: images, their order, the views' settings or the decoder "
-                "have changed. Restore them, or build a new cache"
-            )
+        self._verdicts.append(_Verdict(HostCopy(differing), samples, str(self.reader.location)))
+        while self._verdicts and self._verdicts[0].ready:  # on a CPU at once
+            self._verdicts.popleft().raise_error()
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Samples of a batch whose pixels differ from the teacher's, on the way to the host."""
+
+    differing: HostCopy
+    """bool [B]."""
+    samples: SampleViews
+    place: str
+    """Location of the cache, for the message."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the device has computed it."""
+        return self.differing.ready
+
+    def raise_error(self) -> None:
+        """Raise ViewMismatchError if samples differ; wait for the verdict first."""
+        differing = self.differing.get()
+        if not differing.any():
+            return
+        first, view = int(differing.nonzero()[0]), self.samples.host_view
+        raise ViewMismatchError(
+            f"{self.place}: in view {view if isinstance(view, int) else int(view[first])}, "
+            f"{int(differing.sum())} of {number_of(len(self.samples), 'sample')} "
+            f"(first: {int(self.samples.host_index[first])}) are not the pixels the teacher saw: "
+            "images, their order, the views' settings or the decoder have changed. Restore them, "
+            "or build a new cache"
+        )
 
 
 def _check_features(reader: CacheReader, features: Sequence[str]) -> None:

@@ -46,9 +46,15 @@ class CleanImageTargets:
 
     def targets(self, batch: Batch) -> Targets:
         """The targets of a batch's clean images; those are checked where that is due."""
-        if self.clean.check_is_due(len(batch.index)):
-            self.clean.check(0, batch.index, self._images.gather(batch.index)[0])
-        own = self.clean.read(0, batch.index)
-        if batch.mix is None:
+        clean = batch.samples.in_view(0)
+        if self.clean.check_is_due(len(clean)):
+            self.clean.check(clean, self._images.gather(clean.host_index)[0])
+        own = self.clean.targets_of(clean)
+        if batch.mix is None or batch.partners is None:
             return own
-        return mixed_targets(own, self.clean.read(0, batch.mix.index_B), batch.mix.weight_B)
+        partners = self.clean.targets_of(batch.partners.in_view(0))
+        return mixed_targets(own, partners, batch.mix.weight_B)
+
+    def finish_checks(self) -> None:
+        """Wait for the checks of clean images; errors as of `CachedTargets.check`."""
+        self.clean.finish_checks()

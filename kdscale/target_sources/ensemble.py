@@ -80,6 +80,11 @@ class Ensemble:
         for member in self.members:
             member.start_epoch(epoch)
 
+    def finish_checks(self) -> None:
+        """Wait for the checks of all members; errors as of theirs."""
+        for member in self.members:
+            member.finish_checks()
+
     def targets(self, batch: Batch) -> DenseTargets:
         """The mean of the members' answers to a batch.
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.concurrent import each
-from kdscale.data.views.batch_plan import View
+from kdscale.data.views.batch_plan import SampleViews, View
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError
 from kdscale.target_sources.buffer import TargetBuffer, row_bytes
 from kdscale.target_sources.memory_plan import MemoryPlan
+from kdscale.transfers import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,9 @@ class Segment:
 
 
 def _same_view(one: View, other: View) -> bool:
-    """Return whether both name the same view of each sample."""
+    """Return whether both, in host memory, name the same view of each sample."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.equal(other.cpu())
+        return one.equal(other)
     return isinstance(one, int) and isinstance(other, int) and one == other
 
 
@@ -220,7 +221,8 @@ class EpochMemory:
         self._num_windows = 1 if self.windows is None else len(self.windows)
         self._shard_samples = manifest.shard_samples
         self._first_S = torch.arange(manifest.num_shards) * self._shard_samples
-        self._window_S = self._offset_S = self._first_S  # of the epoch: see `_assign_rows`
+        self._window_S = self._first_S  # of the epoch: see `_assign_rows`
+        self._tables_2S = torch.stack((self._first_S, self._first_S))
         self._epoch, self._window = -1, -1
         self._whole: TargetBuffer | None = None  # the rows of the segment in use, without windows
         self._view: Callable[[Tensor], View] | None = None  # of samples in memory
@@ -237,26 +239,26 @@ class EpochMemory:
             self._view = partial(self._schedule.view, epoch)
             self._assign_rows()
 
-    def rows(self, view: View, index: Tensor) -> tuple[TargetBuffer, Tensor]:
-        """Return the buffer and the rows in it of samples `index` (int64 [B]) in a view.
+    def rows(self, samples: SampleViews) -> tuple[TargetBuffer, Tensor]:
+        """Return the buffer, and the rows of samples in it: int64 [B] on the device.
 
         Raises:
             ConfigError: the samples are not of one window and the next of the current epoch.
         """
         if self.windows is not None:
-            return self.segments.buffer, self._rows_in_windows(view, index)
-        if isinstance(view, int):
-            self._use(self._whole_view(view))
+            return self.segments.buffer, self._rows_in_windows(samples)
+        if isinstance(samples.view, int):
+            self._use(self._whole_view(samples.view))
         assert self._whole is not None, "an epoch was started before its first batch"
-        return self._whole, index.to(self._device)
+        return self._whole, samples.index
 
-    def contains(self, view: View, index: Tensor) -> bool:
-        """Return whether the targets in memory are of this view of samples `index`."""
+    def contains(self, samples: SampleViews) -> bool:
+        """Return whether the targets in memory are of these views of samples."""
         assert self._view is not None, "an epoch was started before its first batch"
-        return _same_view(self._view(index.cpu()), view)
+        return _same_view(self._view(samples.host_index), samples.host_view)
 
     def _assign_rows(self) -> None:
-        """Compute the window of each shard, and from sample indices to rows in its window."""
+        """Compute the window of each shard, and the offset from sample indices to rows in it."""
         assert self.windows is not None, "an epoch in one window needs no layout"
         self._window_S = self.windows.number(self._epoch, self._first_S)
         # A window's shards are in the order of their numbers, so the last and shorter one is last.
@@ -264,14 +266,14 @@ class EpochMemory:
         sorted_S = self._window_S[order_S]
         turn_S = torch.empty_like(order_S)
         turn_S[order_S] = torch.arange(len(order_S)) - torch.searchsorted(sorted_S, sorted_S)
-        self._offset_S = turn_S * self._shard_samples - self._first_S
+        offset_S = turn_S * self._shard_samples - self._first_S
+        self._tables_2S = to_device(torch.stack((self._window_S, offset_S)), self._device)
 
-    def _rows_in_windows(self, view: View, index: Tensor) -> Tensor:
-        index = index.cpu()
-        shard = index // self._shard_samples
-        window = self._window_S[shard]
+    def _rows_in_windows(self, samples: SampleViews) -> Tensor:
+        view = samples.host_view
+        window = self._window_S[samples.host_index // self._shard_samples]
         first, last = (int(number) for number in window.aminmax())
-        other_view = self._epoch >= 0 and isinstance(view, int) and not self.contains(view, index)
+        other_view = self._epoch >= 0 and isinstance(view, int) and not self.contains(samples)
         if self._epoch < 0 or last > first + 1 or other_view:
             raise ConfigError(
                 f"a batch has samples of windows {first} to {last} of epoch {self._epoch}, in view "
@@ -281,11 +283,13 @@ class EpochMemory:
         if first != self._window:
             self._go_to(first)
         start = self.segments.start((self._epoch, first))
-        rows = index + self._offset_S[shard]
+        tables_2B = self._tables_2S.index_select(1, samples.index // self._shard_samples)
+        window_B, offset_B = tables_2B.unbind()
+        rows = samples.index + offset_B + start
         if first == last:
-            return (rows + start).to(self._device)
+            return rows
         next_start = self.segments.start((self._epoch, last))
-        return (rows + torch.where(window == first, start, next_start)).to(self._device)
+        return rows + (window_B != first) * (next_start - start)
 
     def _go_to(self, window: int) -> None:
         """Use a window of the current epoch and prefetch the one that follows."""

@@ -158,6 +158,7 @@ class Trainer:
                 wait_for_device(
                     self.accelerator.device
                 )  # or the steps' work would count as what follows them
+                self.source.finish_checks()
             seconds = perf_counter() - began
             self.state.train_seconds += seconds
             self.throughput.add(len(batch.index) * self.accelerator.num_processes, seconds)
@@ -188,6 +189,7 @@ class Trainer:
     def _start_epoch(self) -> None:
         epoch = self._next_epoch()
         if epoch != self._epoch:
+            self.loader.start_epoch(epoch)
             self.source.start_epoch(epoch)
             self._epoch = epoch
 

@@ -112,5 +112,5 @@ def test_callable_of_ones_own_fills_a_cache_and_reads_it(load_table, tiny_teache
     targets = CachedTargets.open(path, pipeline=views)
     images = DeviceImages(experiment.training_images(recipe, tmp_path, labelled=True), CPU)
     batch = images.render_views(targets.pipeline, 1, torch.arange(128))
-    targets.check(1, batch.index, batch.pixels)
+    targets.check(batch.samples.in_view(1), batch.pixels)
     targets.close()

@@ -38,6 +38,10 @@ class SampleViews:
         on_device = view if isinstance(view, int) else to_device(view, device)
         return cls(to_device(index, device), on_device, index, view)
 
+    def in_view(self, view: int) -> "SampleViews":
+        """Return the same samples in another view."""
+        return SampleViews(self.index, view, self.host_index, view)
+
     def __len__(self) -> int:
         return len(self.host_index)
 
