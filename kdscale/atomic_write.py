@@ -183,5 +183,5 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """What the system said of writing `path`, with what to do."""
     return StorageError(
         f"cannot write {path} ({error.strerror or error}): free space or change permissions, "
-        "then run the same command again; what is finished is kept"
+        "then run the same command again; finished work is stored"
     )

@@ -184,7 +184,7 @@ def test_cache_that_is_not_there_is_refused(kdscale, command):
         (["train", "mnist", "--set", "loss"], ["write section.field=value"]),
         (["train", "mnist", "--data", "nowhere"], ["nowhere", "does not exist"]),
         (["train", "mnist", "--cache", "x.zarr"], ["--cache goes with --targets cache"]),
-        (["train", "mnist", "--model", "teacher", "--targets", "cache"], ["learns from labels"]),
+        (["train", "mnist", "--model", "teacher", "--targets", "cache"], ["is trained on labels"]),
         (["train", "mnist", "--seed", "-1"], ["--seed"]),
         (["run", "mnist", "--seeds", "0"], ["--seeds"]),
         (["trian", "mnist"], ["trian"]),
@@ -372,7 +372,7 @@ def test_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
         if len(written) > 7:
             path.write_bytes(b"half")
             raise StorageError(
-                f"cannot write {path} (No space left on device): what is finished is kept"
+                f"cannot write {path} (No space left on device): finished work is stored"
             )
         original(path, data)
 
@@ -382,7 +382,7 @@ def test_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
         done = kdscale("train", recipe, "--run", "run")
     assert done.exit_code == 1
     assert "No space left on device" in done.stderr
-    assert "what is finished is kept" in done.stderr
+    assert "finished work is stored" in done.stderr
     kdscale("train", recipe, "--run", "whole")
     assert kdscale("train", recipe, "--run", "run", "--resume").exit_code == 0
     ours, theirs = (

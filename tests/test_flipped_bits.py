@@ -166,7 +166,7 @@ def test_flip_in_a_teachers_predictions_is_asked_for_again(tmp_path, caplog):
     accelerator, answers = SimpleNamespace(is_main_process=True), torch.arange(7)
     teacher = SimpleNamespace(describe=dict)
     images = SimpleNamespace(fingerprint="0" * 64, clean=())
-    teacher_predictions.keep_predictions(teacher, images, tmp_path, answers, accelerator)
+    teacher_predictions.store_predictions(teacher, images, tmp_path, answers, accelerator)
     (path,) = (tmp_path / "predictions").iterdir()
 
     def read():

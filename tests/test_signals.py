@@ -69,7 +69,7 @@ def test_end_that_cut_an_import_short_is_told_as_what_it_is(kdscale, monkeypatch
     monkeypatch.setattr(signals._ending, "raised", Terminated(signal.SIGTERM))
     done = kdscale("recipes", "mnist")
     assert done.exit_code == 75
-    assert done.stderr.startswith("Error: stopped by SIGTERM; what is finished is kept")
+    assert done.stderr.startswith("Error: stopped by SIGTERM; finished work is stored")
     assert done.stderr.count("Error") == 1
 
 

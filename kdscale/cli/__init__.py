@@ -1,8 +1,8 @@
-"""The command line: click and nothing else. Heavy imports live inside commands.
+"""The command line, with heavy imports inside of commands.
 
 Exit codes: 0 done, 1 a stated failure, 2 wrong usage; 130 Ctrl-C, 75 SIGTERM, SIGUSR1 or SIGHUP,
 after which the state is saved; 76 another process of the launch has ended.
-What a script reads goes to standard output, everything else to standard error.
+Results go to standard output, everything else to standard error.
 """
 
 import sys
@@ -24,7 +24,7 @@ from kdscale.cli.experiments import (
     train,
     views_command,
 )
-from kdscale.cli.group import Group, say_terminated, start_logging
+from kdscale.cli.group import Group, print_terminated, start_logging
 from kdscale.cli.sweeps import sweep_group
 from kdscale.signals import ending_at_once, terminated
 
@@ -58,7 +58,7 @@ for _command in (
 
 
 def main() -> None:
-    """Entry point of `kdscale` and of `python -m kdscale`."""
+    """Run the command line; the entry point of `kdscale` and of `python -m kdscale`."""
     with ending_at_once():
         try:
             cli(prog_name="kdscale")
@@ -66,5 +66,5 @@ def main() -> None:
             end = terminated()
             if end is None or ended.code in (None, 0, end.exit_code):
                 raise
-            say_terminated(end)  # which came before or after a command: click takes it for Ctrl-C
+            print_terminated(end)  # outside of a command, where click takes it for Ctrl-C
             sys.exit(end.exit_code)

@@ -1,4 +1,4 @@
-"""`kdscale cache ...`: what is done with caches."""
+"""The commands `kdscale cache ...`."""
 
 import sys
 from dataclasses import dataclass
@@ -41,17 +41,16 @@ def cache_group() -> None:
 @recipe_options
 @cache_options
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-              help="That build and train, each as fast as one here.")  # fmt: skip
+              help="Processes that build and train, each as fast as one here.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0.1), default=10, show_default=True,
-              help="Time to spend on short runs, roughly.")  # fmt: skip
+              help="Approximate time to spend on short runs.")  # fmt: skip
 @json_option
 def cache_plan(
     chosen: RecipeOptions, where: LocationOptions, processes: int, seconds: float, as_json: bool
 ) -> None:
-    """Tell what a cache will cost, and how many students it takes to pay for itself.
+    """Estimate size and build time of a cache, and from how many students on it saves time.
 
-    Times the teacher and some training steps on this machine; nothing is written but decoded
-    images.
+    Measures the teacher and some training steps on this machine. Writes decoded images only.
     """
     recipe = chosen.load()
     from kdscale.commands.plan import plan
@@ -67,7 +66,7 @@ def cache_plan(
 def cache_build(chosen: RecipeOptions, where: LocationOptions) -> None:
     """Run the teacher on every view once, and store its logits.
 
-    A build that was stopped goes on; one that is finished is found and reused.
+    A stopped build is resumed, a finished cache is reused.
     """
     recipe = chosen.load()
     from kdscale.commands.build import build
@@ -78,16 +77,16 @@ def cache_build(chosen: RecipeOptions, where: LocationOptions) -> None:
 @cache_group.command(name="extend")
 @click.argument("path", type=PLACE)
 @click.option("--views", "num_views", type=click.IntRange(1), required=True, metavar="N",
-              help="Number of views in all.")  # fmt: skip
+              help="Total number of views.")  # fmt: skip
 @built_with_options
 @cache_root_options
 @json_option
 def cache_extend(
     path: Place, num_views: int, chosen: RecipeOptions, where: LocationOptions, as_json: bool
 ) -> None:
-    """Run the teacher on more views, until there are N; what is stored stays as it is.
+    """Run the teacher on more views, until the cache has N; stored views stay unchanged.
 
-    The cache keeps its identity, students that read it go on, and a build that was stopped goes on.
+    The cache's id stays the same, students can read it meanwhile, and a stopped build is resumed.
     """
     recipe = chosen.load()
     from kdscale.commands.extend import extend
@@ -100,7 +99,7 @@ def cache_extend(
 @click.argument("path", type=PLACE)
 @json_option
 def cache_info(path: Place, as_json: bool) -> None:
-    """What a cache holds, from its manifest alone."""
+    """Print a cache's manifest: teacher, data, views, encoding, state."""
     from kdscale.cache.manifest import describe, read_manifest
 
     found = describe(path, read_manifest(path))
@@ -111,7 +110,7 @@ def cache_info(path: Place, as_json: bool) -> None:
 @cache_root_option
 @json_option
 def cache_list(cache_root: Path, as_json: bool) -> None:
-    """The caches below the cache root."""
+    """List the caches below the cache root."""
     from kdscale.cache.catalog import list_caches
     from kdscale.cache.manifest import Manifest, describe
 
@@ -137,7 +136,7 @@ def cache_list(cache_root: Path, as_json: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _SpotCheckOptions:
-    """How the teacher is run again on some of a cache's views."""
+    """Options of the teacher's second run on some of a cache's views."""
 
     num_pairs: int | None
     tolerance: float | None
@@ -151,8 +150,8 @@ _spot_check_options = grouped(
                  help="Also run the teacher again on N random views of samples."),
     click.option(
         "--tolerance", type=click.FloatRange(0), metavar="X",
-        help="How far logits may differ, as a share of a sample's largest logit (at least 1)."
-        "  [default: 1e-4 in float32, 5e-2 in bfloat16, and the rounding of what is stored]",
+        help="Largest difference of logits, as a share of a sample's largest logit (at least 1)."
+        "  [default: 1e-4 in float32, 5e-2 in bfloat16, plus the rounding of the encoding]",
     ),
     click.option("--seed", type=SEED, help="Chooses the views.  [default: at random]"),
 )  # fmt: skip
@@ -163,7 +162,7 @@ _spot_check_options = grouped(
 @_spot_check_options
 @grouped(
     "chosen", RecipeOptions,
-    click.option("--recipe", help="What the cache was built with; for --teacher."),
+    click.option("--recipe", help="The recipe that the cache was built with, for --teacher."),
     overrides_option, data_option,
 )  # fmt: skip
 @cache_root_options
@@ -175,10 +174,10 @@ def cache_verify(
     where: LocationOptions,
     as_json: bool,
 ) -> None:
-    """Read every byte of a cache and compare it with its checksums; exit 1 when not sound.
+    """Compare every byte of a cache with its checksums; exit code 1 if one is wrong.
 
-    With --teacher N --recipe RECIPE, N random views of samples are rendered and the teacher is run
-    on them again: the pixels must be the same, and the logits nearly so.
+    With --teacher N --recipe RECIPE, also render N random views and run the teacher on them again:
+    pixels must be equal, and logits within the tolerance.
     """
     from kdscale.cache.verify import verify
 
@@ -207,7 +206,7 @@ def cache_verify(
 @cache_root_options
 @json_option
 def cache_repair(path: Place, chosen: RecipeOptions, where: LocationOptions, as_json: bool) -> None:
-    """Build what `verify` finds missing or corrupt anew, and nothing else."""
+    """Rebuild the shards that `verify` finds missing or corrupt, and nothing else."""
     recipe = chosen.load()
     from kdscale.commands.repair import repair
 
@@ -225,9 +224,9 @@ def cache_repair(path: Place, chosen: RecipeOptions, where: LocationOptions, as_
 @click.argument("url", type=PLACE)
 @json_option
 def cache_push(path: Place, url: Place, as_json: bool) -> None:
-    """Copy a finished cache to a store, say s3://BUCKET/NAME.zarr, and check it there.
+    """Copy a finished cache to a store such as s3://BUCKET/NAME.zarr, and check it there.
 
-    Stopped, the same command goes on. Another cache that is there is left alone.
+    After a stop, the same command resumes. Another cache at URL is never replaced.
     """
     _copy(path, url, as_json)
 
@@ -238,9 +237,9 @@ def cache_push(path: Place, url: Place, as_json: bool) -> None:
 @cache_root_option
 @json_option
 def cache_pull(url: Place, path: Place | None, cache_root: Path, as_json: bool) -> None:
-    """Copy a finished cache from a store, and check it here.
+    """Copy a finished cache from a store to PATH, and check it here.
 
-    To CACHE_ROOT/NAME.zarr, where no PATH is named. Stopped, the same command goes on.
+    PATH is CACHE_ROOT/NAME.zarr if not given. After a stop, the same command resumes.
     """
     from kdscale.cache.stores.base import folder_name_of
 
@@ -256,27 +255,27 @@ def _copy(source: Place, destination: Place, as_json: bool) -> None:
 
 @cache_group.command(name="remove")
 @click.argument("path", type=PLACE)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Remove without confirmation.")
 def cache_remove(path: Place, yes: bool) -> None:
-    """Remove a cache, finished or not; never one that is being built, nor anything else."""
+    """Remove a cache, finished or not. Refuses one that is being built, and other folders."""
     from kdscale.cache.remove import check_removable, remove_cache
 
     check_removable(path)
     if not yes:
         click.confirm(f"Remove {_in_words(path)}?", abort=True, err=True)
     for left in remove_cache(path):
-        click.echo(f"left, since it is not the cache's: {path}/{left}", err=True)
+        click.echo(f"not removed, since it is not part of the cache: {path}/{left}", err=True)
     click.echo(f"removed: {path}", err=True)
 
 
 def _in_words(path: Place) -> str:
-    """A cache in a line, for who is asked about it."""
+    """Return a description of a cache in one line, for the confirmation."""
     from kdscale.cache.manifest import describe, read_manifest
 
     try:
         found = describe(path, read_manifest(path))
     except CacheError:
-        return f"{path}, a damaged cache or what is left of one"
+        return f"{path}, a damaged or partly removed cache"
     state = "" if found["complete"] else "unfinished, "
     return (
         f"{path}: {state}{number_of(found['num_views'], 'view')} x "
@@ -302,10 +301,10 @@ def cache_show(
     cache_root: Path,
     seed: int,
 ) -> None:
-    """Draw views of some images, with what the teacher said of each."""
-    from kdscale.commands.preview import show_cache
+    """Draw stored views of some images, with the teacher's most probable classes."""
+    from kdscale.commands.preview import preview_cache
 
-    shown = show_cache(
+    picture = preview_cache(
         path, out=out, samples=samples, views=views, data=data, cache_root=cache_root, seed=seed
     )
-    print_text(str(shown), everywhere=True)
+    print_text(str(picture), everywhere=True)

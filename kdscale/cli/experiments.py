@@ -1,4 +1,4 @@
-"""Experiments: the main job and its parts, from a recipe."""
+"""The commands that train, evaluate and report, from a recipe or from finished runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from kdscale.formatting import number_of
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """How a training starts."""
+    """Options of the start of a training."""
 
     resume: bool = False
     resume_if_begun: bool = False
@@ -58,10 +58,10 @@ class TrainedModelOptions:
 
 @click.command()
 @click.option("--run", type=STORED, default=Path("runs/quickstart"),
-              show_default=True, help="Where the results lie.")  # fmt: skip
+              show_default=True, help="Folder of the results.")  # fmt: skip
 @cache_root_option
 def quickstart(run: Path, cache_root: Path) -> None:
-    """The whole idea on embedded data, on a CPU, in about a minute."""
+    """Distill a CNN into an MLP on embedded data, in about a minute on a CPU."""
     from kdscale.commands.quickstart import quickstart as start
 
     print_text(start(folder=run, cache_root=cache_root))
@@ -94,9 +94,9 @@ def recipes(name: str | None, reference: bool) -> None:
               help="Number of students of each kind: seeds 0, 1, ...")  # fmt: skip
 @click.option("--online", is_flag=True, help="Also train students with the teacher at every step.")
 def run(chosen: RecipeOptions, where: LocationOptions, seeds: int, online: bool) -> None:
-    """Teacher, cache, student without and with distillation, table.
+    """Train the teacher, build the cache, train students without and with distillation.
 
-    What is finished in the run's folder is reused: the same command goes on where it stopped.
+    Finished parts in the run's folder are reused: after a stop, the same command resumes.
     """
     recipe = chosen.load()
     from kdscale.commands.run import run_recipe
@@ -114,7 +114,7 @@ def run(chosen: RecipeOptions, where: LocationOptions, seeds: int, online: bool)
 @click.command()
 @recipe_options
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student",
-              show_default=True, help="A teacher learns from labels.")  # fmt: skip
+              show_default=True, help="A teacher is trained on labels.")  # fmt: skip
 @click.option("--targets", type=click.Choice(["none", "cache", "teacher"]), default="none",
               show_default=True, help="Labels alone, a cache, or a live teacher.")  # fmt: skip
 @caches_option
@@ -122,11 +122,11 @@ def run(chosen: RecipeOptions, where: LocationOptions, seeds: int, online: bool)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @grouped(
     "start", StartOptions,
-    click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint."),
-    click.option("--resume-if-begun", is_flag=True, help="Where there is one; else begin. A "
-                 "finished run is left as it is. For jobs that a scheduler starts again."),
-    click.option("--wait", is_flag=True, help="With --targets cache: train while it is being "
-                 "built, on the views that are finished, and wait for the next one."),
+    click.option("--resume", is_flag=True, help="Resume from the run's newest checkpoint."),
+    click.option("--resume-if-begun", is_flag=True, help="Resume if there is a checkpoint, start "
+                 "otherwise; leave a finished run unchanged. For jobs that a scheduler restarts."),
+    click.option("--wait", is_flag=True, help="With --targets cache: train during its build, on "
+                 "the finished views, and wait for the next one."),
 )  # fmt: skip
 def train(
     chosen: RecipeOptions,
@@ -139,11 +139,11 @@ def train(
 ) -> None:
     """Train one model.
 
-    With `--targets cache` and no --cache, a fitting cache is found, or built first; with --wait,
-    somebody else's build of it is waited for.
+    With `--targets cache` and no --cache, a cache with the required content is searched in
+    CACHE_ROOT, and built first if there is none; with --wait, another command builds it.
     """
     if model == "teacher" and targets != "none":
-        raise click.UsageError("a teacher learns from labels: leave out --targets")
+        raise click.UsageError("a teacher is trained on labels: leave out --targets")
     for name, given in (("--cache", caches), ("--wait", start.wait)):
         if given and targets != "cache":
             raise click.UsageError(
@@ -178,10 +178,10 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
                 type=STORED)  # fmt: skip
 @weights_option
 @click.option("--teacher", type=UserPath(exists=True, dir_okay=False), metavar="FILE",
-              help="The teacher's weights, to agree with.  [default: those that the recipe names, "
-              "or that were trained for it]")  # fmt: skip
+              help="The teacher's weights, for `agreement`.  [default: those that the recipe "
+              "names, or that were trained for it]")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
-              help="To spend on timing each batch size; five passes at least.")  # fmt: skip
+              help="Seconds of timing for each batch size; at least five passes.")  # fmt: skip
 @click.option("--data", type=EXISTING, help="A local copy of the data set.")
 @cache_root_option
 @trust_code_option
@@ -196,10 +196,10 @@ def evaluate(
     trust_code: bool,
     as_json: bool,
 ) -> None:
-    """Evaluate finished runs on the test split, and measure what their models cost.
+    """Evaluate finished runs on the test split: accuracy, calibration, FLOPs, latency, memory.
 
-    RUN is a run's folder, or that of a whole recipe: then its teacher and every run in it. What is
-    found is kept as evaluation.json in each run's folder.
+    RUN is a run's folder, or that of a whole recipe or sweep: then all finished runs in it. Results
+    are written to evaluation.json in each run's folder.
     """
     from kdscale.commands.evaluate import Evaluation
     from kdscale.experiment.trained_models import Trust
@@ -215,10 +215,10 @@ def evaluate(
 @click.command()
 @click.option("--format", "format_name", required=True,
               type=click.Choice(["safetensors", "onnx", "pt2"]),
-              help="For kdscale, for ONNX runtimes, or for PyTorch alone.")  # fmt: skip
+              help="Weights for kdscale, a model for ONNX, or one for PyTorch.")  # fmt: skip
 @click.option("--out", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="The file.  [default: RUN/student.FORMAT, RUN/student-best.FORMAT]")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @grouped(
     "model", TrainedModelOptions, click.argument("run", type=STORED), weights_option,
     click.option("--data", type=EXISTING, help="A local copy of the data set."),
@@ -265,7 +265,9 @@ _REPORT_FILE = UserPath(path_type=Path, dir_okay=False, allow_dash=True)
 @click.option("--csv", type=_REPORT_FILE, metavar="FILE", help="A row for each run.")
 @click.option("--figures", type=UserPath(path_type=Path, file_okay=False), metavar="DIR",
               help="Every chart as PNG and PDF, for papers.")  # fmt: skip
-@click.option("--data", type=EXISTING, help="A local copy of the data set, to draw views of.")
+@click.option(
+    "--data", type=EXISTING, help="A local copy of the data set, for the preview of views."
+)
 @cache_root_option
 def report(
     runs: tuple[Path, ...],
@@ -308,10 +310,10 @@ def report(
 @recipe_options
 @cache_root_options
 @click.option("--seconds", type=click.FloatRange(1), default=120, show_default=True,
-              help="Time to spend measuring, in all.")  # fmt: skip
+              help="Total time to spend on measurements.")  # fmt: skip
 @json_option
 def bench(chosen: RecipeOptions, where: LocationOptions, seconds: float, as_json: bool) -> None:
-    """Measure training steps and the build, interleaved, against bare PyTorch loops."""
+    """Measure training steps and the build, against bare PyTorch loops."""
     recipe = chosen.load()
     from kdscale.commands.bench import bench as start
     from kdscale.tables.timing_table import bench_table
@@ -335,14 +337,14 @@ def views_command(
     where: LocationOptions,
     seed: int,
 ) -> None:
-    """Draw views of some images, to look at before anything is built."""
+    """Draw a recipe's views of some images, before anything is built."""
     recipe = chosen.load()
-    from kdscale.commands.preview import show_views
+    from kdscale.commands.preview import preview_views
     from kdscale.experiment import Experiment
 
     experiment = Experiment(recipe, where.locations())
-    shown = show_views(experiment, out=out, samples=samples, views=views, seed=seed)
-    print_text(str(shown), everywhere=True)
+    picture = preview_views(experiment, out=out, samples=samples, views=views, seed=seed)
+    print_text(str(picture), everywhere=True)
 
 
 @click.command()

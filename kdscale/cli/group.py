@@ -1,4 +1,4 @@
-"""What holds for every command: errors become one line and an exit code, messages a stream."""
+"""Base of every command: errors become one line and an exit code, log records go to stderr."""
 
 import errno
 import logging
@@ -24,13 +24,13 @@ _OF_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _PATH = "correct the paths of the command and of the recipe"
 _DISK = "free space, or choose other folders with --run and --cache-root"
 _LONGEST_LINE, _MOST_LINES = 4000, 100
-"""Of a message: a value that it repeats may come from a file of any size."""
-_KEPT = "what is finished is kept: run the same command again (train: with --resume-if-begun)"
-_PEER_LOST = "another process of this launch has ended: see what it said; finished work is kept"
+"""Limits of a message: a value in it may come from a file of any size."""
+_RESUMABLE = "finished work is stored: run the same command again (train: with --resume-if-begun)"
+_PEER_LOST = "another process of this launch has ended: read its output; finished work is stored"
 _PEER_LOST_SIGNS = (
     "Connection closed by peer", "Connection reset by peer", "remote process exited"
 )  # fmt: skip
-"""How gloo and NCCL say so."""
+"""Texts of gloo and NCCL for this."""
 _SINGLE_SAMPLE = "Expected more than 1 value per channel"  # torch's batch-norm
 _BATCH_NORM = (
     "batch-norm cannot train on a single sample, which is all that a process has of a step, maybe "
@@ -39,14 +39,14 @@ _BATCH_NORM = (
 _MEMORY = "use a smaller global_batch_size (or more accumulation), or precision = 'bfloat16'"
 
 
-def say_terminated(end: Terminated) -> None:
-    """That a signal has ended what was under way, and what to do."""
+def print_terminated(end: Terminated) -> None:
+    """Print which signal ended the command, and how to resume it."""
     if is_main_process():
-        click.echo(f"Error: stopped by {end}; {_KEPT}", err=True)
+        click.echo(f"Error: stopped by {end}; {_RESUMABLE}", err=True)
 
 
 class Group(click.Group):
-    """Turns what a user can put right into one message and an exit code."""
+    """A group whose errors that a user can fix become one message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -63,36 +63,36 @@ class Group(click.Group):
             raise
 
     def _explain(self, ctx: click.Context, error: Exception) -> None:
-        """Say what a user can put right, and exit; come back from anything else."""
-        said = str(error)
+        """Print a message and exit if a user can fix the error; return otherwise."""
+        text = str(error)
         if isinstance(error, MainProcessError):
-            ctx.exit(MainProcessError.exit_code)  # the main process has said why
+            ctx.exit(MainProcessError.exit_code)  # the main process has printed the reason
         if isinstance(error, KdscaleError):
-            self._fail(ctx, said, error.exit_code)
+            self._fail(ctx, text, error.exit_code)
         if isinstance(error, OSError) and error.errno in _OF_DISKS:
             self._fail(ctx, f"{error.strerror}: {error.filename or 'a file'}: {_DISK}", 1)
         if isinstance(error, OSError) and error.errno in _GONE and error.filename:
             self._fail(ctx, f"{error.strerror}: {_path(error)}: {_GONE_ADVICE}", 1)
-        if isinstance(error, BlockingIOError) or _NO_THREADS in said:
+        if isinstance(error, BlockingIOError) or _NO_THREADS in text:
             self._fail(ctx, _FEWER, 1)
         if isinstance(error, OSError) and error.errno in _OF_PATHS:
             self._fail(ctx, f"{error.strerror}: {error.filename or 'a path'}: {_PATH}", 1)
-        lost = isinstance(error, RuntimeError) and any(sign in said for sign in _PEER_LOST_SIGNS)
+        lost = isinstance(error, RuntimeError) and any(sign in text for sign in _PEER_LOST_SIGNS)
         if lost and "RANK" in os.environ:
             self._fail(ctx, _PEER_LOST, PeerLostError.exit_code)
-        if isinstance(error, ValueError) and said.startswith(_SINGLE_SAMPLE):
+        if isinstance(error, ValueError) and text.startswith(_SINGLE_SAMPLE):
             self._fail(ctx, _BATCH_NORM, 1)
         known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-        if known or "can't allocate memory" in said:  # as a CPU says it
+        if known or "can't allocate memory" in text:  # torch's words on a CPU
             self._fail(ctx, f"out of memory: {_MEMORY}", 1)
 
     def _stopped(self, ctx: click.Context, stop: Interrupted | KeyboardInterrupt) -> NoReturn:
         code = getattr(stop, "exit_code", Interrupted.exit_code)
         if not is_main_process():
-            ctx.exit(code)  # a launch stops together, and its main process says it
-        if isinstance(stop, KeyboardInterrupt):  # where nothing had to be saved first
+            ctx.exit(code)  # a launch stops together, and its main process prints the reason
+        if isinstance(stop, KeyboardInterrupt):  # nothing had to be saved first
             by = f"stopped by {stop}" if isinstance(stop, Terminated) else "interrupted"
-            self._fail(ctx, f"{by}; {_KEPT}", code)
+            self._fail(ctx, f"{by}; {_RESUMABLE}", code)
         self._fail(ctx, str(stop), code)
 
     @staticmethod
@@ -112,7 +112,7 @@ def _path(error: OSError) -> str:
 
 
 class _Printable(logging.Formatter):
-    """Formats records with escaped control characters, whatever names they hold."""
+    """Formats records with control characters escaped, whatever names they contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n\t")
@@ -154,5 +154,5 @@ def start_logging() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process of a launch that speaks."""
+    """Return whether this is the process of a launch that prints."""
     return os.environ.get("RANK", "0") == "0"

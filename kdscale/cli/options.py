@@ -15,16 +15,16 @@ Place: TypeAlias = str | Path
 """A folder or a URL."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 _LONGEST_NAME = 255
-"""Bytes of a file's name, on all usual file systems."""
+"""Most bytes of a file's name on all usual file systems."""
 
 
 def home_expanded(text: str) -> str:
-    """A path with the home folder for `~`, which shells leave alone in `--run=~/x`."""
+    """Replace a leading `~` by the home folder, which shells do not do in `--run=~/x`."""
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 class UserPath(click.Path):
-    """A path as it is typed: `~` is the home folder, and names are of a length that files have."""
+    """A path as it is typed: `~` is the home folder, and names must be short enough for a file."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Expand and check what was typed."""
@@ -42,7 +42,7 @@ def _check_names(kind: click.ParamType[Any], path: str, param: Any, ctx: Any) ->
 
 EXISTING = UserPath(exists=True)
 STORED = UserPath(path_type=Path)
-"""A folder or a file, there or to be made."""
+"""A folder or a file that need not exist."""
 
 
 class _Place(click.ParamType[Any]):
@@ -63,7 +63,7 @@ class _Place(click.ParamType[Any]):
 
 
 class _Folder(UserPath):
-    """A folder of this machine, where a URL will not do."""
+    """A folder of this machine, never a URL."""
 
     def __init__(self, instead: str) -> None:
         super().__init__(path_type=Path, file_okay=False)
@@ -71,7 +71,7 @@ class _Folder(UserPath):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if "://" in str(value):
-            self.fail(f"{value!r} is a URL, a folder is wanted: {self._instead}", param, ctx)
+            self.fail(f"{value!r} is a URL, wanted a folder: {self._instead}", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -137,7 +137,7 @@ recipe_options = grouped(
 built_with_options = grouped(
     "chosen",
     RecipeOptions,
-    click.option("--recipe", required=True, help="What the cache was built with."),
+    click.option("--recipe", required=True, help="The recipe that the cache was built with."),
     overrides_option,
     data_option,
 )
@@ -145,7 +145,7 @@ built_with_options = grouped(
 
 @dataclass(frozen=True, slots=True)
 class LocationOptions:
-    """Where a command reads and writes, as given on the command line."""
+    """Locations that a command reads and writes, as given on the command line."""
 
     cache_root: Path
     run: Path | None = None
@@ -156,7 +156,7 @@ class LocationOptions:
     """Limit of the copies; 0 = none are stored."""
 
     def locations(self, run: Path | None = None, cache: Place | None = None) -> Any:
-        """Return them as `Locations`, with defaults for the run's folder and the cache."""
+        """Return these options as `Locations`, with defaults for run folder and cache."""
         from kdscale.cache.stores.read_through import Copies
         from kdscale.experiment.locations import Locations
 
@@ -177,26 +177,26 @@ class LocationOptions:
 
 cache_root_option = click.option(
     "--cache-root",
-    type=_Folder("decoded images lie there. Name a cache elsewhere with --cache URL"),
+    type=_Folder("it is for decoded images. Name a cache elsewhere with --cache URL"),
     default=Path("cache"),
     envvar="KDSCALE_CACHE_ROOT",
     show_default=True,
-    help="Where caches and decoded images lie.",
+    help="Folder of caches and decoded images.",
 )
 cache_option = click.option(
     "--cache",
     type=PLACE,
     metavar="PLACE",
-    help="The cache's folder, NAME.zarr, or its URL (s3://, gs://, az://, ...); found by content "
-    "when not named.",
+    help="The cache's folder, NAME.zarr, or its URL (s3://, gs://, az://); without it, a cache "
+    "with the required content is searched in CACHE_ROOT.",
 )
 caches_option = click.option(
     "--cache", "caches",
     type=PLACE,
     metavar="PLACE",
     multiple=True,
-    help="The cache's folder, NAME.zarr, or its URL; found by content when not named. Named again: "
-    "a further cache, of another teacher (ensemble.caches).",
+    help="The cache's folder, NAME.zarr, or its URL; without it, a cache with the required content "
+    "is searched in CACHE_ROOT. Repeated: further caches, of other teachers (ensemble.caches).",
 )  # fmt: skip
 run_option = click.option("--run", type=STORED, help="The run's folder.  [default: runs/NAME]")
 out_option = click.option(
@@ -205,18 +205,21 @@ out_option = click.option(
 )  # fmt: skip
 samples_option = click.option(
     "--samples", type=click.IntRange(1), metavar="N",
-    help="Rows, spread over the classes.  [default: 10]",
+    help="Number of rows, spread over the classes.  [default: 10]",
 )  # fmt: skip
 views_option = click.option(
-    "--views", type=click.IntRange(1), metavar="N", help="Columns.  [default: 6, if there are]"
+    "--views",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of columns.  [default: 6, or all if fewer]",
 )
 SEED = click.IntRange(0, (1 << 63) - 1)
-"""What a generator takes."""
+"""Seeds that random generators accept."""
 seed_option = click.option("--seed", type=SEED, default=0,
-                       show_default=True, help="Another one shows other samples.")  # fmt: skip
+                       show_default=True, help="Chooses the samples.")  # fmt: skip
 weights_option = click.option(
     "--weights", type=click.Choice(["last", "best"]), default="last", show_default=True,
-    help="Of the last step, or the best on the validation split (data.validation).",
+    help="Weights of the last step, or the best on the validation split (data.validation).",
 )  # fmt: skip
 trust_code_option = click.option(
     "--trust-code", is_flag=True,
@@ -228,14 +231,15 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 copies_option = click.option(
     "--copies",
-    type=_Folder("what is read from a remote cache is kept there"),
+    type=_Folder("it is for local copies of a remote cache's objects"),
     envvar="KDSCALE_COPIES",
-    help="Where copies of a remote cache's objects lie, for all that read it on this machine."
-    "  [default: CACHE_ROOT/copies]",
+    help="Folder of local copies of a remote cache's objects, shared by all readers on this "
+    "machine.  [default: CACHE_ROOT/copies]",
 )
 copies_gib_option = click.option(
     "--copies-gib", type=click.FloatRange(0), default=20, envvar="KDSCALE_COPIES_GIB",
-    show_default=True, help="How much of them to keep; what was used least recently goes.",
+    show_default=True,
+    help="Limit of the local copies in GiB; the least recently used are removed. 0: no copies.",
 )  # fmt: skip
 cache_root_options = grouped("where", LocationOptions, cache_root_option)
 cache_options = grouped("where", LocationOptions, cache_option, cache_root_option)

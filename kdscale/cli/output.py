@@ -1,4 +1,4 @@
-"""What a script reads goes to standard output, once."""
+"""Results on standard output, printed once by all processes of a launch."""
 
 import json
 from typing import Any
@@ -9,23 +9,23 @@ from kdscale.cli.group import is_main_process
 
 
 def print_text(text: str, *, everywhere: bool = False) -> None:
-    """Lines for people.
+    """Print lines.
 
     Args:
         text: the lines.
-        everywhere: whatever RANK says: of a command that reads, and shares no work with others.
+        everywhere: print in every process, whatever RANK is: for commands that only read.
     """
     if everywhere or is_main_process():
         click.echo(text)
 
 
 def print_json(value: object, *, everywhere: bool = False) -> None:
-    """One JSON object for scripts."""
+    """Print one JSON object."""
     print_text(json.dumps(value, indent=2), everywhere=everywhere)
 
 
 def print_found(found: object, text: str, *, as_json: bool, everywhere: bool = False) -> None:
-    """What a command found out: one JSON object with --json, else for people."""
+    """Print the result of a command: one JSON object with --json, else a text."""
     if as_json:
         print_json(found, everywhere=everywhere)
     else:
@@ -33,7 +33,7 @@ def print_found(found: object, text: str, *, as_json: bool, everywhere: bool = F
 
 
 def outline(value: Any, indent: str = "") -> str:
-    """A JSON object as indented lines."""
+    """Return a JSON object as indented lines."""
     lines = []
     for key, item in value.items():
         if isinstance(item, dict) and item:

@@ -1,4 +1,4 @@
-"""`kdscale sweep RECIPE`, and how it stands."""
+"""The commands `kdscale sweep RECIPE`, `sweep status` and `sweep best`."""
 
 import os
 import sys
@@ -25,12 +25,12 @@ from kdscale.cli.options import (
 )
 from kdscale.cli.output import print_found, print_text
 
-_START = " "  # no recipe's name, nor one that is typed
+_START = " "  # neither a recipe's name nor one that a user types
 STORAGE = "KDSCALE_SWEEP_STORAGE"
 
 
 class _Unnamed(click.Context):
-    """Of a command that has no name: messages call it by its group's."""
+    """Context of the command without a name, which messages call by its group's name."""
 
     @property
     def command_path(self) -> str:
@@ -42,9 +42,9 @@ class _Start(click.Command):
 
 
 class _RecipeOrCommand(click.Group):
-    """A group whose first argument is one of its commands, or else is for the one without a name.
+    """A group with a command without a name, which gets arguments that name no other command.
 
-    A recipe that has a command's name is given by its path, `./status.toml`.
+    A recipe with a command's name is given by its path, `./status.toml`.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -67,7 +67,7 @@ _SQLITE = "sqlite:///"
 
 
 def _with_home(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
-    """A database's URL, in which `~` is the home folder where it is a file."""
+    """Replace `~` by the home folder in the URL of a SQLite file."""
     if url is None or not url.startswith(f"{_SQLITE}~"):
         return url
     return _SQLITE + home_expanded(url.removeprefix(_SQLITE))
@@ -78,7 +78,7 @@ storage_option = click.option(
     metavar="URL",
     callback=_with_home,
     envvar=STORAGE,
-    help="Database of the trials, where workers are on several machines: "
+    help="Database of the trials, needed for workers on several machines: "
     "postgresql+psycopg://USER@HOST/DATABASE.  [default: FOLDER/sweep.db]",
 )
 folder_argument = click.argument("folder", type=STORED)
@@ -86,20 +86,20 @@ folder_argument = click.argument("folder", type=STORED)
 
 @click.group(name="sweep", cls=_RecipeOrCommand)
 def sweep_group() -> None:
-    """Try many students from one cache, as a recipe's [sweep] says.
+    """Train many students from one cache, with the settings of a recipe's [sweep].
 
-    The teacher is asked once. Start the same command again, here or on another machine that sees
-    the folder, and it joins; what a killed worker was training is resumed.
+    The teacher runs once. The same command, started again here or on another machine that shares
+    the folder, joins the sweep; the trials of killed workers are resumed.
     """
 
 
 @sweep_group.command(name=_START, cls=_Start, hidden=True)
 @recipe_options
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-              help="Students trained at once on this machine.")  # fmt: skip
+              help="Number of students trained concurrently on this machine.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), metavar="N",
-              help="Students in all: sweep.trials.")  # fmt: skip
-@click.option("--retry-failed", is_flag=True, help="Queue trials that failed again.")
+              help="Total number of students (sweep.trials).")  # fmt: skip
+@click.option("--retry-failed", is_flag=True, help="Queue failed trials again.")
 @storage_option
 @grouped(
     "where", LocationOptions,
@@ -108,7 +108,7 @@ def sweep_group() -> None:
     cache_option, copies_option, copies_gib_option, cache_root_option,
 )  # fmt: skip
 @click.option("--patience", type=click.IntRange(1), default=60, hidden=True, metavar="SECONDS",
-              help="A worker not heard of for so long is dead.")  # fmt: skip
+              help="Time without a heartbeat after which a worker is dead.")  # fmt: skip
 @click.option("--of", "parent", type=int, hidden=True, help="Process that started this worker.")
 def sweep_start(
     chosen: RecipeOptions,
@@ -120,7 +120,7 @@ def sweep_start(
     patience: int,
     parent: int | None,
 ) -> None:
-    """Try many students from one cache, as the recipe's [sweep] says."""
+    """Train many students from one cache, with the settings of the recipe's [sweep]."""
     if trials is not None:
         chosen = replace(chosen, overrides=(*chosen.overrides, f"sweep.trials={trials}"))
     from kdscale.config import Variants, read_table
@@ -135,10 +135,10 @@ def sweep_start(
     if parent is not None:
         end_with(parent)
     command = _worker_command(chosen, replace(where, run=folder), patience)
-    crew = WorkerPool(workers, command, {} if storage is None else {STORAGE: storage})
+    pool = WorkerPool(workers, command, {} if storage is None else {STORAGE: storage})
     found = sweep(
         variants, where.locations(run=folder), storage=storage, patience_seconds=patience,
-        crew=crew if workers > 1 else None, retry_failed=retry_failed, page=parent is None,
+        pool=pool if workers > 1 else None, retry_failed=retry_failed, page=parent is None,
     )  # fmt: skip
     print_text(sweep_table(found))
     if parent is None:
@@ -146,7 +146,7 @@ def sweep_start(
 
 
 def _worker_command(chosen: RecipeOptions, where: LocationOptions, patience: int) -> list[str]:
-    """Return the command that starts one more worker: this very command, for one.
+    """Return the command that starts one worker: this command, without --workers.
 
     A script of Python's (-c) would find modules in the current folder first, and a user's own
     `random.py` or `datasets/` there would replace the library: -P leaves the folder out.
@@ -164,14 +164,14 @@ def _worker_command(chosen: RecipeOptions, where: LocationOptions, patience: int
 
 _ROOT = str(Path(kdscale.__file__).resolve().parents[1])
 _WORKER = f"import sys; sys.path.append({_ROOT!r}); from kdscale.__main__ import start; start()"
-"""Works where kdscale is installed, and where it was found in the folder it was started from."""
+"""Program of a worker, for an installed kdscale and for one in the current folder."""
 
 
 def _check_optuna() -> None:
-    """Say what to install where it is not there.
+    """Check that Optuna is installed.
 
     Raises:
-        ConfigError: naming the extra.
+        ConfigError: Optuna is missing; the message names the extra to install.
     """
     from kdscale.errors import ConfigError
 
@@ -186,7 +186,7 @@ def _check_optuna() -> None:
 @storage_option
 @json_option
 def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
-    """How a sweep stands: its trials, the best so far, the time."""
+    """Print a sweep's trials, the best ones first, and the time spent."""
     _check_optuna()
     from kdscale.sweep.status import status
     from kdscale.tables.sweep_table import sweep_table
@@ -200,7 +200,7 @@ def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
 @storage_option
 @json_option
 def sweep_best(folder: Path, storage: str | None, as_json: bool) -> None:
-    """The best student of a sweep so far, and how to train it again."""
+    """Print the best trial of a sweep so far, and the command that trains it again."""
     _check_optuna()
     from kdscale.sweep.status import best
     from kdscale.tables.sweep_table import best_text

@@ -1,4 +1,4 @@
-"""How fast a recipe's steps are: bare, supervised, staged, cached, online; and its build.
+"""Speed of a recipe's training steps (bare, supervised, staged, cached, online) and of its build.
 
 All variants run interleaved in one process, in an order that changes every round, and each ratio is
 taken within a round: a machine that slows down slows both sides.
@@ -202,12 +202,12 @@ def _plain(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
 
     def steps(number: int) -> None:
         model.train()
-        for step, shown in islice(batches, number):
+        for step, batch in islice(batches, number):
             for group in optimizer.param_groups:
                 group["lr"] = rates(step)
             with autocast(settings.precision, device):
-                logits = model(preprocess(shown.pixels))
-            loss = label_loss(logits, shown.labels, shown.mix)
+                logits = model(preprocess(batch.pixels))
+            loss = label_loss(logits, batch.labels, batch.mix)
             loss.backward()
             if settings.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
@@ -242,7 +242,7 @@ class _Timings:
 
 
 def _warm_up(variants: Mapping[str, TimedLoop]) -> dict[str, float]:
-    """Seconds of one step of each variant, about."""
+    """Return approximate seconds of one step of each variant."""
     for variant in variants.values():
         variant.timed(3)
     return {name: variant.timed(2) / 2 for name, variant in variants.items()}
@@ -315,7 +315,7 @@ def _measure_build(experiment: Experiment, folder: Path, seconds: float) -> dict
 
 
 def _shards_a_round(manifest: Manifest, per_image: float) -> int:
-    """As many shards as take about a second: a build writes one while it asks about the next."""
+    """Return a number of shards that takes about a second, so that writing overlaps the teacher."""
     wanted = round(1 / (per_image * manifest.shard_samples))
     return max(1, min(wanted, 4, manifest.num_samples // manifest.shard_samples))
 
@@ -323,7 +323,7 @@ def _shards_a_round(manifest: Manifest, per_image: float) -> int:
 def _shard_samples(
     recipe: config.Recipe, images: ImageDataset, seconds: float, per_image: float
 ) -> int:
-    """The recipe's shard, or a smaller one where not ten pairs of it fit into the time."""
+    """Return the recipe's samples per shard, or fewer if not ten pairs of it fit in the time."""
     largest = min(recipe.cache.shard_samples, images.num_samples)
     affordable = int(seconds / (20 * per_image))
     return max(min(largest, 256), min(largest, affordable - affordable % 256))

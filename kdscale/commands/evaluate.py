@@ -27,8 +27,8 @@ from kdscale.evaluation.evaluator import Examined, examine, mention_unclear
 from kdscale.evaluation.metrics import NO_PREDICTION, details, summarize
 from kdscale.evaluation.teacher_predictions import (
     TeacherPredictions,
-    keep_predictions,
     predictions_of,
+    store_predictions,
 )
 from kdscale.evaluation.test_set import evaluation_file, own_test_set, own_training_set
 from kdscale.experiment.cache_spec import LIBRARIES
@@ -45,40 +45,40 @@ log = logging.getLogger(__name__)
 
 THOROUGH_SECONDS = 2.0
 QUICK_SECONDS = 0.05
-"""For the passes of one batch size: at the end of a command that has other things to do."""
+"""Seconds of timing for each batch size at the end of `kdscale run` and in sweeps."""
 _VERSION = 1  # of evaluation.json
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How models are evaluated: the same for all of a command."""
+    """Settings of an evaluation, the same for all models of a command."""
 
     cache_root: Path
-    """Where decoded images and the teacher's first answers lie."""
+    """Folder of decoded images and stored predictions of teachers."""
     teacher: str | None = None
-    """The teacher's weights, where they are not where they are looked for."""
+    """File of the teacher's weights; None to search where the recipe and the run name them."""
     seconds: float = THOROUGH_SECONDS
-    """To time the passes of one batch size."""
+    """Seconds of timing for each batch size."""
     trust: Trust = field(default_factory=Trust)
-    """Which models that the folders name may run code of their own."""
+    """Models named in the folders that may run code of their own."""
     reuse: bool = False
-    """Take what was found before, where model, images and teacher are still the same."""
-    _asked: dict[str, TeacherPredictions] = field(default_factory=dict)
-    """Of teachers that this command has asked already."""
+    """Reuse an earlier result if model, images and teacher are the same."""
+    _predictions: dict[str, TeacherPredictions] = field(default_factory=dict)
+    """Predictions of the teachers that this command has used already."""
 
     def folders(
         self, folders: Sequence[Path], *, data: str | None = None, weights: Weights = "last"
     ) -> list[dict[str, Any]]:
-        """Evaluate runs, and all that is finished in folders of whole recipes and of sweeps.
+        """Evaluate runs, and all finished runs in folders of whole recipes and of sweeps.
 
         Args:
-            folders: as of `trained_models`, like the rest.
+            folders: folders as `trained_models` takes them.
             data: a local copy of the data set.
-            weights: which ones.
+            weights: which weights of a run.
 
         Raises:
-            RunError: before anything is evaluated, of any of them.
-            KdscaleError: as of `model`.
+            RunError: a folder has no finished run; raised before anything is evaluated.
+            KdscaleError: see `model`.
         """
         found = [
             trained_models(folder, data=data, weights=weights, trust=self.trust)
@@ -87,13 +87,13 @@ class Evaluation:
         return [self.model(one) for models in found for one in models]
 
     def model(self, subject: TrainedModel) -> dict[str, Any]:
-        """Evaluate a model into its file.
+        """Evaluate a model and write its file.
 
-        On another test split than the one that the run was tested on, the file is another one: the
-        figures of the two must not be taken for each other.
+        Results on another test split than the run's own go to another file, since the two cannot
+        be compared.
 
         Returns:
-            What the file holds, and the path that a user knows the model by.
+            The content of the file, and `run`, the path of the model for users.
 
         Raises:
             KdscaleError: data or weights cannot be used.
@@ -102,7 +102,7 @@ class Evaluation:
         with main_process_first(accelerator):
             test = test_images(subject.recipe, self.cache_root)
         model, parameters = _load(subject, test, accelerator.device)
-        answers, note = self._teacher_answers(subject, test, accelerator)
+        predictions, note = self._teacher_predictions(subject, test, accelerator)
         identity = {
             "version": _VERSION,
             "model": subject.section.model,
@@ -110,7 +110,7 @@ class Evaluation:
             **model.describe(),
             "test_fingerprint": test.fingerprint,
             "clean": list(test.clean),
-            "teacher_sha256": None if answers is None else answers.sha256,
+            "teacher_sha256": None if predictions is None else predictions.sha256,
         }
         own = own_test_set(subject.evaluation)
         file = evaluation_file(subject.evaluation, own, test.fingerprint)
@@ -126,11 +126,11 @@ class Evaluation:
         log.info("evaluating %s", subject.name)
         examined = _examine(model, test, accelerator)
         if subject.role == "teacher":
-            keep_predictions(model, test, self.cache_root, examined.predictions, accelerator)
+            store_predictions(model, test, self.cache_root, examined.predictions, accelerator)
         if file != subject.evaluation:
             log.warning(
-                "%s was tested on other images (fingerprint %s) than these (%s): what is found "
-                "goes to %s", subject.name, str(own)[:12], test.fingerprint[:12], file,
+                "%s was tested on other images (fingerprint %s) than these (%s): the results go to "
+                "%s", subject.name, str(own)[:12], test.fingerprint[:12], file,
             )  # fmt: skip
         summary = summarize(examined.counts)
         mention_unclear(summary, test.num_samples)
@@ -140,7 +140,7 @@ class Evaluation:
             **_described(test),
             "own_test_set": None if own is None else own == test.fingerprint,
             **summary,
-            "agreement": None if answers is None else _agreement(examined, answers),
+            "agreement": None if predictions is None else _agreement(examined, predictions),
             "agreement_note": note,
             "num_parameters": parameters,
             "weight_bytes": weight_bytes(model.model),
@@ -152,10 +152,10 @@ class Evaluation:
         accelerator.wait_for_everyone()
         return {"run": subject.name, **found}
 
-    def _teacher_answers(
+    def _teacher_predictions(
         self, subject: TrainedModel, test: ImageDataset, accelerator: Accelerator
     ) -> tuple[TeacherPredictions | None, str | None]:
-        """What the student's teacher says; None where that is not known, and why it is not."""
+        """Return the predictions of the student's teacher, or None and the reason."""
         if subject.role == "teacher":
             return None, None
         if subject.recipe.ensemble.caches or "+" in (subject.taught_by or ""):
@@ -165,19 +165,17 @@ class Evaluation:
         if not of_library and (weights is None or not Path(weights).is_file()):
             return None, f"no teacher at {weights or 'hand'}: name its weights with --teacher"
         try:
-            answers = self._ask(subject, weights, test, accelerator)
+            predictions = self._predict(subject, weights, test, accelerator)
         except (ModelError, WeightsError) as error:
             if self.teacher is not None:
                 raise
             return None, str(error)  # the student can be evaluated all the same
-        if subject.taught_by not in (None, answers.sha256):
-            return (
-                None,
-                f"{weights or subject.recipe.teacher.model} is not the teacher that taught it",
-            )
-        return answers, None
+        if subject.taught_by not in (None, predictions.sha256):
+            used = weights or subject.recipe.teacher.model
+            return None, f"{used} is not the teacher that it was distilled from"
+        return predictions, None
 
-    def _ask(
+    def _predict(
         self,
         subject: TrainedModel,
         weights: str | None,
@@ -186,21 +184,21 @@ class Evaluation:
     ) -> TeacherPredictions:
         recipe = subject.recipe
         key = json.dumps([weights, recipe.teacher.model_dump(), test.fingerprint, test.clean])
-        if key not in self._asked:
+        if key not in self._predictions:
             rename = recipe.teacher.rename if recipe.teacher.weights is not None else {}
             section = recipe.teacher.model_copy(update={"weights": weights, "rename": rename})
             named = recipe.model_copy(update={"teacher": section})
             teacher = frozen_teacher(
                 named, test, None, accelerator.device, named_by=subject.named_by(section)
             )
-            self._asked[key] = predictions_of(teacher, test, self.cache_root, accelerator)
-        return self._asked[key]
+            self._predictions[key] = predictions_of(teacher, test, self.cache_root, accelerator)
+        return self._predictions[key]
 
 
 def _load(
     subject: TrainedModel, test: ImageDataset, device: torch.device
 ) -> tuple[FrozenTeacher, int]:
-    """The model, ready to be asked, and the number of its trainable parameters."""
+    """Return the model, ready for its forward pass, and the number of trainable parameters."""
     trained = model_of(
         subject.recipe, subject.section, test, what=subject.role,
         named_by=subject.named_by(subject.section),
@@ -224,8 +222,8 @@ def _examine(model: FrozenTeacher, test: ImageDataset, accelerator: Accelerator)
     return examine(model.logits, resident, samples, test.num_classes, accelerator)
 
 
-def _agreement(examined: Examined, answers: TeacherPredictions) -> float:
-    is_equal = examined.predictions == answers.classes
+def _agreement(examined: Examined, teacher: TeacherPredictions) -> float:
+    is_equal = examined.predictions == teacher.classes
     return float((is_equal & (examined.predictions != NO_PREDICTION)).double().mean())
 
 
@@ -242,7 +240,7 @@ def _described(test: ImageDataset) -> dict[str, Any]:
 def _cost(
     model: FrozenTeacher, test: ImageDataset, seconds: float, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Of the forward pass in the main process, while the others wait; and where it was measured."""
+    """Return the cost of a forward pass in the main process, and the environment of it."""
     cost: dict[str, Any] = {}
     if accelerator.is_main_process:
         first = torch.arange(max(BATCH_SIZES)) % test.num_samples
@@ -263,9 +261,9 @@ def _cost(
 
 
 def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a file says, if it is of this very model, these images and this teacher.
+    """Return the content of a file if it is of this model, these images and this teacher.
 
-    A file of kdscale 0.1 may count samples without a prediction as right: it is not used again.
+    Files of kdscale 0.1 may count samples without a prediction as correct: None for those.
     """
     try:
         found = read_evaluation(file)

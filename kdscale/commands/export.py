@@ -18,7 +18,7 @@ from kdscale.experiment.datasets import test_images
 from kdscale.experiment.models import model_of
 from kdscale.experiment.trained_models import TrainedModel
 from kdscale.models.deployable import Deployable, pixels_of
-from kdscale.models.formats import FORMATS, Answer, explained
+from kdscale.models.formats import FORMATS, Forward, explained
 from kdscale.models.untrusted import is_code
 from kdscale.teacher.frozen_teacher import freeze
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _IMAGES = 64
 _TOLERANCE = 1e-4
-"""Of a logit, as a share of the largest one (at least 1): other kernels sum in another order."""
+"""Tolerance of a logit, as a share of the largest one (at least 1): kernels sum in other orders."""
 
 
 def export(
@@ -90,7 +90,7 @@ _CPU = torch.device("cpu")
 
 
 def _quoted(path: Path) -> str:
-    """As Python writes it, whatever is in its name."""
+    """Return a path as a Python string literal."""
     return json.dumps(str(path), ensure_ascii=False)
 
 
@@ -105,13 +105,13 @@ def _check_place(path: Path, format_name: str, *, overwrite: bool) -> None:
             "another --format"
         )
     if path.exists() and not overwrite:
-        raise ExportError(f"{path} is there: name another --out, or add --overwrite")
+        raise ExportError(f"{path} exists: name another --out, or add --overwrite")
 
 
 def _about(
     trained: TrainedModel, program: Deployable, test: ImageDataset, pixels: Tensor
 ) -> dict[str, Any]:
-    """What the file says of itself; the keys of a weights file among them."""
+    """Return the description of the model in its file, with all keys of a weights file."""
     return {
         "kdscale": __version__,
         "model": trained.section.model,
@@ -134,7 +134,7 @@ def _write_checked(
     pixels: Tensor,
     expected: Tensor,
 ) -> dict[str, Any]:
-    """Write the file beside its place, ask it, and give it its name if it answers well."""
+    """Write a temporary file, compare its logits with the model's, and rename it."""
     kind = FORMATS[format_name]
     try:
         with temporary_folder(path.parent, "export") as place:
@@ -152,22 +152,22 @@ def _write_checked(
 def _refuse_unlike(check: dict[str, Any], format_name: str) -> None:
     if not check["max_logit_difference"] <= check["tolerance"]:  # NaN is no agreement
         raise ExportError(
-            f"the {format_name} file answers otherwise than the run's weights: logits differ "
-            f"by up to {check['max_logit_difference']:.2g}, wanted at most "
-            f"{check['tolerance']:.2g}; nothing is written. Take another --format"
+            f"the {format_name} file gives other logits than the run's weights: they differ by up "
+            f"to {check['max_logit_difference']:.2g}, wanted at most {check['tolerance']:.2g}; "
+            "nothing is written. Choose another --format"
         )
 
 
 def _two(pixels: Tensor) -> Tensor:
-    """Images to trace with: of one alone, the size of a batch would be taken for a constant."""
+    """Return two images to trace with: a batch of one would make the batch size a constant."""
     return pixels[torch.arange(2) % len(pixels)]
 
 
 @torch.no_grad()
-def compare(answer: Answer, pixels: Tensor, expected: Tensor) -> dict[str, Any]:
-    """How far answers are from the expected logits [B, C], in batches of several sizes."""
+def compare(forward: Forward, pixels: Tensor, expected: Tensor) -> dict[str, Any]:
+    """Compare logits with the expected ones [B, C], in batches of several sizes."""
     parts = pixels.split([1, len(pixels) - 1]) if len(pixels) > 1 else (pixels,)
-    found = torch.cat([answer(part) for part in parts])
+    found = torch.cat([forward(part) for part in parts])
     return {
         "num_images": len(pixels),
         "max_logit_difference": float((found - expected).abs().max()),

@@ -1,4 +1,4 @@
-"""Extend a cache: run the teacher on more views, and leave all that is stored as it is."""
+"""Extend a cache: run the teacher on more views, and leave stored views unchanged."""
 
 from typing import Any
 
@@ -15,11 +15,12 @@ from kdscale.formatting import number_of
 def extend(experiment: Experiment, path: Place, num_views: int) -> dict[str, Any]:
     """Add views to the cache at `path` until it has `num_views`.
 
-    View `v` is the same whatever their number, so the cache keeps its identity and its shards, and
-    its readers are not disturbed. The same command resumes after a stop at any moment.
+    View `v` does not depend on their number, so the cache's id and shards stay the same, and it can
+    be read meanwhile. The same command resumes after a stop at any moment.
 
     Args:
-        experiment: of the recipe that the cache was built with; its number of views is ignored.
+        experiment: experiment of the recipe that the cache was built with; its number of views is
+            ignored.
         path: folder or URL of the cache.
         num_views: number of views in all.
 
@@ -46,7 +47,7 @@ def extend(experiment: Experiment, path: Place, num_views: int) -> dict[str, Any
 def _check_number(recipe: Recipe, path: Place, cache: Manifest, wanted: int) -> None:
     if wanted < cache.num_views:
         raise ConfigError(
-            f"{path} has {number_of(cache.num_views, 'view')}, --views {wanted} asks for fewer: "
+            f"{path} has {number_of(cache.num_views, 'view')}, --views {wanted} requests fewer: "
             f"views are only ever added, and nothing was changed. To train on the first {wanted}, "
             f"set views.count = {wanted}"
         )
@@ -59,7 +60,7 @@ def _check_number(recipe: Recipe, path: Place, cache: Manifest, wanted: int) -> 
     if recipe.views.count == "all" and wanted > views.count_all():
         raise ConfigError(
             f"--views {wanted}, but the recipe's operations have "
-            f"{number_of(views.count_all(), 'view')} in all (views.count = 'all'): ask for those"
+            f"{number_of(views.count_all(), 'view')} in all (views.count = 'all'): request those"
         )
     if wanted > 1 and not any(one.num_draws for one in views.operations):
         raise ConfigError(

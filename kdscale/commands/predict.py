@@ -19,7 +19,7 @@ from kdscale.errors import DataError, ExportError, KdscaleError
 from kdscale.experiment.trained_models import Trust, Weights, trained_model_of
 from kdscale.formatting import number_of
 from kdscale.models.deployable import load_student
-from kdscale.models.formats import FORMATS, Answer
+from kdscale.models.formats import FORMATS, Forward
 from kdscale.models.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
@@ -34,18 +34,18 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A trained model, and what is done with an image before its pixels are given to it."""
+    """A trained model, and the preparation of images for it."""
 
-    answer: Answer
+    forward: Forward
     """Logits float32 [B, classes] of uint8 pixels [B, C, H, W], on the CPU."""
     class_names: tuple[str, ...]
-    """In the order of the logits; empty where the model does not state them."""
+    """Names in the order of the logits; empty if the model does not state them."""
     channels: int
     """Channels of the pixels: 1 or 3."""
     clean: Pipeline
-    """`data.clean`: resizing and cropping that the test images had, too."""
+    """Operations of `data.clean`: resizing and cropping, as of the test images."""
     grey_range: tuple[float, float] | None = None
-    """`data.grey_range`: black and white of grey images of more than 8 bits."""
+    """Black and white of grey images of more than 8 bits: `data.grey_range`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,13 @@ def open_classifier(
         )
     about = kind.describe(model)
     if model.suffix == ".safetensors":
-        answer = _on_device(model, trust_code=trust_code)
+        forward = _on_device(model, trust_code=trust_code)
     else:
-        answer = kind.read(model)
+        forward = kind.read(model)
     if "clean" not in about:
         log.warning("%s does not state data.clean: images are given to it as they are", model)
     return Classifier(
-        answer,
+        forward,
         tuple(about.get("class_names") or ()),
         _channels(about),
         Pipeline.parse(about.get("clean") or ()),
@@ -130,7 +130,7 @@ def image_files(places: Sequence[Path]) -> list[Path]:
     """Return named files, and the images below named folders in the order of their names.
 
     Raises:
-        DataError: a folder holds no image.
+        DataError: a folder has no image.
     """
     found: list[Path] = []
     for place in places:
@@ -141,7 +141,7 @@ def image_files(places: Sequence[Path]) -> list[Path]:
         images = [path for path in files if path.suffix.lower() in _SUFFIXES]
         if not images:
             raise DataError(
-                f"{place} holds no image: none of its {number_of(len(files), 'file')} ends in "
+                f"{place} has no image: none of its {number_of(len(files), 'file')} ends in "
                 f"{', '.join(sorted(_SUFFIXES))}"
             )
         others = Counter(path.suffix or "no suffix" for path in files) - Counter(
@@ -171,17 +171,17 @@ def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> Classifier:
     )
 
 
-def _on_device(path: Path, *, trust_code: bool) -> Answer:
+def _on_device(path: Path, *, trust_code: bool) -> Forward:
     """Return the model of a weights file on this process's device."""
     device = create_accelerator().device
     student = load_student(path, trust_code=trust_code).to(device)
 
     @torch.inference_mode()
-    def answer(pixels: Tensor) -> Tensor:
+    def forward(pixels: Tensor) -> Tensor:
         logits: Tensor = student(pixels.to(device)).cpu()
         return logits
 
-    return answer
+    return forward
 
 
 def _channels(about: dict[str, Any]) -> int:
@@ -228,7 +228,7 @@ def _classified(
         yield from (Prediction(one.file, error=one.error) for one in images)
         return
     try:
-        logits = classifier.answer(torch.cat(pixels))
+        logits = classifier.forward(torch.cat(pixels))
     except KdscaleError as error:  # other channels or another size than the model takes
         yield from (Prediction(one.file, error=str(error)) for one in images)
         return

@@ -35,7 +35,7 @@ _SAMPLES, _VIEWS = 10, 6
 _CPU = torch.device("cpu")
 
 
-def show_cache(
+def preview_cache(
     path: Place,
     *,
     out: Path,
@@ -50,10 +50,10 @@ def show_cache(
     Args:
         path: the cache's folder or URL.
         out: the picture to write, by its ending .png, .jpg or .webp.
-        samples: how many rows; 10, or all where there are fewer, when None.
-        views: how many columns, from view 0 on; 6, or all where there are fewer, when None.
-        data: a local copy of the data set, where it is not where the cache's build found it.
-        cache_root: where decoded images lie.
+        samples: number of rows; None for 10, or all if there are fewer.
+        views: number of columns, from view 0 on; None for 6, or all if there are fewer.
+        data: a local copy of the data set; None for the place that the cache's build read.
+        cache_root: folder of decoded images.
         seed: chooses the samples, which are spread over the classes.
 
     Returns:
@@ -62,7 +62,7 @@ def show_cache(
     Raises:
         ConfigError: another ending, or more samples or views than there are.
         CacheMismatchError: the data set is not the one that the cache was built from.
-        ViewMismatchError: the views' pixels are not those that the teacher saw.
+        ViewMismatchError: the views' pixels are not those of the cache's build.
         KdscaleError: cache or data cannot be read, or the picture not be written.
     """
     _check_ending(out)
@@ -74,7 +74,7 @@ class PreviewedCache:
     """A cache and the images that it was built from."""
 
     def __init__(self, path: Place, *, data: str | None, cache_root: Path) -> None:
-        """Open cache and images; arguments and errors as in `show_cache`."""
+        """Open cache and images; arguments and errors as in `preview_cache`."""
         self._path, self._reader = path, CacheReader(path)
         self.manifest, self._labels = self._reader.manifest, self._reader.labels()
         labelled = bool((self._labels >= 0).all())
@@ -103,7 +103,7 @@ class PreviewedCache:
         return chosen.sheet(name_of(self._path), lines)
 
 
-def show_views(
+def preview_views(
     experiment: Experiment,
     *,
     out: Path,
@@ -111,10 +111,10 @@ def show_views(
     views: int | None = None,
     seed: int = 0,
 ) -> Path:
-    """Draw a recipe's views, before anything is built; arguments as in `show_cache`.
+    """Draw a recipe's views, before anything is built; arguments as in `preview_cache`.
 
     Raises:
-        ConfigError: as in `show_cache`, or of the views' settings.
+        ConfigError: as in `preview_cache`, or of the views' settings.
         KdscaleError: the data cannot be read, or the picture not be written.
     """
     _check_ending(out)
@@ -172,7 +172,7 @@ def _cached_images(
     """
     source = data or manifest.dataset["source"]
     names = tuple(manifest.dataset["classes"])
-    # The manifest does not say whether a recipe chose among classes. To name them all changes
+    # The manifest does not state whether a recipe chose among classes. To name them all changes
     # nothing of a labelled set, but an unlabelled one may have had no names.
     problem: Exception | None = None
     for classes in (names, None) if labelled else (None, names):

@@ -1,4 +1,4 @@
-"""The whole idea in about a minute: a recipe on embedded data, then how fast its steps are."""
+"""Run the quickstart recipe on embedded data, then measure its training steps."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ _BENCH_SECONDS = 8.0
 
 
 def quickstart(*, folder: Path, cache_root: Path) -> str:
-    """Run the quickstart recipe into `folder`; returns what to show.
+    """Run the quickstart recipe into `folder`; return the text to print.
 
     Raises:
         KdscaleError: see `kdscale.errors`.

@@ -16,14 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def repair(experiment: Experiment, path: Place) -> dict[str, Any]:
-    """Rebuild what `verify` finds bad in the cache at `path`; leave a sound one alone.
+    """Rebuild what `verify` finds missing or corrupt in a cache; leave a sound one unchanged.
 
-    Stopped at any moment, it leaves a cache whose manifest lists what is missing; the same command
-    resumes.
+    After a stop at any moment, the manifest lists what is missing, and the same command resumes.
 
     Args:
-        experiment: of the recipe that the cache was built with; number of views and size of shards
-            are the cache's.
+        experiment: experiment of the recipe that the cache was built with; number of views and
+            size of shards are the cache's.
         path: folder or URL of the cache.
 
     Returns:
@@ -33,7 +32,7 @@ def repair(experiment: Experiment, path: Place) -> dict[str, Any]:
     Raises:
         CacheNotFoundError: there is no manifest.
         CacheMismatchError: the cache is another recipe's.
-        CacheCorruptError: too little is left to know what the cache holds.
+        CacheCorruptError: too little is left to know the content of the cache.
         KdscaleError: see `build`.
     """
     accelerator = experiment.accelerator
@@ -43,17 +42,17 @@ def repair(experiment: Experiment, path: Place) -> dict[str, Any]:
     assert found is not None
     if found.ok:
         log.info("cache %s is sound: nothing to repair", path)
-        return _answer(path, found)
+        return _result(path, found)
     with main_process_first(accelerator):
         if accelerator.is_main_process:
             found = _discard_bad_shards(experiment, path)
     build(experiment.at(cache=path), num_views=read_manifest(path).num_views)
     found = broadcast_from_main(accelerator, found)
     log.info("cache %s is repaired: %s", path, ", ".join(_names(found)) or "its build is finished")
-    return _answer(path, found)
+    return _result(path, found)
 
 
-def _answer(path: Place, found: VerifyReport) -> dict[str, Any]:
+def _result(path: Place, found: VerifyReport) -> dict[str, Any]:
     return {"path": str(path), "ok": True, "rebuilt": _names(found)}
 
 

@@ -46,7 +46,7 @@ def report(
         The texts.
 
     Raises:
-        RunError: a folder holds no run.
+        RunError: a folder has no run.
         StorageError: a file cannot be written.
     """
     studies = _studies(folders, cache_root)
@@ -101,11 +101,11 @@ def _texts(
 
 
 def write_page(folder: Path, source: str, cache_root: Path) -> None:
-    """Write `report.html` into a recipe's folder, or a sweep's, from what it holds.
+    """Write `report.html` into the folder of a recipe or of a sweep.
 
     Args:
         folder: the folder.
-        source: of the images, as in a recipe; images that are not on this machine are not fetched.
+        source: source of the images, as in a recipe; images that are elsewhere are not fetched.
         cache_root: folder of caches and decoded images.
     """
     from kdscale.experiment import source_path  # with torch: its callers have it

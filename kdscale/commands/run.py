@@ -130,9 +130,9 @@ def _open_folder(experiment: Experiment) -> None:
     recipe, path = experiment.recipe, experiment.locations.run_folder
     folder = RunFolder(path)
     if folder.is_run:
-        raise RunError(f"{path} holds a single run of `kdscale train`: name another --run")
+        raise RunError(f"{path} has a single run of `kdscale train`: name another --run")
     if (path / "sweep.json").is_file():
-        raise RunError(f"{path} holds a sweep: name another --run")
+        raise RunError(f"{path} has a sweep: name another --run")
     refuse_foreign_files(path, folder.recipe_file.name)
     folder.check_files()
     students = [run for kind in _FOLDERS.values() for run in path.glob(f"{kind}-seed*")]
@@ -199,12 +199,12 @@ def _train_or_reuse(experiment: Experiment, spec: RunSpec, inputs: RunInputs) ->
 
 @contextmanager
 def stopped_with_advice(folder: Path) -> Iterator[None]:
-    """A whole recipe, and a sweep, goes on by itself: it has no --resume."""
+    """Add to a stop's message how to resume a whole recipe or a sweep, which have no --resume."""
     try:
         yield
     except Interrupted as stopped:
         raise type(stopped)(
-            f"stopped; all that is done in {folder} is kept: run the same command again to go on"
+            f"stopped; finished work in {folder} is stored: run the same command again to resume"
         ) from stopped
 
 

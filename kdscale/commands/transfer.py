@@ -1,4 +1,4 @@
-"""Push a cache to a store, pull one from there: copied, laid out anew, every object checked."""
+"""Push a cache to a store, or pull one: copy its objects, check each, write the manifest last."""
 
 import logging
 import sys
@@ -16,17 +16,17 @@ log = logging.getLogger(__name__)
 
 
 def copy_cache(source: Place, destination: Place) -> dict[str, Any]:
-    """Copy a finished cache; what is at the destination already, and right, stays.
+    """Copy a finished cache; valid objects at the destination are not copied again.
 
     Args:
         source: folder or URL of a finished cache.
-        destination: folder or URL; nothing lies there, or this very cache, whole or in part.
+        destination: folder or URL that is empty, or has this cache, whole or in part.
 
     Returns:
         The JSON object of `kdscale cache push --json` and `pull --json`.
 
     Raises:
-        KdscaleError: see `kdscale.cache.transfer`; the same command goes on.
+        KdscaleError: see `kdscale.cache.transfer`; the same command resumes.
     """
     if is_hub(destination):
         done, found = push_to_hub(source, str(destination)), read_manifest(source)

@@ -20,21 +20,21 @@ from kdscale.formatting import number_of
 from kdscale.target_sources.stored_encoding import stored_encoding
 from kdscale.targets import DenseTargets, Targets, decode, log_sums
 
-_SMALLEST = 1e-4  # of a row's largest value: float16 keeps smaller ones with fewer digits
+_SMALLEST = 1e-4  # share of a row's largest value: float16 has fewer digits for smaller ones
 _NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
 _ROUNDING = {"float32": 0.0, "float16": 5e-4, "topk": 5e-4, "int8": 1 / 255, "int4": 1 / 15,
              "embedding": 2e-3}  # fmt: skip
-"""Of int8 and int4 half a step, where the smallest logit is as far below 0 as the largest above.
-Of an embedding, whose values are rounded each by up to 5e-4 of itself, four times that, since terms
-of a logit may cancel: on the CIFAR-10 teacher it was 2.4e-4."""
+"""Rounding error by encoding. int8 and int4: half a step, for logits symmetric around 0.
+Embedding: four times the 5e-4 of each value, since terms of a logit may cancel; measured on the
+CIFAR-10 teacher: 2.4e-4."""
 _FEATURES = 5e-4  # they are float16, whatever the encoding
 
 
 def default_tolerance(manifest: Manifest) -> float:
-    """How far a teacher's second answer may lie from the stored one, in units of its largest logit.
+    """Return the largest difference between two forward passes, as a share of the largest logit.
 
-    Other batch shapes and devices move float32 logits by some 1e-6, bfloat16 ones by 1e-2; the
-    encoding then rounds them. Another teacher is off by 0.1 and more.
+    Other batch shapes and devices change float32 logits by some 1e-6, bfloat16 ones by 1e-2; the
+    encoding then rounds them. Logits of another teacher differ by 0.1 and more.
     """
     noise = _NOISE.get(manifest.teacher["precision"], max(_NOISE.values()))
     return noise + max(_ROUNDING[manifest.encoding], _FEATURES if manifest.features else 0.0)
@@ -54,11 +54,11 @@ class SpotCheck:
 
     @property
     def ok(self) -> bool:
-        """The same pixels, and logits and features within the tolerance."""
+        """Return whether pixels are equal, and logits and features within the tolerance."""
         return not self.other_pixels and not self.other_logits and not self.other_features
 
     def to_json(self) -> dict[str, Any]:
-        """The field `teacher` of `kdscale cache verify --json`."""
+        """Return the field `teacher` of `kdscale cache verify --json`."""
         return {
             "ok": self.ok,
             "num_pairs": self.num_pairs,
@@ -71,7 +71,7 @@ class SpotCheck:
         }
 
     def describe(self) -> str:
-        """For people."""
+        """Return the result as a text."""
         counted = f"{number_of(self.num_pairs, 'view')} run again (--seed {self.seed})"
         differing = f"largest difference {self.largest_difference:.1e}"
         if self.ok:
@@ -99,11 +99,11 @@ def recheck(
     divided by the largest value.
 
     Args:
-        experiment: of the recipe that the cache was built with.
+        experiment: experiment of the recipe that the cache was built with.
         path: folder or URL of the cache.
-        num_pairs: number of pairs; all where there are fewer.
-        tolerance: see above; `default_tolerance` when None.
-        seed: chooses the pairs; a random one when None.
+        num_pairs: number of pairs, at most all.
+        tolerance: largest difference, see above; None for `default_tolerance`.
+        seed: chooses the pairs; None for a random one.
 
     Raises:
         CacheMismatchError: the cache is another recipe's.
@@ -157,7 +157,7 @@ def _pairs(manifest: Manifest, count: int, seed: int) -> list[tuple[int, int]]:
 def _by_shard(
     manifest: Manifest, pairs: list[tuple[int, int]]
 ) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """View and shard, and the chosen samples in it."""
+    """Yield view, shard, and the chosen samples in it."""
     for place, found in groupby(pairs, lambda p: (p[0], p[1] // manifest.shard_samples)):
         yield place, torch.tensor([sample for _, sample in found])
 
@@ -185,7 +185,7 @@ def _features_apart(
 
 
 def _differences(stored: Targets, exact_BC: Tensor) -> Tensor:
-    """Of all that is stored of an answer, in units of logits: [B, C] or [B, K + G]."""
+    """Return the rounding error of all stored values, in units of logits: [B, C] or [B, K + G]."""
     if isinstance(stored, DenseTargets):
         return stored.logits_BC - exact_BC
     ids_BK = stored.ids_BK.long()

@@ -1,8 +1,8 @@
-"""What a teacher answers first to each clean image of a split: asked once, however many students.
+"""A teacher's top-1 predictions for the clean images of a split, computed once for all students.
 
-`ROOT/predictions/KEY.npy`, int32 [N], with the SHA-256 of that behind it (32 bytes, which NumPy
-does not read). KEY hashes all that decides the answers: images, teacher, preprocessing, precision
-and memory format.
+`ROOT/predictions/KEY.npy`, int32 [N], followed by its SHA-256 (32 bytes, which NumPy does not
+read). KEY hashes everything that determines the predictions: images, teacher, preprocessing,
+precision and memory format.
 """
 
 import hashlib
@@ -28,53 +28,53 @@ from kdscale.teacher.frozen_teacher import FrozenTeacher
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2  # of what KEY says; 1: samples with NaN logits had class 0
+_VERSION = 2  # part of KEY; in version 1, samples with NaN logits had class 0
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherPredictions:
-    """A teacher's top-1 of each clean image of a split."""
+    """A teacher's top-1 class for each clean image of a split."""
 
     classes: Tensor
     """int64 [N] on the CPU: see `metrics.predict`."""
     sha256: str
-    """Of the teacher's weights."""
+    """SHA-256 of the teacher's weights."""
 
 
 def predictions_of(
     teacher: FrozenTeacher, images: ImageDataset, root: Path, accelerator: Accelerator
 ) -> TeacherPredictions:
-    """What a teacher answers first, the same in every process; asked where it is not kept yet.
+    """Return a teacher's predictions, the same in every process; compute and store missing ones.
 
     Args:
-        teacher: as it is asked.
+        teacher: the teacher, with its precision and memory format.
         images: a labelled split.
-        root: where they are kept.
+        root: folder of stored predictions.
         accelerator: its processes share the work.
     """
     path = _path(teacher, images, root)
-    kept = broadcast_from_main(accelerator, _read(path, images.num_samples))
-    if kept is not None:
-        return TeacherPredictions(kept, teacher.weights_sha256)
-    log.info("asking the teacher about %s, once", number_of(images.num_samples, "test image"))
-    shown, samples = DeviceImages(images, accelerator.device), torch.arange(images.num_samples)
-    examined = examine(teacher.logits, shown, samples, images.num_classes, accelerator)
-    keep_predictions(teacher, images, root, examined.predictions, accelerator)
+    stored = broadcast_from_main(accelerator, _read(path, images.num_samples))
+    if stored is not None:
+        return TeacherPredictions(stored, teacher.weights_sha256)
+    log.info("teacher predictions of %s, once", number_of(images.num_samples, "test image"))
+    on_device, samples = DeviceImages(images, accelerator.device), torch.arange(images.num_samples)
+    examined = examine(teacher.logits, on_device, samples, images.num_classes, accelerator)
+    store_predictions(teacher, images, root, examined.predictions, accelerator)
     return TeacherPredictions(examined.predictions, teacher.weights_sha256)
 
 
-def keep_predictions(
+def store_predictions(
     teacher: FrozenTeacher,
     images: ImageDataset,
     root: Path,
-    answers: Tensor,
+    classes: Tensor,
     accelerator: Accelerator,
 ) -> None:
-    """Keep what another pass has found; arguments as of `predictions_of`."""
+    """Store predictions int64 [N] of another pass; other arguments as of `predictions_of`."""
     if accelerator.is_main_process:
         buffer = io.BytesIO()
-        np.save(buffer, answers.numpy().astype("<i4"))
+        np.save(buffer, classes.numpy().astype("<i4"))
         data = buffer.getvalue()
         path = _path(teacher, images, root)
         write_durably(path, data + hashlib.sha256(data).digest(), root=root)

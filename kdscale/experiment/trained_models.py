@@ -133,7 +133,7 @@ def trained_model_of(
     """
     if (run / "sweep.json").is_file():
         raise RunError(
-            f"{run} holds a sweep: name one of the runs in it, for instance "
+            f"{run} has a sweep: name one of the runs in it, for instance "
             f"{run / 'trials' / '00000'}"
         )
     folder = RunFolder(run)

@@ -19,8 +19,8 @@ from kdscale.models.weights import read_metadata, save_weights
 
 About = Mapping[str, Any]
 """JSON-ready values that go into the file: the model, its classes, what it takes and gives."""
-Answer = Callable[[Tensor], Tensor]
-"""Logits of uint8 pixels, from what a file holds."""
+Forward = Callable[[Tensor], Tensor]
+"""Function that returns the logits of uint8 pixels."""
 
 INSTALL_EXPORT = 'pip install "kdscale[export]"'
 _ABOUT_FILE = "kdscale.json"  # inside a pt2
@@ -33,7 +33,7 @@ class Format:
 
     write: Callable[[Deployable, Tensor, About, Path], None]
     """Of a model, two images [2, C, H, W], what to say about it, and the file."""
-    read: Callable[[Path], Answer]
+    read: Callable[[Path], Forward]
     """Back from the file alone, as a user would."""
     describe: Callable[[Path], dict[str, Any]]
     """What a file says of itself: what was given to `write` as `About`."""
@@ -45,7 +45,7 @@ def _write_safetensors(program: Deployable, example: Tensor, about: About, path:
     save_weights(path, program.model, metadata=about)
 
 
-def _read_safetensors(path: Path) -> Answer:
+def _read_safetensors(path: Path) -> Forward:
     return load_student(path, trust_code=True)  # of a model that has just been created
 
 
@@ -76,7 +76,7 @@ def _write_onnx(program: Deployable, example: Tensor, about: About, path: Path) 
         made.save(path, external_data=False)
 
 
-def _read_onnx(path: Path) -> Answer:
+def _read_onnx(path: Path) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -122,7 +122,7 @@ def _write_pt2(program: Deployable, example: Tensor, about: About, path: Path) -
     path.write_bytes(whole.getbuffer())
 
 
-def _read_pt2(path: Path) -> Answer:
+def _read_pt2(path: Path) -> Forward:
     with _quiet():
         return torch.export.load(path).module()
 

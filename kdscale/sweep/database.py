@@ -1,7 +1,7 @@
-"""The database of a sweep: which one it is, and how it is opened, to work or only to look.
+"""The Optuna database of a sweep: its address, and connections that write or only read.
 
-A sweep's own database is a file in its folder. Another one is opened only where its URL was typed
-(`--storage`), never because a file names it.
+A sweep's own database is a file in its folder. Another one is opened only if the user typed its
+URL (`--storage`), never because a file names it.
 """
 
 import sqlite3
@@ -21,36 +21,36 @@ from optuna.storages import RDBStorage
 from kdscale.errors import ConfigError, KdscaleError, RunError, StorageError
 from kdscale.regular_files import path_inside
 
-optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it says, the worker says
+optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # the worker logs the same events
 
 OWN_FILE = "sweep.db"
-_TRANSACTION_SECONDS = 60.0  # that a transaction may have to wait for the others
+_TRANSACTION_SECONDS = 60.0  # longest wait of a transaction for those of other workers
 _FILE_URL = "sqlite:///sweep.db"
-"""What Optuna is told of a file, which is opened by its path: a URL cannot hold every name."""
+"""URL that Optuna gets for a file, which is opened by its path: not every path fits in a URL."""
 _FULL = ("database or disk is full", "disk I/O error")
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, AssertionError,
            RuntimeError, RecursionError, OverflowError)  # fmt: skip
-"""What Optuna and SQLAlchemy raise on rows that Optuna has not written."""
+"""Errors that Optuna and SQLAlchemy raise on rows that Optuna has not written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Where a sweep's trials are stored."""
+    """Address of the database that stores a sweep's trials."""
 
     url: str
-    """As SQLAlchemy writes it, with its password; of the sweep's own file its path."""
+    """URL as SQLAlchemy writes it, with the password; the path for the sweep's own file."""
     file: Path | None
-    """The SQLite file; None of a database server."""
+    """Path of the SQLite file; None for a database server."""
 
     @property
-    def shown(self) -> str:
-        """Its URL for messages and for `sweep.json`, without the password."""
+    def public_url(self) -> str:
+        """Return the URL without the password, for messages and `sweep.json`."""
         return self.url if self.file else _parsed(self.url).render_as_string(hide_password=True)
 
     def is_same(self, other: "Database") -> bool:
-        """Whether both are one database, as far as their addresses tell."""
+        """Return whether both addresses lead to one database."""
         if self.file is None or other.file is None:
-            return self.shown == other.shown
+            return self.public_url == other.public_url
         return self.file.resolve() == other.file.resolve()
 
 
@@ -100,11 +100,11 @@ def _parsed(url: str) -> sqlalchemy.URL:
 
 
 def check_database(database: Database) -> None:
-    """Find out that a database cannot be used before a folder says that it is the sweep's.
+    """Connect to a database once, before a sweep's folder names it.
 
     Raises:
-        ConfigError: there is no such kind of database, or what reads it is not installed.
-        RunError: it does not answer.
+        ConfigError: the kind of database is unknown, or its driver is not installed.
+        RunError: the database cannot be reached.
     """
     with explained(database):
         storage = open_to_work(database, heartbeat_seconds=10, patience_seconds=60)
@@ -113,21 +113,21 @@ def check_database(database: Database) -> None:
 
 
 class Storage(RDBStorage):
-    """Optuna's storage, with heartbeats that survive a database that does not answer."""
+    """Optuna's storage, with heartbeats that survive interruptions of the database."""
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """A beat that a database misses is not the last one, as it would be in Optuna's thread."""
+        """Record a heartbeat; skip it on a database error, which would end Optuna's thread."""
         with suppress(StorageInternalError):
             super().record_heartbeat(trial_id)
 
 
 def open_to_work(database: Database, heartbeat_seconds: int, patience_seconds: int) -> Storage:
-    """Open a database, and create it if it is not there.
+    """Open a database for writing; create it if it does not exist.
 
     Args:
-        database: the database.
-        heartbeat_seconds: between two heartbeats of a trial.
-        patience_seconds: a trial without a heartbeat for so long has lost its worker.
+        database: address of the database.
+        heartbeat_seconds: seconds between two heartbeats of a trial.
+        patience_seconds: seconds without a heartbeat after which a trial has lost its worker.
     """
     url, arguments = database.url, dict[str, Any]()
     if database.file is not None:
@@ -158,17 +158,17 @@ def _connect(file: Path) -> sqlite3.Connection:
 
 @contextmanager
 def opened_to_read(database: Database) -> Iterator[RDBStorage]:
-    """Open a database that is there, for a block; nothing in it, or beside it, is changed.
+    """Open an existing database for a block, without changing it or the files beside it.
 
     Raises:
-        RunError: it is not there, or damaged.
+        RunError: the database is missing or damaged.
     """
     url, arguments = database.url, dict[str, Any]()
     if database.file is not None:
         if not database.file.is_file():
             raise RunError(
                 f"the sweep's database {database.file} is missing: put it back, or run the "
-                "sweep's command again, which makes a new one and reads what is trained already"
+                "sweep's command again, which creates a new one and reads the finished runs"
             )
         url, file = _FILE_URL, database.file
         arguments = {"creator": lambda: _connect_to_read(file)}
@@ -188,9 +188,9 @@ def opened_to_read(database: Database) -> Iterator[RDBStorage]:
 
 
 def _connect_to_read(file: Path) -> sqlite3.Connection:
-    """Connect so that SQLite writes nothing, not even the files that it keeps beside a database.
+    """Connect so that SQLite writes nothing, not even its files beside the database.
 
-    Without a log beside it, nobody has the database open, and it is read as it is.
+    A database without a write-ahead log is open nowhere else, so it is read as immutable.
     """
     log = file.with_name(f"{file.name}-wal")
     mode = "mode=ro" if log.is_file() and log.stat().st_size else "mode=ro&immutable=1"
@@ -208,32 +208,33 @@ def _of_damage(database: Database) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RunError(
-            f"the sweep's database {database.shown} holds something else than this sweep's trials "
+            f"the sweep's database {database.public_url} does not contain this sweep's trials "
             f"({reason}): put the right one back, or begin in a new folder"
         ) from error
 
 
 @contextmanager
 def explained(database: Database) -> Iterator[None]:
-    """Turn what a database says into one message; what Optuna says of experiments is dropped."""
+    """Turn errors of a database into one message; ignore Optuna's warnings of experiments."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise ConfigError(
-            f"--storage {database.shown}: what speaks to it is not installed ({error}): for "
+            f"--storage {database.public_url}: its driver is not installed ({error}): for "
             "PostgreSQL, pip install 'psycopg[binary]', and name it "
             "postgresql+psycopg://USER@HOST/DATABASE"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
+        where = f"the sweep's database {database.public_url}"
         if any(sign in cause for sign in _FULL):
             raise StorageError(
-                f"cannot write the sweep's database {database.shown} ({cause}): free space, then "
-                "run the same command again; what is trained is kept"
+                f"cannot write {where} ({cause}): free space, then run the same command again, "
+                "which resumes the sweep"
             ) from error
         raise RunError(
-            f"the sweep's database {database.shown} does not answer ({cause}): check that it is "
-            "there and can be written, then run the same command again"
+            f"{where} cannot be reached ({cause}): check that it exists and can be written, then "
+            "run the same command again"
         ) from error

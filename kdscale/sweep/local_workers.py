@@ -1,4 +1,4 @@
-"""Several workers on this machine: started, listened to, stopped together."""
+"""Several workers on this machine: start them, log how they end, stop them together."""
 
 import ctypes
 import logging
@@ -22,13 +22,13 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 @dataclass(frozen=True, slots=True)
 class WorkerPool:
-    """Workers that are to be started."""
+    """Number and command of the workers to start."""
 
     num_workers: int
     command: Sequence[str]
-    """Starts one."""
+    """Command that starts one worker."""
     environment: Mapping[str, str]
-    """For them, beside what this process has: others can read a command, and passwords in it."""
+    """Variables on top of this process's: other users can read a command, and passwords in it."""
 
 
 @dataclass(slots=True)
@@ -36,36 +36,38 @@ class _Worker:
     number: int
     process: "subprocess.Popen[bytes]"
     output: Path
-    heard: str | None = None
-    """How it ended, once that is told."""
+    error: str | None = None
+    """Its error message, empty without one; None until its end is logged."""
 
 
-def run_workers(crew: WorkerPool, *, logs: Path, tell: Callable[[], None], every: float) -> None:
+def run_workers(
+    pool: WorkerPool, *, logs: Path, log_progress: Callable[[], None], interval_seconds: float
+) -> None:
     """Start workers and wait until all have ended.
 
     Args:
-        crew: the workers.
-        logs: folder of what they say.
-        tell: called now and then, to say how it goes.
-        every: seconds between.
+        pool: number and command of the workers.
+        logs: folder for the workers' output.
+        log_progress: called at intervals, and once after all have ended.
+        interval_seconds: seconds between two such calls.
 
     Raises:
-        Interrupted: asked to stop; each worker has saved its state.
+        Interrupted: a signal stopped the sweep; each worker has saved its state.
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers, devices = list[_Worker](), gpus()
     with orderly_stop() as stop:
         try:
-            for number in range(crew.num_workers):
-                environment = environment_of(number, crew.num_workers, devices)
-                environment |= crew.environment
-                workers.append(_start(crew.command, number, environment, logs))
+            for number in range(pool.num_workers):
+                environment = environment_of(number, pool.num_workers, devices)
+                environment |= pool.environment
+                workers.append(_start(pool.command, number, environment, logs))
             log.info(
-                "%d workers: teacher and cache, where they are not there, then the trials; what "
-                "each says is in %s", crew.num_workers, logs,
+                "%d workers: they train the teacher and build the cache where these are missing, "
+                "then train the trials; their output is in %s", pool.num_workers, logs,
             )  # fmt: skip
-            _wait(workers, stop, tell, every)
-        finally:  # all have ended, but where Ctrl-C came twice or this process fails
+            _wait(workers, stop, log_progress, interval_seconds)
+        finally:  # all have ended, unless Ctrl-C came twice or this process fails
             for worker in workers:
                 worker.process.kill()
                 worker.process.wait()
@@ -74,7 +76,7 @@ def run_workers(crew: WorkerPool, *, logs: Path, tell: Callable[[], None], every
 
 
 def gpus() -> list[str]:
-    """What `CUDA_VISIBLE_DEVICES` may name, one each."""
+    """Return the devices that `CUDA_VISIBLE_DEVICES` may name."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [one.strip() for one in named.split(",") if one.strip()]
@@ -84,7 +86,7 @@ def gpus() -> list[str]:
 
 
 def environment_of(number: int, num_workers: int, devices: Sequence[str]) -> dict[str, str]:
-    """A worker's environment: its share of the cores, its turn's GPU where there are some."""
+    """Return a worker's environment: its share of the cores, and one GPU if there are any."""
     found = dict(os.environ)
     threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
     found.setdefault("OMP_NUM_THREADS", str(threads))
@@ -94,10 +96,10 @@ def environment_of(number: int, num_workers: int, devices: Sequence[str]) -> dic
 
 
 def end_with(parent: int) -> None:
-    """Be stopped, orderly, when the process that started this one is killed.
+    """Have the kernel send SIGTERM to this process when its parent is killed.
 
     Raises:
-        Stopped: it has ended already.
+        Stopped: the parent has ended already.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # other systems have none
     if prctl is not None:
@@ -115,48 +117,51 @@ def _start(command: Sequence[str], number: int, environment: dict[str, str], log
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            start_new_session=True,  # Ctrl-C comes to this process alone, which passes it on, once
+            start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it once
         )
     return _Worker(number + 1, process, output)
 
 
 def _wait(
-    workers: Sequence[_Worker], stop: StopRequest, tell: Callable[[], None], every: float
+    workers: Sequence[_Worker],
+    stop: StopRequest,
+    log_progress: Callable[[], None],
+    interval_seconds: float,
 ) -> None:
-    told, asked = monotonic(), False
+    logged, stopping = monotonic(), False
     while any(worker.process.poll() is None for worker in workers):
-        if stop.received is not None and not asked:
-            asked = True
+        if stop.received is not None and not stopping:
+            stopping = True
             for worker in workers:
                 worker.process.send_signal(signal.SIGTERM)
-        if monotonic() - told > every:
-            tell()
-            told = monotonic()
-        _tell_of_ends(workers, stopping=asked)
+        if monotonic() - logged > interval_seconds:
+            log_progress()
+            logged = monotonic()
+        _log_ended(workers, stopping=stopping)
         sleep(_POLL_SECONDS)
-    _tell_of_ends(workers, stopping=asked)
-    tell()
+    _log_ended(workers, stopping=stopping)
+    log_progress()
 
 
-def _tell_of_ends(workers: Sequence[_Worker], *, stopping: bool) -> None:
+def _log_ended(workers: Sequence[_Worker], *, stopping: bool) -> None:
     for worker in workers:
         code = worker.process.poll()
-        if code is None or worker.heard is not None:
+        if code is None or worker.error is not None:
             continue
-        told = {one.heard for one in workers}
-        worker.heard = _last_words(worker.output) if code > 0 else ""
+        logged = {one.error for one in workers}
+        worker.error = _last_error(worker.output) if code > 0 else ""
         if code < 0:
             log.warning(
                 "worker %d was killed (%s); its trial goes to another worker",
                 worker.number, signal.Signals(-code).name,
             )  # fmt: skip
         elif code and not stopping:
-            words = "likewise" if worker.heard in told else worker.heard
-            log.error("worker %d has ended: %s", worker.number, words)
+            reason = "the same error" if worker.error in logged else worker.error
+            log.error("worker %d has ended: %s", worker.number, reason)
 
 
-def _last_words(output: Path) -> str:
-    """Why a worker says that it ended, or where to read it."""
+def _last_error(output: Path) -> str:
+    """Return the last error message in a worker's output, or where to look for it."""
     lines = output.read_text(errors="replace").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("Error")]
     if not starts:

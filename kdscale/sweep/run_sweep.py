@@ -1,4 +1,4 @@
-"""Start a sweep, join one, or go on with one: a worker here, or several beside each other."""
+"""Start, join or resume a sweep, with this process or a pool of processes as workers."""
 
 import logging
 from typing import Any
@@ -12,7 +12,7 @@ from kdscale.errors import RunError
 from kdscale.experiment.locations import Locations
 from kdscale.sweep.local_workers import WorkerPool, run_workers
 from kdscale.sweep.search_space import unlabelled
-from kdscale.sweep.status import describe, keep
+from kdscale.sweep.status import describe, write_summary
 from kdscale.sweep.study import Study
 from kdscale.sweep.sweep_folder import SweepFolder
 from kdscale.sweep.trials import ENDED, StudentPlace, is_left
@@ -27,68 +27,69 @@ def sweep(
     locations: Locations,
     *,
     storage: str | None = None,
-    crew: WorkerPool | None = None,
+    pool: WorkerPool | None = None,
     retry_failed: bool = False,
     page: bool = True,
     patience_seconds: int = 60,
 ) -> dict[str, Any]:
-    """Work at a sweep until nothing is left of it.
+    """Train the trials of a sweep until none is left.
 
     Args:
-        variants: the recipe and what varies in it.
+        variants: the recipe, and the fields that vary in it.
         locations: cache root, cache and copies; the run folder is the sweep's, which all workers
-            see.
-        storage: URL of the database; a file in the folder when None.
-        crew: workers on this machine; this process is the only one when None.
-        retry_failed: queue what failed again.
-        page: write `report.html` once nothing is left; False where who started this one does.
-        patience_seconds: a worker not heard of for so long is dead.
+            share.
+        storage: URL of the database; None for a file in the folder.
+        pool: workers on this machine; None for this process alone.
+        retry_failed: queue failed trials again.
+        page: write `report.html` at the end; False if the process that started this one does.
+        patience_seconds: seconds without a heartbeat after which a worker is dead.
 
     Returns:
-        What `summary.describe` says of it.
+        The summary of `status.describe`.
 
     Raises:
-        KdscaleError: see `kdscale.errors`; the same command goes on from there.
+        KdscaleError: see `kdscale.errors`; the same command resumes the sweep.
     """
     folder, cache_root = locations.run_folder, locations.cache_root
     check_place(locations.cache)
     pace = Pace.of(patience_seconds)
-    looking = opened(variants, folder, storage, cache_root, pace)
-    with stopped_with_advice(folder), looking as (begun, study, claims):
+    opening = opened(variants, folder, storage, cache_root, pace)
+    with stopped_with_advice(folder), opening as (begun, study, claims):
         if retry_failed:
             study.retry_failed()
         if not is_left(study.places()):
             log.info("%s is finished: nothing is trained", folder)
-        elif crew is None:
+        elif pool is None:
             work(begun, study, claims, locations, poll_seconds=pace.poll)
         else:
             logs = folder / "logs"
-            run_workers(crew, logs=logs, tell=Teller(study).tell, every=pace.poll)
+            progress = TrialProgress(study)
+            run_workers(pool, logs=logs, log_progress=progress.log, interval_seconds=pace.poll)
         found = _end(begun, study.places())
     if page:
         write_page(folder, variants.recipe.data.source, cache_root)
     return found
 
 
-class Teller:
-    """Says what becomes of trials, each time once."""
+class TrialProgress:
+    """Logs changes in the states of trials, each change once."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._told = {place.name: place.state for place in study.places()}
+        self._states = {place.name: place.state for place in study.places()}
 
-    def tell(self) -> None:
-        """Say what is new."""
+    def log(self) -> None:
+        """Log the states that have changed since the last call."""
         places = self._study.places()
         for place in places:
-            if place.state != self._told.get(place.name):
-                self._told[place.name] = place.state
-                over = sum(state in ENDED for state in self._told.values())
+            if place.state != self._states.get(place.name):
+                self._states[place.name] = place.state
+                over = sum(state in ENDED for state in self._states.values())
                 done = f"{over} of {len(places)} done"
-                log.info("trial %s: %s", place.name, _news(place, done))
+                log.info("trial %s: %s", place.name, _state_text(place, done))
 
 
-def _news(place: StudentPlace, done: str) -> str:
+def _state_text(place: StudentPlace, done: str) -> str:
     values = in_words({name: unlabelled(one) for name, one in place.parameters.items()})
     if place.state == "running":
         again = ", taken over" if place.deaths else ""
@@ -104,10 +105,10 @@ def _news(place: StudentPlace, done: str) -> str:
 
 def _end(begun: SweepFolder, places: list[StudentPlace]) -> dict[str, Any]:
     found = describe(begun, places)
-    keep(begun, found, sweep_table(found))
+    write_summary(begun, found, sweep_table(found))
     if is_left(places):
         raise RunError(
-            f"all workers have ended, and trials of {begun.path} are left: see what they said in "
+            f"all workers have ended, and trials of {begun.path} are left: read their output in "
             f"{begun.path / 'logs'}, then run the same command again"
         )
     if not found["trials"]["finished"] and not found["trials"]["pruned"]:

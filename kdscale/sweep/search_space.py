@@ -1,4 +1,4 @@
-"""What trials try, and which of them end early: from a recipe's words to Optuna's."""
+"""Translation of a recipe's `[sweep]` into Optuna's samplers, pruners and suggestions."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from kdscale.errors import RunError
 
 
 def planned(sweep: SweepSection) -> list[dict[str, Any]] | None:
-    """The values of each trial, where they are known before the first one: not with TPE."""
+    """Return the values of each trial; None with TPE, which draws them from earlier results."""
     if sweep.sampler == "tpe":
         return None
     if sweep.sampler == "grid":
@@ -22,7 +22,7 @@ def planned(sweep: SweepSection) -> list[dict[str, Any]] | None:
 
 
 def _spread(grid: list[dict[str, Any]], sweep: SweepSection) -> list[dict[str, Any]]:
-    """All of a grid in its order; where that is too much, as many as asked for from all over."""
+    """Return a grid in its order, or a random part of it where fewer trials are requested."""
     if sweep.num_trials == len(grid):
         return grid
     order = np.random.default_rng(sweep.seed).permutation(len(grid))
@@ -30,7 +30,7 @@ def _spread(grid: list[dict[str, Any]], sweep: SweepSection) -> list[dict[str, A
 
 
 def draw(trial: optuna.Trial, sweep: SweepSection) -> dict[str, Any]:
-    """The values of a trial, by field: those that it has, or is given."""
+    """Return the values of a trial by field; draw those that it does not have yet."""
     return {
         field: _in_range(trial, field, among)
         if isinstance(among, RangeSection)
@@ -51,7 +51,7 @@ def _in_range(trial: optuna.Trial, field: str, among: RangeSection) -> int | flo
 
 
 def labelled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as Optuna keeps them."""
+    """Return values in the form that Optuna stores."""
     return {field: _label(value) for field, value in values.items()}
 
 
@@ -59,15 +59,15 @@ _TABLE = "json:"
 
 
 def _label(value: Any) -> Any:
-    """Optuna's databases keep numbers and text, not lists and tables."""
+    """Encode lists and tables as text: Optuna's databases store numbers and text only."""
     return _TABLE + json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def unlabelled(value: Any) -> Any:
-    """Return what a label stands for.
+    """Return the value of a label.
 
     Raises:
-        RunError: it is not one that `labelled` makes.
+        RunError: the label is not one that `labelled` makes.
     """
     if not isinstance(value, str) or not value.startswith(_TABLE):
         return value
@@ -77,23 +77,23 @@ def unlabelled(value: Any) -> Any:
         table = None
     if not isinstance(table, list | dict):
         raise RunError(
-            f"the sweep's database holds the value {value[:100]!r} of a trial, wanted a list or a "
+            f"the sweep's database has the value {value[:100]!r} for a trial, wanted a list or a "
             "table: it is damaged, put the right one back, or begin in a new folder"
         )
     return table
 
 
 def sampler(sweep: SweepSection, place: int) -> optuna.samplers.BaseSampler:
-    """What draws the values of a place: another worker would draw the same."""
+    """Return the sampler of a place, which draws the same values in any worker."""
     seed = int(np.random.SeedSequence([sweep.seed, place]).generate_state(1)[0])
     if sweep.sampler != "tpe":
         return optuna.samplers.RandomSampler(seed)
-    # Beside others that run, since those count as bad: workers would try the same otherwise.
+    # constant_liar counts running trials as bad: concurrent workers would try the same otherwise.
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def pruner(sweep: SweepSection) -> optuna.pruners.BasePruner:
-    """What ends trials early."""
+    """Return the pruner that the recipe names."""
     first = sweep.prune_after_epochs
     if sweep.pruner == "median":
         return optuna.pruners.MedianPruner(

@@ -1,4 +1,4 @@
-"""What a sweep has found so far: for people, for scripts, for `kdscale report`."""
+"""State of a sweep and its best trial, for tables, scripts and `kdscale report`."""
 
 import json
 from collections import Counter
@@ -22,13 +22,13 @@ _STATES = ("finished", "pruned", "failed", "running", "waiting")
 
 
 def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
-    """How a sweep stands.
+    """Return the state of a sweep.
 
     Returns:
-        As of `describe`, and `working`, whether a worker lives, where something is left to do.
+        The summary of `describe`, with `working`, whether a worker is alive, if trials are left.
 
     Raises:
-        RunError: there is no sweep, or its database does not answer.
+        RunError: the folder has no sweep, or its database cannot be reached.
     """
     begun = read_folder(folder, storage)
     found = describe(begun, read_places(begun.database, begun.study))
@@ -38,10 +38,10 @@ def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
 
 
 def describe(begun: SweepFolder, places: list[StudentPlace]) -> dict[str, Any]:
-    """A sweep as one JSON object.
+    """Return a sweep as one JSON object.
 
     Returns:
-        Numbers of trials by state, the best one, seconds, and `rows`, one a trial.
+        Numbers of trials by state, the best trial, seconds, and `rows`, one for each trial.
     """
     sweep, rows = begun.variants.sweep, [_row(begun, place) for place in places]
     counts = Counter(row["state"] for row in rows)
@@ -77,13 +77,13 @@ def _row(begun: SweepFolder, place: StudentPlace) -> dict[str, Any]:
     }
     if is_finished(run):
         result = RunFolder(run).read_result()
-        kept = ("top1_accuracy", "train_seconds", "num_parameters")
-        row |= {key: result[key] for key in kept if key in result}
+        copied = ("top1_accuracy", "train_seconds", "num_parameters")
+        row |= {key: result[key] for key in copied if key in result}
     return row
 
 
 def _seconds(places: list[StudentPlace]) -> float:
-    """From the first trial's begin to the last one's end, or to now."""
+    """Return seconds from the start of the first trial to the end of the last one, or to now."""
     begun = [place.since for place in places if place.since is not None]
     if not begun:
         return 0.0
@@ -95,19 +95,19 @@ def _seconds(places: list[StudentPlace]) -> float:
 
 
 def _build(begun: SweepFolder, finished: list[dict[str, Any]]) -> dict[str, Any]:
-    """The cache that served all, and what it took."""
+    """Return the fingerprint of the cache, and the seconds that its build took."""
     for row in finished:
-        if is_finished(run := Path(row["run"])):  # else somebody has removed it
+        if is_finished(run := Path(row["run"])):  # a user may have removed it
             result = RunFolder(run).read_result()
             return {key: result[key] for key in ("cache", "build_seconds") if key in result}
     return {}
 
 
 def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
-    """The best trial of a sweep, and how to train it again.
+    """Return the best trial of a sweep, with the command that trains it again.
 
     Raises:
-        RunError: none has finished yet, or the run of the best one is gone.
+        RunError: no trial has finished yet, or the run folder of the best one is missing.
     """
     begun, found = read_folder(folder, storage), status(folder, storage)
     row: dict[str, Any] | None = found["best"]
@@ -117,16 +117,16 @@ def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
         )
     if not is_finished(Path(row["run"])):
         raise RunError(
-            f"trial {row['trial']} of {folder} is the best one, and its run is gone from "
-            f"{row['run']}: put it back, or see `kdscale sweep status {folder}` for the others"
+            f"trial {row['trial']} of {folder} is the best one, and its run folder {row['run']} is "
+            f"missing: put it back, or see `kdscale sweep status {folder}` for the others"
         )
     trial = begun.variants.trial(row["parameters"])
     options = _options(row["parameters"])
     if begun.variants.sweep.hard_weight == "rest":
         options += ["--set", f"loss.hard_weight={trial.loss.hard_weight!r}"]
-    kept = ("recipe", "metric")
     return {
-        **{key: found[key] for key in kept},
+        "recipe": found["recipe"],
+        "metric": found["metric"],
         **row,
         "weights": str(RunFolder(Path(row["run"])).weights_file(_WEIGHTS[found["metric"]])),
         "options": options,
@@ -135,15 +135,10 @@ def best(folder: Path, storage: str | None = None) -> dict[str, Any]:
 
 
 def _again(begun: SweepFolder, row: Mapping[str, Any]) -> list[str]:
-    """What trains a trial anew, from the same cache, by the teacher that the sweep had trained."""
+    """Return the command that trains a trial again, from the sweep's cache and teacher."""
     recipe = begun.variants.recipe
-    command = [
-        "kdscale",
-        "train",
-        str(RunFolder(Path(row["run"])).recipe_file),
-        "--targets",
-        "cache",
-    ]
+    recipe_file = RunFolder(Path(row["run"])).recipe_file
+    command = ["kdscale", "train", str(recipe_file), "--targets", "cache"]
     if begun.cache is not None:
         command += ["--cache", begun.cache]
     if "seed" in row["parameters"]:
@@ -159,7 +154,7 @@ _WEIGHTS: dict[str, Weights] = {"validation_accuracy": "last", "best_validation_
 
 
 def _options(parameters: Mapping[str, Any]) -> list[str]:
-    """What makes the recipe that of a trial, as arguments of `kdscale train`."""
+    """Return a trial's values as arguments of `kdscale train`."""
     options = list[str]()
     for field, value in parameters.items():
         if field == "seed":
@@ -170,7 +165,7 @@ def _options(parameters: Mapping[str, Any]) -> list[str]:
 
 
 def toml_of(value: Any) -> str:
-    """A value in a line of TOML."""
+    """Return a value as one line of TOML."""
     if isinstance(value, Mapping):
         pairs = (f"{json.dumps(key)} = {toml_of(one)}" for key, one in value.items())
         return f"{{ {', '.join(pairs)} }}"
@@ -179,7 +174,7 @@ def toml_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def keep(begun: SweepFolder, found: Mapping[str, Any], table: str) -> None:
-    """Write `trials.json` and `report.md`, which are read without the database."""
+def write_summary(begun: SweepFolder, found: Mapping[str, Any], table: str) -> None:
+    """Write `trials.json` and `report.md`, which can be read without the database."""
     write_durably(begun.path / "trials.json", json.dumps(found, indent=2).encode() + b"\n")
     write_durably(begun.path / "report.md", f"{table}\n".encode())

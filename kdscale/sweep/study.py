@@ -1,4 +1,4 @@
-"""Optuna's study of a sweep: its heartbeats, its queue."""
+"""Optuna's study of a sweep: the queue of trials, and heartbeats of those that run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,14 +18,14 @@ from kdscale.sweep.trials import BEGUN, DROPPED, PLACE, State, StudentPlace, in_
 
 
 def read_places(database: Database, name: str) -> list[StudentPlace]:
-    """Read all students of a sweep, in their order; nothing is created or changed.
+    """Read all students of a sweep in their order, without changing anything.
 
     Args:
-        database: the sweep's.
-        name: of the study in it.
+        database: address of the sweep's database.
+        name: name of the study in it.
 
     Raises:
-        RunError: there is no such database, or no such study in it, or it is damaged.
+        RunError: the database or the study is missing or damaged.
     """
     with opened_to_read(database) as storage:
         study = optuna.load_study(study_name=name, storage=storage)
@@ -33,21 +33,21 @@ def read_places(database: Database, name: str) -> list[StudentPlace]:
 
 
 class Ended(Exception):  # noqa: N818  (no failure of this process)
-    """A trial is over without a metric; what there is to say of it is said."""
+    """Raised to end a trial without a metric, after its error is logged."""
 
 
 class Study:
-    """The trials of a sweep, in a database that all its workers see.
+    """The trials of a sweep, in a database that all its workers share.
 
     Args:
-        database: where the trials are stored.
-        name: of the study in it.
-        sweep: what is tried.
-        heartbeat_seconds: between two heartbeats of a trial.
-        patience_seconds: a trial without a heartbeat for so long has lost its worker.
+        database: address of the database.
+        name: name of the study in it.
+        sweep: the recipe's `[sweep]`.
+        heartbeat_seconds: seconds between two heartbeats of a trial.
+        patience_seconds: seconds without a heartbeat after which a trial has lost its worker.
 
     Raises:
-        ConfigError: there is no such kind of database, or what reads it is not installed.
+        ConfigError: the kind of database is unknown, or its driver is not installed.
         RunError: the database cannot be opened.
     """
 
@@ -71,33 +71,33 @@ class Study:
                 load_if_exists=True,
             )
             self._id = self._storage.get_study_id_from_name(name)
-        self._silent = set[int]()
+        self._without_heartbeat = set[int]()
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
     def places(self) -> list[StudentPlace]:
-        """All students of the sweep, in their order."""
+        """Return all students of the sweep in their order."""
         with explained(self._database):
             return in_places(self._study.get_trials(deepcopy=False))
 
     def plan(self, points: Sequence[Mapping[str, Any]] | None) -> None:
-        """Queue a trial in each place that has none; for one process at a time.
+        """Queue a trial in each place that has none. One process at a time may call this.
 
         Args:
-            points: the values of each trial; None where they are drawn when it begins.
+            points: the values of each trial; None if they are drawn when a trial starts.
 
         Raises:
-            RunError: there are more trials than are asked for.
+            RunError: the sweep has more trials than requested.
         """
         there = {place.name: place.parameters for place in self.places()}
         if len(there) > self.sweep.num_trials:
             raise RunError(
-                f"the sweep has {number_of(len(there), 'trial')}, asked for are "
-                f"{self.sweep.num_trials}: they stay, so ask for as many, or more, or name another "
-                "--run"
+                f"the sweep has {number_of(len(there), 'trial')}, requested are "
+                f"{self.sweep.num_trials}: trials are not removed, so request at least as many, or "
+                "name another --run"
             )
         left = None if points is None else [labelled(one) for one in points]
         for taken in there.values():
@@ -112,12 +112,12 @@ class Study:
     def refill(self) -> None:
         """Queue a trial in each place whose trial has lost its worker or was stopped."""
         with explained(self._database):
-            self._hear_the_silent()
+            self._start_heartbeats()
             fail_stale_trials(self._study)
         self._queue_again("lost")
 
     def retry_failed(self) -> None:
-        """Queue a trial in each place that failed; for one process at a time."""
+        """Queue a trial in each place that failed. One process at a time may call this."""
         self._queue_again("failed")
 
     def _queue_again(self, state: State) -> None:
@@ -126,14 +126,14 @@ class Study:
                 with explained(self._database):
                     self._study.add_trial(_successor(place.last))
 
-    def _hear_the_silent(self) -> None:
-        """Let the time of trials run that were killed before their first heartbeat.
+    def _start_heartbeats(self) -> None:
+        """Record a heartbeat for running trials without one, so that they can become stale.
 
-        Optuna waits for those for ever.
+        Optuna never fails a trial whose worker was killed before its first heartbeat.
         """
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if BEGUN not in trial.user_attrs and trial.number not in self._silent:
-                self._silent.add(trial.number)
+            if BEGUN not in trial.user_attrs and trial.number not in self._without_heartbeat:
+                self._without_heartbeat.add(trial.number)
                 self._beat(trial.number)
 
     def _beat(self, number: int) -> None:
@@ -141,13 +141,13 @@ class Study:
         self._storage.record_heartbeat(trial)
 
     def run_next(self, work: Callable[["Running"], float]) -> None:
-        """Take a trial from the queue and work on it, its heart beating meanwhile.
+        """Take a trial from the queue and run it, with heartbeats in a thread.
 
         Args:
-            work: returns the metric, or raises `Ended` or `TrialPruned`.
+            work: function that returns the metric, or raises `Ended` or `TrialPruned`.
 
         Raises:
-            BaseException: whatever else `work` raises.
+            BaseException: any other exception of `work`.
         """
         number, raised = -1, list[BaseException]()
 
@@ -168,13 +168,13 @@ class Study:
             except Exception as error:
                 if error in raised or not self._is_over(number):
                     raise
-                # This process stood still for so long that its trial was another's to end.
+                # This process was suspended for so long that another one failed its trial.
                 for own in raised:
                     if not isinstance(own, Ended | TrialPruned | UpdateFinishedTrialError):
                         raise own from None
 
     def explained(self) -> AbstractContextManager[None]:
-        """Say what the database says as a message."""
+        """Return a context that turns errors of the database into one message."""
         return explained(self._database)
 
     def _is_over(self, number: int) -> bool:
@@ -184,16 +184,16 @@ class Study:
         )
 
     def draw(self, trial: optuna.Trial, place: str) -> dict[str, Any]:
-        """The values of a trial: a function of its place, not of the worker that has it."""
+        """Return the values of a trial, which depend on its place and not on its worker."""
         self._study.sampler = sampler(self.sweep, int(place))
         return draw(trial, self.sweep)
 
 
 class Running:
-    """A trial that this process has taken.
+    """A trial that this process runs.
 
     Raises:
-        Ended: its place is another one's.
+        Ended: another trial has its place.
     """
 
     def __init__(self, study: Study, trial: optuna.Trial) -> None:
@@ -207,15 +207,15 @@ class Running:
             raise Ended
         self._reported = set(self.place.last.intermediate_values)
         self.values = study.draw(trial, name)
-        """What varies, by field."""
+        """Values of the fields that vary."""
 
     def note(self, attribute: str, value: Any) -> None:
-        """Keep something about the trial."""
+        """Store an attribute of the trial."""
         with self._study.explained():
             self._trial.set_user_attr(attribute, value)
 
     def report(self, epoch: int, accuracy: float) -> bool:
-        """Note the accuracy on the validation split; whether to go on."""
+        """Report the validation accuracy to Optuna; return whether training should continue."""
         with self._study.explained():
             if epoch not in self._reported:
                 self._trial.report(accuracy, epoch)
@@ -223,7 +223,7 @@ class Running:
 
 
 def _successor(trial: FrozenTrial) -> FrozenTrial:
-    """What takes a lost trial's place: the same values, and what it has reported."""
+    """Return a waiting trial with the values and reports of a lost one."""
     return create_trial(
         state=TrialState.WAITING,
         params=trial.params,

@@ -1,4 +1,4 @@
-"""A sweep's folder: what it is a sweep of, where its database is, one run folder a trial."""
+"""A sweep's folder: its settings, the address of its database, and a run folder for each trial."""
 
 import logging
 import os
@@ -30,31 +30,31 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class SweepFolder:
-    """A sweep that was begun."""
+    """An existing sweep."""
 
     path: Path
     variants: Variants
     study: str
-    """Its name in the database."""
+    """Name of its study in the database."""
     database: Database
-    """Where its trials are stored."""
+    """Address of the database that stores its trials."""
 
     def run(self, place: str) -> Path:
         """Return a trial's run folder.
 
         Raises:
-            UnsafePathError: it, or the folder of all, is a link or a special file.
+            UnsafePathError: the folder, or the one above it, is a link or a special file.
         """
         return path_inside(self.path, f"trials/{place}")
 
-    def keep_cache(self, cache: Place) -> None:
-        """Note the cache that serves all trials, for those who train one of them again."""
+    def record_cache(self, cache: Place) -> None:
+        """Write the location of the cache to `cache.txt`, for `kdscale sweep best`."""
         place = cache.resolve() if isinstance(cache, Path) else cache
         write_durably(self.path / _CACHE, f"{place}\n".encode())
 
     @property
     def cache(self) -> str | None:
-        """Its folder or URL; None before it was built, and where the folder is gone."""
+        """Return the cache's folder or URL; None before it is built, or if it is missing."""
         try:
             place = read_inside(self.path, _CACHE, limit=_LONGEST_PLACE).decode().strip()
         except (OSError, UnicodeDecodeError):
@@ -65,44 +65,44 @@ class SweepFolder:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a sweep was begun there.
+    """Return whether a folder has a sweep.
 
     Raises:
-        UnsafePathError: what says so is a link or a special file.
+        UnsafePathError: its `sweep.json` is a link or a special file.
     """
     return path_inside(folder, _FILE).is_file()
 
 
 def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases) -> SweepFolder:
-    """Begin a sweep in a folder, or make sure that it is the one to go on with.
+    """Start a sweep in a folder, or check that the one in it has the same settings.
 
     Args:
-        folder: the folder.
-        variants: the recipe.
-        storage: URL of the database; a file in the folder when None.
-        claims: of this process, on the folder.
+        folder: the sweep's folder.
+        variants: the recipe, and the fields that vary in it.
+        storage: URL of the database; None for a file in the folder.
+        claims: leases of this process on the folder.
 
     Raises:
-        RunError: it holds something else, or a sweep with other settings.
-        RunError: the database does not answer.
-        ConfigError: there is no such kind of database.
+        RunError: the folder contains other files, or a sweep with other settings.
+        RunError: the database cannot be reached.
+        ConfigError: the kind of database is unknown.
     """
     if not is_sweep(folder) and RunFolder(folder).has_recipe:
-        raise RunError(f"{folder} holds the runs of a recipe, and no sweep: name another --run")
+        raise RunError(f"{folder} has the runs of a recipe, and no sweep: name another --run")
     refuse_foreign_files(folder, _FILE)
     with in_turn(claims, "folder", "another worker begins the sweep: waiting"):
         if not is_sweep(folder):
             typed = None if storage is None else typed_database(storage)
             if typed is not None:
                 check_database(typed)
-            told = {
+            settings = {
                 "version": _VERSION,
                 "study": f"{variants.recipe.name}-{os.urandom(4).hex()}",
-                "storage": OWN_FILE if typed is None else typed.shown,
+                "storage": OWN_FILE if typed is None else typed.public_url,
                 "recipe": variants.table,
             }
-            write_object(folder / _FILE, told)
-        if not RunFolder(folder).has_recipe:  # for people, and `kdscale report`
+            write_object(folder / _FILE, settings)
+        if not RunFolder(folder).has_recipe:  # for readers, and `kdscale report`
             RunFolder(folder).write_recipe(dump_recipe(variants.recipe))
     begun = read_folder(folder, storage)
     refuse_changed(folder, _changed(begun.variants, variants))
@@ -110,58 +110,58 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
 
 
 def read_folder(folder: Path, storage: str | None) -> SweepFolder:
-    """A sweep that was begun.
+    """Return the sweep of a folder.
 
     Raises:
-        RunError: there is none, or its database is another one than `storage`.
+        RunError: the folder has none, or its database is another one than `storage`.
     """
     if not is_sweep(folder):
         raise RunError(f"no sweep at {folder}: name a folder that `kdscale sweep RECIPE` wrote")
     try:
-        variants, study, shown = _sweep_of(folder)
+        variants, study, url = _sweep_of(folder)
     except DAMAGE as error:
         if isinstance(error, KdscaleError):
             raise
         raise RunError(f"{folder / _FILE} is damaged ({error}): begin in a new folder") from None
-    return SweepFolder(folder, variants, study, _database(folder, shown, storage))
+    return SweepFolder(folder, variants, study, _database(folder, url, storage))
 
 
 def _sweep_of(folder: Path) -> tuple[Variants, str, str]:
-    """Return what `sweep.json` says: the recipe, the study's name, and the database's URL."""
-    told = read_object(folder / _FILE, root=folder)
-    version, study, storage = told.get("version"), told.get("study"), told.get("storage")
+    """Read recipe, name of the study and URL of the database from `sweep.json`."""
+    settings = read_object(folder / _FILE, root=folder)
+    version, study, storage = (settings.get(key) for key in ("version", "study", "storage"))
     if version != _VERSION:
         raise ValueError(f"version is {str(version)[:20]}, this kdscale reads {_VERSION}")
     if not isinstance(study, str) or not 0 < len(study) <= 512 or not study.isprintable():
         raise ValueError("study is not the name of a study")
     if not isinstance(storage, str) or not storage.isprintable():
         raise ValueError("storage is not the URL of a database")
-    if not isinstance(told.get("recipe"), dict):
+    if not isinstance(settings.get("recipe"), dict):
         raise ValueError("recipe is not a table")
-    return Variants(told["recipe"], str(folder)), study, storage
+    return Variants(settings["recipe"], str(folder)), study, storage
 
 
-def _database(folder: Path, shown: str, storage: str | None) -> Database:
-    """Return the database that the sweep was begun with: its own, or the one that was typed."""
+def _database(folder: Path, url: str, storage: str | None) -> Database:
+    """Return the database that the sweep was started with: its own, or the one that was typed."""
     own = own_database(folder)
     if storage is not None:
         typed = typed_database(storage)
-        if typed.is_same(own) if shown == OWN_FILE else typed.shown == shown:
+        if typed.is_same(own) if url == OWN_FILE else typed.public_url == url:
             return typed
         raise RunError(
-            f"{folder} keeps its trials in {shown}, not in {typed.shown}: leave out --storage, or "
-            "name that one"
+            f"{folder} stores its trials in {url}, not in {typed.public_url}: leave out --storage, "
+            "or name that one"
         )
-    if shown == OWN_FILE:
+    if url == OWN_FILE:
         return own
     raise RunError(
-        f"{folder} keeps its trials in {shown}, as its sweep.json says, and only a database that "
-        "you name is opened: add --storage URL (or KDSCALE_SWEEP_STORAGE), with its password"
+        f"{folder} stores its trials in {url}, according to its sweep.json, and only a database "
+        "that you name is opened: add --storage URL (or KDSCALE_SWEEP_STORAGE), with its password"
     )
 
 
 def _changed(before: Variants, now: Variants) -> list[tuple[str, Any, Any]]:
-    """In which fields a sweep differs; it may grow."""
+    """Return the fields in which two sweeps differ, their numbers of trials aside."""
     ours, theirs = (one.recipe.model_dump() for one in (before, now))
     for table in (ours, theirs):
         table["sweep"].pop("trials")
@@ -170,7 +170,7 @@ def _changed(before: Variants, now: Variants) -> list[tuple[str, Any, Any]]:
 
 @contextmanager
 def in_turn(claims: Leases, name: str, waiting: str) -> Iterator[None]:
-    """Wait until no other worker, on whatever machine, does what this one is to do."""
+    """Hold a lease for a block, after waiting for any other worker that has it."""
     if not claims.claim(name):
         log.info(waiting)
         while not claims.claim(name):

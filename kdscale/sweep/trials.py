@@ -1,8 +1,8 @@
-"""Places of a sweep: one student each, whichever of Optuna's trials has it.
+"""Places of a sweep: one student each, whichever of Optuna's trials trains it.
 
-A trial that loses its worker has failed for good, so another one takes its place, with the same
-values and the same run folder. All places are queued when a sweep begins, so there are exactly as
-many students as asked for, however many workers ask.
+Optuna never resumes a trial that lost its worker, so another trial takes its place, with the same
+values and the same run folder. All places are queued when a sweep starts, so the number of
+students is exact, however many workers there are.
 """
 
 import re
@@ -18,11 +18,11 @@ from kdscale.errors import RunError
 State = Literal["waiting", "running", "lost", "finished", "pruned", "failed"]
 
 PLACE, BEGUN, STOPPED, DROPPED, ERROR = "place", "begun", "stopped", "dropped", "error"
-"""Attributes of trials: whose place it has; its heart has beaten; it was stopped orderly; another
-one has its place; why it cannot be trained."""
+"""Attributes of trials: name of its place; it has had a heartbeat; it was stopped by a signal;
+another trial has its place; error that ended it."""
 MOST_DEATHS = 5
 ENDED = ("finished", "pruned", "failed")
-"""States after which nothing happens."""
+"""States that are final."""
 _FIXED = "fixed_params"  # Optuna's attribute of a trial whose values are known beforehand
 _NAME = re.compile(r"[0-9]{5,9}")
 _LIVE = (TrialState.RUNNING, TrialState.WAITING)
@@ -33,22 +33,22 @@ class StudentPlace:
     """One student of a sweep."""
 
     name: str
-    """Of its run folder: a number of five digits."""
+    """Name of its run folder: a number of five digits."""
     trials: Sequence[FrozenTrial]
-    """Those that have had it, in their order."""
+    """Optuna's trials of this student, in their order."""
 
     @property
     def holder(self) -> int | None:
-        """The number of the trial whose turn it is.
+        """Return the number of the waiting or running trial; None without one.
 
-        Two workers may have queued one each in the same moment: it is the first one's.
+        Two workers may queue a trial each at the same moment: the first one counts.
         """
         live = [one.number for one in self.trials if one.state in _LIVE]
         return live[0] if live and self._ended is None else None
 
     @property
     def state(self) -> State:
-        """Where it stands; lost: it had a trial, which lost its worker or was stopped."""
+        """Return the student's state; `lost`: its trial lost its worker or was stopped."""
         if self._ended is not None:
             return "finished" if self._ended.state == TrialState.COMPLETE else "pruned"
         if self.holder is not None:
@@ -57,16 +57,16 @@ class StudentPlace:
 
     @property
     def last(self) -> FrozenTrial:
-        """The trial that says most of it."""
+        """Return the trial that ended, else the one that waits or runs, else the last one."""
         if self._ended is not None:
             return self._ended
-        held = [one for one in self.trials if one.number == self.holder]
+        live = [one for one in self.trials if one.number == self.holder]
         had = [one for one in self.trials if DROPPED not in one.user_attrs]
-        return held[0] if held else had[-1]
+        return live[0] if live else had[-1]
 
     @property
     def error(self) -> str | None:
-        """Why it is not trained, unless it is queued again."""
+        """Return the error that ended its training; None without one, or if it is queued again."""
         if self._ended is not None or self.holder is not None:
             return None
         if ERROR in self.last.user_attrs:
@@ -77,14 +77,14 @@ class StudentPlace:
 
     @property
     def deaths(self) -> int:
-        """How often its worker was killed."""
-        spoken = {STOPPED, DROPPED, ERROR}
+        """Return how often its worker was killed."""
+        orderly = {STOPPED, DROPPED, ERROR}
         failed = [one for one in self.trials if one.state == TrialState.FAIL]
-        return sum(not spoken & one.user_attrs.keys() for one in failed)
+        return sum(not orderly & one.user_attrs.keys() for one in failed)
 
     @property
     def value(self) -> float | None:
-        """The metric of a trial that is over, or the newest accuracy of one that runs."""
+        """Return the metric of a finished trial, or the newest accuracy of a running one."""
         if self._ended is not None and self._ended.values:
             return float(self._ended.values[0])
         known = self.last.intermediate_values
@@ -92,13 +92,13 @@ class StudentPlace:
 
     @property
     def since(self) -> datetime | None:
-        """When it was begun."""
+        """Return the time at which its first trial started; None before that."""
         begun = [one.datetime_start for one in self.trials if one.datetime_start is not None]
         return min(begun, default=None)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What varies, by field, as Optuna keeps it; nothing where it is not drawn yet."""
+        """Return the values by field, as Optuna stores them; empty before they are drawn."""
         return self.last.params or dict(self.last.system_attrs.get(_FIXED, {}))
 
     @property
@@ -108,10 +108,10 @@ class StudentPlace:
 
 
 def in_places(trials: Sequence[FrozenTrial]) -> list[StudentPlace]:
-    """Return trials by the place that they have, in its order; those without one do not count.
+    """Return trials grouped by place, in its order, without trials that have no place.
 
     Raises:
-        RunError: a place is not named as those of sweeps are; it is to name a folder.
+        RunError: the name of a place is not five digits; it becomes the name of a folder.
     """
     found = dict[str, list[FrozenTrial]]()
     for trial in sorted(trials, key=lambda one: one.number):
@@ -133,5 +133,5 @@ def in_places(trials: Sequence[FrozenTrial]) -> list[StudentPlace]:
 
 
 def is_left(places: Sequence[StudentPlace]) -> bool:
-    """Whether there is anything to be trained."""
+    """Return whether a student is left to train."""
     return any(place.state not in ENDED for place in places)

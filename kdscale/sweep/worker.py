@@ -1,4 +1,4 @@
-"""One of any number of workers: it trains what is queued, until nothing is left."""
+"""One of any number of workers: train queued trials until none is left."""
 
 import logging
 import os
@@ -47,22 +47,23 @@ from kdscale.sweep.trials import ERROR, STOPPED
 log = logging.getLogger(__name__)
 
 _OF_THE_TRIAL = (DivergedError, DeviceMemoryError, ModelError, ConfigError)
-"""Errors that say something of one student; any other would hit the next one too."""
+"""Errors of one student; any other error would hit the next one too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a worker waits for the others, in seconds."""
+    """Intervals at which workers poll and report, in seconds."""
 
     poll: float
-    """Between looks at the queue."""
+    """Seconds between looks at the queue."""
     heartbeat: int
+    """Seconds between two heartbeats of a trial."""
     patience: int
-    """As of `Study`."""
+    """Seconds without a heartbeat after which a trial has lost its worker."""
 
     @classmethod
     def of(cls, patience: int) -> "Pace":
-        """What goes with a patience; Optuna wants whole seconds."""
+        """Return the intervals that go with a patience, in whole seconds as Optuna requires."""
         return cls(patience / 30, max(1, patience // 6), patience)
 
 
@@ -70,10 +71,10 @@ class Pace:
 def opened(
     variants: Variants, folder: Path, storage: str | None, cache_root: Path, pace: Pace
 ) -> Iterator[tuple[SweepFolder, Study, Leases]]:
-    """Begin a sweep, once all that can be found wrong with it is; or join one that is begun.
+    """Start a sweep after checking its recipe and students, or join an existing one.
 
     Raises:
-        KdscaleError: what is wrong, or why it cannot be joined.
+        KdscaleError: the recipe has an error, or the sweep cannot be joined.
     """
     _check_alone()
     check_no_links(folder)
@@ -103,14 +104,14 @@ def work(
     *,
     poll_seconds: float,
 ) -> None:
-    """Work at a sweep: teacher and cache once, then trials until none is left.
+    """Train the teacher and build the cache once, then train trials until none is left.
 
     Args:
         begun: the sweep.
         study: its trials.
-        claims: of this process, on its folder.
+        claims: leases of this process on its folder.
         locations: cache root, cache and copies.
-        poll_seconds: between looks at what other workers do.
+        poll_seconds: seconds between looks at the queue.
 
     Raises:
         KdscaleError: see `kdscale.errors`; the same command resumes.
@@ -118,18 +119,18 @@ def work(
     experiment = Experiment(begun.variants.widest(), replace(locations, run=begun.path))
     experiment = experiment.at(teacher_weights=_teacher(experiment, claims))
     cache = build(experiment)
-    begun.keep_cache(cache)
+    begun.record_cache(cache)
     Worker(begun, study, claims, replace(experiment.locations, cache=cache)).work(poll_seconds)
 
 
 def check_values(variants: Variants) -> list[dict[str, object]] | None:
-    """Parse the recipe of every trial whose values are known before the first one.
+    """Parse the recipe of every trial, or of some if values are drawn when a trial starts.
 
     Returns:
-        Those values; None where they are drawn as trials begin, and each was tried with others.
+        The values of every trial; None if they are drawn when a trial starts.
 
     Raises:
-        ConfigError: naming the values that the recipe refuses.
+        ConfigError: the recipe refuses values, which the message names.
     """
     points = planned(variants.sweep)
     for values in points or variants.samples():
@@ -148,7 +149,7 @@ def _check_alone() -> None:
 def _check_students(
     variants: Variants, points: Sequence[Mapping[str, Any]], cache_root: Path
 ) -> None:
-    """Find what is wrong with a student or loss before anything is built for it."""
+    """Check each student and loss before anything is trained or built."""
     check_recipe(variants.widest(), cache_root)
     for values in _covering(variants.sweep, points):
         with _named({field: value for field, value in values.items() if _is_checked(field)}):
@@ -160,7 +161,7 @@ def _is_checked(field: str) -> bool:
 
 
 def _covering(sweep: SweepSection, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """A few of the points that have each value among them, and of ranges the ends."""
+    """Return a few points that cover each listed value, and both ends of each range."""
     chosen: list[Mapping[str, Any]] = []
     for field, among in sweep.dimensions.items():
         had = [values[field] for values in points]
@@ -173,7 +174,7 @@ def _covering(sweep: SweepSection, points: Sequence[Mapping[str, Any]]) -> list[
 
 @contextmanager
 def _named(values: Mapping[str, object]) -> Iterator[None]:
-    """Say in an error which value it is about."""
+    """Prefix an error with the values that cause it."""
     try:
         yield
     except KdscaleError as error:
@@ -181,7 +182,7 @@ def _named(values: Mapping[str, object]) -> Iterator[None]:
 
 
 def _teacher(experiment: Experiment, claims: Leases) -> str | None:
-    """Train the teacher once, where the recipe names no weights, and return its weights."""
+    """Train the teacher once; return its weights, or None if the recipe names trained ones."""
     if experiment.recipe.teacher.is_trained:
         return None
     with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
@@ -192,7 +193,7 @@ def _teacher(experiment: Experiment, claims: Leases) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What a worker needs for its trials."""
+    """One worker of a sweep: its folder, study, leases and locations."""
 
     folder: SweepFolder
     study: Study
@@ -201,7 +202,7 @@ class Worker:
     """Cache root, cache, copies and teacher weights of all trials."""
 
     def work(self, poll_seconds: float) -> None:
-        """Train what is queued; wait for what others train, since they may die."""
+        """Train queued trials, and wait for those of other workers, which may be killed."""
         waiting = False
         while True:
             self.study.refill()
@@ -218,9 +219,12 @@ class Worker:
                 return
 
     def _run(self, trial: Running) -> float:
-        """Train a trial's student, or read what was trained before its worker was killed."""
+        """Train a trial's student, or read its result if an earlier worker finished it."""
         place, run = trial.place.name, self.folder.run(trial.place.name)
-        with in_turn(self.claims, place, f"{place}: its worker may live: waiting"), _noted(trial):
+        with (
+            in_turn(self.claims, place, f"{place}: its worker may be alive: waiting"),
+            _noted(trial),
+        ):
             self.folder.variants.check_among(trial.values)
             recipe = self.folder.variants.trial(trial.values)
             job = RunSpec("student", "cache", int(trial.values.get(SEED, 0)))
@@ -235,7 +239,7 @@ class Worker:
         return value
 
     def _evaluate(self, run: Path, recipe: config.Recipe) -> None:
-        """Beside other workers, so that its times are rough: `kdscale evaluate` measures alone."""
+        """Evaluate a run; latencies are rough beside other workers, `kdscale evaluate` repeats."""
         evaluation = Evaluation(
             self.locations.cache_root,
             teacher=self.locations.teacher_weights,
@@ -245,7 +249,7 @@ class Worker:
         evaluation.model(trained_model_of(run, trust=Trust(recipe=recipe)))
 
     def _counts_best(self, recipe: config.Recipe) -> bool:
-        """Whether a student is judged by its best evaluation: where the result are its weights."""
+        """Return whether the metric is of the best evaluation rather than of the last one."""
         restored = recipe.student.train is not None and recipe.student.train.restore_best
         return restored or self.study.sweep.metric == "best_validation_accuracy"
 
@@ -272,13 +276,13 @@ _PRUNED = "pruned.txt"
 
 
 def is_pruned(run: Path) -> bool:
-    """Whether a sweep has given a run up."""
+    """Return whether a sweep has pruned a run."""
     return (run / _PRUNED).is_file()
 
 
 @contextmanager
 def _noted(trial: Running) -> Iterator[None]:
-    """Keep with the trial why it ended, for those who take it over or read of it."""
+    """Store with the trial the reason for which it ended."""
     try:
         yield
     except Exception as error:
@@ -299,7 +303,7 @@ def _noted(trial: Running) -> Iterator[None]:
 
 
 def accuracy_of(run: Path, *, best: bool) -> float:
-    """A run's top-1 on the validation split: of its last evaluation, or of the best one."""
+    """Return a run's top-1 on the validation split, of its last or its best evaluation."""
     found = [
         float(line["top1_accuracy"])
         for line in read_metrics(run)

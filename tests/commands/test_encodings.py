@@ -11,7 +11,7 @@ from kdscale import experiment
 from kdscale.cache.manifest import read_manifest
 from kdscale.commands.bench import bench
 from kdscale.commands.build import build
-from kdscale.commands.preview import show_cache
+from kdscale.commands.preview import preview_cache
 from kdscale.commands.train import train
 from kdscale.config import CacheSection
 from kdscale.data.loader import DeviceImages
@@ -86,7 +86,7 @@ def test_student_trains_from_it_is_shown_it_and_info_reports_it(
         RunSpec("student", "cache", 0),
     )
     assert result["top1_accuracy"] > 0.4
-    show_cache(path, out=tmp_path / "sheet.png", samples=4, cache_root=shared_root)
+    preview_cache(path, out=tmp_path / "sheet.png", samples=4, cache_root=shared_root)
     info = json.loads(kdscale("cache", "info", path, "--json").stdout)
     assert info["encoding"] == name
     assert info["format_version"] == 3

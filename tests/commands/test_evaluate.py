@@ -424,7 +424,7 @@ def test_another_teacher_than_the_one_that_taught_is_not_compared_with(
     assert kdscale("train", other, "--model", "teacher", "--run", "other", *short).exit_code == 0
     shown = kdscale("evaluate", "cached", "--teacher", "other/weights.safetensors", *FAST)
     assert shown.exit_code == 0
-    assert "other/weights.safetensors is not the teacher that taught it" in shown.stdout
+    assert "other/weights.safetensors is not the teacher that it was distilled from" in shown.stdout
 
 
 def test_students_of_several_teachers_have_no_one_to_agree_with(kdscale, distilled, tmp_path):

@@ -168,7 +168,7 @@ def test_file_that_answers_otherwise_is_not_kept(exported, tmp_path, monkeypatch
     monkeypatch.setitem(formats.FORMATS, "safetensors", wrong)
     done = exported("safetensors")
     assert done.exit_code == 1
-    assert "answers otherwise" in done.stderr
+    assert "gives other logits" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

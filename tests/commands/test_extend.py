@@ -80,7 +80,7 @@ def test_extended_cache_equals_one_built_at_once(kdscale, recipe, cache, tmp_pat
 
 
 REFUSED = {
-    "fewer": (["--views", 2], 2, "has 3 views, --views 2 asks for fewer: views are only ever "
+    "fewer": (["--views", 2], 2, "has 3 views, --views 2 requests fewer: views are only ever "
               "added, and nothing was changed. To train on the first 2, set views.count = 2"),
     "none": (["--views", 0], 2, "0 is not in the range"),
     "no number": ([], 2, "Missing option '--views'"),

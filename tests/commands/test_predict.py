@@ -148,4 +148,4 @@ def test_folder_without_images_is_refused(kdscale, run, tmp_path):
     (tmp_path / "empty").mkdir()
     done = kdscale("predict", run, "empty")
     assert done.exit_code == 1
-    assert "holds no image" in done.stderr
+    assert "has no image" in done.stderr

@@ -157,7 +157,7 @@ def test_sweep_may_grow_but_not_change(sweep, sweep_recipe, status):
     assert sweep(recipe, "--trials", 3).exit_code == 0
     rows = status()["rows"]
     assert len({tuple(row["parameters"].values()) for row in rows}) == 3
-    assert_refused(sweep(recipe, "--trials", 2), 1, "has 3 trials, asked for are 2")
+    assert_refused(sweep(recipe, "--trials", 2), 1, "has 3 trials, requested are 2")
     changed = ["--set", "sweep.space.seed=[0, 2]", "--set", "loss.kind=dist"]
     refused = sweep(recipe, "--trials", 3, *changed)
     assert_refused(refused, 1, "sweep.space.seed: it has [0, 1], now [0, 2]", "loss.kind: it has")
@@ -180,7 +180,7 @@ def test_stopped_sweep_goes_on_where_it_was(
     assert shown.index("| 00000 | waiting") < shown.index(
         "| 00001 | waiting"
     )  # what is known first
-    assert_refused(kdscale("run", recipe, "--run", "s"), 1, "s holds a sweep")
+    assert_refused(kdscale("run", recipe, "--run", "s"), 1, "s has a sweep")
     done = sweep(recipe)
     assert "going on from step 5" in done.stderr
     rows = status()["rows"]
@@ -295,13 +295,13 @@ def test_validation_split_of_no_image_is_refused(sweep, sweep_recipe, tmp_path):
 def test_folder_of_a_recipe_is_not_taken_for_a_sweeps(kdscale, sweep, sweep_recipe, tiny_cache):
     recipe = sweep_recipe(student={"train": {"epochs": 1}})
     assert kdscale("run", recipe, "--run", "s", "--cache", tiny_cache).exit_code == 0
-    assert_refused(sweep(recipe), 1, "s holds the runs of a recipe, and no sweep")
+    assert_refused(sweep(recipe), 1, "s has the runs of a recipe, and no sweep")
 
 
 def test_sweep_is_no_single_run(sweep, kdscale, sweep_recipe):
     assert sweep(sweep_recipe(student={"train": {"epochs": 1}})).exit_code == 0
     done = kdscale("export", "s", "--format", "pt2")
-    assert_refused(done, 1, "s holds a sweep: name one of the runs in it", "s/trials/00000")
+    assert_refused(done, 1, "s has a sweep: name one of the runs in it", "s/trials/00000")
 
 
 def test_test_split_never_chooses(sweep, sweep_recipe):
@@ -420,7 +420,7 @@ def test_best_trial_whose_run_is_gone_is_named(sweep, kdscale, sweep_recipe, sta
 def test_mistaken_database_leaves_the_folder_free(sweep, sweep_recipe, tmp_path):
     recipe = sweep_recipe(student={"train": {"epochs": 1}})
     mistaken = f"sqlite:///{tmp_path}/no-such-folder/mine.db"
-    assert_refused(sweep(recipe, "--storage", mistaken), 1, "does not answer")
+    assert_refused(sweep(recipe, "--storage", mistaken), 1, "cannot be reached")
     done = sweep(recipe, "--storage", f"sqlite:///{tmp_path}/mine.db")
     assert done.exit_code == 0, done.stderr
 

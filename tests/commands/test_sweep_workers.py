@@ -200,7 +200,7 @@ def test_what_stops_every_worker_is_said_once_and_nothing_is_lost(
     _, err = started.communicate(timeout=120)
     assert started.returncode == 1
     assert "Traceback" not in err
-    assert "has ended: likewise" in err
+    assert "has ended: the same error" in err
     assert err.count("teacher.weights_sha256: the cache has") == 1
     assert "all workers have ended, and trials of s are left" in err.splitlines()[-1]
     assert kdscale("sweep", slow_recipe(), "--run", "s").exit_code == 0

@@ -107,7 +107,7 @@ def test_two_processes_stopped_and_killed_end_as_those_left_alone(launch, tmp_pa
     processes_of(launcher)[1].kill()
     status, output = ended(launcher)
     assert status == 137
-    assert "Error: another process of this launch has ended: see what it said" in output
+    assert "Error: another process of this launch has ended: read its output" in output
     assert "processes exited with 76, -9" in output
 
     launcher = launch("run")  # one alone is asked to stop: both do

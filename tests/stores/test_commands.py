@@ -156,11 +156,11 @@ def test_push_and_pull(kdscale, tiny_cache, bucket, tmp_path):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["build", "RECIPE", "--cache-root", "s3://b/c"], "is a URL, a folder is wanted"),
+        (["build", "RECIPE", "--cache-root", "s3://b/c"], "is a URL, wanted a folder"),
         (["build", "RECIPE", "--cache", "s3:/b/c.zarr"], "two slashes"),
         (["info", "s3://"], "cannot be opened"),
         (["info", "nonsense://b/c.zarr"], "cannot be opened"),
-        (["list", "--cache-root", "s3://b/c"], "is a URL, a folder is wanted"),
+        (["list", "--cache-root", "s3://b/c"], "is a URL, wanted a folder"),
     ],
 )
 def test_urls_that_will_not_do_are_wrong_usage(kdscale, recipe, command, said):
