@@ -155,7 +155,7 @@ def test_end_before_a_command_has_begun_is_told_alike():
         [sys.executable, "-c", f"{early}c.main()"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 75
-    assert done.stderr.splitlines()[-1].startswith("Error: stopped by SIGTERM; what is finished is")
+    assert done.stderr.splitlines()[-1].startswith("Error: stopped by SIGTERM; finished work is")
 
 
 IGNORED = """
