@@ -39,14 +39,14 @@ from kdscale.data.views.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError
 from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.training_setup import forward_pass
 from kdscale.experiment.training_setup import optimizer as create_optimizer
 from kdscale.experiment.training_setup import schedule as learning_rates
 from kdscale.losses.logits import label_loss
 from kdscale.losses.objective import SUPERVISED
-from kdscale.precision import autocast
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import StopRequest
-from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
+from kdscale.target_sources.base import NoTargets, TargetSource
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
 from kdscale.targets import encode
@@ -163,7 +163,7 @@ def _variants(setup: TimedSetup, cached: CachedTargets, scratch: _Scratch) -> di
         "supervised": NoTargets(schedule),
         "staged": staged,
         "cached": cached,
-        "online": LiveTeacher(experiment.teacher, schedule),
+        "online": setup.live_teacher(schedule),
     }
     soft = soft_objective(experiment.recipe)
     trainers = {
@@ -193,8 +193,10 @@ def _plain(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
     """Run a bare PyTorch loop: same student, views, batches and optimizer, without a trainer."""
     settings, experiment = setup.settings, setup.experiment
     student, device = experiment.student(seed=0), experiment.device
-    model, preprocess = student.model.to(device), student.preprocess
+    model = student.model.to(device)
+    forward = forward_pass(settings, model, student.preprocess, device, setup.process_batch)
     optimizer = create_optimizer(settings, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
     loader = setup.loader(schedule)
     rates = learning_rates(settings, loader.steps_per_epoch)
     plans = map(loader.plan, count())
@@ -205,13 +207,13 @@ def _plain(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
         for step, batch in islice(batches, number):
             for group in optimizer.param_groups:
                 group["lr"] = rates(step)
-            with autocast(settings.precision, device):
-                logits = model(preprocess(batch.pixels))
-            loss = label_loss(logits, batch.labels, batch.mix)
-            loss.backward()
+            logits, _ = forward(batch.pixels)
+            scaler.scale(label_loss(logits, batch.labels, batch.mix)).backward()
             if settings.gradient_clip is not None:
+                scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
     return steps

@@ -42,7 +42,7 @@ from kdscale.experiment.experiment import Experiment
 from kdscale.formatting import bytes_text
 from kdscale.losses.objective import SUPERVISED
 from kdscale.report.training_cost import break_even
-from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
+from kdscale.target_sources.base import NoTargets, TargetSource
 from kdscale.target_sources.compatibility import with_keys
 from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.targets import ENCODINGS, Encoding, Head, encode
@@ -250,7 +250,9 @@ def _step_seconds(
 ) -> dict[str, float]:
     """Seconds a sample of training steps, by kind; medians of interleaved rounds."""
     tiny = _variants(
-        replace(setup, batch_size=SMALLEST_BATCH * setup.num_processes), required, encoding
+        replace(setup, batch_size=SMALLEST_BATCH * setup.num_processes, compiled=False),
+        required,
+        encoding,
     )
     for variant in tiny.values():
         variant.timed(1)  # the first pass sets things up
@@ -272,7 +274,7 @@ def _variants(setup: TimedSetup, required: Manifest, encoding: Encoding) -> dict
     if experiment.train_set.labelled:
         sources["supervised"] = NoTargets(schedule)
     if experiment.recipe.views.mode == "replayed":
-        sources["online"] = LiveTeacher(experiment.teacher, schedule)
+        sources["online"] = setup.live_teacher(schedule)
     soft = soft_objective(experiment.recipe)
     found = {}
     for kind, source in sources.items():

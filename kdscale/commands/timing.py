@@ -17,11 +17,11 @@ from kdscale.data.views.digest import digest
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.training_setup import forward_pass, optimizer_step, section_of
 from kdscale.experiment.training_setup import objective as loss_of
-from kdscale.experiment.training_setup import optimizer, schedule, section_of
 from kdscale.losses.objective import Objective
 from kdscale.runs.folder import RunSpec
-from kdscale.target_sources.base import TargetSource
+from kdscale.target_sources.base import LiveTeacher, TargetSource
 from kdscale.targets import Encoding, Head, Targets, decode, encode, encode_features
 from kdscale.teacher.frozen_teacher import FrozenTeacher, TeacherOutput, concatenate
 from kdscale.training.trainer import Trainer
@@ -70,11 +70,27 @@ class TimedSetup:
     """Samples of a step, over all processes."""
     num_processes: int = 1
     """Number of processes of which this one does its part."""
+    compiled: bool = True
+    """Whether models are compiled where the recipe says so."""
 
     @property
     def settings(self) -> config.TrainSection:
         """The student's training settings."""
-        return student_settings(self.experiment.recipe)
+        settings = student_settings(self.experiment.recipe)
+        return settings if self.compiled else settings.model_copy(update={"compile": False})
+
+    @property
+    def process_batch(self) -> int:
+        """Samples of a step of this process."""
+        return self.batch_size // self.num_processes
+
+    def live_teacher(self, schedule: ViewSchedule) -> LiveTeacher:
+        """Return the experiment's teacher as a source of targets."""
+        teacher = self.experiment.teacher
+        if self.compiled:
+            parts = self.settings.accumulation
+            teacher = self.experiment.compiled(teacher, -(-self.process_batch // parts))
+        return LiveTeacher(teacher, schedule)
 
     def loader(self, schedule: ViewSchedule, windows: Windows | None = None) -> BatchLoader:
         """Return the batches of steps."""
@@ -95,18 +111,15 @@ class TimedSetup:
         student = self.experiment.student(seed=0)
         loader = self.loader(source.schedule, source.windows)
         model = accelerator.prepare(student.model)
+        device, batch_size = accelerator.device, self.process_batch
         return Trainer(
-            model,
-            student.preprocess,
+            forward_pass(settings, model, student.preprocess, device, batch_size),
             loader,
             source,
             objective,
-            optimizer(settings, model),
-            schedule(settings, loader.steps_per_epoch),
+            optimizer_step(settings, model, device, loader.steps_per_epoch),
             accelerator,
-            precision=settings.precision,
             accumulation=settings.accumulation,
-            gradient_clip=settings.gradient_clip,
         )
 
 

@@ -32,10 +32,10 @@ from kdscale.experiment.pretrained_init import PretrainedInit, find_pretrained_i
 from kdscale.experiment.results import reading_of, result_of, weights_metadata
 from kdscale.experiment.saved_runs import keep_content, of_caches, open_run
 from kdscale.experiment.training_setup import (
+    forward_pass,
     intervals,
-    optimizer,
+    optimizer_step,
     patience,
-    schedule,
     section_of,
     supervised,
 )
@@ -197,18 +197,15 @@ def _trainer(
     model = accelerator.prepare(model)
     if accelerator.process_index:  # other dropout than the main process
         torch.manual_seed(derive_seed(spec.seed, accelerator.process_index) >> 1)
+    device, batch_size = accelerator.device, settings.global_batch_size // accelerator.num_processes
     return Trainer(
-        model,
-        classifier.preprocess,
+        forward_pass(settings, model, classifier.preprocess, device, batch_size, spec.model),
         loader,
         source,
         replace(loss, gather=all_gather_rows) if accelerator.num_processes > 1 else loss,
-        optimizer(settings, model),
-        schedule(settings, loader.steps_per_epoch),
+        optimizer_step(settings, model, device, loader.steps_per_epoch),
         accelerator,
-        precision=settings.precision,
         accumulation=settings.accumulation,
-        gradient_clip=settings.gradient_clip,
     )
 
 

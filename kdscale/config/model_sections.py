@@ -106,8 +106,19 @@ class TrainSection(ConfigSection):
         "last ones",
     )
     gradient_clip: float | None = Field(None, ge=1e-6, description="largest norm of all gradients")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of forward and backward; weights stay float32"
+    precision: Precision = Field(
+        "float32",
+        description="of forward and backward; weights stay float32. float16: with a loss scale",
+    )
+    allow_tf32: bool = Field(
+        False,
+        description="whether CUDA GPUs may round inputs of float32 products to TF32 in training "
+        "steps: faster, and logits move by about 1e-3; never in teachers and evaluations",
+    )
+    compile: Literal["reduce-overhead"] | bool = Field(
+        False,
+        description="true: torch.compile of the model's training steps, which costs time before "
+        'the first one; "reduce-overhead": likewise, with CUDA graphs',
     )
     memory_format: MemoryFormat = Field(
         "contiguous",
@@ -215,6 +226,11 @@ class TeacherSection(ModelSection):
     precision: Precision = Field("float32", description="of the forward pass; part of the identity")
     memory_format: MemoryFormat = Field("channels_last", description="part of the identity")
     batch_size: Positive = Field(512, description="images a forward pass while building")
+    compile: bool = Field(
+        False,
+        description="torch.compile of the forward pass in builds and online training; moves logits "
+        "by rounding alone, and is no part of the identity",
+    )
 
     @property
     def is_trained(self) -> bool:

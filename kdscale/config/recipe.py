@@ -61,6 +61,18 @@ class Recipe(ConfigSection):
         return self
 
     @model_validator(mode="after")
+    def _compiled_teacher_gives_logits_alone(self) -> "Recipe":
+        if not self.teacher.compile:
+            return self
+        if self.cache.features or self.cache.encoding == "embedding":
+            stored = "features" if self.cache.features else "encoding = 'embedding'"
+            raise ValueError(
+                f"teacher.compile is true, and cache.{stored} stores outputs of modules inside the "
+                "teacher, which a compiled model does not give: set teacher.compile = false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validation_split_decides(self) -> "Recipe":
         for name, section in (("teacher", self.teacher), ("student", self.student)):
             asked = section.train and section.train.asks_for_validation

@@ -140,7 +140,13 @@ class Experiment:
 
     def oom_safe(self, teacher: FrozenTeacher) -> OomSafeTeacher:
         """Return a teacher that splits batches of the recipe's size where memory is short."""
-        return OomSafeTeacher(teacher, self.recipe.teacher.batch_size)
+        batch_size = self.recipe.teacher.batch_size
+        full = min(batch_size, self.recipe.cache.shard_samples)
+        return OomSafeTeacher(self.compiled(teacher, full), batch_size)
+
+    def compiled(self, teacher: FrozenTeacher, batch_size: int) -> FrozenTeacher:
+        """Return a teacher compiled for a size of batch, if the recipe sets `teacher.compile`."""
+        return teacher.compiled_for(batch_size) if self.recipe.teacher.compile else teacher
 
     # ------------------------------------------------------------------ cache
 

@@ -45,6 +45,9 @@ def result_of(
         result |= {name: getattr(loop.state, name) for name in names}
     if result["epochs"] < settings.epochs:
         result["ended_early"] = True
+    if loop.forward.compiled is not None:
+        result["compile_seconds"] = round(loop.state.compile_seconds, 3)
+    result |= loop.optimizer_step.describe_scale()
     return result
 
 
@@ -68,6 +71,6 @@ def weights_metadata(
         "options": {**implied_options(section.model, section.options), **section.options},
         "num_classes": images.num_classes,
         "class_names": list(images.classes),
-        "preprocess": loop.preprocess.describe(),
+        "preprocess": loop.forward.preprocess.describe(),
         "pixels": pixels_of(clean_shape(tested)),
     }

@@ -240,7 +240,13 @@ def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str,
 
 def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
     """What the training of a teacher depends on: one teacher serves any number of students."""
-    asking = {"precision", "memory_format", "batch_size", "classes"}  # matter once it is asked
+    asking = {
+        "precision",
+        "memory_format",
+        "batch_size",
+        "compile",
+        "classes",
+    }  # of its forward pass
     settings = {
         "data": recipe.data.model_dump(),
         "teacher": recipe.teacher.model_dump(exclude=asking),

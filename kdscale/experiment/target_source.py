@@ -175,7 +175,9 @@ def make_target_source(
     if spec.targets == "teacher":
         teacher = replace(experiment.teacher, taps=features_required(recipe))
         inspect_teacher(experiment.oom_safe(teacher), experiment.train_images, experiment.train_set)
-        return LiveTeacher(teacher, shared_views(recipe))
+        forward_passes = experiment.accelerator.num_processes * settings.accumulation
+        batch_size = -(-settings.global_batch_size // forward_passes)
+        return LiveTeacher(experiment.compiled(teacher, batch_size), shared_views(recipe))
     members: list[TargetSource] = list(caches)
     if recipe.views.mode == "fixed":
         log.warning(_FIXED)

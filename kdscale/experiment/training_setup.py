@@ -6,13 +6,17 @@ import torch
 from torch import nn
 
 from kdscale import config
+from kdscale.compilation import CompiledModel
 from kdscale.errors import ConfigError
 from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
 from kdscale.models.feature_extraction import FeatureSpec
+from kdscale.models.preprocess import Preprocess
 from kdscale.runs.folder import RunSpec
 from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
+from kdscale.training.forward_pass import ForwardPass
 from kdscale.training.optim import Schedule, create_optimizer, decay_groups
+from kdscale.training.optimizer_step import OptimizerStep
 
 
 def section_of(
@@ -74,6 +78,7 @@ def features_required(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
 def optimizer(settings: config.TrainSection, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a training section."""
     decay = settings.weight_decay
+    on_gpu = all(parameter.is_cuda for parameter in model.parameters())
     return create_optimizer(
         settings.optimizer,
         model.parameters() if settings.decay_norm_and_bias else decay_groups(model, decay),
@@ -81,6 +86,64 @@ def optimizer(settings: config.TrainSection, model: nn.Module) -> torch.optim.Op
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
+        fused=on_gpu,
+    )
+
+
+def optimizer_step(
+    settings: config.TrainSection, model: nn.Module, device: torch.device, steps_per_epoch: int
+) -> OptimizerStep:
+    """Create the optimizer step of a training section.
+
+    Args:
+        settings: the section.
+        model: as it is trained, on its device.
+        device: of the model.
+        steps_per_epoch: optimizer steps an epoch.
+    """
+    return OptimizerStep(
+        optimizer(settings, model),
+        schedule(settings, steps_per_epoch),
+        device,
+        precision=settings.precision,
+        gradient_clip=settings.gradient_clip,
+        allow_tf32=settings.allow_tf32,
+    )
+
+
+def forward_pass(
+    settings: config.TrainSection,
+    model: nn.Module,
+    preprocess: Preprocess,
+    device: torch.device,
+    batch_size: int,
+    what: str = "student",
+) -> ForwardPass:
+    """Create the forward pass of a training section.
+
+    Args:
+        settings: the section.
+        model: as Accelerate prepared it.
+        preprocess: the model's.
+        device: of the model.
+        batch_size: images of a full batch of this process.
+        what: "student" or "teacher".
+    """
+    compiled = None
+    if settings.compile:
+        compiled = CompiledModel(
+            model,
+            settings.compile,
+            what=f"{what}.train",
+            batch_size=-(-batch_size // settings.accumulation),
+        )
+    return ForwardPass(
+        model,
+        preprocess,
+        device,
+        precision=settings.precision,
+        allow_tf32=settings.allow_tf32,
+        compiled=compiled,
     )
 
 

@@ -157,7 +157,8 @@ def restore(
         raise _damaged(path, error) from error
     try:
         load_state(model, tensors[_MODEL], state.get("versions"))
-        optimizer.load_state_dict(_join(tensors[_OPTIMIZER], state["optimizer"]))
+        saved = _join(tensors[_OPTIMIZER], state["optimizer"])
+        optimizer.load_state_dict(_implemented_as(optimizer, saved))
         _lay_out_as_parameters(optimizer)
         torch.set_rng_state(random["cpu"])
         if torch.cuda.is_available() and "cuda" in random:
@@ -207,6 +208,13 @@ def _read_random(path: Path, process_index: int) -> dict[str, Tensor]:
         device: torch.frombuffer(bytearray.fromhex(one), dtype=torch.uint8)
         for device, one in kept.items()
     }
+
+
+def _implemented_as(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved state with the implementation of `optimizer`, which its device decides."""
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
+        group |= {name: own[name] for name in ("fused", "foreach") if name in own}
+    return saved
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from kdscale.compilation import CompiledModel
 from kdscale.distributed import is_out_of_memory
 from kdscale.errors import DeviceMemoryError
 from kdscale.models.feature_extraction import FeatureSpec, extract_features, find_head
@@ -68,6 +69,20 @@ class FrozenTeacher:
     """Its last layer, where what enters that is part of them."""
     head_module: str | None = None
     """And the name of that layer."""
+    compiled: CompiledModel | None = None
+    """The model compiled; None where it is not."""
+
+    def compiled_for(self, batch_size: int) -> Self:
+        """Return the teacher compiled for batches of one size; others run uncompiled.
+
+        Its features are read by hooks of the model, which a compiled model does not call: a teacher
+        that has any stays uncompiled.
+        """
+        if self.taps or self.head_module is not None:
+            log.warning("teacher.compile has no effect where features of the teacher are stored")
+            return self
+        compiled = CompiledModel(self.model, True, batch_size=batch_size, what="teacher")
+        return replace(self, compiled=compiled)
 
     @torch.inference_mode()
     def outputs(self, pixels: Tensor) -> TeacherOutput:
@@ -104,7 +119,7 @@ class FrozenTeacher:
     def _forward(self, pixels: Tensor) -> Tensor:
         inputs = self.inputs(pixels)
         with autocast(self.precision, self.device):
-            logits: Tensor = self.model(inputs)
+            logits: Tensor = (self.compiled or self.model)(inputs)
         return logits.float()
 
     def describe(self) -> dict[str, Any]:

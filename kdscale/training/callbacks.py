@@ -54,8 +54,8 @@ class EvaluationHook:
             splits["validation"] = (self.training, self.validation)
         return {
             name: evaluate(
-                loop.model, loop.preprocess, images, samples, self.num_classes, loop.accelerator,
-                loop.precision, between_batches,
+                loop.model, loop.forward.preprocess, images, samples, self.num_classes,
+                loop.accelerator, loop.forward.precision, between_batches,
             )
             for name, (images, samples) in splits.items()
         }  # fmt: skip
@@ -173,17 +173,23 @@ class StepCallback:
             )
 
     def _log(self, loop: Trainer) -> None:
-        """Log the step: what lies on the device is read here alone, in one copy."""
-        norm = {} if loop.gradient_norm is None else {"gradient_norm": loop.gradient_norm}
+        """Log the step: what lies on the device is read here alone."""
+        update = loop.optimizer_step
+        norm = {} if update.gradient_norm is None else {"gradient_norm": update.gradient_norm}
         means = self._means(loop, **loop.loss_parts(), **norm)
         self._check_finite(loop, means["loss"])
+        update.check_scale(loop.state.step)
         self.bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
+        seconds = {"train_seconds": round(loop.state.train_seconds, 3)}
+        if loop.forward.compiled is not None:
+            seconds["compile_seconds"] = round(loop.state.compile_seconds, 3)
         self._record(
             loop,
             **means,
-            learning_rate=loop.learning_rate,
+            learning_rate=update.learning_rate,
             images_per_second=round(loop.throughput.take(), 1),
-            train_seconds=round(loop.state.train_seconds, 3),
+            **update.describe_scale(),
+            **seconds,
         )
 
     def _evaluate(self, loop: Trainer) -> None:

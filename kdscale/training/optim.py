@@ -17,18 +17,20 @@ def create_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 0.0,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimizer by name: adam, adamw or sgd (`momentum` and `nesterov` are sgd's)."""
+    """Return an optimizer by name: adam, adamw or sgd (`momentum` and `nesterov` are sgd's).
+
+    `fused` updates all parameters in one kernel, and reads no loss scale back from a GPU. On a CPU
+    it rounds otherwise (Adam by 6e-8 in 20 steps) and saves nothing, so it is for GPUs.
+    """
+    common: dict[str, Any] = {"weight_decay": weight_decay, "fused": fused or None}
     if name == "sgd":
         return torch.optim.SGD(
-            parameters,
-            learning_rate,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
+            parameters, learning_rate, momentum=momentum, nesterov=nesterov, **common
         )
     adam: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return adam[name](parameters, learning_rate, weight_decay=weight_decay)
+    return adam[name](parameters, learning_rate, **common)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -61,11 +63,11 @@ class Schedule:
     gamma: float = 0.1
 
     def __call__(self, step: int, plateaus: int = 0) -> float:
-        """The rate of optimizer step `step`, counted from 0.
+        """Return the learning rate of optimizer step `step`.
 
         Args:
             step: counted from 0.
-            plateaus: how often `engine.plateaus` has found one, which counts for `plateau` alone.
+            plateaus: how often the validation loss has stalled; read by `plateau` alone.
         """
         if self.kind == "one_cycle":
             return self._one_cycle(step)

@@ -21,11 +21,12 @@ def save_checkpoint(run: Path, loop: Trainer, metrics: MetricsLog) -> None:
     """Write the loop's whole state; there whole or not at all."""
     folder, accelerator = RunFolder(run).checkpoints, loop.accelerator
     loop.state.metrics_bytes = metrics.size
+    state = loop.state_to_save()
     metrics.flush_to_disk()
     checkpoint.write_process_state(folder, accelerator.process_index)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(loop.model)
-        checkpoint.write_shared_state(folder, model, loop.optimizer, loop.state.to_json())
+        checkpoint.write_shared_state(folder, model, loop.optimizer_step.optimizer, state.to_json())
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         checkpoint.publish(folder, loop.state.step)
@@ -47,8 +48,8 @@ def restore_or_begin(run: Path, loop: Trainer) -> MetricsLog:
     if newest is not None:
         model = accelerator.unwrap_model(loop.model)
         who = accelerator.process_index, accelerator.num_processes
-        checkpoint.restore(newest, model, loop.optimizer, *who)
-        loop.state = _loop_state(newest)
+        checkpoint.restore(newest, model, loop.optimizer_step.optimizer, *who)
+        loop.restore(_loop_state(newest))
         log.info("going on from step %d of %s", loop.state.step, run)
         _check_best(folder, loop)
     size, writes = loop.state.metrics_bytes, accelerator.is_main_process

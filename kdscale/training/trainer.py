@@ -1,23 +1,24 @@
 """The training loop: one for teachers and students, for all losses and all sources of targets."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from pydantic import NonNegativeFloat, NonNegativeInt
-from torch import Tensor, nn
+from torch import Tensor
 
+from kdscale.compilation import compile_errors
 from kdscale.data.loader import Batch, BatchLoader
 from kdscale.distributed import wait_for_device
 from kdscale.losses.objective import Objective, WeightedLosses
-from kdscale.models.preprocess import Preprocess
-from kdscale.precision import autocast
 from kdscale.runs.folder import Share
 from kdscale.target_sources.base import TargetSource
-from kdscale.training.optim import Schedule
+from kdscale.training.forward_pass import ForwardPass
+from kdscale.training.optimizer_step import OptimizerStep
 
 
 @dataclass(slots=True)
@@ -27,34 +28,38 @@ class TrainerState:
     step: NonNegativeInt = 0
     """Optimizer steps done."""
     train_seconds: NonNegativeFloat = 0.0
-    """Time in steps; start-up, evaluation and checkpoints are left out."""
+    """Time in steps; start-up, compilation, evaluation and checkpoints are left out."""
+    compile_seconds: NonNegativeFloat = 0.0
+    """Time of the first step after each start of a compiled model; no part of `train_seconds`."""
     best_top1_accuracy: Share = 0.0
-    """Largest over evaluations on the test split; reported only."""
+    """Largest top-1 of all evaluations on the test split; reported only."""
     best_validation_accuracy: float = -1.0
-    """Largest over evaluations on the validation split; chooses the best weights."""
+    """Largest top-1 of all evaluations on the validation split; chooses the best weights."""
     chosen_step: int = -1
-    """The step of those weights."""
+    """Step of the best weights; -1 = none yet."""
     chosen_top1_accuracy: Share = 0.0
-    """Theirs on the test split."""
+    """Top-1 of the best weights on the test split."""
     smallest_validation_loss: float | None = None
-    """Over evaluations, but for falls too small to count."""
+    """Smallest validation loss of all evaluations, but for falls too small to count."""
     waited_for_plateau: NonNegativeInt = 0
-    """Evaluations since it or the learning rate fell."""
+    """Evaluations since the smallest validation loss or the learning rate fell."""
     waited_for_end: NonNegativeInt = 0
-    """Evaluations since it fell."""
+    """Evaluations since the smallest validation loss fell."""
     plateaus: NonNegativeInt = 0
-    """How often the learning rate fell for it."""
+    """Number of times that a plateau of the validation loss lowered the learning rate."""
     ended_early: bool = False
-    """Whether training ended for it."""
+    """Whether the validation loss ended training before its last epoch."""
     wait_seconds: NonNegativeFloat = 0.0
-    """Spent waiting for views that were not built yet; no part of `train_seconds`."""
+    """Time spent waiting for views that were not built yet; no part of `train_seconds`."""
     evaluation_due: bool = False
     """Whether the model of this step is still to be evaluated."""
     metrics_bytes: NonNegativeInt = 0
     """Size of the metrics log."""
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """Loss scale of float16 as `OptimizerStep.scale_state` describes it; empty without one."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a checkpoint keeps it."""
+        """Return the state as a checkpoint stores it."""
         return asdict(self)
 
 
@@ -78,60 +83,54 @@ class Throughput:
 
 
 class Trainer:
-    """Trains a model for as many steps as it is asked to.
+    """Trains a model, one optimizer step after another.
 
     Args:
-        model: gives logits; as `accelerator.prepare` returned it.
-        preprocess: the model's.
+        forward: forward pass of the model.
         loader: batches of views.
-        source: their targets.
-        objective: the loss of both.
-        optimizer: of the model's parameters. Not wrapped by Accelerate, whose optimizer and
-            `backward` cost 0.3 ms a step, a quarter of a small student's, and add nothing here.
-        schedule: learning rate of a step.
+        source: targets of the batches.
+        objective: the loss.
+        optimizer_step: backward pass and update.
         accelerator: devices and processes.
-        precision: of forward and backward.
         accumulation: forward passes a step.
-        gradient_clip: largest norm of all gradients; None = any.
-        state: where to begin.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        preprocess: Preprocess,
+        forward: ForwardPass,
         loader: BatchLoader,
         source: TargetSource,
         objective: Objective,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
+        optimizer_step: OptimizerStep,
         accelerator: Accelerator,
         *,
-        precision: str = "float32",
         accumulation: int = 1,
-        gradient_clip: float | None = None,
-        state: TrainerState | None = None,
     ) -> None:
-        self.model, self.preprocess, self.objective = model, preprocess, objective
-        self.loader, self.source = loader, source
-        self.optimizer, self.schedule, self.accelerator = optimizer, schedule, accelerator
-        self.precision = precision
-        self.accumulation, self.gradient_clip = accumulation, gradient_clip
-        self.state = state or TrainerState()
+        self.forward, self.objective, self.optimizer_step = forward, objective, optimizer_step
+        self.model = forward.model
+        self.loader, self.source, self.accelerator = loader, source, accelerator
+        self.accumulation = accumulation
+        self.state = TrainerState()
         self.loss = torch.zeros(())
         """Loss of the newest step, on the device."""
-        self.gradient_norm: Tensor | None = None
-        """Norm of all gradients of the newest step before clipping; None without clipping."""
         self.throughput = Throughput()
-        self.learning_rate = 0.0
-        """Of the newest step."""
         self._epoch = -1
         self._parts: list[tuple[float, dict[str, Tensor]]] = []
+        self._to_compile = forward.compiled is not None
 
     @property
     def epoch(self) -> float:
         """Epochs done, as a fraction."""
         return self.state.step / self.loader.steps_per_epoch
+
+    def state_to_save(self) -> TrainerState:
+        """Return the state with the loss scale, which is read from the device."""
+        return replace(self.state, loss_scale=self.optimizer_step.scale_state())
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from the state of a checkpoint."""
+        self.state = state
+        self.optimizer_step.restore_scale(state.loss_scale)
 
     def run(
         self,
@@ -150,20 +149,30 @@ class Trainer:
             began = perf_counter()
             self._start_epoch()
             batch = self.loader.batch(self.state.step)
-            self._set_learning_rate(self.schedule(self.state.step, self.state.plateaus))
             self.loss = self._forward_backward(batch)
             self._update()
             self.state.step += 1
-            if after_step is not None and after_step.waits(self.state.step):
-                wait_for_device(
-                    self.accelerator.device
-                )  # or the steps' work would count as what follows them
+            waits = after_step is not None and after_step.waits(self.state.step)
+            if waits or self._to_compile:  # or its work would count as what follows
+                wait_for_device(self.accelerator.device)
+            if waits:
                 self.source.finish_checks()
-            seconds = perf_counter() - began
-            self.state.train_seconds += seconds
-            self.throughput.add(len(batch.index) * self.accelerator.num_processes, seconds)
+            self._count_time(len(batch.index), perf_counter() - began)
             if after_step is not None:
                 after_step(self)
+
+    def _update(self) -> None:
+        rate = self.optimizer_step.schedule(self.state.step, self.state.plateaus)
+        self.optimizer_step.apply(self.model.parameters(), rate)
+
+    def _count_time(self, images: int, seconds: float) -> None:
+        """Count the time of a step; that of the first one of a compiled model apart."""
+        if self._to_compile:
+            self.state.compile_seconds += seconds
+        else:
+            self.state.train_seconds += seconds
+            self.throughput.add(images * self.accelerator.num_processes, seconds)
+        self._to_compile = False
 
     def loss_parts(self) -> dict[str, Tensor]:
         """Return the weighted terms of the newest step's loss by name, on the device."""
@@ -176,14 +185,12 @@ class Trainer:
     def losses_of(self, batch: Batch) -> WeightedLosses:
         """Return the loss terms of one batch: targets, forward pass, losses."""
         targets = self.source.targets(batch)
-        with autocast(self.precision, self.accelerator.device):
-            answer = self.model(self.preprocess(batch.pixels))
-        logits, features = answer if isinstance(answer, tuple) else (answer, ())
+        logits, features = self.forward(batch.pixels)
         epoch = self.state.step // self.loader.steps_per_epoch
         return self.objective(logits, targets, batch.labels, batch.mix, epoch, features)
 
     def _next_epoch(self) -> int:
-        """That of the step that comes next."""
+        """Return the epoch of the next step."""
         return self.state.step // self.loader.steps_per_epoch
 
     def _start_epoch(self) -> None:
@@ -207,35 +214,28 @@ class Trainer:
     def _backward_part(self, part: Batch, whole: Batch) -> Tensor:
         losses, share = self.losses_of(part), len(part.index) / len(whole.index)
         loss = losses.total() if share == 1 else losses.total() * share
-        loss.backward()
+        self._backward(loss)
         self._parts.append((share, losses.by_name()))
         return loss.detach()
 
-    def _set_learning_rate(self, rate: float) -> None:
-        self.learning_rate = rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def _update(self) -> None:
-        if self.gradient_clip is not None:
-            parameters = self.model.parameters()
-            self.gradient_norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip).detach()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def _backward(self, loss: Tensor) -> None:
+        compiled = self.forward.compiled
+        with nullcontext() if compiled is None else compile_errors(compiled.what):
+            self.optimizer_step.backward(loss)
 
 
 class AfterStep(Protocol):
-    """What follows a step."""
+    """Called after each step."""
 
     def __call__(self, loop: Trainer) -> None:
         """Do what is due."""
         ...
 
     def waits(self, step: int) -> bool:
-        """Whether it will wait for the device after `step`."""
+        """Return whether the callback waits for the device after `step`."""
         ...
 
 
 def due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps, and at the last one, happens now."""
+    """Return whether what happens every so many steps, and at the last one, happens now."""
     return step % every == 0 or step == last

@@ -16,6 +16,8 @@ from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
+from kdscale.training.forward_pass import ForwardPass
+from kdscale.training.optimizer_step import OptimizerStep
 from kdscale.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -42,7 +44,8 @@ def loop_of(recipe, images, source, student, optimizer):
     )
     schedule = experiment.schedule(recipe.student.train, loader.steps_per_epoch)
     loss = experiment.objective(recipe)
-    arguments = (student.model, student.preprocess, loader, source, loss, optimizer, schedule)
+    forward = ForwardPass(student.model, student.preprocess, CPU)
+    arguments = (forward, loader, source, loss, OptimizerStep(optimizer, schedule, CPU))
     return Trainer(*arguments, create_accelerator(), accumulation=recipe.student.train.accumulation)
 
 

@@ -19,6 +19,8 @@ from kdscale.runs.folder import RunFolder, RunSpec
 from kdscale.runs.log import read_metrics
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
+from kdscale.training.forward_pass import ForwardPass
+from kdscale.training.optimizer_step import OptimizerStep
 from kdscale.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -66,14 +68,13 @@ def loader_of(recipe, images, source, seed=0):
 
 def loop_of(recipe, images, source, student, optimizer):
     loader = loader_of(recipe, images, source)
+    schedule = experiment.schedule(recipe.student.train, loader.steps_per_epoch)
     return Trainer(
-        student.model,
-        student.preprocess,
+        ForwardPass(student.model, student.preprocess, CPU),
         loader,
         source,
         experiment.objective(recipe),
-        optimizer,
-        experiment.schedule(recipe.student.train, loader.steps_per_epoch),
+        OptimizerStep(optimizer, schedule, CPU),
         create_accelerator(),
     )
 
