@@ -1,7 +1,8 @@
-"""Recipes: typed, frozen, strict. Parsed once at the door; parts take plain arguments.
+"""Recipes as typed, frozen, strict sections.
 
 A recipe is a TOML file (YAML reads `1e-3` as text). Each field's description gives its meaning and
-unit; `kdscale recipes NAME` prints a recipe, and every run keeps the resolved one.
+unit; `kdscale recipes NAME` prints a recipe, and every run stores the resolved one. What lies
+below `experiment/` takes plain arguments.
 """
 
 from kdscale.config.base_section import (

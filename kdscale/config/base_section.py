@@ -1,4 +1,4 @@
-"""What all tables of a recipe share: frozen, strict, without unknown keys."""
+"""Base of all tables of a recipe (frozen, strict, no unknown keys), and types of their fields."""
 
 import math
 import re
@@ -38,10 +38,10 @@ _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_bytes(text: int | str) -> int:
-    """A number of bytes, or text like "512 MiB" or "2 GB".
+    """Return a number of bytes, from a number or text like "512 MiB" or "2 GB".
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     if isinstance(text, int):
         text = str(text)
@@ -55,9 +55,9 @@ def parse_bytes(text: int | str) -> int:
 
 
 def _user_path(text: str) -> str:
-    """Expand `~`, and refuse what no file system takes."""
+    """Expand `~`, and refuse names that no file system accepts."""
     if "\0" in text:
-        raise ValueError("a path holds no zero byte: remove it")
+        raise ValueError("a path has no zero byte: remove it")
     try:
         sizes = [len(part.encode()) for part in text.split("/")]
     except UnicodeEncodeError:
@@ -68,7 +68,7 @@ def _user_path(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Refuse what JSON, in which weights files and manifests describe a model, does not hold."""
+    """Refuse values that JSON lacks, in which weights files and manifests describe a model."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("infinity and NaN are not equal in every file: wanted a finite number")
     if isinstance(value, dict):
@@ -84,11 +84,11 @@ def _plain(value: Any) -> Any:
 
 
 _LONGEST_NAME = 255
-"""Bytes of a file's name, on all usual file systems."""
+"""Most bytes of a file's name on all usual file systems."""
 UserPath = Annotated[str, AfterValidator(_user_path)]
 """A path or address in a recipe."""
 Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
-"""A table of values that a file can describe."""
+"""A table of values that JSON has."""
 Operations = Annotated[list[str | dict[str, Any]], AfterValidator(_plain)]
 """Operations of views: names, or tables of a name and arguments."""
 
@@ -100,7 +100,7 @@ class ConfigSection(BaseModel):
 
 
 def unknown(message: str, name: str, known: Sequence[str]) -> str:
-    """A message about a name that is not known, with the nearest one that is."""
+    """Return a message about an unknown name, with the nearest known one."""
     nearest = get_close_matches(name[:_LONGEST_NAME], known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known) or 'none'}"
     return f"{shortened(message)}: {hint}"

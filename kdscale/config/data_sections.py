@@ -1,4 +1,4 @@
-"""The tables of a recipe that say which images, views and caches."""
+"""Sections of a recipe for images, views, caches and ensembles."""
 
 from typing import Annotated, Literal
 
@@ -17,38 +17,51 @@ from kdscale.config.base_section import (
 from kdscale.formatting import number_of
 
 _MOST_VIEWS = 1 << 20
-"""As many as an enumerated pipeline may have."""
+"""Most views that a pipeline with finitely many may have."""
 
 
 class DataSection(ConfigSection):
-    """Where images come from."""
+    """Data set, splits and classes."""
 
     source: UserPath = Field(
-        description="hub name, local parquet, arrow or image folder, or embedded:NAME"
+        description="Name of a data set on the Hugging Face hub, a local folder of parquet, arrow"
+        " or image files, or `embedded:NAME`."
     )
     config: str | None = Field(
         None,
-        description="configuration of a data set that has several, as its README.md names them",
+        description="Configuration of a data set that has several, as its README.md names them. "
+        "Not set: the only one.",
     )
-    train_split: str = Field("train", description="split to train and build on")
-    test_split: str = Field("test", description="split that accuracy is reported on")
-    image: str | None = Field(None, description="column of images; found when not set")
-    label: str | None = Field(None, description="column of labels; found when not set")
+    train_split: str = Field("train", description="Split for training and for the cache.")
+    test_split: str = Field("test", description="Split on which accuracy is reported.")
+    image: str | None = Field(
+        None, description="Column of images. Not set: the only column of images."
+    )
+    label: str | None = Field(
+        None, description="Column of labels. Not set: the only column of class labels."
+    )
     classes: list[str | int] | None = Field(
-        None, min_length=2, description="subset of classes, in label order"
+        None,
+        min_length=2,
+        description="Names or numbers of the classes to use, in the order of the new labels. Not "
+        "set: all classes.",
     )
     grey_range: list[float] | None = Field(
         None,
-        description="levels of black and white in grey images of more than 8 bits, such as "
-        "[0, 4095]; when not set they have to use 0..65535, and keep their upper 8 bits",
+        description="Levels of black and white in grey images of more than 8 bits, such as [0, "
+        "4095]. Not set: the images must use 0..65535, and are reduced to their upper"
+        " 8 bits.",
     )
     validation: Fraction = Field(
-        0.0, description="share of the training split held out to choose the best weights; 0 = none"
+        0.0,
+        description="Share of the training split, 0..1, that is not trained on and chooses the "
+        "best weights. 0: no validation split.",
     )
     clean: Operations = Field(
         [],
-        description="resize, center_crop and others without draws: the image to evaluate on, and "
-        "to show where no views are named; needed where sizes differ",
+        description="Operations without random parameters, such as resize and center_crop, "
+        "applied to images for evaluation, and as the only view where "
+        "`views.operations` is empty. Needed where images differ in size.",
     )
 
     @field_validator("grey_range")
@@ -60,34 +73,39 @@ class DataSection(ConfigSection):
 
 
 class ViewsSection(ConfigSection):
-    """The augmented versions of each training image."""
+    """Augmented versions of each training image."""
 
     operations: Operations = Field(
-        [], description="operations of `docs/views.md`, or `v2.NAME` of torchvision, in order"
+        [],
+        description="Augmentation: operations of `docs/views.md`, or `v2.NAME` of torchvision, in"
+        " order.",
     )
     count: Positive | Literal["all"] = Field(
         1,
-        description="number of distinct views, which epochs cycle through; "
-        '"all" shows each view of a finite pipeline once',
+        description='Number of different views of each image; epochs cycle through them. "all": '
+        "every view of a pipeline with finitely many.",
     )
-    seed: int = Field(0, ge=0, lt=1 << 63, description="seed of every draw")
+    seed: int = Field(
+        0, ge=0, lt=1 << 63, description="Seed of all random parameters of the views."
+    )
     shift_every: Positive | None = Field(
         None,
-        description="consecutive samples that show the same view in an epoch, all when not set; "
-        "a multiple of cache.shard_samples reads each chunk once an epoch",
+        description="Number of consecutive samples that have the same view in an epoch; a "
+        "multiple of `cache.shard_samples` reads each chunk once an epoch. Not set: "
+        "all samples have the same view.",
     )
     pair_within: int | None = Field(
         None,
         ge=2,
         lt=1 << 31,
-        description="where views mix, consecutive samples that are paired among themselves, all "
-        "when not set; a multiple of cache.shard_samples keeps partners together where targets do "
-        "not fit cache.targets_memory",
+        description="Number of consecutive samples among which mixing chooses partners; a "
+        "multiple of `cache.shard_samples` where the targets of an epoch exceed "
+        "`cache.targets_memory`. Not set: all samples.",
     )
     mode: Literal["replayed", "fixed"] = Field(
         "replayed",
-        description="replayed: the teacher sees what the student is shown; fixed: for comparison "
-        "only, the teacher sees each image clean, once",
+        description="`replayed`: the teacher gets the same views as the student. `fixed`: the "
+        "teacher gets each image once, without augmentation; for comparison only.",
     )
 
     @field_validator("count", mode="before")
@@ -101,8 +119,8 @@ class ViewsSection(ConfigSection):
     def _one_clean_view_in_fixed_mode(self) -> "ViewsSection":
         if self.mode == "fixed" and (self.count != 1 or self.shift_every is not None):
             raise ValueError(
-                "mode is 'fixed', where the teacher is asked about the clean images alone: leave "
-                "out count and shift_every"
+                "mode is 'fixed', where the teacher gets clean images only: leave out count and "
+                "shift_every"
             )
         return self
 
@@ -117,52 +135,63 @@ class ViewsSection(ConfigSection):
 
 
 class FeatureSection(ConfigSection):
-    """What a module inside the teacher gives, to be stored beside its logits."""
+    """A module of the teacher whose output is stored beside the logits."""
 
     module: str = Field(
-        pattern=r"^[A-Za-z0-9_.-]+$", description="dotted name, as of `named_modules`"
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        description="Dotted name of a module of the teacher, as in `named_modules`.",
     )
     pool: Side | None = Field(
-        None, description="average maps to so many pixels a side; 1 makes a vector"
+        None,
+        description="Side in pixels to which feature maps are averaged; 1 gives a vector. Not "
+        "set: maps are stored at their own size.",
     )
 
 
 class CacheSection(ConfigSection):
-    """How the teacher's answers are stored."""
+    """Encoding and layout of stored targets."""
 
     encoding: Literal["float32", "float16", "int8", "int4", "topk", "embedding", "auto"] = Field(
         "float16",
-        description="how logits are stored; embedding: as what enters the teacher's linear head, "
-        "and the head; auto: float16, int8, int4 or topk, the first of them within budget_bytes",
+        description="Encoding of the logits. `embedding`: the inputs of the teacher's linear "
+        "head, and the head. `auto`: the first of float16, int8, int4 and topk that "
+        "needs at most `budget_bytes`.",
     )
     features: list[FeatureSection] = Field(
         [],
-        description="modules of the teacher whose outputs are stored too: names, or tables of "
-        "module and pool (not identity: a cache with more of them fits)",
+        description="Modules of the teacher whose outputs are stored beside the logits: names, or"
+        " tables of `module` and `pool`. A cache with more features can be used, too.",
     )
-    top_k: Positive = Field(20, description="topk only: classes kept of each answer")
+    top_k: Positive = Field(
+        20, description="Number of classes whose logits are stored. Used by `topk` only."
+    )
     temperatures: list[Temperature] = Field(
         [1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0],
-        description="topk only, ascending: where the weight of the other classes is exact; "
-        "interpolated between them, refused beyond",
+        description="Temperatures, ascending, at which the total probability of all other classes"
+        " is stored. It is interpolated between them; training refuses temperatures "
+        "outside. Used by `topk` only.",
     )
     budget_bytes: Positive = Field(
-        256, description="auto only: largest size of one answer, before compression"
+        256,
+        description="Largest size of a sample's logits in bytes, before compression. Used by "
+        "`auto` only.",
     )
     shard_samples: Positive = Field(
-        4096, description="samples of one view that are committed together (not identity)"
+        4096,
+        description="Number of samples of one view that are written and committed together. Not "
+        "part of the cache's identity.",
     )
     targets_memory: int | str = Field(
         "4 GiB",
-        description="bytes of targets, as stored, that a training process holds, as a number or as "
-        'text like "512 MiB" (not identity); twice what an epoch shows is fastest; where less than '
-        "that of one epoch fits, samples are shuffled within windows of shards, whose size it "
-        "decides",
+        description="Memory for targets in each training process: bytes as a number, or text like"
+        ' "512 MiB". Twice the targets of an epoch are fastest. Less than one epoch: '
+        "samples are shuffled within windows of shards, as large as fit. Not part of "
+        "the cache's identity.",
     )
 
     @property
     def targets_memory_bytes(self) -> int:
-        """`targets_memory` as a number."""
+        """Return `targets_memory` as a number."""
         return parse_bytes(self.targets_memory)
 
     @field_validator("targets_memory")
@@ -200,20 +229,23 @@ class CacheSection(ConfigSection):
 
 
 class EnsembleSection(ConfigSection):
-    """Further caches that teach the student beside the recipe's own."""
+    """Further caches whose targets are averaged with those of the recipe's own."""
 
     caches: list[UserPath] = Field(
-        [], description="further caches of the same images and views, by another teacher each: "
-        "folders (also below the cache root) or URLs"
-    )  # fmt: skip
+        [],
+        description="Further caches of the same images and views, each by another teacher: "
+        "folders (relative ones also below the cache root) or URLs.",
+    )
     weights: list[Annotated[float, Field(ge=1e-6, le=1e6)]] = Field(
-        [], description="one for each teacher, the recipe's own first; divided by their sum. "
-        "Equal when not set"
-    )  # fmt: skip
+        [],
+        description="Weight of each teacher, the recipe's own first; they are divided by their "
+        "sum. Empty: equal weights.",
+    )
     mean: Literal["probabilities", "logits"] = Field(
         "probabilities",
-        description="probabilities: their mean at loss.temperature; logits: their mean, which is "
-        "the geometric one of probabilities",
+        description="Mean of the teachers' outputs. `probabilities`: of probabilities at "
+        "`loss.temperature`. `logits`: of logits, which is the geometric mean of "
+        "probabilities.",
     )
 
     @model_validator(mode="after")

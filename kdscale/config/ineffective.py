@@ -1,4 +1,4 @@
-"""Settings of a training that never take effect, as sentences: found before hours go into it."""
+"""Settings of a training that never take effect, as sentences for a warning before it starts."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ _BELONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "momentum": ("optimizer", ("sgd",)),
     "nesterov": ("optimizer", ("sgd",)),
 }
-"""Fields that one value of another field reads."""
+"""Fields that are read only if another field has one of these values."""
 
 
 def ineffective_settings(recipe: Recipe, *models: str) -> list[str]:
@@ -23,7 +23,7 @@ def ineffective_settings(recipe: Recipe, *models: str) -> list[str]:
 
     Args:
         recipe: the recipe.
-        models: whose training is looked at: "teacher", "student", or both.
+        models: the models whose training is checked: "teacher", "student", or both.
     """
     sections = {"teacher": recipe.teacher.train, "student": recipe.student.train}
     return [
@@ -35,7 +35,7 @@ def ineffective_settings(recipe: Recipe, *models: str) -> list[str]:
 
 
 def _of_another(train: TrainSection) -> Iterator[str]:
-    """Settings of another schedule or optimizer; a default cannot be told from what is not set."""
+    """Yield settings of another schedule or optimizer, if they differ from the default."""
     for name, (chooser, readers) in _BELONG.items():
         chosen, value = getattr(train, chooser), getattr(train, name)
         if chosen not in readers and value != TrainSection.model_fields[name].get_default(

@@ -1,4 +1,4 @@
-"""The tables of a recipe that say what a student learns from."""
+"""Sections of a recipe for the loss."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,13 +10,21 @@ from kdscale.published_losses import FEATURE_LOSSES, LOGIT_LOSSES, STANDARDIZED_
 
 
 class FeatureLossSection(ConfigSection):
-    """How features of the student are compared with the teacher's."""
+    """A loss between features of student and teacher."""
 
-    kind: Literal["cosine", "hint", "attention", "rkd"] = Field(description="see `docs/losses.md`")
-    student: str = Field(description="module of the student, dotted name as of `named_modules`")
-    teacher: str = Field(description="module of the teacher, one of cache.features")
+    kind: Literal["cosine", "hint", "attention", "rkd"] = Field(
+        description="Feature loss; `docs/losses.md` defines them."
+    )
+    student: str = Field(
+        description="Dotted name of a module of the student, as in `named_modules`."
+    )
+    teacher: str = Field(
+        description="Dotted name of a module of the teacher, one of `cache.features`."
+    )
     options: dict[str, Weight] = Field(
-        {}, description="rkd: distance_weight 25, angle_weight 50; hint: kernel_size 1"
+        {},
+        description="Parameters of the loss. `rkd`: `distance_weight` (25), `angle_weight` (50). "
+        "`hint`: `kernel_size` (1).",
     )
 
     @model_validator(mode="before")
@@ -36,39 +44,49 @@ class FeatureLossSection(ConfigSection):
 
 
 class LossSection(ConfigSection):
-    """What the student learns from."""
+    """Loss of the student: labels, the teacher's logits, the teacher's features."""
 
     kind: Literal["kd", "mse", "dkd", "nkd", "dist", "wttm"] = Field(
-        "kd", description="how its logits are compared with the teacher's; see `docs/losses.md`"
+        "kd",
+        description="Loss between the logits of student and teacher; `docs/losses.md` defines "
+        "them.",
     )
     options: dict[str, Weight] = Field(
-        {}, description="weights of the kind's parts; the published ones when not set"
+        {}, description="Weights of the parts of the loss. Not set: the published ones."
     )
     standardize: bool = Field(
-        False, description="bring logits of both to mean 0 and deviation 1 first"
+        False,
+        description="Standardise the logits of both models to mean 0 and standard deviation 1 "
+        "before the loss.",
     )
     temperature: Temperature = Field(
         4.0,
-        description="softens teacher and student alike (wttm: the teacher); the kind's published "
-        "one when not set, 2 with standardize; mse has none",
+        description="Divides the logits of both models (`wttm`: of the teacher) before the "
+        "softmax. Not set: the published value of the kind, 2 with `standardize`. Not"
+        " used by `mse`.",
     )
-    hard_weight: Weight = Field(0.5, description="of cross-entropy on the labels")
-    soft_weight: Weight = Field(0.5, description="of the kind: kd is T²·KL(teacher‖student)")
+    hard_weight: Weight = Field(0.5, description="Weight of the cross-entropy on labels.")
+    soft_weight: Weight = Field(
+        0.5, description="Weight of the loss between logits; `kd` is T²·KL(teacher‖student)."
+    )
     warmup_epochs: int = Field(
         0,
         ge=0,
         lt=1 << 31,
-        description="epochs over which soft_weight rises linearly; dkd 20 when not set",
+        description="Number of epochs over which `soft_weight` rises linearly from 0. Not set: 20"
+        " for `dkd`, else 0.",
     )
-    feature_weight: Weight = Field(0.0, description="of the sum of the losses in features")
+    feature_weight: Weight = Field(0.0, description="Weight of the sum of all feature losses.")
     features: list[FeatureLossSection] = Field(
-        [], description="losses between features of student and teacher: [[loss.features]]"
+        [],
+        description="Losses between features of student and teacher, each a table "
+        "`[[loss.features]]`.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _as_published(cls, table: Any) -> Any:
-        """Fill in what the kind was published with, so that a run's recipe shows it."""
+        """Fill in the published values of the kind, so that a run's recipe states them."""
         if not isinstance(table, Mapping):
             return table
         kind, options = table.get("kind", "kd"), table.get("options", {})

@@ -1,4 +1,4 @@
-"""The tables of a recipe that say which models, and how they are trained."""
+"""Sections of a recipe for models and their training."""
 
 from typing import Annotated, Literal, Self
 
@@ -20,15 +20,20 @@ from kdscale.formatting import number_of
 
 _TORCHVISION = "torchvision/"
 _LARGEST_STD = 2
-"""Numbers within 0..1 deviate by 0.5 at most; 1 leaves pixels unscaled, 2 is still no mistake."""
+"""Largest plausible value: pixels in 0..1 have at most 0.5, and 1 leaves them unscaled."""
 
 
 class InputSection(ConfigSection):
-    """What a model wants to be shown; belongs to the model, never to the view."""
+    """Scaling and size of a model's input; part of the model, never of the view."""
 
-    mean: list[float] = Field(description="per channel, of pixels scaled to 0..1")
-    std: list[Annotated[float, Field(ge=1e-4)]] = Field(description="per channel, likewise")
-    size: Side | None = Field(None, description="pixels a side; the image's own when not set")
+    mean: list[float] = Field(description="Mean of each channel, of pixels scaled to 0..1.")
+    std: list[Annotated[float, Field(ge=1e-4)]] = Field(
+        description="Standard deviation of each channel, of pixels scaled to 0..1."
+    )
+    size: Side | None = Field(
+        None,
+        description="Side in pixels to which images are resized. Not set: the size of the images.",
+    )
 
     @model_validator(mode="after")
     def _of_pixels_scaled_to_1(self) -> "InputSection":
@@ -51,91 +56,126 @@ class InputSection(ConfigSection):
 
 
 class TrainSection(ConfigSection):
-    """How a model is trained."""
+    """Settings of a model's training."""
 
-    epochs: Positive = Field(description="passes over the training split")
+    epochs: Positive = Field(description="Number of passes over the training split.")
     pretrained: UserPath | None = Field(
         None,
-        description="weights to begin from, all but a head for other classes: a file, or "
-        "torchvision:NAME, such as torchvision:IMAGENET1K_V1, found or downloaded; random when not "
-        'set, or "none"; where the model\'s `weights` are set they count alone',
+        description="Initial weights, except for a head of other classes: a file, or "
+        "torchvision:NAME such as torchvision:IMAGENET1K_V1, which is downloaded if "
+        'needed. Not set, or "none": random weights. Not used if the model\'s '
+        "`weights` are set.",
     )
     pretrained_required: bool = Field(
         True,
-        description="false: where pretrained weights are not here and cannot be downloaded, train "
-        "from scratch, and say so in log, result and table",
+        description="false: train from random weights if the pretrained ones are missing and "
+        "cannot be downloaded; log, result and table state this.",
     )
-    global_batch_size: Positive = Field(128, description="samples an optimizer step, all processes")
-    accumulation: Positive = Field(1, description="forward passes an optimizer step")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="torch.optim's")
-    learning_rate: float = Field(1e-3, ge=1e-12, le=1000, description="at its peak")
-    momentum: Fraction = Field(0.9, description="sgd only")
-    nesterov: bool = Field(False, description="sgd only")
-    weight_decay: Weight = Field(0.0, description="decoupled with adamw, else an L2 penalty")
+    global_batch_size: Positive = Field(
+        128, description="Samples per optimizer step, over all processes."
+    )
+    accumulation: Positive = Field(1, description="Forward and backward passes per optimizer step.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="Optimizer of torch.optim."
+    )
+    learning_rate: float = Field(1e-3, ge=1e-12, le=1000, description="Peak learning rate.")
+    momentum: Fraction = Field(0.9, description="Momentum. Used by `sgd` only.")
+    nesterov: bool = Field(False, description="Nesterov momentum. Used by `sgd` only.")
+    weight_decay: Weight = Field(
+        0.0, description="Weight decay: decoupled with `adamw`, an L2 penalty with the others."
+    )
     decay_norm_and_bias: bool = Field(
         True,
-        description="false: weight decay acts on matrices and convolutions alone, not on biases "
-        "and the parameters of normalisation layers",
+        description="false: apply weight decay to matrices and convolutions only, not to biases "
+        "and the parameters of normalisation layers.",
     )
     label_smoothing: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of a label spread evenly over all classes in the cross-entropy",
+        description="Share of a label, 0..1, that is spread evenly over all classes in the cross-"
+        "entropy.",
     )
     schedule: Literal["constant", "steps", "plateau", "cosine", "one_cycle"] = Field(
         "constant",
-        description="plateau: lower where the loss on the validation split no longer falls",
+        description="Learning-rate schedule. `steps`: lower it at `milestones`. `plateau`: lower "
+        "it when the loss on the validation split stops falling.",
     )
-    warmup_epochs: float = Field(0.0, ge=0, description="linear from 0; one_cycle: the rising part")
-    milestones: list[Positive] = Field([], description="steps only: epochs at which to decay")
+    warmup_epochs: float = Field(
+        0.0,
+        ge=0,
+        description="Number of epochs over which the learning rate rises linearly from 0; with "
+        "`one_cycle`, the rising part of the cycle.",
+    )
+    milestones: list[Positive] = Field(
+        [],
+        description="Epochs after which the learning rate is multiplied by `gamma`. Used by "
+        "`steps` only.",
+    )
     gamma: float = Field(
-        0.1, ge=1e-6, le=1, description="steps and plateau: factor at each milestone or plateau"
+        0.1,
+        ge=1e-6,
+        le=1,
+        description="Factor of the learning rate at each milestone or plateau. Used by `steps` "
+        "and `plateau` only.",
     )
     patience: Positive = Field(
-        5, description="plateau only: evaluations without a smaller validation loss that make one"
+        5,
+        description="Number of evaluations without a smaller validation loss after which the "
+        "learning rate is lowered. Used by `plateau` only.",
     )
     stop_after: Positive | None = Field(
         None,
-        description="evaluations without a smaller validation loss after which training ends; "
-        "all epochs when not set",
+        description="Number of evaluations without a smaller validation loss after which training"
+        " ends (early stopping). Not set: train all epochs.",
     )
     restore_best: bool = Field(
         False,
-        description="the result is the weights of the best top-1 on the validation split, not the "
-        "last ones",
+        description="true: the result is the checkpoint with the best top-1 accuracy on the "
+        "validation split, not the last one.",
     )
-    gradient_clip: float | None = Field(None, ge=1e-6, description="largest norm of all gradients")
+    gradient_clip: float | None = Field(
+        None,
+        ge=1e-6,
+        description="Largest norm of the gradient of all parameters. Not set: gradients are not "
+        "clipped.",
+    )
     precision: Precision = Field(
         "float32",
-        description="of forward and backward; weights stay float32. float16: with a loss scale",
+        description="Precision of forward and backward passes; weights are always float32. "
+        "`float16` uses a loss scale.",
     )
     allow_tf32: bool = Field(
         False,
-        description="whether CUDA GPUs may round inputs of float32 products to TF32 in training "
-        "steps: faster, and logits move by about 1e-3; never in teachers and evaluations",
+        description="true: CUDA GPUs may round inputs of float32 products to TF32 in training "
+        "steps, which is faster and changes logits by about 1e-3; never in teachers and "
+        "evaluations.",
     )
     compile: Literal["reduce-overhead"] | bool = Field(
         False,
-        description="true: torch.compile of the model's training steps, which costs time before "
-        'the first one; "reduce-overhead": likewise, with CUDA graphs',
+        description="true: compile the model's training steps by torch.compile, which takes time "
+        'before the first one. "reduce-overhead": also with CUDA graphs.',
     )
     memory_format: MemoryFormat = Field(
         "contiguous",
-        description="channels_last is faster for most convolutional networks, above all in "
-        "bfloat16; a few models do not take it, and are told so",
+        description="Memory format of model and images. `channels_last` is faster for most "
+        "convolutional networks, above all in bfloat16; models that do not support it"
+        " are refused.",
     )
     sync_batch_norm: bool = Field(
         False,
-        description="with several processes: batch-norm over the samples of all of them, as one "
-        "process has it, not over each one's own",
+        description="true: batch norm uses the samples of all processes, not of each process "
+        "alone.",
     )
     evaluate_every: Positive = Field(
-        1, description="epochs between evaluations; the last always is"
+        1, description="Number of epochs between evaluations; the last epoch is always evaluated."
     )
-    log_every: Positive = Field(50, description="optimizer steps between logged losses")
+    log_every: Positive = Field(
+        50, description="Optimizer steps between two lines of `metrics.jsonl`."
+    )
     checkpoint_every: Positive | None = Field(
-        None, description="optimizer steps between checkpoints; each epoch's end when not set"
+        None,
+        description="Optimizer steps between checkpoints. Not set: one at the end of each epoch.",
     )
 
     @model_validator(mode="after")
@@ -164,8 +204,8 @@ class TrainSection(ConfigSection):
         return self
 
     @property
-    def asks_for_validation(self) -> str | None:
-        """What only a validation split can decide, as a recipe says it; the first of several."""
+    def needs_validation(self) -> str | None:
+        """Return the first setting that needs a validation split, as in a recipe; None without."""
         if self.schedule == "plateau":
             return "schedule = 'plateau'"
         if self.stop_after is not None:
@@ -174,23 +214,29 @@ class TrainSection(ConfigSection):
 
 
 class ModelSection(ConfigSection):
-    """A model, its weights and how to get them."""
+    """A model, its weights and its training."""
 
-    model: str = Field(max_length=5000, description="registry name, see below")
-    options: Plain = Field({}, description="arguments of the model's factory")
+    model: str = Field(max_length=5000, description="Name of the model; `[teacher]` lists them.")
+    options: Plain = Field({}, description="Arguments of the function that creates the model.")
     weights: UserPath | None = Field(
-        None, description="safetensors (or weights-only checkpoint) to load"
+        None,
+        description="File of trained weights: safetensors, or a checkpoint of tensors. Not set: "
+        "random weights, or those of the library that `options` requests.",
     )
-    rename: dict[str, str] = Field({}, description="prefixes of the weights' keys: theirs = ours")
-    input: InputSection | None = Field(None, description="taken from the weights when not set")
+    rename: dict[str, str] = Field(
+        {}, description="Prefixes of keys in the file of weights, and their replacements."
+    )
+    input: InputSection | None = Field(
+        None, description="Scaling and size of the model's input. Not set: stated by the weights."
+    )
     train: TrainSection | None = None
 
     @property
     def loads_weights(self) -> bool:
-        """Whether creating the model gives it trained weights of its library."""
-        asked = self.options.get("weights") is not None or bool(self.options.get("pretrained"))
+        """Return whether the model is created with trained weights of its library."""
+        requested = self.options.get("weights") is not None or bool(self.options.get("pretrained"))
         return self.model.startswith("transformers/") or (
-            self.model.startswith(("torchvision/", "timm/")) and asked
+            self.model.startswith(("torchvision/", "timm/")) and requested
         )
 
     @model_validator(mode="after")
@@ -205,34 +251,40 @@ class ModelSection(ConfigSection):
 
 
 class TeacherTrainSection(TrainSection):
-    """How a teacher is trained, which nothing binds to the views that it will be asked about."""
+    """Settings of the teacher's training, which may use other views than the cache."""
 
     operations: Operations | None = Field(
         None,
-        description="teacher only: its augmentation, a new view each epoch; [views] when not set",
+        description="Augmentation of the teacher's own training, with a new view in each epoch. "
+        "Not set: that of `[views]`.",
     )
 
 
 class TeacherSection(ModelSection):
-    """The model that is asked once."""
+    """The teacher, which runs once for all students."""
 
     train: TeacherTrainSection | None = None
     classes: list[str] | None = Field(
         None,
-        description="names of its classes in the order of its logits, to be compared with the data "
-        "set's; taken from the weights when not set, where they say it",
+        description="Names of the teacher's classes in the order of its logits, compared with "
+        "those of the data set. Not set: stated by the weights, if at all.",
     )
 
-    precision: Precision = Field("float32", description="of the forward pass; part of the identity")
-    memory_format: MemoryFormat = Field("channels_last", description="part of the identity")
-    batch_size: Positive = Field(512, description="images a forward pass while building")
+    precision: Precision = Field(
+        "float32", description="Precision of the forward pass. Part of the cache's identity."
+    )
+    memory_format: MemoryFormat = Field(
+        "channels_last",
+        description="Memory format of the forward pass. Part of the cache's identity.",
+    )
+    batch_size: Positive = Field(512, description="Images per forward pass of the build.")
     compile: bool = Field(
         False,
-        description="torch.compile of the forward pass in builds and online training; moves logits "
-        "by rounding alone, and is no part of the identity",
+        description="true: compile the forward pass of builds and online training by "
+        "torch.compile, which changes logits by rounding only. Not part of the cache's identity.",
     )
 
     @property
     def is_trained(self) -> bool:
-        """Whether the recipe names a trained teacher: weights, or a library's model as it comes."""
+        """Return whether the recipe names a trained teacher: weights, or a library's model."""
         return self.weights is not None or (self.train is None and self.loads_weights)

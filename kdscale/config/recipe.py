@@ -27,9 +27,9 @@ class Recipe(ConfigSection):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=200,  # with what is added, a file's name still
-        description="names caches and run folders",
+        description="Name of the recipe, of its caches and of its run folders.",
     )
-    description: str = Field("", description="one line for `kdscale recipes`")
+    description: str = Field("", description="One line for `kdscale recipes`.")
     data: DataSection
     views: ViewsSection = ViewsSection()
     cache: CacheSection = CacheSection()
@@ -37,16 +37,16 @@ class Recipe(ConfigSection):
     student: ModelSection
     loss: LossSection = LossSection()
     ensemble: EnsembleSection = EnsembleSection()
-    sweep: SweepSection | None = Field(None, description="which students `kdscale sweep` tries")
+    sweep: SweepSection | None = Field(None, description="Students that `kdscale sweep` trains.")
 
     @model_validator(mode="after")
     def _features_are_those_of_the_cache(self) -> "Recipe":
-        kept = [one.module for one in self.cache.features]
+        stored = [one.module for one in self.cache.features]
         for one in self.loss.features:
-            if one.teacher not in kept:
+            if one.teacher not in stored:
                 raise ValueError(
                     f"loss.features compares with the teacher's {one.teacher!r}, cache.features "
-                    f"names {', '.join(map(repr, kept)) or 'none'}: add it there"
+                    f"names {', '.join(map(repr, stored)) or 'none'}: add it there"
                 )
         if self.loss.features and self.ensemble.caches:
             raise ValueError(
@@ -75,12 +75,12 @@ class Recipe(ConfigSection):
     @model_validator(mode="after")
     def _validation_split_decides(self) -> "Recipe":
         for name, section in (("teacher", self.teacher), ("student", self.student)):
-            asked = section.train and section.train.asks_for_validation
-            if asked and not self.data.validation:
+            setting = section.train and section.train.needs_validation
+            if setting and not self.data.validation:
                 raise ValueError(
-                    f"{name}.train has {asked}, which a validation split decides, never the test "
-                    "split, and data.validation is 0: set the share of the training split to hold "
-                    "out, such as data.validation = 0.1"
+                    f"{name}.train has {setting}, which a validation split decides, never the "
+                    "test split, and data.validation is 0: set the share of the training split to "
+                    "hold out, such as data.validation = 0.1"
                 )
         return self
 
@@ -97,7 +97,7 @@ class Recipe(ConfigSection):
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with kdscale."""
+    """Return the names of the recipes that come with kdscale."""
     folder = files("kdscale") / "recipes"
     return sorted(
         f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
@@ -105,10 +105,10 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name_or_path: str) -> str:
-    """The TOML text of a recipe, by name or path.
+    """Return the TOML text of a recipe, by name or path.
 
     Raises:
-        ConfigError: there is no such recipe; the nearest name is suggested.
+        ConfigError: the recipe is unknown; the message suggests the nearest name.
     """
     path = Path(name_or_path).expanduser()
     if path.suffix == ".toml" or os.path.lexists(path):
@@ -119,10 +119,10 @@ def recipe_text(name_or_path: str) -> str:
 
 
 def _file_text(path: Path) -> str:
-    """The text of a recipe's file, with or without a byte order mark.
+    """Return the text of a recipe's file, without a byte order mark.
 
     Raises:
-        ConfigError: there is none, it cannot be read, or it is no UTF-8.
+        ConfigError: the file is missing, cannot be read, or is not UTF-8.
     """
     try:
         return read_regular(path, limit=_LARGEST_FILE).decode("utf-8-sig")
@@ -155,7 +155,7 @@ def load_recipe(
 
     Args:
         name_or_path: a name of `recipe_names()` or a TOML file.
-        overrides: as after `--set`; values are TOML, bare words count as text.
+        overrides: arguments of `--set`; values are TOML, bare words count as text.
         data: a local copy of the data set, in place of `data.source`.
 
     Raises:
@@ -167,10 +167,10 @@ def load_recipe(
 def read_table(
     name_or_path: str, overrides: Sequence[str] = (), data: str | None = None
 ) -> dict[str, Any]:
-    """A recipe's table as it is written, with overrides applied: what is not set is not in it.
+    """Return a recipe's table as it is written, with overrides and without defaults.
 
     Raises:
-        ConfigError: unknown recipe, no TOML, or an override that is none.
+        ConfigError: the recipe is unknown or no TOML, or an override is malformed.
     """
     try:
         table = _parse_toml(recipe_text(name_or_path))
@@ -186,7 +186,7 @@ def read_table(
 
 
 def _check_depth(table: dict[str, Any], origin: str) -> None:
-    """Refuse what is nested so deeply that walking through it fails somewhere later."""
+    """Refuse tables that are nested so deeply that later recursion would fail."""
     level: list[Any] = [table]
     for _ in range(_DEEPEST):
         inner = [one.values() if isinstance(one, dict) else one for one in level]
@@ -206,14 +206,14 @@ _ENDLESS_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++\s*+\.\s*+){200}""")
 
 
 class _TomlError(ValueError):
-    """A text is not TOML, in one line."""
+    """Raised for a text that is not TOML, with a message of one line."""
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    """A TOML document as a table.
+    """Return a TOML document as a table.
 
     Raises:
-        _TomlError: it is none, or one that Python cannot hold.
+        _TomlError: the text is no TOML, or Python cannot represent a value.
     """
     if _ENDLESS_KEY.search(text):  # for which tomllib would take minutes
         raise _TomlError("a key has more than 200 parts")
@@ -226,7 +226,7 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 
 def parse_recipe(table: Mapping[str, object], origin: str) -> Recipe:
-    """A recipe from a table; `origin` names it in messages."""
+    """Return the recipe of a table; `origin` names it in messages."""
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
@@ -234,12 +234,12 @@ def parse_recipe(table: Mapping[str, object], origin: str) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as TOML; `load_recipe` reads it back to an equal one."""
+    """Return the resolved recipe as TOML, which `load_recipe` reads back to an equal one."""
     return tomli_w.dumps(recipe.model_dump(exclude_none=True))
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Every dotted field in which two nested tables differ: (field, ours, theirs)."""
+    """Return every dotted field in which two nested tables differ: (field, ours, theirs)."""
     left, right = dict(_flatten(ours)), dict(_flatten(theirs))
     return [
         (key, left.get(key), right.get(key))
@@ -257,10 +257,10 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def set_field(table: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a dotted field of a table, and tables on the way where there are none.
+    """Set a dotted field of a table, and create missing tables on the way.
 
     Raises:
-        ConfigError: there is a value on the way.
+        ConfigError: a part of the dotted name is a value, not a table.
     """
     *sections, field = key.split(".")
     for section in sections:
@@ -296,12 +296,12 @@ def _problems(error: ValidationError, origin: str) -> Iterator[str]:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             got = "" if isinstance(problem["input"], Mapping) else f" is {problem['input']!r}"
-            said = f"{shortened(field or 'recipe')}{shortened(got)}"
-            yield f"{origin}: {said}: {message[0].lower()}{shortened(message[1:], 1000)}"
+            where = f"{shortened(field or 'recipe')}{shortened(got)}"
+            yield f"{origin}: {where}: {message[0].lower()}{shortened(message[1:], 1000)}"
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:
-    """Known keys of the table at `location`."""
+    """Return the known keys of the table at `location`."""
     section: type[BaseModel] = Recipe
     for part in location:
         if part.isdigit():  # one of a list of tables

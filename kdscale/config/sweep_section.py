@@ -1,4 +1,4 @@
-"""The table of a recipe that says which students are tried."""
+"""Section of a recipe for sweeps."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,17 +11,22 @@ from kdscale.config.base_section import ConfigSection, Positive, unknown
 
 SEED, VIEWS = "seed", "views.count"
 _VARIED = ("student", "loss", "ensemble")
-"""Tables whose fields leave the cache as it is."""
+"""Tables whose fields do not change the cache."""
 _LARGEST_GRID = 10_000
 
 
 class RangeSection(ConfigSection):
-    """Numbers between two ends, both included; whole numbers where both ends are."""
+    """A range of numbers with both ends included; whole numbers if both ends are."""
 
-    low: int | float = Field(description="the smallest")
-    high: int | float = Field(description="the largest")
-    log: bool = Field(False, description="draw evenly from the logarithm")
-    step: int | float | None = Field(None, gt=0, description="between values; any when not set")
+    low: int | float = Field(description="Smallest value.")
+    high: int | float = Field(description="Largest value.")
+    log: bool = Field(False, description="true: draw uniformly from the logarithm.")
+    step: int | float | None = Field(
+        None,
+        gt=0,
+        description="Distance between values. Not set: any number, or every whole number between "
+        "whole ends.",
+    )
 
     @model_validator(mode="after")
     def _from_low_to_high(self) -> "RangeSection":
@@ -33,11 +38,11 @@ class RangeSection(ConfigSection):
 
     @property
     def is_whole(self) -> bool:
-        """Whether its values are whole numbers."""
+        """Return whether its values are whole numbers."""
         return all(isinstance(one, int) for one in (self.low, self.high, self.step or 1))
 
     def values(self) -> list[Any] | None:
-        """All of them; None where any number will do."""
+        """Return all its values; None if any number between the ends is allowed."""
         step = self.step or (1 if self.is_whole and not self.log else None)
         if step is None:
             return None
@@ -46,43 +51,52 @@ class RangeSection(ConfigSection):
 
 
 Dimension = tuple[Any, ...] | RangeSection
-"""What a field may be: one of some values, or a number within a range."""
+"""Values of a field: a list, or a range of numbers."""
 
 
 class SweepSection(ConfigSection):
-    """Which students are tried from one cache, and by what they are compared."""
+    """Students that a sweep trains from one cache, and the metric that compares them."""
 
     sampler: Literal["grid", "random", "tpe"] = Field(
         "grid",
-        description="grid: every combination; random: drawn; tpe: drawn where earlier trials did "
-        "well (Bergstra et al. 2011)",
+        description="Choice of the trials. `grid`: every combination. `random`: drawn uniformly. "
+        "`tpe`: drawn near the best earlier trials (Bergstra et al. 2011).",
     )
     trials: Positive | None = Field(
-        None, description="students in all; may grow later. All of a grid when not set"
+        None, description="Number of trials, which may grow later. Not set: the whole grid."
     )
-    seed: int = Field(0, ge=0, lt=1 << 32, description="of what is drawn, not of the students")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=1 << 32,
+        description="Seed of the sampler; the students' own seed is the field `seed` of `space`.",
+    )
     metric: Literal["validation_accuracy", "best_validation_accuracy"] = Field(
         "validation_accuracy",
-        description="top-1 on the validation split, of the last evaluation or the best one; the "
-        "test split never chooses",
+        description="Value to maximise: top-1 accuracy on the validation split, of the last or of"
+        " the best evaluation. The test split never chooses.",
     )
     pruner: Literal["none", "median", "successive_halving"] = Field(
         "none",
-        description="which trials end early: none; median: those below the median of the others; "
-        "successive_halving: all but the best quarter at epochs 1, 4, 16, ...",
+        description="Rule that ends trials early. `median`: below the median of the others. "
+        "`successive_halving`: not among the best quarter at epochs 1, 4, 16, ...",
     )
     prune_after_trials: Positive = Field(
-        5, description="median only: trials that must have finished before one is ended"
+        5,
+        description="Number of finished trials before the first one is ended early. Used by "
+        "`median` only.",
     )
-    prune_after_epochs: Positive = Field(1, description="epochs that each trial has in any case")
+    prune_after_epochs: Positive = Field(
+        1, description="Number of epochs before a trial can be ended early."
+    )
     hard_weight: Literal["recipe", "rest"] = Field(
         "recipe",
-        description="rest: loss.hard_weight is what soft_weight and feature_weight leave of 1",
+        description="`rest`: set `loss.hard_weight` to 1 minus `soft_weight` and `feature_weight`.",
     )
     space: dict[str, Any] = Field(
-        description="by dotted field, what `--set` may set of student, loss and ensemble, and "
-        "views.count and seed (the student's): a list of values, or a table of low, high and, if "
-        "wanted, log or step"
+        description="Search space: by dotted field of student, loss and ensemble, `views.count` "
+        "or `seed`, a list of values, or a table of `low`, `high` and optionally "
+        "`log` or `step`."
     )
 
     @field_validator("space", mode="before")
@@ -128,7 +142,7 @@ class SweepSection(ConfigSection):
 
     @property
     def dimensions(self) -> dict[str, Dimension]:
-        """What each field may be."""
+        """Return the values of each field."""
         return {
             field: tuple(values) if isinstance(values, list) else RangeSection(**values)
             for field, values in self.space.items()
@@ -136,21 +150,21 @@ class SweepSection(ConfigSection):
 
     @property
     def num_trials(self) -> int:
-        """How many students there are to be."""
+        """Return the number of students."""
         return self.trials or self.grid_size()
 
     def grid_size(self) -> int:
-        """Number of combinations."""
+        """Return the number of combinations."""
         return math.prod(len(_listed(values)) for values in self.dimensions.values())
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination, the last field changing fastest."""
+        """Return every combination, with the last field changing fastest."""
         fields = self.dimensions
         rows = product(*(_listed(values) for values in fields.values()))
         return [dict(zip(fields, row, strict=True)) for row in rows]
 
     def largest_views(self) -> int | None:
-        """Views that the trials need; None where their number does not vary."""
+        """Return the largest number of views of a trial; None if it does not vary."""
         values = self.dimensions.get(VIEWS)
         if values is None:
             return None
@@ -162,7 +176,7 @@ def _listed(values: Dimension) -> list[Any]:
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`loss.temperature = [...]` is two tables in TOML; a range is a table that has an end."""
+    """Yield dotted fields: `loss.temperature = [...]` is two tables in TOML, a range is one."""
     for key, value in table.items():
         if isinstance(value, Mapping) and not {"low", "high"} & value.keys():
             yield from _flatten(value, f"{prefix}{key}.")
@@ -176,9 +190,9 @@ def _check_field(field: str) -> None:
         return
     if table in ("data", "teacher", "views", "cache"):
         raise ValueError(
-            f"{field} decides what the teacher is asked, so each value would need a cache of its "
-            f"own, and a sweep has one: vary {', '.join(_VARIED)}, {VIEWS} or {SEED}, and start a "
-            "sweep for each cache"
+            f"{field} changes the teacher's outputs, so each value would need a cache of its own, "
+            f"and a sweep has one: vary {', '.join(_VARIED)}, {VIEWS} or {SEED}, and start a sweep "
+            "for each cache"
         )
     known = [*_VARIED, VIEWS, SEED]
     raise ValueError(unknown(f"{field!r} is no field that a sweep varies", table, known))
@@ -205,7 +219,7 @@ def _check_values(field: str, values: object) -> None:
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing wrong with a range, in a line."""
+    """Return the first error of a range in one line."""
     problem = error.errors(include_url=False)[0]
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])

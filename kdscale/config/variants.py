@@ -1,4 +1,4 @@
-"""The recipes of a sweep's trials: its own, with some fields set."""
+"""Recipes of a sweep's trials: the sweep's recipe with some fields replaced."""
 
 import json
 from collections.abc import Mapping
@@ -15,24 +15,24 @@ from kdscale.formatting import shortened
 
 @dataclass(frozen=True, slots=True)
 class Variants:
-    """A recipe that has a sweep, and what becomes of it in a trial."""
+    """A recipe that has a sweep, and the recipes of its trials."""
 
     table: Mapping[str, Any]
-    """As it is written, so that a field that follows from a varied one still does."""
+    """Recipe as written, without defaults, since some depend on the fields that vary."""
     origin: str
-    """Names it in messages."""
+    """Name of the recipe in messages."""
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe itself."""
+        """Return the recipe itself."""
         return parse_recipe(self.table, self.origin)
 
     @property
     def sweep(self) -> SweepSection:
-        """What it says of its sweep.
+        """Return the recipe's `[sweep]`.
 
         Raises:
-            ConfigError: nothing, or it has no split to choose by.
+            ConfigError: the recipe has none, or no validation split.
         """
         recipe = self.recipe
         if recipe.sweep is None:
@@ -54,10 +54,10 @@ class Variants:
         return recipe.sweep
 
     def trial(self, values: Mapping[str, Any]) -> Recipe:
-        """The recipe of a trial; it has no sweep of its own.
+        """Return the recipe of a trial, without `[sweep]`.
 
         Raises:
-            ConfigError: naming the values, and what is wrong with them.
+            ConfigError: the recipe refuses values, which the message names.
         """
         table = deepcopy(dict(self.table))
         rest = table.pop("sweep", {}).get("hard_weight") == "rest"
@@ -70,7 +70,7 @@ class Variants:
         return parse_recipe(table, origin)
 
     def check_among(self, values: Mapping[str, Any]) -> None:
-        """Stop unless a sweep may try these values, which come out of a database.
+        """Check values that come from a database against the search space.
 
         Raises:
             ConfigError: a field or its value is not in the recipe's `sweep.space`.
@@ -84,7 +84,7 @@ class Variants:
                 )
 
     def widest(self) -> Recipe:
-        """The recipe whose cache serves all trials: that with the most views."""
+        """Return the recipe whose cache serves all trials: the one with the most views."""
         table, views = deepcopy(dict(self.table)), self.sweep.largest_views()
         table.pop("sweep")
         if views is not None:
@@ -92,7 +92,7 @@ class Variants:
         return parse_recipe(table, self.origin)
 
     def samples(self) -> list[dict[str, Any]]:
-        """As few trials as have each value among them, and of ranges both ends."""
+        """Return a few trials that cover each listed value, and both ends of each range."""
         choices = {
             field: (values.low, values.high) if isinstance(values, RangeSection) else values
             for field, values in self.sweep.dimensions.items()
@@ -105,7 +105,7 @@ class Variants:
 
 
 def _is_among(value: object, dimension: Dimension) -> bool:
-    """Whether a value is one of a field's."""
+    """Return whether a value is among those of a field."""
     if not isinstance(dimension, RangeSection):
         return value in dimension
     slack = 1e-6 * max(abs(dimension.low), abs(dimension.high))  # of rounding on the way
@@ -115,7 +115,7 @@ def _is_among(value: object, dimension: Dimension) -> bool:
 
 
 def _leave_the_rest(loss: dict[str, Any], origin: str) -> None:
-    """The labels weigh what soft targets and features leave of 1."""
+    """Set the weight of labels to 1 minus those of soft targets and features."""
     given = {
         name: loss.get(name, LossSection.model_fields[name].default)
         for name in ("soft_weight", "feature_weight")
@@ -133,12 +133,12 @@ def _leave_the_rest(loss: dict[str, Any], origin: str) -> None:
 
 
 def in_words(values: Mapping[str, Any]) -> str:
-    """`loss.temperature=2.0 student.model=mnist-mlp`: as after `--set`."""
+    """Return values as arguments of `--set`: `loss.temperature=2.0 student.model=mnist-mlp`."""
     return " ".join(f"{field}={text_of(value)}" for field, value in values.items())
 
 
 def text_of(value: Any) -> str:
-    """A value as a person would write it after `--set`."""
+    """Return a value as a user would write it after `--set`."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

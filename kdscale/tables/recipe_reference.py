@@ -36,7 +36,7 @@ def recipe_reference() -> str:
 
 _RECIPE_WORDS = [
     "Printed by `kdscale recipes --reference`. An unknown key is an error;",
-    "`--set section.field=value` changes any field, and every run keeps its resolved recipe.",
+    "`--set section.field=value` changes any field, and every run stores its resolved recipe.",
 ]
 
 
@@ -44,8 +44,8 @@ _BELOW = {
     "teacher": ["", f"Models: {FORMS}, or", f"{', '.join(known_models())}."],
     "teacher.input, student.input": [
         "",
-        "Left out: what the weights say; of a student without weights, the teacher's input,",
-        "its size included.",
+        "Not set: the input that the weights state; for a student without weights, the teacher's",
+        "input, including its size.",
     ],
 }
 
