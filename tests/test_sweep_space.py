@@ -141,7 +141,8 @@ def test_space_that_makes_no_sense_is_refused(variants, space, sweep, message):
 def test_value_that_the_recipe_refuses_is_named(variants):
     said = refused(lambda: variants({"seed": [0]}).trial({"loss.temperature": -1.0}))
     assert said == (
-        "tiny with loss.temperature=-1: loss.temperature is -1.0: input should be greater than or equal to 0.01"
+        "tiny with loss.temperature=-1: loss.temperature is -1.0: input should be greater than or "
+        "equal to 0.01"
     )
     said = refused(
         lambda: variants({"seed": [0]}, {"soft_weight": 1.5}, hard_weight="rest").trial({})
