@@ -1,20 +1,21 @@
-"""One builder of a cache, beside any number of others: nobody waits for a process."""
+"""One builder of a cache, which works beside any number of others."""
 
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from kdscale.building.part import WHOLE, Part, Shard
 from kdscale.building.shards import ShardBuilder, ShardQueue
 from kdscale.cache.lease import Leases
-from kdscale.cache.manifest import read_manifest
-from kdscale.cache.stores.base import Place
+from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.cache.stores.base import Place, is_remote
 from kdscale.cache.writer import ShardWriter, finish
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
@@ -32,74 +33,103 @@ _POLL_SECONDS = 0.2  # between looks at what other builders do
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """One builder and what it has in hand."""
+    """One builder of a cache: images, views, teacher, and its leases on shards."""
 
     place: Place
     images: DeviceImages
     views: Pipeline
     teacher: OomSafeTeacher
-    claims: Leases
+    leases: Leases
     accelerator: Accelerator
     stop: StopRequest
     shift_every: int | None
-    """Of the recipe's schedule, which shards are built in the order of."""
+    """Samples between two changes of view of the training's schedule, whose order a build follows;
+    None = a view an epoch."""
+    part: Part = WHOLE
+    """Part of the cache that this builder begins with; the default is all of it."""
 
     def complete(self) -> None:
-        """Build until the cache is complete.
+        """Build until the cache is complete, beside any number of other builders.
 
-        What others build is waited for; shards of one that dies are taken over.
+        Shards that other builders work on are waited for; those of one that dies are taken over.
 
         Raises:
-            Interrupted: asked to stop; finished shards are kept.
+            Interrupted: a stop was requested; finished shards stay.
             StorageError: the disk is full, read-only or not permitted.
         """
         build = {"num_processes": self.accelerator.num_processes}
         while not (manifest := read_manifest(self.place)).complete:
             self._build_missing(ShardWriter(self.place, manifest))
             with suppress(CacheIncompleteError):  # views were added meanwhile: go on with them
-                finish(self.place, manifest, build, self.claims)
+                finish(self.place, manifest, build, self.leases)
         seconds = manifest.build_seconds
         log.info("cache %s is complete: %.1f s of building", self.place, seconds)
 
     def _build_missing(self, writer: ShardWriter) -> None:
         """Build what nobody else does, until all shards of the manifest are committed."""
-        shards = self._shards(writer)
-        sizes = {one: np.ptp(writer.manifest.shard_range(one[1])) for one in shards.missing}
+        queue = self._queue(writer)
         builder = ShardBuilder(
-            self.images, self.views, self.teacher, writer, self.claims,
+            self.images, self.views, self.teacher, writer, self.leases,
             between_chunks=self._check_stop,  # a large object may take minutes
         )  # fmt: skip
-        waiting = False
+        pauses, waiting = self._pauses(), False
+        total = sum(_num_samples(writer.manifest, one) for one in queue.missing)
         try:
-            with _bar(sum(sizes.values()), visible=self.accelerator.is_main_process) as bar:
-                while shards.missing:
+            with _bar(total, visible=self.accelerator.is_main_process) as bar:
+                while queue.missing:
                     self._check_stop()
-                    for one in builder.build_each(shards.claim_each()):
-                        bar.update(sizes[one])
+                    built = 0
+                    for one in builder.build_each(queue.claim_each()):
+                        built += _num_samples(writer.manifest, one)
+                        bar.update(_num_samples(writer.manifest, one))
                         self._check_stop()
                     builder.wait()
-                    shards.look()
-                    if shards.missing:
+                    queue.refresh()
+                    if built:
+                        pauses = self._pauses()
+                    elif queue.missing:
                         if not waiting:
-                            awaited = number_of(len(shards.missing), "shard")
+                            awaited = number_of(len(queue.missing), "shard")
                             log.info("waiting for %s of other builders", awaited)
                         waiting = True
-                        self._check_stop()
-                        time.sleep(_POLL_SECONDS)
+                        self._wait(next(pauses))
         finally:
             builder.close()
 
-    def _shards(self, writer: ShardWriter) -> ShardQueue:
+    def _queue(self, writer: ShardWriter) -> ShardQueue:
         manifest, accelerator = writer.manifest, self.accelerator
         schedule = ViewSchedule(manifest.num_views, manifest.views["seed"], self.shift_every)
-        who = accelerator.process_index, accelerator.num_processes
-        return ShardQueue(writer, self.claims, building_order(schedule, manifest), *who)
+        part = self.part.of_process(accelerator.process_index, accelerator.num_processes)
+        return ShardQueue(writer, self.leases, building_order(schedule, manifest), part)
+
+    def _pauses(self) -> Iterator[float]:
+        """Yield the seconds between two looks at what other builders do.
+
+        In a folder a look costs nothing; in an object store it is several requests, so that pauses
+        double there.
+        """
+        longest = self.leases.interval_seconds if is_remote(self.place) else _POLL_SECONDS
+        pause = _POLL_SECONDS
+        while True:
+            yield pause
+            pause = min(2 * pause, longest)
+
+    def _wait(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            self._check_stop()
+            time.sleep(min(_POLL_SECONDS, seconds))
 
     def _check_stop(self) -> None:
         if self.stop.received is not None:
             raise self.stop.interrupted(
                 f"stopped; finished shards of {self.place} are kept: run the same command again"
             )
+
+
+def _num_samples(manifest: Manifest, shard: Shard) -> int:
+    start, stop = manifest.shard_range(shard[1])
+    return stop - start
 
 
 def _bar(total: int, *, visible: bool) -> "tqdm[Any]":

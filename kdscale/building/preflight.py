@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kdscale.building.fidelity import fidelity
+from kdscale.building.part import Part
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.stores.base import Place
 from kdscale.cache.writer import ShardWriter
@@ -83,14 +84,21 @@ def _seconds_a_view(resident: DeviceImages, views: Pipeline) -> float:
     return (perf_counter() - began) / len(index)
 
 
-def announce(path: Place, manifest: Manifest, first: PreflightReport) -> None:
-    """Say what is about to happen, while it can still be stopped."""
-    committed = ShardWriter(path, manifest).committed()
-    answers = manifest.num_views * manifest.num_samples
-    left = answers * (1 - committed.mean())
+def announce(path: Place, manifest: Manifest, first: PreflightReport, part: Part) -> None:
+    """Log what is left to build, so that it can still be stopped."""
+    done, total = (
+        len(ShardWriter(path, manifest).present()),
+        manifest.num_views * manifest.num_shards,
+    )
+    samples = manifest.num_views * manifest.num_samples * (1 - done / total)
     log.info(
         "%s: %s of %s, %d of %s done; about %.1f MB and %.0f s to go for one process",
         path, number_of(manifest.num_views, "view"), number_of(manifest.num_samples, "sample"),
-        committed.sum(), number_of(committed.size, "shard"),
-        left * manifest.bytes_per_sample / 1e6, left / first.images_per_second,
+        done, number_of(total, "shard"),
+        samples * manifest.bytes_per_sample / 1e6, samples / first.images_per_second,
     )  # fmt: skip
+    if part.count > 1:
+        source = f", from {part.source}" if part.source else ""
+        log.info(
+            "this builder begins with part %s%s, and then takes over what is left", part, source
+        )

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.cache.layout import claim_name
+from kdscale.building.part import WHOLE, Part, Shard
+from kdscale.cache.layout import claim_name, parse_shard_name
 from kdscale.cache.lease import Leases
 from kdscale.cache.writer import ShardWriter
 from kdscale.data.loader import Batch, DeviceImages
@@ -28,52 +29,90 @@ from kdscale.teacher.frozen_teacher import OomSafeTeacher, TeacherOutput, concat
 
 log = logging.getLogger(__name__)
 
+_AHEAD = 32
+"""Shards that a builder looks at together once it meets another builder's."""
 _PENDING = 2  # shards waiting to be written: enough to hide the disk, little memory
 
 
 class ShardQueue:
     """The shards of a cache that are still missing, for one of any number of builders.
 
+    A builder first builds its own part, then takes over what others left: shards of theirs that
+    are neither committed nor under a lease of a builder that lives.
+
     Args:
         writer: of the cache.
-        claims: this builder's.
-        order: all (view, shard) pairs, in the order in which they are wanted.
-        process_index, num_processes: who we are among those of one launch: each begins with shards
-            of its own, so that they seldom meet.
+        leases: this builder's.
+        order: all (view, shard) pairs, those first that a student needs first.
+        part: what this builder begins with.
     """
 
     def __init__(
         self,
         writer: ShardWriter,
-        claims: Leases,
-        order: Iterable[tuple[int, int]],
-        process_index: int = 0,
-        num_processes: int = 1,
+        leases: Leases,
+        order: Sequence[Shard],
+        part: Part = WHOLE,
     ) -> None:
-        self._writer, self._claims = writer, claims
+        self._writer, self._leases, self._part = writer, leases, part
         committed = writer.committed()
-        for name, reason in writer.refused.items() if process_index == 0 else ():
+        self._refused = {one for one in map(parse_shard_name, writer.refused) if one is not None}
+        for name, reason in writer.refused.items() if part.index == 0 else ():
             log.warning("%s is built anew: %s", name, reason)
-        missing = [one for one in order if not committed[one]]
-        turns = [(process_index + turn) % num_processes for turn in range(num_processes)]
-        self.missing = [one for turn in turns for one in missing[turn::num_processes]]
-        """(view, shard) pairs that were not committed when last looked at."""
+        self.missing = [one for one in order if not committed[one]]
+        """(view, shard) pairs that were not committed at the last refresh."""
+        own = part.select(order)
+        self._first = [one for one in self.missing if one in own]
 
-    def claim_each(self) -> Iterator[tuple[int, int]]:
-        """Claim one shard after another, as they are asked for.
+    def claim_each(self) -> Iterator[Shard]:
+        """Take a lease on one missing shard after another, and yield those that were free.
 
-        Ends when nothing is left to claim now; what is `missing` then is being built.
+        The first call goes through this builder's part, each later one through its share of what
+        nobody builds. Whether a shard is committed is read before its lease is requested, since
+        that is one request, and once more under the lease.
         """
-        for view, shard in list(self.missing):
-            if self._claims.claim(claim_name(view, shard)):
-                if not self._writer.is_committed(view, shard):
-                    yield view, shard
-                    continue
-                self._claims.release(claim_name(view, shard))
+        candidates = deque(self._candidates())
+        while candidates:
+            view, shard = candidates.popleft()
+            name = claim_name(view, shard)
+            if self._writer.is_committed(view, shard) or not self._leases.claim(name):
+                ahead = [candidates.popleft() for _ in range(min(_AHEAD, len(candidates)))]
+                candidates.extendleft(reversed(self._free(ahead)))
+            elif self._writer.is_committed(view, shard):
+                self._leases.release(name)
+            else:
+                yield view, shard
 
-    def look(self) -> None:
-        """Look which of the missing shards are committed by now, by whomever."""
-        self.missing = [one for one in self.missing if not self._writer.is_committed(*one)]
+    def _candidates(self) -> list[Shard]:
+        own, self._first = self._first, []
+        if own:
+            return own
+        free = self._free(self.missing, listed=True)
+        return free[self._part.index :: self._part.count] or free
+
+    def _free(self, shards: Sequence[Shard], *, listed: bool = False) -> list[Shard]:
+        """Return the shards that are neither committed nor under a living builder's lease.
+
+        Args:
+            shards: (view, shard) pairs.
+            listed: whether those that are committed are already left out.
+        """
+        present = () if listed else self._present(shards)
+        names = {claim_name(*one): one for one in shards if one not in present}
+        return [names[name] for name in self._leases.available(names)]
+
+    def _present(self, shards: Sequence[Shard]) -> set[Shard]:
+        """Return which shards are committed, in the fewest requests."""
+        present = self._writer.present_among(shards)
+        for one in self._refused & present:  # a record is there, and may still be the refused one
+            if not self._writer.is_committed(*one):
+                present.discard(one)
+        return present
+
+    def refresh(self) -> None:
+        """Drop from `missing` what is committed by now."""
+        present = self._present(self.missing)
+        self.missing = [one for one in self.missing if one not in present]
 
 
 class ShardBuilder:

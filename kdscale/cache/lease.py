@@ -8,10 +8,11 @@ do is to write the same shard.
 """
 
 import logging
+import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
@@ -57,12 +58,14 @@ class Leases:
     ) -> None:
         self._store = open_store(cache)
         self.builder = os.urandom(8).hex()
-        self._interval = INTERVAL_SECONDS if interval_seconds is None else interval_seconds
+        self.interval_seconds = INTERVAL_SECONDS if interval_seconds is None else interval_seconds
         self._patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
         self._content = ProcessIdentity.of_this(self.builder).to_bytes()
         self._held: dict[str, int] = {}
         self._counts: dict[str, tuple[bytes, float]] = {}
         self._seen: dict[str, bytes] = {}
+        self._recent: dict[str, tuple[ProcessIdentity | None, bool]] = {}
+        self._read_since = -math.inf
         self._lock, self._closed = Lock(), Event()
         self._thread: Thread | None = None
         self._took_over = False
@@ -85,21 +88,53 @@ class Leases:
             return self._claim(name)
 
     def _claim(self, name: str) -> bool:
+        if self._create(name, 0, b""):  # the usual case, in the fewest requests
+            return True
         last = max(self._generations(name), default=-1)
         before = self._read(name, last)
         if last >= 0 and not self._is_dead(name, before):
             return False
-        if not self._store.create(_key(name, last + 1), self._content):
+        if not self._create(name, last + 1, before):
             return False
-        if not self._is_rightful(name, last + 1, before):
-            self._remove(_key(name, last + 1))
-            return False
-        self._held[name] = last + 1
         if last >= 0:
             self._took_over = True
             dead = parse_identity(before)
             log.info("%s: taken over from one that stopped%s", name, f" ({dead})" if dead else "")
         return True
+
+    def _create(self, name: str, generation: int, before: bytes) -> bool:
+        """Create the next lease on a part, and step back unless it follows the one before it.
+
+        Meanwhile the heir of a dead builder may have finished and removed both, and a third builder
+        begun anew. Both then find the other one's lease, and step back.
+        """
+        if not self._store.create(_key(name, generation), self._content):
+            return False
+        newest = max(self._generations(name), default=-1) == generation
+        if newest and (not generation or self._read(name, generation - 1) == before):
+            self._held[name] = generation
+            return True
+        self._remove(_key(name, generation))
+        return False
+
+    def available(self, names: Iterable[str]) -> list[str]:
+        """Return the parts that are free, or whose builder is dead, by one listing.
+
+        Contents of leases and counters are read again after a heartbeat interval only, so that
+        many calls cost few requests.
+        """
+        newest = self._newest()
+        if time.monotonic() - self._read_since > self.interval_seconds:
+            self._recent, self._read_since = {}, time.monotonic()
+        return [one for one in names if one not in newest or self._seems_dead(one, newest[one])]
+
+    def _seems_dead(self, name: str, generation: int) -> bool:
+        key = _key(name, generation)
+        if key not in self._recent:
+            content = self._read(name, generation)
+            self._recent[key] = parse_identity(content), self._is_dead(name, content)
+        identity, dead = self._recent[key]
+        return dead or (identity is not None and identity.has_ended)  # here, at once
 
     def holder(self, name: str) -> str | None:
         """Who is known to live and to hold a part, in words; None while that cannot be said.
@@ -207,22 +242,18 @@ class Leases:
         parts = (_KEY.fullmatch(key) for key, _ in self._store.keys(FOLDER))
         return [int(m[2]) for m in parts if m and m[1] == name and m[2].isdecimal()]
 
+    def _newest(self) -> dict[str, int]:
+        """Return the newest generation of the lease on each part that has one."""
+        parts = (_KEY.fullmatch(key) for key, _ in self._store.keys(FOLDER))
+        found = [(m[1], int(m[2])) for m in parts if m and m[2].isdecimal()]
+        return dict(sorted(found))
+
     def _read(self, name: str, generation: int) -> bytes:
         """What a claim says; nothing where it is not there, or being written."""
         try:
             return self._store.read(_key(name, generation))
         except OSError:
             return b""
-
-    def _is_rightful(self, name: str, generation: int, before: bytes) -> bool:
-        """Whether a claim just created follows the one that was found dead, and none follows it.
-
-        Meanwhile that one's heir may have finished and removed both, and a third builder begun
-        anew. Both then find the other one's file, and step back.
-        """
-        if max(self._generations(name), default=-1) != generation:
-            return False
-        return self._read(name, generation - 1) == before
 
     # ---------------------------------------------------------------- the living and the dead
 
@@ -242,7 +273,7 @@ class Leases:
 
     def _keep_counting(self) -> None:
         number, looked = 0, time.monotonic()
-        while not self._closed.wait(self._interval):
+        while not self._closed.wait(self.interval_seconds):
             number += 1
             with suppress(StorageError, UnsafePathError):  # others take this builder for dead then
                 self._store.overwrite(self._counter, self._count_text(number))

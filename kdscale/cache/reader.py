@@ -102,7 +102,7 @@ class CacheReader:
     def is_there(self, view: int, shard: int) -> bool:
         """Whether a shard has a commit record, whatever that says; it need not be asked again."""
         if (view, shard) not in self._there:
-            if self._records.read(view, [shard])[0].state == "missing":
+            if self._records.read(view, shard).state == "missing":
                 return False
             self._there.add((view, shard))
         return True
@@ -125,11 +125,8 @@ class CacheReader:
                 manifest = read_manifest(self.store)
         if manifest.complete:
             return manifest.build_seconds
-        return sum(self._seconds(view) for view in range(self.manifest.num_views))
-
-    def _seconds(self, view: int) -> float:
-        records = self._records.read(view, range(self.manifest.num_shards))
-        return sum(record.milliseconds for record in records) / 1000
+        found = self._records.read_present().values()
+        return sum(record.milliseconds for record in found) / 1000
 
     def check_records(self, num_views: int) -> None:
         """Check that the commit records of the first views are this cache's.
@@ -207,7 +204,7 @@ class CacheReader:
 
     def _checked(self, view: int, shards: range, names: Sequence[str]) -> dict[str, bytes]:
         """The objects of shards, read once and compared with their commit records; metadata too."""
-        records = self._records.read(view, shards)
+        records = self._records.read_each(view, shards)
         objects, faults = dict(self._fixed), dict[str, str]()
 
         def read(shard: int) -> ShardContent:
@@ -287,6 +284,6 @@ def record_faults(records: CommitRecords, manifest: Manifest, num_views: int) ->
     return {
         shard_name(view, shard): record.reason
         for view in range(num_views)
-        for shard, record in enumerate(records.read(view, range(manifest.num_shards)))
+        for shard, record in enumerate(records.read_each(view, range(manifest.num_shards)))
         if record.state != "ok"
     }

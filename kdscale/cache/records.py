@@ -6,7 +6,8 @@ the specification.
 """
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +25,9 @@ from kdscale.errors import StorageError
 COMMITTED = 1 << 32
 """Set in every field of a record, so that it differs from one that is not there, which reads 0."""
 _CHECKSUM_BYTES = 4
+_LISTED = 1000
+"""Keys that an object store lists in one request."""
+_RECORD = re.compile(r"commits/c/([0-9]{1,9})/([0-9]{1,9})/0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class Record:
     """That the shard took to build, if `ok`."""
 
 
-_MISSING = Record("missing")
+MISSING = Record("missing")
 
 
 class CommitRecords:
@@ -49,12 +53,59 @@ class CommitRecords:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
         self._num_fields = record_fields(manifest)
+        self._num_views, self._num_shards = manifest.num_views, manifest.num_shards
         self._num_objects = len(shard_arrays(manifest))
         self._binding = _binding(manifest) if manifest.bound_records else None
 
-    def read(self, view: int, shards: Sequence[int]) -> list[Record]:
-        """The records of some shards of a view."""
-        return list(each(self._store, partial(self._read, view), shards))
+    def read(self, view: int, shard: int) -> Record:
+        """Return the record of one shard."""
+        try:
+            data = self._store.read(record_object(view, shard))
+        except FileNotFoundError:
+            return MISSING
+        except StorageError:
+            raise
+        except OSError:
+            return Record("corrupt", "its commit record cannot be read")
+        return self._parse(data, view, shard)
+
+    def read_each(self, view: int, shards: Sequence[int]) -> list[Record]:
+        """Return the records of some shards of a view."""
+        return list(each(self._store, partial(self.read, view), shards))
+
+    def read_present(self) -> dict[tuple[int, int], Record]:
+        """Return the records that a listing of the cache names, by (view, shard).
+
+        A shard without a record costs no request.
+        """
+        present = sorted(self.present())
+        found = each(self._store, lambda one: self.read(*one), present)
+        return dict(zip(present, found, strict=True))
+
+    def present(self, view: int | None = None) -> set[tuple[int, int]]:
+        """Return (view, shard) of what has a record, whatever it holds, by one listing.
+
+        Args:
+            view: number of a view; None = all.
+        """
+        folder = "commits/c" if view is None else f"commits/c/{view}"
+        parts = (_RECORD.fullmatch(key) for key, _ in self._store.keys(folder))
+        found = {(int(one[1]), int(one[2])) for one in parts if one is not None}
+        return {one for one in found if one[0] < self._num_views and one[1] < self._num_shards}
+
+    def present_among(self, shards: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Return those of some (view, shard) that have a record, in the fewest requests.
+
+        That is one for each, a listing of each of their views, or a listing of all views.
+        """
+        views = {view for view, _ in shards}
+        of_views = len(views) * -(-self._num_shards // _LISTED)
+        of_all = -(-self._num_views * self._num_shards // _LISTED)
+        if len(shards) <= min(of_views, of_all):
+            return {one for one in shards if self.read(*one).state != "missing"}
+        if of_all < of_views:
+            return self.present().intersection(shards)
+        return set[tuple[int, int]]().union(*map(self.present, views)).intersection(shards)
 
     def values(
         self, view: int, shard: int, objects: Sequence[bytes], milliseconds: int
@@ -75,20 +126,12 @@ class CommitRecords:
             fields = np.append(fields, np.uint64(_seal(self._binding, fields)))
         return fields
 
-    def _read(self, view: int, shard: int) -> Record:
-        try:
-            data = self._store.read(record_object(view, shard))
-        except FileNotFoundError:
-            return _MISSING
-        except StorageError:
-            raise
-        except OSError:
-            return Record("corrupt", "its commit record cannot be read")
+    def _parse(self, data: bytes, view: int, shard: int) -> Record:
         fields = _decode(data, self._num_fields)
         if fields is None:
             return Record("corrupt", "its commit record is damaged")
         if not fields.any():
-            return _MISSING
+            return MISSING
         reason = self._mistake(fields, view, shard)
         if reason:
             return Record("corrupt", reason)

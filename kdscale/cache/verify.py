@@ -119,7 +119,7 @@ def _bad_shards(store: Store, manifest: Manifest) -> dict[str, Fault]:
         if begun is not None and view not in begun:
             bad |= {shard_name(view, shard): _MISSING for shard in shards}
             continue
-        of_view = records.read(view, shards)
+        of_view = records.read_each(view, shards)
 
         def content_of(
             shard: int, records: Sequence[Record] = of_view, view: int = view

@@ -1,7 +1,7 @@
 """Writes a cache shard by shard. A shard is there when its commit record is."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -234,31 +234,36 @@ class ShardWriter:
 
         One whose record is damaged, or another cache's, is not, and is written anew.
         """
-        found = self._all_records()
+        found = self.records()
         self.refused = {
-            shard_name(view, shard): record.reason
-            for view, records in enumerate(found)
-            for shard, record in enumerate(records)
+            shard_name(*one): record.reason
+            for one, record in found.items()
             if record.state == "corrupt"
         }
-        return np.array([[record.state == "ok" for record in records] for records in found])
+        committed = np.zeros((self.manifest.num_views, self.manifest.num_shards), dtype=bool)
+        for one, record in found.items():
+            committed[one] = record.state == "ok"
+        return committed
+
+    def records(self) -> dict[tuple[int, int], Record]:
+        """Return the commit records that are there, by (view, shard)."""
+        return self._records.read_present()
+
+    def present(self) -> set[tuple[int, int]]:
+        """Return (view, shard) of what has a commit record: one listing."""
+        return self._records.present()
+
+    def present_among(self, shards: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Return those of some (view, shard) that have a commit record, in the fewest requests."""
+        return self._records.present_among(shards)
 
     def record(self, view: int, shard: int) -> Record:
-        """The commit record of one shard."""
-        return self._records.read(view, [shard])[0]
+        """Return the commit record of one shard."""
+        return self._records.read(view, shard)
 
     def is_committed(self, view: int, shard: int) -> bool:
-        """Whether one shard is finished."""
+        """Return whether one shard is finished."""
         return self.record(view, shard).state == "ok"
-
-    def seconds(self) -> float:
-        """What the finished shards took to build, over all processes and resumes."""
-        found = self._all_records()
-        return sum(record.milliseconds for records in found for record in records) / 1000
-
-    def _all_records(self) -> list[list[Record]]:
-        shards = range(self.manifest.num_shards)
-        return [self._records.read(view, shards) for view in range(self.manifest.num_views)]
 
 
 def finish(
@@ -284,15 +289,16 @@ def finish(
         found = read_manifest(store)  # another builder may have finished, or added views
         if found.complete and found.num_views >= manifest.num_views:
             return found
-        writer = ShardWriter(store, found)
-        missing = int((~writer.committed()).sum())
+        records = [one for one in ShardWriter(store, found).records().values() if one.state == "ok"]
+        missing = found.num_views * found.num_shards - len(records)
         if missing:
             raise CacheIncompleteError(
                 f"{store.location} still misses {missing} of "
                 f"{number_of(found.num_views * found.num_shards, 'shard')}: run the same build "
                 "again"
             )
-        seconds, size = round(writer.seconds(), 3), content_bytes(store)
+        seconds = round(sum(record.milliseconds for record in records) / 1000, 3)
+        size = content_bytes(store)
         finished = found.finished({**build, "seconds": seconds, "bytes": size})
         write_manifest(store, finished, partial(held.check, MANIFEST))
         store.tidy(MANIFEST_KEY)

@@ -63,15 +63,22 @@ def cache_plan(
 @cache_group.command(name="build")
 @recipe_options
 @cache_options
-def cache_build(chosen: RecipeOptions, where: LocationOptions) -> None:
+@click.option("--part", metavar="I/N",
+              help="Begin with part I of N, as one of N builders; then take over what the others "
+              "leave.  [default: from SLURM's or Kubernetes' array index, else all]")  # fmt: skip
+def cache_build(chosen: RecipeOptions, where: LocationOptions, part: str | None) -> None:
     """Run the teacher on every view once, and store its logits.
 
-    A stopped build is resumed, a finished cache is reused.
+    A stopped build is resumed, a finished cache is reused. Any number of builders, on any machines
+    that see the cache, share the work.
     """
+    from kdscale.building.part import choose_part
+
+    own = choose_part(part)
     recipe = chosen.load()
     from kdscale.commands.build import build
 
-    print_text(str(build(where.experiment(recipe))))
+    print_text(str(build(where.experiment(recipe), part=own)))
 
 
 @cache_group.command(name="extend")

@@ -13,6 +13,7 @@ from kdscale.building.location import (
     free_path,
     mention_ending,
 )
+from kdscale.building.part import WHOLE, Part
 from kdscale.building.preflight import PreflightReport, announce, run_preflight
 from kdscale.building.stored_outputs import configure_teacher, mention_large_shards
 from kdscale.cache.catalog import find_cache
@@ -34,13 +35,14 @@ from kdscale.teacher.frozen_teacher import OomSafeTeacher
 log = logging.getLogger(__name__)
 
 
-def build(experiment: Experiment, *, num_views: int | None = None) -> Place:
+def build(experiment: Experiment, *, num_views: int | None = None, part: Part = WHOLE) -> Place:
     """Build the experiment's cache, resume one that was begun, or find it finished.
 
     Args:
         experiment: recipe and locations. Its cache is found by content, or named after the recipe,
             where the locations name none.
         num_views: number of views to build; None = the recipe's.
+        part: part of the cache that this builder begins with, beside builders of the others.
 
     Returns:
         Folder or URL of the finished cache.
@@ -66,8 +68,8 @@ def build(experiment: Experiment, *, num_views: int | None = None) -> Place:
         with main_process_first(experiment.accelerator):
             if experiment.accelerator.is_main_process:
                 _create_or_resume(experiment, path, first.told_in(required), leases)
-        announce(path, read_manifest(path), first)
-        _complete(experiment, path, leases, teacher)
+        announce(path, read_manifest(path), first, part)
+        _complete(experiment, path, leases, teacher, part)
     return path
 
 
@@ -141,7 +143,9 @@ def static_arrays(
     return known, keys | experiment.stored_outputs.once
 
 
-def _complete(experiment: Experiment, path: Place, leases: Leases, teacher: OomSafeTeacher) -> None:
+def _complete(
+    experiment: Experiment, path: Place, leases: Leases, teacher: OomSafeTeacher, part: Part
+) -> None:
     """Build the missing shards, beside any other builders."""
     teacher.teacher = configure_teacher(
         experiment.teacher, read_manifest(path), experiment.stored_outputs
@@ -149,5 +153,5 @@ def _complete(experiment: Experiment, path: Place, leases: Leases, teacher: OomS
     with orderly_stop() as stop:
         Builder(
             path, experiment.train_images, experiment.cached_views, teacher, leases,
-            experiment.accelerator, stop, experiment.recipe.views.shift_every,
+            experiment.accelerator, stop, experiment.recipe.views.shift_every, part,
         ).complete()  # fmt: skip

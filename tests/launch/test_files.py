@@ -14,7 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
-YAMLS = [ROOT / "accelerate_config.yaml", *sorted(LAUNCH.glob("*.yaml"))]
+YAMLS = [ROOT / "accelerate_config.yaml", *sorted(LAUNCH.glob("multi_*.yaml"))]
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), *sorted(LAUNCH.glob("*.sbatch")), ROOT / ".ci" / "run"]
 
 

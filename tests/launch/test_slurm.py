@@ -3,9 +3,13 @@
 import signal
 
 import pytest
-from played_slurm import WAITS, Slurm
+from played_slurm import ROOT, WAITS, Slurm
 
-FILES = {"slurm.sbatch": ("python3", "train mnist"), "slurm_sweep.sbatch": ("kdscale", "mnist")}
+FILES = {
+    "slurm.sbatch": ("python3", "train mnist"),
+    "slurm_sweep.sbatch": ("kdscale", "mnist"),
+    "slurm_build.sbatch": ("kdscale", "mnist"),
+}
 """What each starts, and what it may be asked for."""
 
 
@@ -84,6 +88,26 @@ def test_sweep_of_several_machines_without_a_database_is_refused(tmp_path):
     job = slurm.submit("slurm_sweep.sbatch", "mnist", SLURM_ARRAY_TASK_COUNT="8", **named)
     output, _ = job.communicate(timeout=60)
     assert job.returncode == 0, output
+
+
+def test_builders_of_an_array_build_with_the_parts_that_the_array_gives_them(tmp_path):
+    slurm = Slurm(tmp_path)
+    slurm.noted("kdscale", 'echo "part $(python3 -c "$PRINT_PART")" >> "$CALLS"')
+    program = (
+        "from kdscale.building.part import choose_part; part = choose_part(None);"
+        "print(part, part.source)"
+    )
+    for task in ("4", "6"):
+        job = slurm.submit(
+            "slurm_build.sbatch", "mnist", "--cache", "s3://bucket/c.zarr",
+            SLURM_ARRAY_TASK_ID=task, SLURM_ARRAY_TASK_MIN="4", SLURM_ARRAY_TASK_MAX="10",
+            SLURM_ARRAY_TASK_STEP="2", SLURM_ARRAY_TASK_COUNT="4", PRINT_PART=program,
+            PYTHONPATH=str(ROOT),
+        )  # fmt: skip
+        output, _ = job.communicate(timeout=60)
+        assert job.returncode == 0, output
+    assert slurm.lines("kdscale") == ["kdscale cache build mnist --cache s3://bucket/c.zarr"] * 2
+    assert slurm.lines("part") == [f"part {part}/4 SLURM_ARRAY_TASK_ID" for part in (1, 2)]
 
 
 @pytest.mark.parametrize("status", [0, 1, 3, 137])

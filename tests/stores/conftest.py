@@ -1,5 +1,6 @@
 """An S3 server on loopback: moto's, in this process."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -97,20 +98,35 @@ class _Proxy(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def proxy(s3_server, bucket, monkeypatch):
-    """A server before the real one: `instead(method, path)` may answer, None passes on."""
+@contextlib.contextmanager
+def proxy_before(address):
+    """A server before the real one, which notes the requests that it passes on."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
-    server.behind, server.seen, server.instead = s3_server, [], lambda method, path: None
+    server.behind, server.seen, server.instead = address, [], lambda method, path: None
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds between looks
     thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(object_store, "_FIRST_PAUSE", timedelta(milliseconds=1))
+    server.address = f"http://127.0.0.1:{server.server_port}"
     yield server
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def proxy(s3_server, bucket, monkeypatch):
+    """A server before the real one: `instead(method, path)` may answer, None passes on."""
+    with proxy_before(s3_server) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        monkeypatch.setattr(object_store, "_FIRST_PAUSE", timedelta(milliseconds=1))
+        yield server
+
+
+@pytest.fixture
+def eight_proxies(s3_server, bucket):
+    """Eight servers before the real one, one for each of as many builders."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(proxy_before(s3_server)) for _ in range(8)]
 
 
 @pytest.fixture
