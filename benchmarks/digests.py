@@ -19,7 +19,7 @@ from torch import Tensor
 from kdscale.data.decode import decode_image
 from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
-from kdscale.data.source import open_source
+from kdscale.data.source import SourceOptions, open_source
 from kdscale.data.views.digest import digest
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
@@ -126,10 +126,7 @@ def other_decoder(source: str, num_images: int) -> dict[str, Any]:
     from torchvision.io import ImageReadMode
     from torchvision.io import decode_image as by_torchvision
 
-    encoded = open_source(
-        source, split="train", image_column=None, label_column=None, classes=None,
-        require_labels=True,
-    )  # fmt: skip
+    encoded = open_source(source, split="train", require_labels=True, options=SourceOptions())
     taken: list[bytes] = []
     for batch in encoded.read():
         taken += batch

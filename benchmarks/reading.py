@@ -23,8 +23,8 @@ import torch
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.config import parse_bytes
+from kdscale.data.rng import permutation
 from kdscale.data.views.batch_plan import View
-from kdscale.data.views.rng import permutation
 from kdscale.distributed import keep_freed_memory
 from kdscale.target_sources.cached import CachedTargets
 

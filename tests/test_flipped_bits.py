@@ -16,9 +16,9 @@ import torch
 
 from kdscale.commands.evaluate import Evaluation
 from kdscale.commands.train import train
-from kdscale.data import decoded_store
-from kdscale.data.decode import Headers
+from kdscale.data import decoded_folder
 from kdscale.data.encoded_images import read_note, write_note
+from kdscale.data.headers import Headers
 from kdscale.data.image_dataset import load_images
 from kdscale.data.image_hashes import read_keys, write_keys
 from kdscale.data.loader import ResidentPixels
@@ -229,8 +229,8 @@ def store(tmp_path_factory, dataset):
 def opened(folder):
     """Pixels and labels as batches take them; `KdscaleError` where they would be decoded again."""
     try:
-        stored = decoded_store._open(folder)
-    except decoded_store._DamagedError as error:
+        stored = decoded_folder.open_folder(folder)
+    except decoded_folder.DamagedError as error:
         raise KdscaleError(str(error)) from error
     pixels, views = ResidentPixels(as_tensor(stored.pixels), stored.row_check), Pipeline(())
     plan = views.plan(0, torch.arange(len(stored.labels)))[0]
@@ -241,13 +241,13 @@ def opened(folder):
 @pytest.mark.parametrize("limit", [1 << 29, 0], ids=["hashed at opening", "checked by sample"])
 @pytest.mark.parametrize("file", ["pixels.npy", "labels.npy", "keys.npy", "images.json"])
 def test_flip_in_decoded_images_is_decoded_again_or_told(store, caplog, monkeypatch, file, limit):
-    monkeypatch.setattr(decoded_store, "VERIFIED_BYTES", limit)
+    monkeypatch.setattr(decoded_folder, "VERIFIED_BYTES", limit)
     assert_flips_are_noticed(store / file, lambda: opened(store), caplog)
     assert_flips_are_noticed(store / file, lambda: opened(store), caplog, first=128)
 
 
 def test_large_store_is_hashed_at_opening_where_keys_are_missing(store, caplog, monkeypatch):
-    monkeypatch.setattr(decoded_store, "VERIFIED_BYTES", 0)
+    monkeypatch.setattr(decoded_folder, "VERIFIED_BYTES", 0)
     keys = (store / "keys.npy").read_bytes()
     (store / "keys.npy").unlink()
     assert_flips_are_noticed(store / "pixels.npy", lambda: opened(store), caplog)
@@ -257,7 +257,7 @@ def test_large_store_is_hashed_at_opening_where_keys_are_missing(store, caplog, 
 def test_sample_that_was_damaged_after_opening_ends_training_in_one_message(
     kdscale, write_recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(decoded_store, "VERIFIED_BYTES", 0)
+    monkeypatch.setattr(decoded_folder, "VERIFIED_BYTES", 0)
     recipe = write_recipe()
     assert kdscale("train", recipe, "--run", "first").exit_code == 0
     for pixels in (tmp_path / "cache" / "images").glob("*/pixels.npy"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdscale.data.views.batch_plan import BatchPlan, SampleViews, View
 from kdscale.data.views.digest import digest
 from kdscale.data.views.mix_pairs import MixPairs
-from kdscale.data.views.operations.registry import MIXING, OPERATIONS
+from kdscale.data.views.operations.operation_registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from sync_cases.counting import CUDA, Case
 

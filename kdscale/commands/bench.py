@@ -34,8 +34,8 @@ from kdscale.commands.timing import (
     synthetic_outputs,
 )
 from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.rng import permutation
 from kdscale.data.views.digest import digest
-from kdscale.data.views.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError
 from kdscale.experiment.experiment import Experiment

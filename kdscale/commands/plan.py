@@ -31,7 +31,7 @@ from kdscale.commands.timing import (
     student_settings,
     time_teacher,
 )
-from kdscale.data.views.rng import permutation
+from kdscale.data.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of

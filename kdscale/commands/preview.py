@@ -17,6 +17,7 @@ from kdscale.cache.stores.base import Place, name_of
 from kdscale.config import Recipe
 from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
+from kdscale.data.source import SourceOptions
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
 from kdscale.experiment.datasets import source_path
@@ -175,18 +176,20 @@ def _cached_images(
     # The manifest does not state whether a recipe chose among classes. To name them all changes
     # nothing of a labelled set, but an unlabelled one may have had no names.
     problem: Exception | None = None
+    options = SourceOptions(
+        image_column=manifest.dataset.get("image_column"),
+        label_column=manifest.dataset.get("label_column"),
+        config=manifest.dataset.get("config"),
+        grey_range=_grey_range(manifest),
+    )
     for classes in (names, None) if labelled else (None, names):
         try:
             images = load_images(
                 source_path(source),
                 split=manifest.dataset["split"],
                 root=cache_root,
-                image_column=manifest.dataset.get("image_column"),
-                label_column=manifest.dataset.get("label_column"),
-                classes=classes,
                 require_labels=False,
-                config=manifest.dataset.get("config"),
-                grey_range=_grey_range(manifest),
+                options=replace(options, classes=classes),
             )
         except DataError as error:
             problem = error

@@ -14,8 +14,8 @@ from torch import nn
 from kdscale import config
 from kdscale.collectives import all_gather_rows
 from kdscale.data.loader import BatchLoader, DeviceImages
+from kdscale.data.rng import derive_seed
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.data.views.rng import derive_seed
 from kdscale.distributed import expect_unused_parameters, main_process_first
 from kdscale.experiment import target_source
 from kdscale.experiment.checks import check_loss, mention_loss, mention_steps

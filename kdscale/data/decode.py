@@ -15,7 +15,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from kdscale.data.deep_images import (
     DEEP_MODES,
     GREY_MODES,
-    Levels,
-    check_levels,
     check_not_inverted,
     is_deep,
-    levels_of,
     to_8_bits,
 )
 from kdscale.data.encoded_split import EncodedSplit
@@ -57,84 +53,33 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations that exchange height and width
-
-
-@dataclass(frozen=True, slots=True)
-class Headers:
-    """What the headers of all images say together."""
-
-    channels: int
-    """1 where every image is grey, else 3."""
-    one_size: bool
-    """Whether all images have the same height and width."""
-    sizes: tuple[tuple[int, int], tuple[int, int]]
-    """Smallest and largest height, smallest and largest width, in pixels."""
-    several_frames: int = 0
-    """Number of images with more than one frame or page, of which the first is read."""
-
-
-@dataclass(slots=True)
-class _Found:
-    """What one or more headers say."""
-
-    sizes: list[tuple[int, int]]
-    """Height and width of each image."""
-    grey: bool
-    """Whether all are grey."""
-    several_frames: int
-    """How many have more than one frame."""
-    levels: Levels | None
-    """Of those with more than 8 bits a channel; None where there are none."""
-
-
-def read_headers(encoded: EncodedSplit) -> Headers:
-    """Channels and sizes, from all headers; pixels are decoded of palettes and deep images alone.
-
-    Raises:
-        DataError: not an image that can be read; its row is named. Or images of more than 8 bits
-            whose levels are not those of `data.grey_range`.
-    """
-    grey, levels, several_frames = True, None, 0
-    heights, widths = [], []
-    with _threads() as pool:
-        start = 0
-        for images in encoded.read():
-            # Grey matters until the first colour, which most sets show in their first images.
-            look = partial(_header_task, encoded, grey=grey)
-            for found in pool.map(look, *zip(*_tasks(start, images), strict=True)):
-                grey = grey and found.grey
-                several_frames += found.several_frames
-                levels = found.levels.joined(levels) if found.levels else levels
-                heights += [height for height, _ in found.sizes]
-                widths += [width for _, width in found.sizes]
-            start += len(images)
-    check_levels(levels, encoded.grey_range, f"split '{encoded.split}' of {encoded.name}")
-    spans = ((min(heights), max(heights)), (min(widths), max(widths)))
-    one_size = all(low == high for low, high in spans)
-    return Headers(1 if grey else 3, one_size, spans, several_frames)
+ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 class SizesDifferError(Exception):
     """Images of a set that seemed to be of one size are not, once they are decoded."""
 
 
-def decode(encoded: EncodedSplit, headers: Headers) -> Iterator[np.ndarray]:
-    """Pixels uint8 [B, C, H, W] in order, some samples at a time, of a set of one size.
+def decode(encoded: EncodedSplit, channels: int, stated: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Yield pixels uint8 [B, C, H, W] in order, some samples at a time, of a set of one size.
+
+    Args:
+        encoded: the split.
+        channels: of the result, 1 or 3.
+        stated: height and width that the headers state; EXIF behind the pixels may exchange them.
 
     Raises:
         DataError: an image cannot be decoded; its row is named.
         SizesDifferError: an image has another size than the first one.
     """
-    bytes_each = headers.channels * headers.sizes[0][0] * headers.sizes[1][0]
-    at_once = max(1, BYTES_PER_STACK // max(1, bytes_each))
-    size: tuple[int, ...] | None = None  # not the header's: EXIF behind the pixels may turn them
-    with _threads() as pool:
+    at_once = max(1, BYTES_PER_STACK // max(1, channels * stated[0] * stated[1]))
+    size: tuple[int, ...] | None = None
+    with decoder_threads() as pool:
         start = 0
         for images in encoded.read():
             for first in range(0, len(images), at_once):
-                tasks = _tasks(start + first, images[first : first + at_once])
-                decoded = pool.map(partial(_decode_task, encoded, channels=headers.channels), tasks)
+                tasks = tasks_of(start + first, images[first : first + at_once])
+                decoded = pool.map(partial(_decode_task, encoded, channels=channels), tasks)
                 pixels = [image for task in decoded for image in task]
                 size = size or pixels[0].shape
                 if any(image.shape != size for image in pixels):
@@ -156,7 +101,7 @@ def decode_image(
     encoded: bytes, channels: int, grey_range: tuple[float, float] | None = None
 ) -> np.ndarray:
     """One image as uint8 [C, H, W]."""
-    with _opened(encoded) as opened:
+    with open_image(encoded) as opened:
         pixels = np.asarray(_to_grey_or_rgb(_upright(opened), grey_range))
     if pixels.ndim == 3:
         pixels = pixels[:, :, :channels].transpose(2, 0, 1)
@@ -179,8 +124,8 @@ def decode_file(
     try:
         encoded = read_regular(path)
         if channels == 1:
-            with _opened(encoded) as image:
-                grey = is_deep(image, encoded) or _is_grey(image)
+            with open_image(encoded) as image:
+                grey = is_deep(image, encoded) or is_grey(image)
             if not grey:
                 red, green, blue = decode_image(encoded, 3)
                 colours = Image.fromarray(np.stack((red, green, blue), axis=-1))
@@ -193,7 +138,7 @@ def decode_file(
         raise DataError(f"{path} cannot be decoded: {reason}") from error
 
 
-def _opened(encoded: bytes) -> Image.Image:
+def open_image(encoded: bytes) -> Image.Image:
     """An image whose pixels are not decoded yet, with the transparency that its file states.
 
     Raises:
@@ -216,51 +161,16 @@ def _opened(encoded: bytes) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF orientation says; no tag is written, as odd ones forbid it."""
     image.load()
-    method = _TURNED.get(_orientation(image.getexif))
+    method = _TURNED.get(orientation(image.getexif))
     return image if method is None else image.transpose(method)
 
 
-def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
+def orientation(read_exif: Callable[[], Image.Exif]) -> int:
+    """Return the EXIF orientation, 1 (upright) where none can be read."""
     try:
         return int(read_exif().get(_ORIENTATION, 1))
     except Exception:  # whatever damaged EXIF leads Pillow to
         return 1
-
-
-def _header_task(encoded: EncodedSplit, start: int, images: list[bytes], *, grey: bool) -> _Found:
-    """What the headers of some images say; whether all are grey only if that is asked."""
-    found = _Found([], grey, 0, None)
-    for offset, one in enumerate(images):
-        try:
-            with _opened(one) as image:
-                found.sizes.append(_upright_size(image))
-                deep = is_deep(image, one)
-                found.grey = found.grey and _is_grey(image)
-                levels = levels_of(image) if deep else None
-                found.several_frames += _has_several_frames(image)
-            found.levels = levels.joined(found.levels) if levels else found.levels
-        except Exception as error:
-            raise _unreadable(encoded, start + offset, error, one) from error
-    return found
-
-
-def _has_several_frames(image: Image.Image) -> bool:
-    """Whether frames or pages follow the first; some readers look for the second one here."""
-    try:
-        return bool(getattr(image, "is_animated", False))
-    except Exception:  # of a second frame that is damaged, and of no use
-        return True
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width after the EXIF orientation."""
-    width, height = image.size
-    if image.format == "TIFF":  # whose reader has exchanged them already
-        return height, width
-    # Not PNG's own getexif, which decodes the pixels in case an orientation stands after them;
-    # the rare set where that matters is noticed when it is decoded.
-    turned = _orientation(partial(Image.Image.getexif, image)) in _ON_THEIR_SIDE
-    return (width, height) if turned else (height, width)
 
 
 def _decode_task(
@@ -272,11 +182,12 @@ def _decode_task(
         try:
             decoded.append(decode_image(one, channels, encoded.grey_range))
         except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-            raise _unreadable(encoded, start + offset, error, one) from error
+            raise unreadable(encoded, start + offset, error, one) from error
     return decoded
 
 
-def _is_grey(image: Image.Image) -> bool:
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image has greys only; decodes the pixels of a palette image."""
     if image.mode != "P":
         return image.mode in GREY_MODES or image.mode == "F"
     if image.has_transparency_data:
@@ -310,7 +221,8 @@ def _deep_grey(image: Image.Image, grey_range: tuple[float, float] | None) -> Im
     return Image.fromarray(levels)
 
 
-def _unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: bytes) -> DataError:
+def unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: bytes) -> DataError:
+    """Return the error for an image that cannot be decoded, which names its row."""
     reason = " ".join(str(error).split())
     remedy = "Repair or remove it"
     if is_lfs_pointer(image):
@@ -322,13 +234,14 @@ def _unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: byt
     )
 
 
-def _tasks(start: int, images: list[bytes]) -> list[tuple[int, list[bytes]]]:
+def tasks_of(start: int, images: list[bytes]) -> list[tuple[int, list[bytes]]]:
+    """Part consecutive images into tasks of a thread, each with the number of its first sample."""
     return [
         (start + first, images[first : first + IMAGES_PER_TASK])
         for first in range(0, len(images), IMAGES_PER_TASK)
     ]
 
 
-def _threads() -> ThreadPoolExecutor:
+def decoder_threads() -> ThreadPoolExecutor:
     """A few: Pillow lets go of the interpreter only inside its codecs."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))

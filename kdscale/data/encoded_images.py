@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdscale.data.decode import Headers, decode_one
+from kdscale.data.decode import decode_one
 from kdscale.data.encoded_split import EncodedSplit
+from kdscale.data.headers import Headers
 from kdscale.documents import DAMAGE, parse_as, read_object, write_object
 from kdscale.errors import KdscaleError
 

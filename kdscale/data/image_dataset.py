@@ -1,7 +1,7 @@
 """Images of one split: of one size, decoded once for all processes and runs; or still encoded."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import numpy as np
 from kdscale.data.decoded_store import open_or_decode
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.encoded_split import EncodedSplit
-from kdscale.data.image_hashes import RowCheck
-from kdscale.data.source import open_source
+from kdscale.data.image_hashes import RowCheck, encoded_keys, keys_of_store
+from kdscale.data.source import SourceOptions, open_source
 from kdscale.formatting import number_of, printable
 from kdscale.regular_files import path_inside
 
 logger = logging.getLogger(__name__)
+_DEFAULTS = SourceOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,7 @@ class ImageDataset:
     passed_over: tuple[str, ...] = ()
     """Phrases about the files of the source that were not read."""
     keys: np.ndarray | None = None
-    """Hash of each image, uint64 [N], where it is stored with the pixels, else None;
-    `kdscale.data.image_hashes.image_keys` computes the hashes of any data set."""
+    """Hash of each image, uint64 [N]; None where it is not stored: `image_keys` computes it."""
     row_check: RowCheck | None = None
     """Of decoded images that were not hashed when they were opened: checks the samples that are
     taken; None where all are known to be sound."""
@@ -54,6 +54,19 @@ class ImageDataset:
     def one_size(self) -> bool:
         """Whether all images have the same height and width."""
         return not isinstance(self.pixels, EncodedImages)
+
+    @property
+    def key_kind(self) -> str:
+        """What `image_keys` are hashes of: `pixels`, or the bytes of `encoded` images."""
+        return "pixels" if self.one_size else "encoded"
+
+    def image_keys(self) -> np.ndarray:
+        """uint64 [N]: hash of each image, as stored or computed from all images."""
+        if self.keys is not None:
+            return self.keys
+        if isinstance(self.pixels, EncodedImages):
+            return encoded_keys(self.pixels.split)
+        return keys_of_store(self.pixels)
 
     @property
     def labelled(self) -> bool:
@@ -76,12 +89,8 @@ def load_images(
     *,
     split: str,
     root: Path = Path("cache"),
-    image_column: str | None = None,
-    label_column: str | None = None,
-    classes: Sequence[str | int] | None = None,
     require_labels: bool = True,
-    config: str | None = None,
-    grey_range: tuple[float, float] | None = None,
+    options: SourceOptions = _DEFAULTS,
 ) -> ImageDataset:
     """Find the split, decode it or reuse the decoded copy under `root/images`.
 
@@ -91,30 +100,15 @@ def load_images(
         source: a hub name, a folder (parquet, arrow, images, `save_to_disk`) or one parquet or
             arrow file. What exists on disk wins over a hub name.
         split: "test" also finds a validation split, never the other way round.
-        root: where decoded images are kept.
-        image_column: found when None.
-        label_column: found when None.
-        classes: keep the rows of these classes only (names, or labels as integers), renumbered in
-            this order. Where there are no labels at all, merely the names of the classes.
+        root: folder below which decoded images are stored.
         require_labels: refuse a split without labels.
-        config: configuration of a data set that has several.
-        grey_range: levels of black and white in grey images of more than 8 bits; None: 0 and 65535,
-            if the images use that range.
+        options: which columns, classes and levels are read.
 
     Raises:
         DataError: the source, a column, a label or an image cannot be used.
         StorageError: the decoded images cannot be written.
     """
-    encoded = open_source(
-        source,
-        split=split,
-        image_column=image_column,
-        label_column=label_column,
-        classes=classes,
-        require_labels=require_labels,
-        config=config,
-        grey_range=grey_range,
-    )
+    encoded = open_source(source, split=split, require_labels=require_labels, options=options)
     logger.info("%s", describe_split(encoded), extra={"once": True})
     stored = open_or_decode(encoded, path_inside(root, "images"))
     if stored.several_frames:

@@ -6,35 +6,21 @@ The fingerprint of a set says that two of them differ; their keys say in which i
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdscale.atomic_write import write_durably
-from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.errors import DataError, KdscaleError
 from kdscale.regular_files import read_inside
 
-if TYPE_CHECKING:
-    from kdscale.data.image_dataset import ImageDataset
-
 _ROWS = 1024  # copied at once from the memory map
 
 
-def kind_of(images: "ImageDataset") -> str:
-    """What the keys are of: `pixels`, or the bytes of `encoded` images, as the fingerprint is."""
-    return "pixels" if images.one_size else "encoded"
-
-
-def image_keys(images: "ImageDataset") -> np.ndarray:
-    """uint64 [N]: the key of each image, as stored beside decoded images or computed."""
-    if images.keys is not None:
-        return images.keys
-    if isinstance(images.pixels, EncodedImages):
-        return encoded_keys(images.pixels.split)
-    parts = range(0, images.num_samples, _ROWS)
-    return _joined(pixel_keys(images.pixels[start : start + _ROWS]) for start in parts)
+def keys_of_store(pixels: np.ndarray) -> np.ndarray:
+    """uint64 [N]: keys of decoded images [N, C, H, W], read some rows at a time."""
+    parts = range(0, len(pixels), _ROWS)
+    return _joined(pixel_keys(pixels[start : start + _ROWS]) for start in parts)
 
 
 def encoded_keys(split: EncodedSplit) -> np.ndarray:

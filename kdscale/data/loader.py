@@ -26,9 +26,9 @@ from kdscale.data.pixel_sources import (
     StreamedPixels,
     as_tensor,
 )
+from kdscale.data.rng import derive_seed, permutation
 from kdscale.data.views.batch_plan import BatchPlan, PlannedBatches, SampleViews, View
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.data.views.rng import derive_seed, permutation
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
 from kdscale.errors import DataError

@@ -21,6 +21,11 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Return what `numpy.save` writes of an array in C order."""
+    return npy_header(array.dtype.str, array.shape) + array.tobytes()
+
+
 def read_array(folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read an array, which cannot be written to; errors as of `map_array`."""
     header = npy_header(dtype, shape)

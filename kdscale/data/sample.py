@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.data.views.rng import derive_seed, permutation
+from kdscale.data.rng import derive_seed, permutation
 
 _SAMPLE = derive_seed(0x73616D706C65)  # "sample"
 

@@ -13,19 +13,14 @@ from typing import Any
 import numpy as np
 
 from kdscale.data.columns import choose_classes, find_image_column, find_label_column, read_labels
+from kdscale.data.dataset_card import config_error, has_card
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.image_folder import open_image_folder
 from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, first_few, list_folder
 from kdscale.data.metadata_files import open_metadata_folder
 from kdscale.data.saved_sets import is_saved, open_saved
 from kdscale.data.splits import SPLIT_FOLDERS, find_split
-from kdscale.data.table_files import (
-    check_shards,
-    config_error,
-    has_card,
-    open_files,
-    open_table_folder,
-)
+from kdscale.data.table_files import check_shards, open_files, open_table_folder
 from kdscale.data.table_paths import resolve_paths
 from kdscale.errors import DataError, KdscaleError, StorageError
 from kdscale.formatting import number_of
@@ -37,6 +32,24 @@ UNWRITABLE = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, e
 _CONFIG_PROBLEM = re.compile(
     r"(?:Config name is missing|BuilderConfig .* not found).*?\[(.*?)\]", re.DOTALL
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """Which columns, classes and levels of a source are read."""
+
+    image_column: str | None = None
+    """Column of images; None = it is found."""
+    label_column: str | None = None
+    """Column of labels; None = it is found."""
+    classes: Sequence[str | int] | None = None
+    """Classes whose rows are read (names, or labels as integers), renumbered in this order; None =
+    all. Where there are no labels at all, merely the names of the classes."""
+    config: str | None = None
+    """Configuration of a data set that has several."""
+    grey_range: tuple[float, float] | None = None
+    """Levels of black and white in grey images of more than 8 bits; None = 0 and 65535, if the
+    images use that range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +67,19 @@ class _Opened:
 
 
 def open_source(
-    source: str,
-    *,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    classes: Sequence[str | int] | None,
-    require_labels: bool,
-    config: str | None = None,
-    grey_range: tuple[float, float] | None = None,
+    source: str, *, split: str, require_labels: bool, options: SourceOptions
 ) -> EncodedSplit:
-    """Open the source, find split, columns and classes. Arguments as in `load_images`."""
-    opened = _open(source, config)
+    """Open a source, find split, columns and classes; arguments as of `load_images`."""
+    opened = _open(source, options.config)
     found = find_split(source, opened.splits, split)
     dataset = opened.splits[found]
     place = f"split '{found}' of {source}"
     if len(dataset) == 0:
         raise DataError(f"{place} is empty: choose another split or point --data at a whole copy")
-    image_column = find_image_column(dataset.features, image_column, place)
-    label_column = find_label_column(dataset.features, label_column, place, required=require_labels)
+    image_column = find_image_column(dataset.features, options.image_column, place)
+    label_column = find_label_column(
+        dataset.features, options.label_column, place, required=require_labels
+    )
     labels = read_labels(opened.splits, found, label_column, place)
     if require_labels and len(without := np.flatnonzero(labels.values < 0)):
         raise DataError(
@@ -80,7 +87,7 @@ def open_source(
             f"(column '{label_column}'), the first of them row {without[0]}: remove them, choose "
             "another split, or distil without labels (hard_weight = 0)"
         )
-    rows, values, names = choose_classes(labels, classes, place)
+    rows, values, names = choose_classes(labels, options.classes, place)
     cells, files = _cells(opened, found, image_column, source)
     return EncodedSplit(
         cells=cells,
@@ -91,7 +98,7 @@ def open_source(
         split=found,
         passed_over=_passed_over(opened, image_column, source),
         num_files=len(files),
-        grey_range=grey_range,
+        grey_range=options.grey_range,
     )
 
 

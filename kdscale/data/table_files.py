@@ -6,24 +6,20 @@ the format.
 """
 
 import glob
-import hashlib
-import json
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kdscale.data.dataset_card import has_card, open_by_card, state_of
 from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, first_few
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
 from kdscale.data.table_schemas import check_same_class_names
 from kdscale.errors import DataError
-from kdscale.formatting import number_of, printable
+from kdscale.formatting import number_of
 
 _SHARD = re.compile(r"(?P<name>.*?)[-_.](?P<index>\d{5})-of-(?P<total>\d{5})(?P<rest>\W.*)?")
-_CARD_HEADER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
 
 
 def open_table_folder(listing: Listing, config: str | None) -> tuple[dict[str, Any], list[str]]:
@@ -44,7 +40,7 @@ def open_table_folder(listing: Listing, config: str | None) -> tuple[dict[str, A
     check_shards(str(listing.root), tables)
     check_same_class_names(listing.root, tables)
     if has_card(listing.root):
-        return _open_by_card(listing, tables, config)
+        return open_by_card(listing, tables, config)
     if config is not None:
         raise DataError(
             f"data.config is {config!r}, but {listing.root} has no README.md that names "
@@ -85,19 +81,6 @@ def open_files(kind: str, root: Path, splits: Mapping[str, Sequence[str]]) -> di
     return dict(opened)
 
 
-def state_of(paths: Iterable[Path]) -> str:
-    """A hash of what the file system says of files, for the key under which `datasets` stores rows.
-
-    `datasets` itself looks at paths and modification times, which a copy of another file may bear;
-    the time of the last change of a file's record cannot be set.
-    """
-    states = []
-    for path in paths:
-        status = path.stat()
-        states.append([str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
-
-
 def check_shards(place: str, files: Iterable[str]) -> None:
     """Refuse files named `NAME-00001-of-00003.SUFFIX` of which some are missing.
 
@@ -128,31 +111,6 @@ def check_shards(place: str, files: Iterable[str]) -> None:
             )
 
 
-def has_card(root: Path) -> bool:
-    """Whether a folder describes configurations or columns, as repositories of the hub do."""
-    if (root / ".huggingface.yaml").is_file() or (root / "dataset_infos.json").is_file():
-        return True
-    return bool(re.search(r"^(configs|dataset_info)\s*:", _card_header(root), re.MULTILINE))
-
-
-def _card_header(root: Path) -> str:
-    """The YAML header of a folder's README.md; empty where there is none."""
-    try:
-        text = (root / "README.md").read_text(encoding="utf-8-sig", errors="replace")
-    except OSError:
-        return ""
-    header = _CARD_HEADER.match(text)
-    return header[1] if header else ""
-
-
-def config_error(source: str, config: str | None, names: Sequence[str]) -> DataError:
-    """The error for a source of several configurations, of which none or another one is named."""
-    problem = f"has no configuration {config!r}" if config else "has several configurations"
-    return DataError(
-        f"{source} {problem}: it has {', '.join(names)}. Set data.config to one of them"
-    )
-
-
 def _tables_by_suffix(listing: Listing) -> dict[str, list[str]]:
     """The table files; archives of the webdataset format only where there is nothing else."""
     tables = listing.of("table") or [
@@ -162,73 +120,6 @@ def _tables_by_suffix(listing: Listing) -> dict[str, list[str]]:
     for file in tables:
         kinds[PurePosixPath(file).suffix.lower()].append(file)
     return kinds
-
-
-def _open_by_card(
-    listing: Listing, tables: list[str], config: str | None
-) -> tuple[dict[str, Any], list[str]]:
-    from datasets import get_dataset_config_names, load_dataset_builder
-
-    root = listing.root.resolve()
-    _check_card_paths(listing.root)
-    names = get_dataset_config_names(str(root))
-    if (config is not None and config not in names) or (
-        config is None and len(names) > 1 and "default" not in names
-    ):
-        raise config_error(str(listing.root), config, names)
-    state = state_of(root / file for file in tables)
-    builder = load_dataset_builder(str(root), name=config, description=state)
-    read = [
-        os.path.relpath(file, root)
-        for files in (builder.config.data_files or {}).values()
-        for file in files
-    ]
-    if len(set(read)) < len(read):
-        twice = sorted({file for file in read if read.count(file) > 1})
-        raise DataError(
-            f"{listing.root}: {first_few(twice)} would be read as part of two splits: say in "
-            "README.md (configs: data_files) which split each file belongs to"
-        )
-    builder.download_and_prepare()
-    return dict(builder.as_dataset()), read
-
-
-def _check_card_paths(root: Path) -> None:
-    """Refuse a card that names files at an address or outside its folder.
-
-    Raises:
-        DataError: naming the first.
-    """
-    import yaml
-
-    with suppress(yaml.YAMLError, OSError):  # what cannot be read, `datasets` refuses
-        extra = root / ".huggingface.yaml"
-        for text in (_card_header(root), extra.read_text() if extra.is_file() else ""):
-            header = yaml.safe_load(text)
-            configs = header.get("configs") if isinstance(header, dict) else None
-            for config in configs if isinstance(configs, list) else []:
-                table = config if isinstance(config, dict) else {}
-                for path in _texts([table.get("data_files"), table.get("data_dir")]):
-                    _check_below(root, path)
-
-
-def _check_below(root: Path, path: str) -> None:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "::" in path or "://" in path:
-        raise DataError(
-            f"README.md of {root} names {printable(path)!r}, which is not below that folder, and "
-            "data of a folder is read from it alone: copy the files there, or name their folder or "
-            "repository as data.source"
-        )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Return all strings in nested lists and tables."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(one)
 
 
 def _assign(root: Path, tables: Sequence[str]) -> dict[str, list[str]]:

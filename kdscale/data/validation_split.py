@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kdscale.data.views.rng import derive_seed, permutation
+from kdscale.data.rng import derive_seed, permutation
 
 _VALIDATION = derive_seed(0x76616C6964)  # "valid"
 

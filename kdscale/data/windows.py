@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdscale.data.views.rng import derive_seed, permutation
+from kdscale.data.rng import derive_seed, permutation
 
 _WINDOWS = derive_seed(0x77696E646F7773)  # "windows"
 

@@ -15,6 +15,7 @@ from kdscale.data.equal_images import describe_conflicts, describe_overlap
 from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
 from kdscale.data.pixel_sources import check_fixes_size
+from kdscale.data.source import SourceOptions
 from kdscale.data.validation_split import split_validation
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, DataError
@@ -60,17 +61,15 @@ test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageDataset:
     levels = recipe.data.grey_range
-    images = load_images(
-        source_path(recipe.data.source),
-        split=split,
-        root=root,
+    options = SourceOptions(
         image_column=recipe.data.image,
         label_column=recipe.data.label,
         classes=recipe.data.classes,
-        require_labels=labelled,
         config=recipe.data.config,
         grey_range=None if levels is None else (levels[0], levels[1]),
     )
+    source = source_path(recipe.data.source)
+    images = load_images(source, split=split, root=root, require_labels=labelled, options=options)
     if images.num_classes == 1:
         raise DataError(
             f"all images of split {images.split!r} of {images.name} are of one class, "

@@ -7,7 +7,7 @@ from kdscale import config
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.mix_pairs import MixPairs
-from kdscale.data.views.operations.registry import parse_operation
+from kdscale.data.views.operations.operation_registry import parse_operation
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError

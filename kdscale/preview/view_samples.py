@@ -13,9 +13,9 @@ from kdscale.cache.reader import CacheReader
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import Batch, DeviceImages
+from kdscale.data.rng import derive_seed, permutation
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.data.views.rng import derive_seed, permutation
 from kdscale.errors import ViewMismatchError
 from kdscale.formatting import number_of
 from kdscale.preview.sheet_drawing import (

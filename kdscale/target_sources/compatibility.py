@@ -10,7 +10,6 @@ from kdscale.cache.dataset_diff import Rows, changes
 from kdscale.cache.manifest import Manifest, check_identity
 from kdscale.cache.stores.base import Location, open_store
 from kdscale.data.image_dataset import ImageDataset
-from kdscale.data.image_hashes import image_keys, kind_of
 from kdscale.errors import CacheError
 
 
@@ -38,7 +37,7 @@ def differing_images(cache: Location, manifest: Manifest, images: ImageDataset) 
 
     Nothing where the cache is of an earlier version, or cannot be read.
     """
-    if manifest.dataset.get("keys") != kind_of(images):
+    if manifest.dataset.get("keys") != images.key_kind:
         return []
     store = open_store(cache)
     try:
@@ -46,10 +45,10 @@ def differing_images(cache: Location, manifest: Manifest, images: ImageDataset) 
     except CacheError:
         return []
     before = Rows(keys, labels, manifest.dataset["classes"])
-    return changes(before, Rows(image_keys(images), images.labels, images.classes))
+    return changes(before, Rows(images.image_keys(), images.labels, images.classes))
 
 
 def with_keys(required: Manifest, images: ImageDataset) -> tuple[Manifest, dict[str, np.ndarray]]:
     """A manifest that says that the images' keys are stored, and those keys, to be stored."""
-    dataset = {**required.dataset, "keys": kind_of(images)}
-    return replace(required, dataset=dataset), {"keys": image_keys(images)}
+    dataset = {**required.dataset, "keys": images.key_kind}
+    return replace(required, dataset=dataset), {"keys": images.image_keys()}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdscale.data.views.rng import derive_seed
+from kdscale.data.rng import derive_seed
 from kdscale.errors import ConfigError
 from kdscale.losses.features import HintRegressor
 from kdscale.losses.objective import FeatureTerm

@@ -227,7 +227,7 @@ def test_keys_are_stored_with_decoded_images_and_made_where_they_are_not(dataset
     (folder / "keys.npy").unlink()  # as an older kdscale leaves it
     without = load_images(str(dataset), split="train", root=tmp_path)
     assert without.keys is None
-    assert np.array_equal(image_hashes.image_keys(without), stored.keys)
+    assert np.array_equal(without.image_keys(), stored.keys)
     np.save(folder / "keys.npy", stored.keys + 1)
     assert load_images(str(dataset), split="train", root=tmp_path).keys is None
 

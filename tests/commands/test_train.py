@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdscale.commands.train import train
-from kdscale.data import decoded_store
+from kdscale.data import decoded_folder
 from kdscale.data.image_hashes import RowCheck
 from kdscale.evaluation import evaluator
 from kdscale.experiment import Experiment, Locations
@@ -462,7 +462,7 @@ def test_pixels_changed_behind_the_fingerprint_are_caught_by_the_view_digests(
     """As where a decoder of another version wrote the images: what is stored is sound by itself."""
     recipe = write_recipe(teacher={"weights": tiny_teacher})
     assert kdscale("cache", "build", recipe).exit_code == 0
-    monkeypatch.setattr(decoded_store, "VERIFIED_BYTES", -1)
+    monkeypatch.setattr(decoded_folder, "VERIFIED_BYTES", -1)
     monkeypatch.setattr(RowCheck, "__call__", lambda *_: None)
     for file in (tmp_path / "cache" / "images").glob("*/pixels.npy"):
         pixels = np.load(file, mmap_mode="r+")

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as reference
 
+from kdscale.data.rng import bernoulli, bits_KB, integers
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional import color
+from kdscale.data.views.functional import grey_levels
 from kdscale.data.views.operations.color import ColorJitter, GaussianBlur
-from kdscale.data.views.operations.registry import parse_operation
+from kdscale.data.views.operations.operation_registry import parse_operation
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.data.views.rng import bernoulli, bits_KB, integers
 from kdscale.errors import ConfigError
 
 EVERY_OPERATION = [
@@ -59,10 +59,10 @@ def per_image(function, pixels, values):
     [("brightness", 0), ("contrast", 1e-3), ("saturation", 1e-3), ("sharpness", 0)],
 )
 def test_factors_act_as_in_torchvision(name, most, channels):
-    pixels, factor_B = images(200, channels), parameters(200, 0, 2 * color.ONE)
-    found = getattr(color, name)(pixels, factor_B)
+    pixels, factor_B = images(200, channels), parameters(200, 0, 2 * grey_levels.ONE)
+    found = getattr(grey_levels, name)(pixels, factor_B)
     theirs = getattr(reference, f"adjust_{name}")
-    expected = per_image(lambda image, k: theirs(image, k / color.ONE), pixels, factor_B)
+    expected = per_image(lambda image, k: theirs(image, k / grey_levels.ONE), pixels, factor_B)
     largest, share = differences(found, expected)
     assert largest <= 1
     assert share <= most
@@ -70,7 +70,7 @@ def test_factors_act_as_in_torchvision(name, most, channels):
 
 def test_hue_turns_as_in_torchvision():
     pixels, turn_B = images(200), parameters(200, -2048, 2048)
-    found = color.hue(pixels, turn_B)
+    found = grey_levels.hue(pixels, turn_B)
     expected = per_image(lambda image, k: reference.adjust_hue(image, k / 4096), pixels, turn_B)
     largest, share = differences(found, expected)
     assert largest <= 1
@@ -79,18 +79,23 @@ def test_hue_turns_as_in_torchvision():
 
 def test_neutral_parameters_change_nothing():
     pixels = images(20)
-    whole = torch.full((20,), color.ONE)
-    for function in (color.brightness, color.contrast, color.saturation, color.sharpness):
+    whole = torch.full((20,), grey_levels.ONE)
+    for function in (
+        grey_levels.brightness,
+        grey_levels.contrast,
+        grey_levels.saturation,
+        grey_levels.sharpness,
+    ):
         assert function(pixels, whole).equal(pixels)
-    assert color.hue(pixels, torch.zeros_like(whole)).equal(pixels)
-    assert color.posterize(pixels, torch.full_like(whole, 8)).equal(pixels)
-    assert color.solarize(pixels, torch.full_like(whole, 256)).equal(pixels)
+    assert grey_levels.hue(pixels, torch.zeros_like(whole)).equal(pixels)
+    assert grey_levels.posterize(pixels, torch.full_like(whole, 8)).equal(pixels)
+    assert grey_levels.solarize(pixels, torch.full_like(whole, 256)).equal(pixels)
 
 
 def test_grey_differs_from_torchvision_by_at_most_one_level():
     pixels = images(400)
     largest, share = differences(
-        color.grayscale(pixels), reference.rgb_to_grayscale(pixels, num_output_channels=3)
+        grey_levels.grayscale(pixels), reference.rgb_to_grayscale(pixels, num_output_channels=3)
     )
     assert largest <= 1
     assert share < 1e-4
@@ -102,8 +107,8 @@ def test_all_colours_turn_and_fade_within_one_level():
     cube = torch.stack([value >> 16, value >> 8 & 255, value & 255]).to(torch.uint8)
     cube = cube.view(1, 3, 4096, 4096)
     grey = reference.rgb_to_grayscale(cube, num_output_channels=3)
-    assert differences(color.grayscale(cube), grey)[0] <= 1
-    turned = color.hue(cube, torch.tensor([700]))
+    assert differences(grey_levels.grayscale(cube), grey)[0] <= 1
+    turned = grey_levels.hue(cube, torch.tensor([700]))
     assert differences(turned, reference.adjust_hue(cube, 700 / 4096))[0] <= 1
 
 
@@ -111,11 +116,13 @@ def test_all_colours_turn_and_fade_within_one_level():
 def test_bit_operations_equal_torchvision(channels):
     pixels = images(60, channels)
     bits_B, threshold_B = parameters(60, 0, 8), parameters(60, 0, 255)
-    assert color.posterize(pixels, bits_B).equal(per_image(reference.posterize, pixels, bits_B))
+    assert grey_levels.posterize(pixels, bits_B).equal(
+        per_image(reference.posterize, pixels, bits_B)
+    )
     expected = per_image(reference.solarize, pixels, threshold_B)
-    assert color.solarize(pixels, threshold_B).equal(expected)
+    assert grey_levels.solarize(pixels, threshold_B).equal(expected)
     everywhere = torch.ones(60, dtype=torch.bool)
-    assert color.invert(pixels, everywhere).equal(reference.invert(pixels))
+    assert grey_levels.invert(pixels, everywhere).equal(reference.invert(pixels))
 
 
 def hard_to_equalize():
@@ -132,13 +139,13 @@ def hard_to_equalize():
 
 def test_equalize_equals_torchvision():
     pixels = hard_to_equalize()
-    assert color.equalize(pixels).equal(reference.equalize(pixels))
+    assert grey_levels.equalize(pixels).equal(reference.equalize(pixels))
 
 
 def test_autocontrast_is_torchvisions_where_that_does_not_fall_short():
     """Quotients that are whole numbers: dividing in floats can end up just below."""
     pixels = hard_to_equalize()
-    found, expected = color.autocontrast(pixels), reference.autocontrast(pixels)
+    found, expected = grey_levels.autocontrast(pixels), reference.autocontrast(pixels)
     largest, share = differences(found, expected)
     assert largest <= 1
     assert share < 0.02
@@ -150,7 +157,7 @@ def test_autocontrast_is_torchvisions_where_that_does_not_fall_short():
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 17])
 def test_blur_is_within_one_level_of_torchvision(kernel_size):
     pixels, sigma_B = images(100), parameters(100, 6, 128)
-    found = color.gaussian_blur(pixels, sigma_B, kernel_size, 128)
+    found = grey_levels.gaussian_blur(pixels, sigma_B, kernel_size, 128)
     expected = per_image(
         lambda image, s: reference.gaussian_blur(image, kernel_size, s / 64), pixels, sigma_B
     )
@@ -168,7 +175,7 @@ def test_gaussian_weights_sum_to_one():
 
 def test_blur_cannot_leave_the_range():
     white = torch.full((2, 3, 40, 40), 255, dtype=torch.uint8)
-    assert color.gaussian_blur(white, torch.tensor([1, 1024]), 63, 1024).equal(white)
+    assert grey_levels.gaussian_blur(white, torch.tensor([1, 1024]), 63, 1024).equal(white)
 
 
 @pytest.mark.parametrize("entry", EVERY_OPERATION, ids=lambda entry: entry["name"])
@@ -216,7 +223,7 @@ def test_small_images_are_not_refused(size):
                 parse_operation({**entry, "p": 1.0} if "p" in entry else entry), pixels, index
             )
             assert found.shape == pixels.shape
-    assert color.sharpness(pixels, torch.zeros(6, dtype=torch.int64)).equal(
+    assert grey_levels.sharpness(pixels, torch.zeros(6, dtype=torch.int64)).equal(
         reference.adjust_sharpness(pixels, 0.0)
     )
 
@@ -228,7 +235,12 @@ def test_jitter_is_its_functions_in_the_order_drawn():
     found = jitter(pixels, bits)
     bounds = [(2048, 6144), (819, 4506), (0, 12288), (-410, 2048)]
     orders = torch.tensor(list(permutations(range(4))))
-    functions = [color.brightness, color.contrast, color.saturation, color.hue]
+    functions = [
+        grey_levels.brightness,
+        grey_levels.contrast,
+        grey_levels.saturation,
+        grey_levels.hue,
+    ]
     for sample in range(96):
         image = pixels[sample : sample + 1]
         for kind in orders[integers(bits[0, sample], 24)].tolist():
@@ -242,7 +254,7 @@ def test_jitter_of_one_kind_needs_no_order():
     pixels = images(64)
     bits = bits_KB(0, [(0, draw) for draw in range(5)], 0, torch.arange(64))
     found = ColorJitter(hue=0.25)(pixels, bits)
-    assert found.equal(color.hue(pixels, integers(bits[4], 2049) - 1024))
+    assert found.equal(grey_levels.hue(pixels, integers(bits[4], 2049) - 1024))
     assert ColorJitter()(pixels, bits).equal(pixels)
 
 
@@ -281,7 +293,7 @@ def test_choices_say_what_is_drawn():
 @pytest.mark.parametrize("name", ["solarize", "hue"])
 def test_compiled_functions_equal_eager_ones(name):
     pixels, parameter_B = images(8), parameters(8, 0, 256)
-    function = getattr(color, name)
+    function = getattr(grey_levels, name)
     assert torch.compile(function)(pixels, parameter_B).equal(function(pixels, parameter_B))
 
 

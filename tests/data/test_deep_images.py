@@ -17,6 +17,7 @@ import kdscale
 from kdscale.data import encoded_split
 from kdscale.data.decode import decode_image
 from kdscale.data.image_dataset import load_images
+from kdscale.data.source import SourceOptions
 from kdscale.errors import DataError
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # PNG's colour types
@@ -63,7 +64,8 @@ def write(folder, images):
 
 
 def load(folder, tmp_path, **options):
-    return load_images(str(folder), split="train", root=tmp_path / "root", **options)
+    root, options = tmp_path / "root", SourceOptions(**options)
+    return load_images(str(folder), split="train", root=root, options=options)
 
 
 # --------------------------------------------------------------------------- which levels

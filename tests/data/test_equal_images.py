@@ -11,7 +11,7 @@ from PIL import Image
 
 from kdscale.data.equal_images import describe_conflicts, describe_overlap
 from kdscale.data.image_dataset import describe_split, load_images
-from kdscale.data.source import open_source
+from kdscale.data.source import SourceOptions, open_source
 from kdscale.errors import DataError
 
 
@@ -101,10 +101,7 @@ def png(number):
 
 
 def opened(source):
-    settings = {
-        "image_column": None, "label_column": None, "classes": None, "require_labels": True
-    }  # fmt: skip
-    return open_source(str(source), split="train", **settings)
+    return open_source(str(source), split="train", require_labels=True, options=SourceOptions())
 
 
 @pytest.mark.parametrize("absolute", [True, False])

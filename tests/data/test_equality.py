@@ -12,7 +12,7 @@ from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.data.views.mix_pairs import MixPairs
-from kdscale.data.views.operations.registry import MIXING, OPERATIONS
+from kdscale.data.views.operations.operation_registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from tests.data import replay

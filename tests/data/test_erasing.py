@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from kdscale.data.rng import bernoulli, bits_KB, integers, mix
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.operations.erasing import Cutout, RandomErasing
-from kdscale.data.views.operations.registry import parse_operation
-from kdscale.data.views.rng import bernoulli, bits_KB, integers, mix
+from kdscale.data.views.operations.operation_registry import parse_operation
 from kdscale.errors import ConfigError
 from tests.data.test_color import images
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kdscale.data.image_dataset import describe_split, load_images
-from kdscale.data.source import open_source
+from kdscale.data.source import SourceOptions, open_source
 from kdscale.errors import DataError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n"
@@ -66,15 +66,16 @@ def write_table(path, labels=(0, 1), start=0, names=None):
         writer.write_table(table)
 
 
-def load(folder, tmp_path, split="train", **options):
-    return load_images(str(folder), split=split, root=tmp_path / "root", **options)
+def load(folder, tmp_path, split="train", *, require_labels=True, **options):
+    return load_images(
+        str(folder), split=split, root=tmp_path / "root", require_labels=require_labels,
+        options=SourceOptions(**options),
+    )  # fmt: skip
 
 
 def opened(folder, split="train", **options):
-    settings = {
-        "image_column": None, "label_column": None, "classes": None, "require_labels": True
-    }  # fmt: skip
-    return open_source(str(folder), split=split, **(settings | options))
+    options = SourceOptions(**options)
+    return open_source(str(folder), split=split, require_labels=True, options=options)
 
 
 def said(folder, split="train", **options):

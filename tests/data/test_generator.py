@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.views.rng import (
+from kdscale.data.rng import (
     as_int64,
     bernoulli,
     bits_KB,

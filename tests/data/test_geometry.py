@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
+from kdscale.data.rng import bernoulli, bits_KB
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional import geometry, resampling
+from kdscale.data.views.functional import affine, resampling
 from kdscale.data.views.operations import resizing
 from kdscale.data.views.operations.geometry import RandomAffine, RandomRotation, RandomVerticalFlip
 from kdscale.data.views.operations.resizing import CenterCrop, RandomResizedCrop, Resize
-from kdscale.data.views.rng import bernoulli, bits_KB
 from kdscale.errors import ConfigError
 from tests.data import replay
 
@@ -78,7 +78,7 @@ def chi_square(counts):
 
 @pytest.mark.parametrize(("angle", "sine", "cosine"), replay.known_answers("sines"))
 def test_sines_are_those_documented(angle, sine, cosine):
-    matrix = geometry.rotation_matrix(torch.tensor([angle]))[0].tolist()
+    matrix = affine.rotation_matrix(torch.tensor([angle]))[0].tolist()
     assert matrix == [cosine, -sine, 0, sine, cosine, 0]
 
 
@@ -199,7 +199,7 @@ def test_resized_crop_is_that_specified(size, interpolation, antialias, channels
 )
 def test_affine_matrix_is_that_documented(angle, right, down, scale, sx, sy, matrix):
     parameters = (torch.tensor([x]) for x in (angle, right, down, scale, sx, sy))
-    assert geometry.affine_matrix(*parameters)[0].tolist() == matrix
+    assert affine.affine_matrix(*parameters)[0].tolist() == matrix
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
@@ -210,7 +210,7 @@ def test_affine_is_that_specified(interpolation, channels, height, width):
     matrices = torch.randint(-200_000, 200_000, (8, 6), generator=generator)
     matrices[0] = torch.tensor([2**40, 0, 0, 0, -(2**40), 2**45])  # saturates
     matrices[1] = torch.tensor([32768, 0, 32768, 0, 32768, -32768])  # right between pixels
-    found = geometry.affine(images, matrices, interpolation, 77)
+    found = affine.affine(images, matrices, interpolation, 77)
     for sample, image in enumerate(images.numpy()):
         expected = mapped(image, matrices[sample].tolist(), interpolation, 77)
         assert found[sample].tolist() == expected.tolist()
@@ -284,8 +284,8 @@ def test_nearest_resized_crop_equals_torchvision_but_for_its_rounding(old, new):
 def test_quarter_turns_move_whole_pixels(quarter, interpolation):
     for size in (8, 9):
         images = noise(3, 3, size, size)
-        matrix = geometry.rotation_matrix(torch.full((3,), quarter * 90 * 64))
-        found = geometry.affine(images, matrix, interpolation, 0)
+        matrix = affine.rotation_matrix(torch.full((3,), quarter * 90 * 64))
+        found = affine.affine(images, matrix, interpolation, 0)
         assert found.equal(images.rot90(quarter, (2, 3)))
 
 
@@ -294,8 +294,8 @@ def test_shift_equals_torchvision(interpolation):
     images = noise(1, 3, 9, 12)
     for x, y in ((0, 0), (3, -2), (-11, 8), (12, 0), (0, -9), (400, 400)):
         zero = torch.zeros(1, dtype=torch.int64)
-        matrix = geometry.affine_matrix(zero, zero + x, zero + y, zero + 65536, zero, zero)
-        found = geometry.affine(images, matrix, interpolation, 0)
+        matrix = affine.affine_matrix(zero, zero + x, zero + y, zero + 65536, zero, zero)
+        found = affine.affine(images, matrix, interpolation, 0)
         assert found.equal(reference.affine(images, 0, [x, y], 1.0, [0.0, 0.0], interpolation))
 
 
@@ -308,7 +308,7 @@ def test_affine_is_close_to_torchvision(kind, interpolation, fill):
     generator = torch.Generator().manual_seed(5)
     limits = ((-11520, 11520), (-9, 10), (-9, 10), (40_000, 100_000), (-2880, 2880), (-2880, 2880))
     drawn = [torch.randint(low, high, (40,), generator=generator) for low, high in limits]
-    found = geometry.affine(images, geometry.affine_matrix(*drawn), interpolation, fill)
+    found = affine.affine(images, affine.affine_matrix(*drawn), interpolation, fill)
     expected = torch.stack(
         [
             reference.affine(
@@ -332,7 +332,7 @@ def test_affine_is_close_to_torchvision(kind, interpolation, fill):
 def test_rotation_is_close_to_torchvision(interpolation):
     images = smooth(40, 3, 32, 32)
     angle = torch.arange(-20, 20) * 511
-    found = geometry.affine(images, geometry.rotation_matrix(angle), interpolation, 0)
+    found = affine.affine(images, affine.rotation_matrix(angle), interpolation, 0)
     expected = torch.stack(
         [
             reference.rotate(image, degrees / 64, interpolation)
@@ -411,7 +411,7 @@ def drawn_matrices(operation, count, height=40, width=60):
     matrices = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            geometry, "affine", lambda images, matrix, *_: matrices.append(matrix) or images
+            affine, "affine", lambda images, matrix, *_: matrices.append(matrix) or images
         )
         operation(torch.empty(count, 1, height, width, dtype=torch.uint8), bits(operation, count))
     return matrices[0]

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 import kdscale
-from kdscale.data import decoded_store
+from kdscale.data import decoded_folder, decoded_store
 from kdscale.data.decode import decode_image
 from kdscale.data.image_dataset import ImageDataset, load_images
+from kdscale.data.source import SourceOptions
 from kdscale.errors import DataError, StorageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -100,8 +101,11 @@ def source(tmp_path):
     return folder
 
 
-def load(source, root, split="train", **options):
-    return load_images(str(source), split=split, root=root, **options)
+def load(source, root, split="train", *, require_labels=True, **options):
+    options = SourceOptions(**options)
+    return load_images(
+        str(source), split=split, root=root, require_labels=require_labels, options=options
+    )
 
 
 def store_folders(root):
@@ -514,14 +518,13 @@ def test_tiff_of_floats_is_refused(tmp_path, root):
 @pytest.fixture
 def decodings(monkeypatch):
     """Counts how often a split is decoded."""
-    calls = []
+    calls, decode = [], decoded_folder.decode
 
-    def counted(encoded, channels):
+    def counted(encoded, *rest):
         calls.append(encoded.split)
-        return decoded_store.__dict__["_original_decode"](encoded, channels)
+        return decode(encoded, *rest)
 
-    monkeypatch.setattr(decoded_store, "_original_decode", decoded_store.decode, raising=False)
-    monkeypatch.setattr(decoded_store, "decode", counted)
+    monkeypatch.setattr(decoded_folder, "decode", counted)
     return calls
 
 
@@ -561,7 +564,7 @@ def test_fingerprint_is_of_pixels_not_of_files(tmp_path, root, decodings):
 
 
 def test_fingerprint_is_frozen(source, root):
-    """A change breaks every cache that names it: raise decoded_store.VERSION only knowingly."""
+    """A change breaks every cache that names it: raise source_key.VERSION only knowingly."""
     assert load(source, root).fingerprint.startswith("3e1d033c0cff9b7f")
 
 
@@ -625,7 +628,7 @@ def test_failed_decoding_leaves_nothing_and_can_be_repeated(source, root, monkey
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(decoded_store, "_flush", full)
+    monkeypatch.setattr(decoded_folder, "_flush", full)
     with pytest.raises(StorageError, match=r"No space left on device.*--cache-root"):
         load(source, root)
     assert not root.exists()

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import BatchLoader, DeviceImages
+from kdscale.data.rng import bits_KB, integers
 from kdscale.data.validation_split import split_validation
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional.mixing import blend, box_around, paste
+from kdscale.data.views.functional.blending import blend, box_around, paste
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.mixing import Cutmix, Mixup, MixupOrCutmix
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.data.views.rng import bits_KB, integers
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError
 from tests.data import replay

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
+from kdscale.data.rng import bernoulli, bits_KB, integers
 from kdscale.data.views.operations.geometry import RandomCrop, RandomHorizontalFlip
-from kdscale.data.views.operations.registry import OPERATIONS
-from kdscale.data.views.rng import bernoulli, bits_KB, integers
+from kdscale.data.views.operations.operation_registry import OPERATIONS
 from kdscale.errors import ConfigError
 from tests.data import replay
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from kdscale.data.views.digest import digest
-from kdscale.data.views.operations.registry import MIXING, OPERATIONS
+from kdscale.data.views.operations.operation_registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError

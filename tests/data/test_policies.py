@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from kdscale.data.rng import bits_KB, integers
 from kdscale.data.views.operations.auto_augment import KINDS, RandAugment, TrivialAugmentWide
-from kdscale.data.views.operations.registry import parse_operation
-from kdscale.data.views.rng import bits_KB, integers
+from kdscale.data.views.operations.operation_registry import parse_operation
 from kdscale.errors import ConfigError
 from tests.data.test_color import differences, images
 

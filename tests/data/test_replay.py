@@ -15,7 +15,7 @@ from PIL import Image
 from kdscale.commands.build import build
 from kdscale.data.views.digest import digest
 from kdscale.data.views.mix_pairs import MixPairs
-from kdscale.data.views.operations.registry import MIXING, OPERATIONS
+from kdscale.data.views.operations.operation_registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.experiment import Experiment, Locations
 from tests.data import replay

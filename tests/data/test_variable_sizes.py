@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdscale.data import decode, decoded_store, pixel_sources
+from kdscale.data import decoded_store, headers, pixel_sources, source_key
+from kdscale.data.decode import decode_image
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.image_dataset import load_images
 from kdscale.data.loader import BatchLoader, DeviceImages
@@ -134,7 +135,7 @@ def test_views_do_not_depend_on_batch_or_order(images, name):
 def test_view_of_a_crop_alone_is_the_pipeline_on_the_decoded_image(image_set, images):
     pipeline = pipeline_of("more, then crop")
     for sample in range(6):
-        whole = decode.decode_image(image_set.pixels.split.read_one(sample), 3)
+        whole = decode_image(image_set.pixels.split.read_one(sample), 3)
         index = torch.tensor([sample])
         expected = pipeline(torch.from_numpy(whole.copy())[None], 2, index)
         assert images.render_views(pipeline, 2, index).pixels.equal(expected)
@@ -411,7 +412,7 @@ def test_sizes_are_those_of_upright_images(tmp_path, suffix):
 
 def test_sizes_that_only_decoding_shows_are_noticed(tmp_path, monkeypatch):
     """An orientation after a PNG's pixels is not in its header."""
-    monkeypatch.setattr(decode, "_upright_size", lambda _: (9, 9))
+    monkeypatch.setattr(headers, "_upright_size", lambda _: (9, 9))
     pictures = [(picture(number), ".png", {}) for number in range(4)]
     folder = write_all(tmp_path / "set", pictures)
     assert not load(folder, tmp_path / "root").one_size
@@ -432,7 +433,7 @@ def scans(monkeypatch):
 
     def counted(encoded):
         calls.append(encoded.split)
-        return decode.read_headers(encoded)
+        return headers.read_headers(encoded)
 
     monkeypatch.setattr(decoded_store, "read_headers", counted)
     return calls
@@ -474,7 +475,7 @@ def test_identity_changes_with_pixels_and_rules(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, changed)
     picture(1).save(changed / "train" / "cat" / "00.jpg", quality=95)
     assert load(changed, tmp_path / "root").fingerprint != first
-    monkeypatch.setattr(decoded_store, "VERSION", decoded_store.VERSION + 1)
+    monkeypatch.setattr(source_key, "VERSION", source_key.VERSION + 1)
     assert load(folder, tmp_path / "root").fingerprint != first
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.views.rng import as_int64, derive_seed, mix
+from kdscale.data.rng import as_int64, derive_seed, mix
 
 _KEY = derive_seed(0x76696577)  # "view"
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdscale.data.rng import derive_seed, permutation
 from kdscale.data.validation_split import split_validation
-from kdscale.data.views.rng import derive_seed, permutation
 
 _PAIRS = derive_seed(0x7061697273)  # "pairs"
 

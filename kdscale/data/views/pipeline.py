@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdscale.data.rng import GENERATOR_VERSION, as_int64, bits_KB, derive_seed, integers, mix
 from kdscale.data.views.batch_plan import BatchPlan, PlannedBatches, View
 from kdscale.data.views.mix_pairs import MixPairs
-from kdscale.data.views.operations.base import Operation
 from kdscale.data.views.operations.mixing import Mixing
-from kdscale.data.views.operations.registry import NAMES, parse_operation
+from kdscale.data.views.operations.operation import Operation
+from kdscale.data.views.operations.operation_registry import NAMES, parse_operation
 from kdscale.data.views.operations.torchvision_op import TorchvisionOp
-from kdscale.data.views.rng import GENERATOR_VERSION, as_int64, bits_KB, derive_seed, integers, mix
 from kdscale.errors import ConfigError
 
 _ALL = derive_seed(0x616C6C)  # "all"

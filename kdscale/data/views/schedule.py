@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdscale.data.views.rng import as_int64, derive_seed, integers, mix, permutation
+from kdscale.data.rng import as_int64, derive_seed, integers, mix, permutation
 
 _SHIFT = derive_seed(0x7368696674)  # "shift"
 

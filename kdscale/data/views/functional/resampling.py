@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.views.functional.geometry import Interpolation, rounded
+from kdscale.data.views.functional.affine import Interpolation, rounded
 from kdscale.data.views.functional.masking import chunked
 
 _WEIGHT_ONE = 1 << 14

@@ -14,12 +14,12 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from kdscale.data.rng import integers
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional import color
-from kdscale.data.views.functional.geometry import affine, gather_pixels, source_coordinates
+from kdscale.data.views.functional import grey_levels
+from kdscale.data.views.functional.affine import affine, gather_pixels, source_coordinates
 from kdscale.data.views.functional.masking import chunked, dispatch_by_kind
-from kdscale.data.views.operations.base import Native, check_name, check_range
-from kdscale.data.views.rng import integers
+from kdscale.data.views.operations.operation import Native, check_name, check_range
 
 Interpolation = Literal["nearest", "bilinear"]
 
@@ -41,14 +41,14 @@ KINDS = (
 )
 """What is drawn from, numbered in this order."""
 _GREY_LEVELS = (
-    color.brightness,
-    color.saturation,
-    color.contrast,
-    color.sharpness,
-    color.posterize,
-    color.solarize,
-    lambda images, _: color.autocontrast(images),
-    lambda images, _: color.equalize(images),
+    grey_levels.brightness,
+    grey_levels.saturation,
+    grey_levels.contrast,
+    grey_levels.sharpness,
+    grey_levels.posterize,
+    grey_levels.solarize,
+    lambda images, _: grey_levels.autocontrast(images),
+    lambda images, _: grey_levels.equalize(images),
 )
 _IDENTITY, _MOVE, _CHANGE = 0, 1, 2  # what runs together; the last are as many as _GREY_LEVELS
 _MOVES = range(1, 6)  # kinds
@@ -257,4 +257,4 @@ def _grey_parameter(kind: str, space: Space, strength: Fraction, sign: int) -> i
         return round(8 - space.bits_lost * strength)
     if kind == "solarize":
         return math.ceil(255 * (1 - strength))
-    return round((1 + sign * space.factor * strength) * color.ONE)
+    return round((1 + sign * space.factor * strength) * grey_levels.ONE)

@@ -12,16 +12,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from kdscale.data.rng import bernoulli, integers
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional import color
+from kdscale.data.views.functional import grey_levels
 from kdscale.data.views.functional.masking import dispatch_by_kind, where_chosen
-from kdscale.data.views.operations.base import (
+from kdscale.data.views.operations.operation import (
     Native,
     check_interval,
     check_probability,
     check_range,
 )
-from kdscale.data.views.rng import bernoulli, integers
 from kdscale.errors import ConfigError
 
 _LARGEST_KERNEL = 63  # pixels; a larger one would need the sums' upper bits
@@ -65,7 +65,7 @@ class ColorJitter(Native):
     hue: Jitter = 0.0
 
     def __post_init__(self) -> None:
-        most = float(color.LARGEST_FACTOR)
+        most = float(grey_levels.LARGEST_FACTOR)
         for name in ("brightness", "contrast", "saturation"):
             _check_jitter("color_jitter", name, getattr(self, name), (0.0, most), most - 1)
         _check_jitter("color_jitter", "hue", self.hue, (-0.5, 0.5), 0.5)
@@ -94,10 +94,10 @@ class ColorJitter(Native):
     def _ranges(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, int], int]]:
         """Function, smallest and largest parameter, and the one that changes nothing."""
         return [
-            (color.brightness, _bounds(self.brightness, 1.0), color.ONE),
-            (color.contrast, _bounds(self.contrast, 1.0), color.ONE),
-            (color.saturation, _bounds(self.saturation, 1.0), color.ONE),
-            (color.hue, _bounds(self.hue, 0.0), 0),
+            (grey_levels.brightness, _bounds(self.brightness, 1.0), grey_levels.ONE),
+            (grey_levels.contrast, _bounds(self.contrast, 1.0), grey_levels.ONE),
+            (grey_levels.saturation, _bounds(self.saturation, 1.0), grey_levels.ONE),
+            (grey_levels.hue, _bounds(self.hue, 0.0), 0),
         ]
 
 
@@ -117,7 +117,7 @@ def _bounds(value: Jitter, middle: float) -> tuple[int, int]:
     if isinstance(value, float | int):
         lowest = 0.0 if middle else -math.inf
         value = (max(middle - value, lowest), middle + value)
-    return round(value[0] * color.ONE), round(value[1] * color.ONE)
+    return round(value[0] * grey_levels.ONE), round(value[1] * grey_levels.ONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Grayscale(Native):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The grey images."""
-        return color.grayscale(images)
+        return grey_levels.grayscale(images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class RandomGrayscale(RandomApply):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them grey."""
-        return _where_drawn(color.grayscale, images, bits, self.p)
+        return _where_drawn(grey_levels.grayscale, images, bits, self.p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class GaussianBlur(Native):
         sigma = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
         low, high = (round(value * lookup_tables.SIGMA_UNITS) for value in sigma)
         sigma_B = low + integers(bits[0], high - low + 1)
-        return color.gaussian_blur(images, sigma_B, self.kernel_size, high)
+        return grey_levels.gaussian_blur(images, sigma_B, self.kernel_size, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class RandomInvert(RandomApply):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them negatives."""
-        return color.invert(images, bernoulli(bits[0], self.p))
+        return grey_levels.invert(images, bernoulli(bits[0], self.p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class RandomPosterize(RandomApply):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them in fewer grey levels."""
-        return color.posterize(images, 8 + bernoulli(bits[0], self.p) * (self.bits - 8))
+        return grey_levels.posterize(images, 8 + bernoulli(bits[0], self.p) * (self.bits - 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class RandomSolarize(RandomApply):
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them solarized."""
         least = math.ceil(self.threshold)
-        return color.solarize(images, 256 + bernoulli(bits[0], self.p) * (least - 256))
+        return grey_levels.solarize(images, 256 + bernoulli(bits[0], self.p) * (least - 256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ class RandomAdjustSharpness(RandomApply):
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        most = color.LARGEST_FACTOR
+        most = grey_levels.LARGEST_FACTOR
         check_range(
             "random_adjust_sharpness",
             "sharpness_factor",
@@ -253,10 +253,10 @@ class RandomAdjustSharpness(RandomApply):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them smoother or sharper."""
-        factor = round(self.sharpness_factor * color.ONE)
+        factor = round(self.sharpness_factor * grey_levels.ONE)
 
         def sharpened(part: Tensor) -> Tensor:
-            return color.sharpness(part, bits.new_full((len(part),), factor))
+            return grey_levels.sharpness(part, bits.new_full((len(part),), factor))
 
         return _where_drawn(sharpened, images, bits, self.p)
 
@@ -272,7 +272,7 @@ class RandomAutocontrast(RandomApply):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them stretched."""
-        return _where_drawn(color.autocontrast, images, bits, self.p)
+        return _where_drawn(grey_levels.autocontrast, images, bits, self.p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,4 +286,4 @@ class RandomEqualize(RandomApply):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them equalized."""
-        return _where_drawn(color.equalize, images, bits, self.p)
+        return _where_drawn(grey_levels.equalize, images, bits, self.p)

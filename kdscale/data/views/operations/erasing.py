@@ -6,15 +6,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from kdscale.data.rng import bernoulli, integers, mix
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional.masking import chunked
-from kdscale.data.views.operations.base import (
+from kdscale.data.views.operations.operation import (
     Native,
     check_interval,
     check_probability,
     check_range,
 )
-from kdscale.data.views.rng import bernoulli, integers, mix
 
 _ATTEMPTS = 10
 _LARGEST_SIZE = 4096  # pixels

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdscale.data.rng import bernoulli, integers
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional import geometry
-from kdscale.data.views.functional.geometry import Interpolation
-from kdscale.data.views.operations.base import (
+from kdscale.data.views.functional import affine
+from kdscale.data.views.functional.affine import Interpolation
+from kdscale.data.views.operations.operation import (
     Native,
     check_interval,
     check_name,
@@ -23,7 +24,6 @@ from kdscale.data.views.operations.base import (
     check_range,
 )
 from kdscale.data.views.operations.resizing import uniform
-from kdscale.data.views.rng import bernoulli, integers
 from kdscale.errors import ConfigError
 
 _MOST_PADDING = 1024  # pixels; beyond it a crop would show hardly any image
@@ -161,8 +161,8 @@ class RandomRotation(Native):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The turned images, as large as before."""
-        matrix_B6 = geometry.rotation_matrix(_angle(bits[0], self.degrees))
-        return geometry.affine(images, matrix_B6, self.interpolation, self.fill)
+        matrix_B6 = affine.rotation_matrix(_angle(bits[0], self.degrees))
+        return affine.affine(images, matrix_B6, self.interpolation, self.fill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class RandomAffine(Native):
         height, width = images.shape[-2:]
         share_x, share_y = self.translate or (0, 0)
         shear_x, shear_y = self._shears()
-        matrix_B6 = geometry.affine_matrix(
+        matrix_B6 = affine.affine_matrix(
             _angle(bits[0], self.degrees),
             _shift(bits[1], share_x, width),
             _shift(bits[2], share_y, height),
@@ -205,7 +205,7 @@ class RandomAffine(Native):
             _angle(bits[4], shear_x),
             _angle(bits[5], shear_y),
         )
-        return geometry.affine(images, matrix_B6, self.interpolation, self.fill)
+        return affine.affine(images, matrix_B6, self.interpolation, self.fill)
 
     def _shears(self) -> tuple[Angle, Angle]:
         """Along the rows, along the columns."""

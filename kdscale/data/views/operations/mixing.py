@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kdscale.data.rng import bernoulli, integers
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional.mixing import blend, box_around, paste
-from kdscale.data.views.operations.base import check_probability, check_range
-from kdscale.data.views.rng import bernoulli, integers
+from kdscale.data.views.functional.blending import blend, box_around, paste
+from kdscale.data.views.operations.operation import check_probability, check_range
 
 _ALPHA = (0.01, 100.0)
 _ROOTS = tuple(isqrt(k << 24) for k in range(lookup_tables.LARGEST_WEIGHT + 1))

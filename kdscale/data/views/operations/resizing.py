@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdscale.data.rng import integers
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import resampling
-from kdscale.data.views.functional.geometry import Interpolation
-from kdscale.data.views.operations.base import Native, check_interval, check_name, check_range
-from kdscale.data.views.rng import integers
+from kdscale.data.views.functional.affine import Interpolation
+from kdscale.data.views.operations.operation import Native, check_interval, check_name, check_range
 
 _LARGEST_SIZE = 1 << 14  # pixels
 _ATTEMPTS = 10  # at a crop that fits, as torchvision has it

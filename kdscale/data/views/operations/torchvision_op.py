@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.data.views.operations.base import Native
+from kdscale.data.views.operations.operation import Native
 from kdscale.errors import ConfigError
 from kdscale.formatting import shortened
 

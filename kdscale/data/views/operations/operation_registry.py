@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from kdscale.data.views.operations.auto_augment import RandAugment, TrivialAugmentWide
-from kdscale.data.views.operations.base import Operation
 from kdscale.data.views.operations.color import (
     ColorJitter,
     GaussianBlur,
@@ -35,6 +34,7 @@ from kdscale.data.views.operations.geometry import (
     RandomVerticalFlip,
 )
 from kdscale.data.views.operations.mixing import Cutmix, Mixing, Mixup, MixupOrCutmix
+from kdscale.data.views.operations.operation import Operation
 from kdscale.data.views.operations.resizing import CenterCrop, RandomResizedCrop, Resize
 from kdscale.data.views.operations.torchvision_op import PREFIX, from_torchvision
 from kdscale.errors import ConfigError
