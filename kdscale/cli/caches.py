@@ -194,7 +194,7 @@ def cache_verify(
     found, text, ok = {"path": str(path), **report.to_json()}, report.describe(path), report.ok
     if report.ok and spot_check.num_pairs is not None:
         recipe = chosen.load()
-        from kdscale.commands.verify import recheck
+        from kdscale.commands.recheck import recheck
 
         checked = recheck(
             where.experiment(recipe), path, num_pairs=spot_check.num_pairs,
@@ -215,7 +215,7 @@ def cache_verify(
 def cache_repair(path: Place, chosen: RecipeOptions, where: LocationOptions, as_json: bool) -> None:
     """Rebuild the shards that `verify` finds missing or corrupt, and nothing else."""
     recipe = chosen.load()
-    from kdscale.commands.repair import repair
+    from kdscale.commands.repair_cache import repair
 
     done = repair(where.experiment(recipe), path)
     if as_json:
@@ -254,7 +254,7 @@ def cache_pull(url: Place, path: Place | None, cache_root: Path, as_json: bool) 
 
 
 def _copy(source: Place, destination: Place, as_json: bool) -> None:
-    from kdscale.commands.transfer import copy_cache
+    from kdscale.commands.copy_cache import copy_cache
 
     done = copy_cache(source, destination)
     print_found(done, str(destination), as_json=as_json)

@@ -394,7 +394,7 @@ def predict(
 @json_option
 def env(cache_root: Path, as_json: bool) -> None:
     """Versions, devices, launch and free space, to paste into a bug report."""
-    from kdscale.commands.environment import environment
+    from kdscale.commands.env import environment
 
     found = environment(cache_root)
     print_found(found, outline(found), as_json=as_json, everywhere=True)

@@ -33,7 +33,7 @@ _AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Classifier:
+class ImageClassifier:
     """A trained model, and the preparation of images for it."""
 
     forward: Forward
@@ -49,7 +49,7 @@ class Classifier:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class ImagePrediction:
     """The most probable classes of one image."""
 
     file: Path
@@ -73,7 +73,7 @@ class Prediction:
 
 def open_classifier(
     model: Path, *, weights: Weights = "last", trust_code: bool = False
-) -> Classifier:
+) -> ImageClassifier:
     """Open the model of a finished run, or of a file that `kdscale export` wrote.
 
     Args:
@@ -100,7 +100,7 @@ def open_classifier(
         forward = kind.read(model)
     if "clean" not in about:
         log.warning("%s does not state data.clean: images are given to it as they are", model)
-    return Classifier(
+    return ImageClassifier(
         forward,
         tuple(about.get("class_names") or ()),
         _channels(about),
@@ -109,7 +109,9 @@ def open_classifier(
     )
 
 
-def predict(classifier: Classifier, files: Sequence[Path], *, top_k: int) -> Iterator[Prediction]:
+def predict(
+    classifier: ImageClassifier, files: Sequence[Path], *, top_k: int
+) -> Iterator[ImagePrediction]:
     """Classify images, in their order.
 
     Args:
@@ -157,12 +159,12 @@ def image_files(places: Sequence[Path]) -> list[Path]:
 # --------------------------------------------------------------------------- models
 
 
-def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> Classifier:
+def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> ImageClassifier:
     trained = trained_model_of(run, trust=Trust(code=trust_code), weights=weights)
     data, path = trained.recipe.data, Path(str(trained.section.weights))
     about = FORMATS["safetensors"].describe(path)
     levels = data.grey_range
-    return Classifier(
+    return ImageClassifier(
         _on_device(path, trust_code=trust_code),
         tuple(about.get("class_names") or ()),
         _channels(about),
@@ -209,7 +211,7 @@ class _Opened:
         return () if self.pixels is None else tuple(self.pixels.shape)
 
 
-def _open(classifier: Classifier, file: Path) -> _Opened:
+def _open(classifier: ImageClassifier, file: Path) -> _Opened:
     try:
         pixels = decode_file(file, classifier.channels, classifier.grey_range)
     except DataError as error:
@@ -220,20 +222,20 @@ def _open(classifier: Classifier, file: Path) -> _Opened:
 
 
 def _classified(
-    classifier: Classifier, images: Sequence[_Opened], top_k: int
-) -> Iterator[Prediction]:
+    classifier: ImageClassifier, images: Sequence[_Opened], top_k: int
+) -> Iterator[ImagePrediction]:
     """Classify images of one shape, or pass on why they have none."""
     pixels = [one.pixels for one in images if one.pixels is not None]
     if not pixels:
-        yield from (Prediction(one.file, error=one.error) for one in images)
+        yield from (ImagePrediction(one.file, error=one.error) for one in images)
         return
     try:
         logits = classifier.forward(torch.cat(pixels))
     except KdscaleError as error:  # other channels or another size than the model takes
-        yield from (Prediction(one.file, error=str(error)) for one in images)
+        yield from (ImagePrediction(one.file, error=str(error)) for one in images)
         return
     found = logits.double().softmax(1).topk(min(top_k, logits.shape[1]))
     names = classifier.class_names
     for one, values, places in zip(images, found.values, found.indices, strict=True):
         classes = tuple(names[place] if names else str(place) for place in places.tolist())
-        yield Prediction(one.file, classes, tuple(values.tolist()))
+        yield ImagePrediction(one.file, classes, tuple(values.tolist()))

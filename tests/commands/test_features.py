@@ -15,9 +15,9 @@ from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
 from kdscale.commands.build import build
-from kdscale.commands.repair import repair
+from kdscale.commands.recheck import recheck
+from kdscale.commands.repair_cache import repair
 from kdscale.commands.train import train
-from kdscale.commands.verify import recheck
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import CacheError, CacheMismatchError, ConfigError
