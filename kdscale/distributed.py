@@ -11,7 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor
 
 from kdscale.errors import KdscaleError, MainProcessError
-from kdscale.launcher import check_environment, check_world_size
+from kdscale.launcher import check_device, check_environment, check_world_size
 from kdscale.signals import StopRequest
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -34,6 +34,7 @@ def create_accelerator() -> Accelerator:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     accelerator = Accelerator(mixed_precision="no")
+    check_device(accelerator.device.type)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_world_size(accelerator.num_processes)

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -91,8 +89,8 @@ TRAPS = {
     "use_cpu": ["--config_file", "wrong.yaml", "--num_processes", "2", "--main_process_port", "0"],
 }
 REFUSED = {
-    "--cpu": "the launcher was asked for 2 processes (--num_processes) but started one, as it does",
-    "MULTI_CPU": "was asked for 2 processes (num_processes in wrong.yaml) but started one, as it",
+    "--cpu": "launcher set MASTER_ADDR, as for several processes, but started one",
+    "MULTI_CPU": "launcher set MASTER_ADDR, as for several processes, but started one",
     "use_cpu": "2 processes were started, Accelerate sees 1: each would do all the work. On a CPU",
 }
 
@@ -141,40 +139,116 @@ def test_processes_that_believe_to_be_alone_are_refused(monkeypatch):
         check_world_size(1)
 
 
+def test_one_process_may_know_a_main_address(monkeypatch):
+    from kdscale.launcher import check_world_size
+
+    monkeypatch.setenv("MASTER_ADDR", "node-a")  # as a SLURM script exports it for later launches
+    check_world_size(1)
+
+
+# ------------------------------------------------------------------ what a launcher asks for
+
+
+def accelerates(*flags, config=None):
+    """Environment that `accelerate launch` gives its process, by its own code."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+    words = [*flags, *(["--config_file", str(config)] if config else []), "-m", "kdscale"]
+    arguments = _validate_launch_command(launch_command_parser().parse_args(words))[0]
+    if "--use_fsdp" in flags or "--use_megatron_lm" in flags:
+        arguments.main_process_port = 0
+        found = prepare_multi_gpu_env(arguments)
+    else:
+        found = prepare_simple_launcher_cmd_env(arguments)[1]
+    return {name: value for name, value in found.items() if name.startswith("ACCELERATE_")}
+
+
+REFUSED_SETTINGS = {
+    "bf16": (["--mixed_precision", "bf16"], "--mixed_precision bf16 (ACCELERATE_MIXED_PRECISION)",
+             "set precision of [student.train]"),
+    "fp16": (["--mixed_precision", "fp16"], "--mixed_precision fp16", "precision of [student"),
+    "dynamo": (["--dynamo_backend", "inductor"], "--dynamo_backend INDUCTOR", "set compile of [st"),
+    "FSDP": (["--use_fsdp", "--num_processes", "2"], "does not support FSDP",
+             "each process trains the whole model (DistributedDataParallel)"),
+    "Megatron": (["--use_megatron_lm", "--num_processes", "2"], "support Megatron-LM",
+                 "launch with distributed_type MULTI_GPU"),
+}  # fmt: skip
+
+
+def refused(kdscale, write_recipe, tmp_path):
+    """Standard error of a training that is refused before it begins."""
+    done = kdscale("train", write_recipe(), "--model", "teacher", "--run", tmp_path / "run")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    return done.stderr
+
+
+@pytest.mark.parametrize("case", REFUSED_SETTINGS)
+def test_launch_flags_that_the_recipe_decides_are_refused_by_its_field(
+    kdscale, write_recipe, tmp_path, monkeypatch, case
+):
+    flags, what, remedy = REFUSED_SETTINGS[case]
+    for name, value in accelerates(*flags).items():
+        monkeypatch.setenv(name, value)
+    message = refused(kdscale, write_recipe, tmp_path)
+    assert what in message
+    assert remedy in message
+
+
+def test_accelerate_config_that_the_recipe_decides_is_refused_by_its_field(
+    kdscale, write_recipe, tmp_path, monkeypatch
+):
+    text = (ROOT / "accelerate_config.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace('"no"  # the', '"bf16"  # the'))
+    for name, value in accelerates(config=tmp_path / "mine.yaml").items():
+        monkeypatch.setenv(name, value)
+    message = refused(kdscale, write_recipe, tmp_path)
+    assert (
+        "--mixed_precision bf16 (ACCELERATE_MIXED_PRECISION), which the recipe decides" in message
+    )
+
+
 @pytest.mark.parametrize(
-    ("command", "asked"),
+    ("name", "value", "message"),
     [
-        ("python accelerate launch --cpu --num_processes 2 -m kdscale", 2),
-        ("python accelerate launch --num-processes=4 -m kdscale train --num_processes 3", 4),
-        ("python -m accelerate.commands.launch --num_processes 3 -m kdscale", 3),
-        ("python /lib/accelerate/commands/accelerate_cli.py launch --num_processes 3 kd.py", 3),
-        ("python accelerate-launch --num_processes 3 -m kdscale", 3),
-        ("python3 launch/start.py --num_processes 3 -m kdscale", 3),
-        ("python accelerate launch --config_file five.yaml -m kdscale", 5),
-        ("python accelerate launch --config_file five.json -m kdscale", 5),
-        ("python accelerate launch --config_file five.yaml --num_processes 2 -m kdscale", 2),
-        ("python accelerate launch -m kdscale", 7),  # Accelerate's default file
-        ("python accelerate launch --cpu -m kdscale", 1),  # which is not read then
-        ("python accelerate launch --config_file gone.yaml -m kdscale", 1),
-        ("python other/launch/start.py", 1),  # of somebody else
-        ("bash -c 'kdscale train x --num_processes 3'", 1),
-        ("", 1),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "kdscale does not support DeepSpeed"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "does not support a parallelism_config"),
+        ("ACCELERATE_USE_SAGEMAKER", "true", "support Accelerate's SageMaker launcher"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "precision of [student.train], [teacher.train] or"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accumulation of [student.train] or"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "gradient_clip of [student.train] or"),
     ],
 )
-def test_processes_asked_for_are_those_of_the_command_or_its_file(
-    command, asked, tmp_path, monkeypatch, capsys
+def test_variables_that_cannot_be_followed_are_refused_by_name(
+    kdscale, write_recipe, tmp_path, monkeypatch, name, value, message
 ):
-    from kdscale import launcher
+    monkeypatch.setenv(name, value)
+    found = refused(kdscale, write_recipe, tmp_path)
+    assert name in found
+    assert message in found
 
-    monkeypatch.chdir(tmp_path)
-    for name, count in (("five.yaml", 5), ("default.yaml", 7)):
-        config = {"distributed_type": "MULTI_CPU", "num_processes": count, "use_cpu": True}
-        config |= {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "no"}
-        (tmp_path / name).write_text(yaml.safe_dump(config))
-        (tmp_path / name).with_suffix(".json").write_text(json.dumps(config))
-    monkeypatch.setattr(launcher, "default_config_file", str(tmp_path / "default.yaml"))
-    assert launcher.expected_processes(shlex.split(command))[0] == asked
-    assert capsys.readouterr().err == ""
+
+@pytest.mark.parametrize(
+    "flags", [["--mixed_precision", "no"], ["--cpu"], ["--dynamo_backend", "no"]], ids=str
+)
+def test_launches_that_agree_with_the_recipe_go_on(monkeypatch, flags):
+    from kdscale.launcher import check_environment, check_world_size
+
+    for name, value in accelerates(*flags).items():
+        monkeypatch.setenv(name, value)
+    check_environment()
+    check_world_size(1)
+
+
+def test_tpus_are_refused_by_name():
+    from kdscale.errors import LaunchError
+    from kdscale.launcher import check_device
+
+    check_device("cuda")
+    with pytest.raises(LaunchError, match=r"does not support TPUs \(device xla\)"):
+        check_device("xla")
 
 
 # ------------------------------------------------------------------ how a launch ends
