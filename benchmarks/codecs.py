@@ -29,7 +29,7 @@ from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.base import LocalFolder, crc
 from kdscale.config import CacheSection
 from kdscale.experiment.encoding import choose_encoding
-from kdscale.targets import encode
+from kdscale.targets import create_codec
 
 GATHERED = 256  # rows at random
 
@@ -167,11 +167,11 @@ def trial(variant: Variant, logits: torch.Tensor, source: Manifest, root: Path) 
     settings = CacheSection(encoding=variant.encoding, top_k=min(20, logits.shape[1] // 2))
     how, _ = choose_encoding(settings, logits.shape[1])
     manifest = replace(
-        source, encoding=how.name, top_k=how.top_k, temperatures=how.temperatures,
+        source, encoding=how.name, **how.fields(),
         num_views=1, num_samples=len(logits), num_classes=how.num_classes,
         shard_samples=variant.shard_samples, bytes_per_target=how.bytes_per_target,
     )  # fmt: skip
-    values = encode(logits, how)
+    values = create_codec(how).encode(logits)
     random = np.random.default_rng(0)
     values["digests"] = random.integers(1, 1 << 32, len(logits), dtype=np.uint64)
     layouts, codec = arrays(manifest), CODECS[variant.codec]

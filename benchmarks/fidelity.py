@@ -24,8 +24,9 @@ from kdscale.building.fidelity import fidelity
 from kdscale.cache.reader import CacheReader
 from kdscale.config import CacheSection, load_recipe
 from kdscale.data.loader import DeviceImages
+from kdscale.encodings import Embedding, Float16, Float32, Int4, Int8, TopK
 from kdscale.errors import ConfigError
-from kdscale.targets import DenseTargets, Encoding, Head, decode, encode
+from kdscale.targets import Codec, DenseTargets, Head, create_codec
 from kdscale.teacher.frozen_teacher import TeacherOutput, concatenate
 
 GRID = tuple(CacheSection().temperatures)
@@ -75,16 +76,16 @@ def uniform_tail(logits_BC: Tensor, kept: int) -> DenseTargets:
     return DenseTargets(each.scatter(1, top.indices, values.clamp_min(1e-7)).log())
 
 
-def measure(said: TeacherOutput, labels: Tensor, encoding: Encoding) -> dict[str, Any]:
+def measure(said: TeacherOutput, labels: Tensor, codec: Codec) -> dict[str, Any]:
     """One row of the table."""
     logits = said.logits_BC
     began = time.perf_counter()
-    arrays = encode(logits, encoding, said.embedding_BD)
+    arrays = codec.encode(logits, said.embedding_BD)
     encoded = time.perf_counter()
-    stored = decode(arrays, encoding)
+    stored = codec.decode(arrays)
     decoded = time.perf_counter()
     return {
-        "bytes_per_target": encoding.bytes_per_target,
+        "bytes_per_target": codec.encoding.bytes_per_target,
         **fidelity(logits, stored, labels),
         "encoded_per_second": round(len(logits) / (encoded - began)),
         "decoded_per_second": round(len(logits) / (decoded - encoded)),
@@ -110,14 +111,13 @@ def main() -> None:
         said, labels, head = teacher_outputs(recipe, arguments.cache_root, arguments.samples)
     logits = said.logits_BC
     classes = logits.shape[1]
-    encodings = {name: Encoding(name, classes) for name in ("float32", "float16", "int8", "int4")}
+    codecs = {kind.name: create_codec(kind(classes)) for kind in (Float32, Float16, Int8, Int4)}
     for top_k in arguments.top_k:
-        encodings[f"topk, K = {top_k}"] = Encoding("topk", classes, top_k, GRID)
+        codecs[f"topk, K = {top_k}"] = create_codec(TopK(classes, top_k, GRID))
     if head is not None:
-        encodings[f"embedding, D = {head.inputs}"] = Encoding(
-            "embedding", classes, embedding_size=head.inputs, head=head
-        )
-    rows = {name: measure(said, labels, one) for name, one in encodings.items()}
+        embedding = Embedding(classes, head.inputs)
+        codecs[f"embedding, D = {head.inputs}"] = create_codec(embedding, head)
+    rows = {name: measure(said, labels, one) for name, one in codecs.items()}
     for kept in arguments.uniform:
         report = fidelity(logits, uniform_tail(logits, kept), labels)
         rows[f"K = {kept}, uniform tail"] = {"bytes_per_target": 4 + 4 * kept, **report}

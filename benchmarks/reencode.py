@@ -19,7 +19,8 @@ from torch import Tensor
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
-from kdscale.targets import Encoding, encode
+from kdscale.encodings import Encoding, Float32, TopK, create_encoding
+from kdscale.targets import create_codec
 
 Stored = dict[str, np.ndarray]
 
@@ -47,8 +48,7 @@ def as_asked(manifest: Manifest, encoding: Encoding) -> Manifest:
     return replace(
         manifest,
         encoding=encoding.name,
-        top_k=encoding.top_k,
-        temperatures=encoding.temperatures,
+        **encoding.fields(),
         bytes_per_target=encoding.bytes_per_target,
         fidelity={},
         checksums={},
@@ -67,22 +67,22 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest = CacheReader(arguments.cache).manifest
     classes = manifest.num_classes
-    wanted = {name: Encoding(name, classes) for name in arguments.encodings}
-    wanted |= {f"topk-{k}": Encoding("topk", classes, k, GRID) for k in arguments.top_k}
+    wanted = {name: create_encoding(name, classes) for name in arguments.encodings}
+    wanted |= {f"topk-{k}": TopK(classes, k, GRID) for k in arguments.top_k}
     for name, encoding in wanted.items():
         path = arguments.out / f"{name}.zarr"
 
         def store(logits: Tensor, encoding: Encoding = encoding) -> Stored:
-            return encode(logits, encoding)
+            return create_codec(encoding).encode(logits)
 
         reencode(arguments.cache, path, as_asked(manifest, encoding), store)
         print(path)
     for kept in arguments.uniform:
         path = arguments.out / f"uniform-{kept}.zarr"
-        full = Encoding("float32", classes)
+        full = Float32(classes)
 
         def store_uniform(logits: Tensor, kept: int = kept, full: Encoding = full) -> Stored:
-            return encode(uniform_tail(logits, kept).logits_BC, full)
+            return create_codec(full).encode(uniform_tail(logits, kept).logits_BC)
 
         reencode(arguments.cache, path, as_asked(manifest, full), store_uniform)
         print(path)

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from kdscale.building.fidelity import _gradient_cosine, _pull, fidelity
+from kdscale.encodings import create_encoding
 from kdscale.losses.objective import Objective
-from kdscale.targets import DenseTargets, Encoding, decode, encode
+from kdscale.targets import DenseTargets, create_codec
 
 GRID = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 CLASSES = 40
 ENCODINGS = {
-    name: Encoding(name, CLASSES, *((8, GRID) if name == "topk" else ()))
+    name: create_codec(create_encoding(name, CLASSES, top_k=8, temperatures=GRID))
     for name in ("float32", "float16", "int8", "int4", "topk")
 }
 KEYS = {
@@ -28,7 +29,7 @@ def logits():
 
 
 def stored(logits, name):
-    return decode(encode(logits, ENCODINGS[name]), ENCODINGS[name])
+    return ENCODINGS[name].decode(ENCODINGS[name].encode(logits))
 
 
 def test_exact_storage_is_perfect(logits):
@@ -119,8 +120,8 @@ def test_tails_are_reported_at_each_temperature(logits):
 
 def test_coarser_grid_is_reported_as_such_and_one_temperature_has_nothing_between(logits):
     def error(grid):
-        encoding = Encoding("topk", CLASSES, 8, grid)
-        return fidelity(logits, decode(encode(logits, encoding), encoding))
+        codec = create_codec(create_encoding("topk", CLASSES, top_k=8, temperatures=grid))
+        return fidelity(logits, codec.decode(codec.encode(logits)))
 
     assert error((1.0, 8.0))["tail_interpolation_error"] > 0.005
     alone = error((1.0,))

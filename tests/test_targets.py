@@ -1,4 +1,4 @@
-"""Targets as they are stored: what `encode` keeps and what it refuses."""
+"""Codecs: what is stored of targets and what is refused."""
 
 import itertools
 import math
@@ -9,16 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdscale.encodings import ENCODINGS, Embedding, create_encoding
 from kdscale.errors import CacheError, ConfigError
 from kdscale.targets import (
-    ENCODINGS,
     DenseTargets,
-    Encoding,
     Head,
     TopKTargets,
     all_classes,
-    decode,
-    encode,
+    create_codec,
     encode_features,
     mixed_targets,
     tail_weights,
@@ -29,16 +27,17 @@ FINITE = st.lists(st.floats(-6e4, 6e4, width=32), min_size=3, max_size=3)
 ROWS = st.lists(FINITE, min_size=1, max_size=8)
 
 
-def encoding_of(name, num_classes, top_k=2, temperatures=GRID):
-    if name == "embedding":  # the head that gives back what enters it
-        head = Head(torch.eye(num_classes), torch.zeros(num_classes))
-        return Encoding(name, num_classes, embedding_size=num_classes, head=head)
-    return Encoding(name, num_classes, *((top_k, temperatures) if name == "topk" else ()))
+def codec_of(name, num_classes, top_k=2, temperatures=GRID):
+    encoding = create_encoding(
+        name, num_classes, top_k=top_k, temperatures=temperatures, embedding_size=num_classes
+    )
+    # The head that gives back what enters it.
+    return create_codec(encoding, Head(torch.eye(num_classes), torch.zeros(num_classes)))
 
 
 def there_and_back(logits, name):
-    encoding = encoding_of(name, logits.shape[1])
-    return decode(encode(logits, encoding, logits), encoding)
+    codec = codec_of(name, logits.shape[1])
+    return codec.decode(codec.encode(logits, logits))
 
 
 # ------------------------------------------------------------------ round trips
@@ -96,26 +95,26 @@ def test_encoding_twice_changes_nothing_more(name):
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_encoding_integers_twice_changes_no_code(name):
-    encoding = encoding_of(name, 5)
-    first = encode(torch.randn(64, 5) * 20, encoding)
-    second = encode(decode(first, encoding).logits_BC, encoding)
+    codec = codec_of(name, 5)
+    first = codec.encode(torch.randn(64, 5) * 20)
+    second = codec.encode(codec.decode(first).logits_BC)
     np.testing.assert_array_equal(first["codes"], second["codes"])
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
 @pytest.mark.parametrize("num_classes", [3, 10, 255, 256, 300])
 def test_stored_types_and_sizes_are_those_announced(name, num_classes):
-    encoding = encoding_of(name, num_classes)
+    codec = codec_of(name, num_classes)
     logits = torch.randn(7, num_classes)
-    stored = encode(logits, encoding, logits)
-    assert sum(values.nbytes for values in stored.values()) == 7 * encoding.bytes_per_target
+    stored = codec.encode(logits, logits)
+    assert sum(values.nbytes for values in stored.values()) == 7 * codec.encoding.bytes_per_target
     assert all(len(values) == 7 for values in stored.values())
 
 
 @pytest.mark.parametrize(("num_classes", "dtype"), [(255, "uint8"), (256, "uint16")])
 def test_ids_leave_the_largest_of_their_type_for_absence(num_classes, dtype):
     logits = torch.arange(num_classes).float()[None]
-    ids = encode(logits, encoding_of("topk", num_classes))["ids"]
+    ids = codec_of("topk", num_classes).encode(logits)["ids"]
     assert ids.tolist() == [[num_classes - 1, num_classes - 2]]
     assert ids.dtype == dtype
     assert ids.max() < np.iinfo(dtype).max
@@ -126,7 +125,7 @@ def test_ids_leave_the_largest_of_their_type_for_absence(num_classes, dtype):
 def test_no_row_of_codes_is_all_ones(name, num_classes):
     """Which is what absence reads as: the smallest logit of a row has code 0."""
     rows = list(itertools.product((-5.0, 0.0, 5.0), repeat=num_classes))
-    codes = encode(torch.tensor(rows), encoding_of(name, num_classes))["codes"]
+    codes = codec_of(name, num_classes).encode(torch.tensor(rows))["codes"]
     assert not (codes == 255).all(axis=1).any()
 
 
@@ -135,13 +134,13 @@ def test_no_row_of_codes_is_all_ones(name, num_classes):
 
 def test_bytes_of_small_examples():
     logits = torch.tensor([[3.0, -1.0, 0.0], [0.0, 5.1, 5.1]])
-    stored = encode(logits, encoding_of("int8", 3))
+    stored = codec_of("int8", 3).encode(logits)
     assert stored["codes"].tolist() == [[255, 0, 64], [0, 255, 255]]
     assert stored["scale"].tolist() == [np.float32(4 / 255), np.float32(np.float32(5.1) / 255)]
     assert stored["offset"].tolist() == [-1, 0]
-    stored = encode(logits, encoding_of("int4", 3))
+    stored = codec_of("int4", 3).encode(logits)
     assert stored["codes"].tolist() == [[0x0F, 0x04], [0xF0, 0x0F]]  # first class: low half
-    stored = encode(logits, encoding_of("topk", 3, 2, (1.0, 2.0)))
+    stored = codec_of("topk", 3, 2, (1.0, 2.0)).encode(logits)
     assert stored["ids"].tolist()[0] == [0, 2]
     assert stored["logits"].tolist() == [[3.0, 0.0], [np.float16(5.1)] * 2]
     assert stored["tails"].tolist() == [[-1.0, -0.5], [0.0, 0.0]]
@@ -149,7 +148,7 @@ def test_bytes_of_small_examples():
 
 def test_equal_logits_have_codes_and_scales_of_zero():
     for name in ("int8", "int4"):
-        stored = encode(torch.full((2, 5), 7.25), encoding_of(name, 5))
+        stored = codec_of(name, 5).encode(torch.full((2, 5), 7.25))
         assert not stored["codes"].any()
         assert not stored["scale"].any()
         assert there_and_back(torch.full((2, 5), 7.25), name).logits_BC.unique().tolist() == [7.25]
@@ -190,9 +189,9 @@ def test_range_beyond_float32_is_refused(name):
 
 
 def test_tail_beyond_float32_is_refused():
-    encoding = encoding_of("topk", 3, 2, (0.1, 1.0))
+    codec = codec_of("topk", 3, 2, (0.1, 1.0))
     with pytest.raises(CacheError, match=r"beyond float32 once divided by 0\.1"):
-        encode(torch.tensor([[1.0, 0.0, -3e38]]), encoding)
+        codec.encode(torch.tensor([[1.0, 0.0, -3e38]]))
 
 
 def test_what_needs_all_classes_refuses_top_k_by_name():
@@ -219,15 +218,15 @@ def teacher(num_classes=40, size=16, samples=64, seed=0):
 
 
 def embedded(head):
-    return Encoding("embedding", *head.weight_CD.shape[:1], embedding_size=head.inputs, head=head)
+    return create_codec(Embedding(len(head.weight_CD), head.inputs), head)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_embedding_gives_back_the_logits_of_its_rounded_values(seed):
     inputs, head, exact = teacher(seed=seed)
-    stored = encode(exact.float(), embedded(head), inputs)
+    stored = embedded(head).encode(exact.float(), inputs)
     assert list(stored) == ["embedding"]
-    found = decode(stored, embedded(head)).logits_BC.double()
+    found = embedded(head).decode(stored).logits_BC.double()
     rounded = inputs.half().double() @ head.weight_CD.double().T + head.bias_C.double()
     assert torch.allclose(found, rounded, rtol=0, atol=2e-5)  # float32's own, of sums of 16 terms
     bound = inputs.double() @ head.weight_CD.double().abs().T * 2**-11 + 2e-5
@@ -248,7 +247,7 @@ def test_embedding_beyond_float16_is_refused(value):
     with pytest.raises(
         CacheError, match=r"beyond float16's 65504: set cache\.encoding = 'float16'"
     ):
-        encode(exact.float(), embedded(head), inputs)
+        embedded(head).encode(exact.float(), inputs)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +263,7 @@ def test_logits_that_the_head_does_not_make_are_refused(change):
     """As of a teacher that does what its probe did not show: one that clips large logits."""
     inputs, head, exact = teacher()
     with pytest.raises(CacheError, match="logits are not its last layer's input times its weight"):
-        encode(change(exact).float(), embedded(head), inputs)
+        embedded(head).encode(change(exact).float(), inputs)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -272,7 +271,7 @@ def test_logits_that_were_computed_in_bfloat16_are_those_of_the_head(seed):
     inputs, head, _ = teacher(size=512, seed=seed)
     low = torch.nn.functional.linear(inputs.bfloat16(), *(
         part.bfloat16() for part in (head.weight_CD, head.bias_C)))  # fmt: skip
-    encode(low.float(), embedded(head), inputs.bfloat16())
+    embedded(head).encode(low.float(), inputs.bfloat16())
 
 
 def test_features_are_stored_as_float16_and_named_where_they_do_not_fit():
@@ -312,8 +311,8 @@ def test_targets_carry_their_features_with_them():
     index = torch.tensor([7, 0, 0, 3])
     for name in ENCODINGS:
         logits = torch.randn(9, 5)
-        encoding = encoding_of(name, 5)
-        found = decode(encode(logits, encoding, logits) | features, encoding)
+        codec = codec_of(name, 5)
+        found = codec.decode(codec.encode(logits, logits) | features)
         found = found.rows(index).to(torch.device("cpu")).features
         assert list(found) == ["stem"]
         assert found["stem"].dtype == torch.float32
@@ -351,8 +350,8 @@ def test_weights_are_exact_for_straight_lines(temperature):
 @given(st.floats(1.0, 8.0), st.integers(20, 300), st.floats(0.5, 5.0), st.integers(0, 100))
 def test_tail_between_temperatures_is_right_within_half_a_percent(temperature, classes, size, seed):
     logits = torch.randn(8, classes, generator=torch.Generator().manual_seed(seed)) * size
-    encoding = encoding_of("topk", classes, 10)
-    found = decode(encode(logits, encoding), encoding).bucket_logits(temperature)[:, -1].double()
+    codec = codec_of("topk", classes, 10)
+    found = codec.decode(codec.encode(logits)).bucket_logits(temperature)[:, -1].double()
     rest = logits.double().sort(descending=True).values[:, 10:]
     exact = (rest / temperature).logsumexp(1)
     assert ((found - exact).expm1().abs() < 0.005).all()
@@ -366,8 +365,8 @@ def test_temperature_beyond_the_grid_is_refused(temperature):
 
 @pytest.mark.parametrize("grid", [(1.0,), (0.5, 1.0), (1.0, 4.0), (1.0, 2.0, 4.0)])
 def test_short_grids_work(grid):
-    encoding = encoding_of("topk", 30, 10, grid)
-    targets = decode(encode(torch.randn(8, 30), encoding), encoding)
+    codec = codec_of("topk", 30, 10, grid)
+    targets = codec.decode(codec.encode(torch.randn(8, 30)))
     assert isinstance(targets, TopKTargets)
     for temperature in (grid[0], (grid[0] + grid[-1]) / 2, grid[-1]):
         assert torch.isfinite(targets.bucket_logits(temperature)).all()

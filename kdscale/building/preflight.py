@@ -18,7 +18,7 @@ from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import wait_for_device
 from kdscale.formatting import number_of
-from kdscale.targets import Encoding, decode, encode
+from kdscale.targets import Codec
 from kdscale.teacher.checks import inspect_teacher
 from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
 
@@ -47,7 +47,7 @@ def run_preflight(
     resident: DeviceImages,
     images: ImageDataset,
     views: Pipeline,
-    encoding: Encoding,
+    codec: Codec,
     with_features: FrozenTeacher,
 ) -> PreflightReport:
     """Inspect a teacher on clean samples, and measure how fast it is and how well stored.
@@ -57,7 +57,7 @@ def run_preflight(
         resident: the images, on its device.
         images: what is known of them.
         views: what it will be asked about.
-        encoding: how its answers will be stored.
+        codec: codec of the cache.
         with_features: the teacher with all that will be stored of it.
 
     Raises:
@@ -65,7 +65,7 @@ def run_preflight(
     """
     seen = inspect_teacher(batches, resident, images, with_features=with_features)
     logits, embedding = seen.outputs.logits_BC, seen.outputs.embedding_BD
-    stored = decode(encode(logits, encoding, embedding), encoding)
+    stored = codec.decode(codec.encode(logits, embedding))
     measured = fidelity(logits.cpu(), stored, None if seen.labels is None else seen.labels.cpu())
     number = len(seen.index)
     seconds_a_sample = seen.seconds / number + _seconds_a_view(resident, views)

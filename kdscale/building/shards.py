@@ -22,8 +22,7 @@ from kdscale.data.views.batch_plan import BatchPlan, PlannedBatches
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ClaimLostError
-from kdscale.target_sources.stored_encoding import encoding_of
-from kdscale.targets import encode, encode_features
+from kdscale.targets import create_codec, encode_features
 from kdscale.teacher.checks import check_finite_logits
 from kdscale.teacher.frozen_teacher import OomSafeTeacher, TeacherOutput, concatenate
 
@@ -200,8 +199,8 @@ class ShardBuilder:
         if not torch.isfinite(logits).all():
             index = torch.arange(first, first + len(logits))
             check_finite_logits(logits, index, teacher.precision, f"in view {view} ")
-        encoding = encoding_of(self._writer.manifest, teacher.head)
-        values = encode(logits, encoding, output.embedding_BD)
+        codec = create_codec(self._writer.manifest.target_encoding, teacher.head)
+        values = codec.encode(logits, output.embedding_BD)
         return values | encode_features(output.features)
 
     def _write(

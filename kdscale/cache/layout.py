@@ -17,6 +17,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from kdscale.cache.manifest import Manifest
+from kdscale.encodings import TargetArray
 
 RECORDS_METADATA = "commits/zarr.json"
 
@@ -44,12 +45,10 @@ def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
     An absent chunk reads as the fill value. Digests are stored plus one and commits carry bit 32;
     for the others see `_target_arrays`. So absence cannot be taken for content.
     """
-    written = {**_target_arrays(manifest), **_feature_arrays(manifest)}
-    answers = {name: _rows(manifest, *of) for name, of in written.items()}
+    written = {**_target_arrays(manifest), **_feature_arrays(manifest), "digests": _DIGESTS}
     record = record_fields(manifest)
     return {
-        **answers,
-        "digests": _rows(manifest, "uint64", 0),
+        **{name: _rows(manifest, array) for name, array in written.items()},
         **_once(manifest),
         "commits": ArrayLayout(
             (manifest.num_views, manifest.num_shards, record), (1, 1, record), (1, 1, record),
@@ -85,7 +84,7 @@ def _once(manifest: Manifest) -> dict[str, ArrayLayout]:
     }
     if manifest.dataset.get("keys") is not None:
         whole["keys"] = ((manifest.num_samples,), "uint64", 0, ("sample",))
-    if manifest.encoding == "embedding":
+    if manifest.target_encoding.uses_head:
         classes, size = manifest.num_classes, manifest.embedding_size
         assert size is not None, "a manifest of this encoding says how large it is"
         whole["head_weight"] = ((classes, size), "float32", _NAN, ("class", "value"))
@@ -94,32 +93,16 @@ def _once(manifest: Manifest) -> dict[str, ArrayLayout]:
 
 
 _NAN = float("nan")
+_DIGESTS = TargetArray("uint64", 0)
 
 
-def _target_arrays(manifest: Manifest) -> dict[str, tuple[Any, ...]]:
-    """Type, fill value and, where a row has more than one value, how many and of what.
+def _target_arrays(manifest: Manifest) -> dict[str, TargetArray]:
+    """Arrays of the encoding.
 
-    No content is a row that is all fill value: floats are never NaN, ids are below the largest of
-    their type, and among a row's codes is that of its smallest logit, 0.
+    No target is a row of fill values: floats are never NaN, ids are below the largest value of
+    their type, and the smallest logit of a row has code 0.
     """
-    classes = manifest.num_classes
-    if manifest.encoding == "topk":
-        ids = np.min_scalar_type(classes)  # ids end at classes - 1
-        return {
-            "ids": (ids.name, int(np.iinfo(ids).max), manifest.top_k, "rank"),
-            "logits": ("float16", _NAN, manifest.top_k, "rank"),
-            "tails": ("float32", _NAN, len(manifest.temperatures), "temperature"),
-        }
-    if manifest.encoding == "embedding":
-        return {"embedding": ("float16", _NAN, manifest.embedding_size, "value")}
-    if manifest.encoding in ("int8", "int4"):
-        wide = (classes, "class") if manifest.encoding == "int8" else (-(-classes // 2), "pair")
-        return {
-            "codes": ("uint8", 255, *wide),
-            "scale": ("float32", _NAN),
-            "offset": ("float32", _NAN),
-        }
-    return {"logits": (manifest.encoding, _NAN, classes, "class")}
+    return manifest.target_encoding.arrays
 
 
 _FEATURE_NAMES = {
@@ -130,33 +113,26 @@ _FEATURE_NAMES = {
 """Of the dimensions of vectors, tokens and maps."""
 
 
-def _feature_arrays(manifest: Manifest) -> dict[str, tuple[Any, ...]]:
-    """As of `_target_arrays`; what a row has of them is a shape."""
+def _feature_arrays(manifest: Manifest) -> dict[str, TargetArray]:
+    """Arrays of features, float16."""
     return {
-        feature_array(one["module"]): (
+        feature_array(one["module"]): TargetArray(
             "float16", _NAN, tuple(one["shape"]), _FEATURE_NAMES[len(one["shape"])]
         )
         for one in manifest.features
-    }  # fmt: skip
+    }
 
 
-def _rows(
-    manifest: Manifest,
-    dtype: str,
-    fill_value: float,
-    width: int | tuple[int, ...] = (),
-    of: str | tuple[str, ...] = (),
-) -> ArrayLayout:
-    """An array with a single value, a row or more for each sample of each view."""
+def _rows(manifest: Manifest, array: TargetArray) -> ArrayLayout:
+    """Return the layout of an array with a row for each sample of each view."""
     views, samples = manifest.num_views, manifest.num_samples
     shard, chunk = manifest.shard_samples, manifest.chunk_samples
     if chunk is None:
         shard = chunk = min(shard, samples)
-    wide = (width,) if isinstance(width, int) else width
-    names = (of,) if isinstance(of, str) else of
+    row = array.shape
     return ArrayLayout(
-        (views, samples, *wide), (1, shard, *wide), (1, chunk, *wide), dtype, fill_value,
-        ("view", "sample", *names),
+        (views, samples, *row), (1, shard, *row), (1, chunk, *row), array.dtype, array.fill_value,
+        ("view", "sample", *array.dimensions),
     )  # fmt: skip
 
 

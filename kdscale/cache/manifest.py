@@ -16,6 +16,7 @@ from kdscale.cache.manifest_diff import ABSENT, differences, short
 from kdscale.cache.manifest_schema import FieldError, check_table
 from kdscale.cache.stores.base import Location, Store, is_remote, open_store
 from kdscale.documents import canonical
+from kdscale.encodings import Encoding, Float16, Float32, create_encoding
 from kdscale.errors import (
     CacheCorruptError,
     CacheError,
@@ -29,7 +30,7 @@ MANIFEST_KEY = "zarr.json"
 FORMAT_VERSION = 3
 """The version of new caches; those of versions 1 and 2 are read, and extended as they are."""
 _VIEWS_OF_VERSION_1 = {"generator", "seed", "operations", "count"}
-_ENCODINGS_OF_VERSION_1 = {"float32", "float16"}
+_ENCODINGS_OF_VERSION_1 = {Float32.name, Float16.name}
 
 _IDENTITY = {
     "dataset": ("fingerprint", "num_samples", "classes"),
@@ -84,6 +85,17 @@ class Manifest:
             tables[section] |= {name: said[name] for name in names if name in said}
         views = {name: value for name, value in self.views.items() if name != "count"}
         return {**tables, "views": views, "encoding": self.encoding, **self._kept}
+
+    @property
+    def target_encoding(self) -> Encoding:
+        """The encoding with its settings."""
+        return create_encoding(
+            self.encoding,
+            self.num_classes,
+            top_k=self.top_k,
+            temperatures=self.temperatures,
+            embedding_size=self.embedding_size,
+        )
 
     @property
     def _kept(self) -> dict[str, Any]:

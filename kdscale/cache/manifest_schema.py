@@ -6,9 +6,11 @@ reads a manifest without importing pydantic, NumPy or Zarr. `cache/README.md` is
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
+
+from kdscale.encodings import ENCODINGS, create_encoding
 
 MAX_SHARDS = 1 << 21
 """Largest number of shards of a cache, all views together: 300 views of 28 million images."""
@@ -19,26 +21,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODULE = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _KINDS_OF_KEYS = ("pixels", "encoded")
 
-_BYTES_PER_TARGET: dict[str, Callable[[Mapping[str, Any]], int]] = {
-    "float32": lambda table: 4 * table["num_classes"],
-    "float16": lambda table: 2 * table["num_classes"],
-    "int8": lambda table: table["num_classes"] + 8,
-    "int4": lambda table: -(-table["num_classes"] // 2) + 8,
-    "topk": lambda table: (
-        table["top_k"] * (id_bytes(table["num_classes"]) + 2) + 4 * len(table["temperatures"])
-    ),
-    "embedding": lambda table: 2 * table["embedding_size"],
-}
-"""Bytes of one sample's target before compression, by encoding."""
-
 
 class FieldError(ValueError):
     """A field of a manifest has a type or value that no cache has; the message names both."""
-
-
-def id_bytes(num_classes: int) -> int:
-    """Bytes of the smallest unsigned integer type that can hold `num_classes` itself."""
-    return 1 if num_classes < 1 << 8 else 2 if num_classes < 1 << 16 else 4
 
 
 def check_table(table: Mapping[str, Any]) -> None:
@@ -103,19 +88,20 @@ def _check_counts(table: Mapping[str, Any]) -> None:
 
 def _check_encoding(table: Mapping[str, Any]) -> None:
     encoding, num_classes = table["encoding"], table["num_classes"]
-    if not isinstance(encoding, str) or encoding not in _BYTES_PER_TARGET:
-        raise _unfit("encoding", encoding, f"one of {', '.join(_BYTES_PER_TARGET)}")
-    of_encoding = {"topk": {"top_k", "temperatures"}, "embedding": {"embedding_size"}}
-    for name in ("top_k", "temperatures", "embedding_size"):
-        if (name in table) != (name in of_encoding.get(encoding, set())):
+    if not isinstance(encoding, str) or encoding not in ENCODINGS:
+        raise _unfit("encoding", encoding, f"one of {', '.join(ENCODINGS)}")
+    settings = ENCODINGS[encoding].settings
+    for name in (name for one in ENCODINGS.values() for name in one.settings):
+        if (name in table) != (name in settings):
             raise FieldError(f"{name} and the encoding {encoding!r} do not go together")
-    if encoding == "topk":
-        if _integer(table, "top_k") >= num_classes:
-            raise _unfit("top_k", table["top_k"], f"less than num_classes ({num_classes})")
+    if "top_k" in settings and _integer(table, "top_k") >= num_classes:
+        raise _unfit("top_k", table["top_k"], f"less than num_classes ({num_classes})")
+    if "temperatures" in settings:
         _check_temperatures(table["temperatures"])
-    elif encoding == "embedding":
+    if "embedding_size" in settings:
         _integer(table, "embedding_size")
-    wanted = _BYTES_PER_TARGET[encoding](table)
+    fields = {name: table[name] for name in settings}
+    wanted = create_encoding(encoding, num_classes, **fields).bytes_per_target
     if _integer(table, "bytes_per_target") != wanted:
         raise _unfit("bytes_per_target", table["bytes_per_target"], f"{wanted} for {encoding}")
 

@@ -47,9 +47,9 @@ from kdscale.losses.objective import SUPERVISED
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import StopRequest
 from kdscale.target_sources.base import NoTargets, TargetSource
+from kdscale.target_sources.buffer import stored_codec
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
-from kdscale.targets import encode
+from kdscale.targets import create_codec
 from kdscale.training.callbacks import NEVER, Intervals, StepCallback
 from kdscale.training.trainer import Trainer
 
@@ -138,8 +138,8 @@ def _temporary_cache(path: Path, experiment: Experiment) -> Path:
                 for part in index.split(1024)
             ]
             rows = synthetic.with_each(itemgetter(index))
-            encoding = encoding_of(manifest, outputs.head)
-            values = encode(rows.logits_BC, encoding, rows.embedding_BD)
+            codec = create_codec(manifest.target_encoding, outputs.head)
+            values = codec.encode(rows.logits_BC, rows.embedding_BD)
             values["digests"] = (torch.cat(digests) + 1).numpy().astype(np.uint64)
             writer.write(view, shard, values, 0.0)
     finish(path, manifest, {})
@@ -155,9 +155,9 @@ def _open(cache: Path, experiment: Experiment, scratch: _Scratch) -> CachedTarge
 
 def _variants(setup: TimedSetup, cached: CachedTargets, scratch: _Scratch) -> dict[str, TimedLoop]:
     experiment, schedule = setup.experiment, ViewSchedule(cached.num_views, 0)
-    encoding = stored_encoding(cached.reader)
+    codec = stored_codec(cached.reader)
     staged = StagedTargets(
-        experiment.train_set, encoding, cached.schedule, cached.device, cached.windows
+        experiment.train_set, codec, cached.schedule, cached.device, cached.windows
     )
     sources: dict[str, TargetSource] = {
         "supervised": NoTargets(schedule),

@@ -29,7 +29,7 @@ from kdscale.experiment.encoding import mention_encoding
 from kdscale.experiment.experiment import Experiment
 from kdscale.signals import orderly_stop
 from kdscale.target_sources.compatibility import with_keys
-from kdscale.target_sources.stored_encoding import encoding_of
+from kdscale.targets import create_codec
 from kdscale.teacher.frozen_teacher import OomSafeTeacher
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _preflight(
     teacher.teacher = configure_teacher(experiment.teacher, without_features, outputs)
     return run_preflight(
         teacher, experiment.train_images, experiment.train_set,
-        experiment.cached_views, encoding_of(required, outputs.head),
+        experiment.cached_views, create_codec(required.target_encoding, outputs.head),
         configure_teacher(experiment.teacher, required, outputs),
     )  # fmt: skip
 

@@ -33,6 +33,7 @@ from kdscale.commands.timing import (
 )
 from kdscale.data.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.encodings import ENCODINGS, Embedding
 from kdscale.errors import CacheNotFoundError, ConfigError, LaunchError
 from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of
 from kdscale.experiment.checks import mention_ineffective
@@ -44,8 +45,7 @@ from kdscale.losses.objective import SUPERVISED
 from kdscale.report.training_cost import break_even
 from kdscale.target_sources.base import NoTargets, TargetSource
 from kdscale.target_sources.compatibility import with_keys
-from kdscale.target_sources.stored_encoding import encoding_of
-from kdscale.targets import ENCODINGS, Encoding, Head, encode
+from kdscale.targets import Codec, Head, create_codec
 from kdscale.teacher.checks import inspect_teacher
 from kdscale.teacher.frozen_teacher import TeacherOutput
 from kdscale.training.trainer import Trainer
@@ -103,9 +103,9 @@ def plan(
     if trained:
         batches = experiment.oom_safe(teacher)
         inspect_teacher(batches, experiment.train_images, images, num_samples=_INSPECTED)
-    encoding = encoding_of(required, outputs.head)
-    timed = time_teacher(setup, teacher, encoding, required.num_views, seconds * _TEACHER_SHARE)
-    steps = _step_seconds(setup, required, encoding, seconds * (1 - _TEACHER_SHARE))
+    codec = create_codec(required.target_encoding, outputs.head)
+    timed = time_teacher(setup, teacher, codec, required.num_views, seconds * _TEACHER_SHARE)
+    steps = _step_seconds(setup, required, codec, seconds * (1 - _TEACHER_SHARE))
     build = timed.seconds_per_image * required.num_views * required.num_samples / num_processes
     measured = timed.outputs if trained else None
     encodings = _sizes(experiment, required, once, embedded, measured)
@@ -185,7 +185,7 @@ def _find_existing(experiment: Experiment, required: Manifest) -> _Existing:
 def _embedded(experiment: Experiment) -> StoredOutputs | None:
     """Outputs that a cache of embeddings stores; None if the teacher's last layer is not linear."""
     recipe = experiment.recipe
-    settings = recipe.cache.model_copy(update={"encoding": "embedding"})
+    settings = recipe.cache.model_copy(update={"encoding": Embedding.name})
     with suppress(ConfigError):
         return stored_outputs_of(
             recipe.model_copy(update={"cache": settings}), experiment.train_set, experiment.teacher
@@ -210,7 +210,7 @@ def _sizes(
     for name in ENCODINGS:
         settings = recipe.cache.model_copy(update={"encoding": name})
         wanted = recipe.model_copy(update={"cache": settings})
-        outputs = embedded if name == "embedding" else StoredOutputs()
+        outputs = embedded if name == Embedding.name else StoredOutputs()
         if outputs is None:
             continue
         with suppress(ConfigError):  # topk of fewer classes than it stores
@@ -233,7 +233,8 @@ def _stored_bytes_per_target(
 ) -> float:
     """Bytes of a target, compressed; those of features before compression."""
     logits_BC = outputs.logits_BC
-    values = encode(logits_BC, encoding_of(manifest, head), outputs.embedding_BD)
+    codec = create_codec(manifest.target_encoding, head)
+    values = codec.encode(logits_BC, outputs.embedding_BD)
     # Digests are as good as random.
     generator = torch.Generator().manual_seed(0)
     digests = torch.randint(1, 1 << 32, (len(logits_BC),), generator=generator)
@@ -246,13 +247,13 @@ def _stored_bytes_per_target(
 
 
 def _step_seconds(
-    setup: TimedSetup, required: Manifest, encoding: Encoding, seconds: float
+    setup: TimedSetup, required: Manifest, codec: Codec, seconds: float
 ) -> dict[str, float]:
     """Seconds a sample of training steps, by kind; medians of interleaved rounds."""
     tiny = _variants(
         replace(setup, batch_size=SMALLEST_BATCH * setup.num_processes, compiled=False),
         required,
-        encoding,
+        codec,
     )
     for variant in tiny.values():
         variant.timed(1)  # the first pass sets things up
@@ -263,13 +264,13 @@ def _step_seconds(
     setup = replace(setup, batch_size=size or setup.batch_size)
     loader = setup.loader(ViewSchedule(1, 0))
     samples = loader.num_samples / loader.steps_per_epoch
-    measured = _measure(_variants(setup, required, encoding), seconds)
+    measured = _measure(_variants(setup, required, codec), seconds)
     return {kind: step / samples for kind, step in measured.items()}
 
 
-def _variants(setup: TimedSetup, required: Manifest, encoding: Encoding) -> dict[str, TimedLoop]:
+def _variants(setup: TimedSetup, required: Manifest, codec: Codec) -> dict[str, TimedLoop]:
     experiment, schedule = setup.experiment, ViewSchedule(required.num_views, 0)
-    staged = StagedTargets(experiment.train_set, encoding, schedule, experiment.device)
+    staged = StagedTargets(experiment.train_set, codec, schedule, experiment.device)
     sources: dict[str, TargetSource] = {"cached": staged}
     if experiment.train_set.labelled:
         sources["supervised"] = NoTargets(schedule)

@@ -17,16 +17,11 @@ from kdscale.cache.stores.base import Place
 from kdscale.data.views.digest import digest
 from kdscale.experiment.experiment import Experiment
 from kdscale.formatting import number_of
-from kdscale.target_sources.stored_encoding import stored_encoding
-from kdscale.targets import DenseTargets, Targets, decode, log_sums
+from kdscale.target_sources.buffer import stored_codec
+from kdscale.targets import DenseTargets, Targets, log_sums
 
 _SMALLEST = 1e-4  # share of a row's largest value: float16 has fewer digits for smaller ones
 _NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
-_ROUNDING = {"float32": 0.0, "float16": 5e-4, "topk": 5e-4, "int8": 1 / 255, "int4": 1 / 15,
-             "embedding": 2e-3}  # fmt: skip
-"""Rounding error by encoding. int8 and int4: half a step, for logits symmetric around 0.
-Embedding: four times the 5e-4 of each value, since terms of a logit may cancel; measured on the
-CIFAR-10 teacher: 2.4e-4."""
 _FEATURES = 5e-4  # they are float16, whatever the encoding
 
 
@@ -37,7 +32,7 @@ def default_tolerance(manifest: Manifest) -> float:
     encoding then rounds them. Logits of another teacher differ by 0.1 and more.
     """
     noise = _NOISE.get(manifest.teacher["precision"], max(_NOISE.values()))
-    return noise + max(_ROUNDING[manifest.encoding], _FEATURES if manifest.features else 0.0)
+    return noise + max(manifest.target_encoding.rounding, _FEATURES if manifest.features else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +109,7 @@ def recheck(
     manifest = reader.manifest
     experiment.check_compatible(path, manifest)
     allowed = default_tolerance(manifest) if tolerance is None else tolerance
-    encoding, pairs = stored_encoding(reader), _pairs(manifest, num_pairs, seed)
+    codec, pairs = stored_codec(reader), _pairs(manifest, num_pairs, seed)
     taps = taps_of(manifest.features)
     batches = experiment.oom_safe(replace(experiment.teacher, taps=taps))
     views, resident = experiment.cached_views, experiment.train_images
@@ -129,7 +124,7 @@ def recheck(
             rows = _rows(stored, part)
             same += (digest(pixels).cpu().numpy() == rows["digests"]).tolist()
             stored_targets, exact = (
-                decode(rows, encoding),
+                codec.decode(rows),
                 batches.outputs(pixels).with_each(Tensor.cpu),
             )
             apart += _apart(stored_targets, exact.logits_BC).tolist()

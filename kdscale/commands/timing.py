@@ -22,7 +22,7 @@ from kdscale.experiment.training_setup import objective as loss_of
 from kdscale.losses.objective import Objective
 from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import LiveTeacher, TargetSource
-from kdscale.targets import Encoding, Head, Targets, decode, encode, encode_features
+from kdscale.targets import Codec, Head, Targets, encode_features
 from kdscale.teacher.frozen_teacher import FrozenTeacher, TeacherOutput, concatenate
 from kdscale.training.trainer import Trainer
 
@@ -164,18 +164,17 @@ class StagedTargets:
     def __init__(
         self,
         images: ImageDataset,
-        encoding: Encoding,
+        codec: Codec,
         schedule: ViewSchedule,
         device: torch.device,
         windows: Windows | None = None,
     ) -> None:
         self.schedule, self.windows = schedule, windows
         self._num_rows, self._device = min(images.num_samples, _STAGED_SAMPLES), device
-        head = None if encoding.head is None else encoding.head.to(torch.device("cpu"))
-        encoding = replace(encoding, head=head)
-        outputs = synthetic_outputs(images, self._num_rows, head)
-        stored = encode(outputs.logits_BC, encoding, outputs.embedding_BD)
-        self._targets_N = decode(stored, encoding).to(device)
+        codec = codec.to(torch.device("cpu"))
+        outputs = synthetic_outputs(images, self._num_rows, codec.head)
+        stored = codec.encode(outputs.logits_BC, outputs.embedding_BD)
+        self._targets_N = codec.decode(stored).to(device)
         self._staged: Iterator[Targets] = iter(())
 
     def stage(self, loop: Trainer, count: int) -> None:
@@ -221,14 +220,14 @@ class TimedTeacher:
 
 
 def time_teacher(
-    setup: TimedSetup, teacher: FrozenTeacher, encoding: Encoding, num_views: int, seconds: float
+    setup: TimedSetup, teacher: FrozenTeacher, codec: Codec, num_views: int, seconds: float
 ) -> TimedTeacher:
     """Run a teacher for a while as a build does: views, forward pass, digests, encoding.
 
     Args:
         setup: the experiment.
         teacher: its teacher, with the outputs that the cache stores.
-        encoding: how outputs are stored.
+        codec: codec of the cache.
         num_views: views to go through, over and over.
         seconds: to spend, roughly; two batches at least.
     """
@@ -258,7 +257,7 @@ def time_teacher(
     for batch in images.render_each(pipeline, plans):
         output = batches.outputs(batch.pixels)
         digest(batch.pixels).cpu()
-        encode(output.logits_BC, encoding, output.embedding_BD)
+        codec.encode(output.logits_BC, output.embedding_BD)
         encode_features(output.features)
         if batch.view == 0 and len(first) * size < min(num_samples, wanted):
             first.append(replace(output, features={}).with_each(Tensor.cpu))

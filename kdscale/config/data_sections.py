@@ -1,6 +1,6 @@
 """Sections of a recipe for images, views, caches and ensembles."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from kdscale.config.base_section import (
     UserPath,
     parse_bytes,
 )
+from kdscale.encodings import ENCODINGS, Float16
 from kdscale.formatting import number_of
 
 _MOST_VIEWS = 1 << 20
@@ -148,11 +149,17 @@ class FeatureSection(ConfigSection):
     )
 
 
+if TYPE_CHECKING:
+    EncodingName = str
+else:
+    EncodingName = Literal[*ENCODINGS, "auto"]
+
+
 class CacheSection(ConfigSection):
     """Encoding and layout of stored targets."""
 
-    encoding: Literal["float32", "float16", "int8", "int4", "topk", "embedding", "auto"] = Field(
-        "float16",
+    encoding: EncodingName = Field(
+        Float16.name,
         description="Encoding of the logits. `embedding`: the inputs of the teacher's linear "
         "head, and the head. `auto`: the first of float16, int8, int4 and topk that "
         "needs at most `budget_bytes`.",

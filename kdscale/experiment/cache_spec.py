@@ -14,7 +14,8 @@ from kdscale.cache.manifest import Manifest
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.experiment.checks import check_loss, check_stored
+from kdscale.encodings import Embedding, Encoding
+from kdscale.experiment.checks import check_loss, check_mixing, check_stored
 from kdscale.experiment.datasets import (
     check_same_classes,
     mention_other_shape,
@@ -36,8 +37,6 @@ from kdscale.experiment.views import (
 )
 from kdscale.models.feature_extraction import FeatureSpec, find_module, named
 from kdscale.target_sources.ensemble import further_caches
-from kdscale.target_sources.stored_encoding import check_mixing
-from kdscale.targets import Encoding
 from kdscale.teacher.checks import inspect_outputs
 from kdscale.teacher.frozen_teacher import FrozenTeacher
 from kdscale.training.feature_student import with_features
@@ -124,11 +123,11 @@ def stored_outputs_of(
     Raises:
         ConfigError: see `find_stored_outputs`.
     """
-    if recipe.cache.encoding != "embedding" and not recipe.cache.features:
+    embedding = recipe.cache.encoding == Embedding.name
+    if not embedding and not recipe.cache.features:
         return StoredOutputs()
     features = [FeatureSpec(one.module, one.pool) for one in recipe.cache.features]
     pixels = few_views(recipe, images, teacher.device, views)
-    embedding = recipe.cache.encoding == "embedding"
     return find_stored_outputs(teacher, pixels, features, embedding=embedding)
 
 
@@ -164,7 +163,7 @@ def required_manifest(
     """
     views = views or cached_pipeline(recipe, images.num_samples)
     encoding = _encoding(recipe, images)
-    if outputs is not None and outputs.head is not None:
+    if outputs is not None and outputs.head is not None and isinstance(encoding, Embedding):
         encoding = replace(encoding, embedding_size=outputs.head.inputs)
     features: list[dict[str, Any]] = [
         {"module": one.module, "pool": one.pool, "shape": []} for one in recipe.cache.features
@@ -186,9 +185,7 @@ def required_manifest(
         },
         teacher={**teacher, "model": recipe.teacher.model},
         encoding=encoding.name,
-        top_k=encoding.top_k,
-        temperatures=list(encoding.temperatures),
-        embedding_size=encoding.embedding_size,
+        **encoding.fields(),
         features=features if outputs is None else outputs.described(),
         num_views=num_views(recipe),
         num_samples=images.num_samples,

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from kdscale import config
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.encodings import FULL_ENCODINGS, Encoding, TopK
 from kdscale.errors import ConfigError, DataError
 from kdscale.formatting import number_of
 from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, Objective, SoftLoss
-from kdscale.targets import Encoding
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,12 @@ def check_loss(objective: Objective, images: ImageDataset, shown: Pipeline) -> N
 
 
 def check_stored(objective: Objective, encoding: Encoding) -> None:
-    """Stop where a cache keeps less of each answer than the loss asks for.
+    """Stop where a cache stores less of each target than the loss requires.
 
     Raises:
-        ConfigError: it needs all classes.
+        ConfigError: it requires all classes.
     """
-    if encoding.name != "topk" or "all classes" not in objective.requires:
+    if not isinstance(encoding, TopK) or "all classes" not in objective.requires:
         return
     asks, instead = f"loss.kind = '{objective.kind}'", []
     if objective.standardize:
@@ -57,9 +57,22 @@ def check_stored(objective: Objective, encoding: Encoding) -> None:
         instead.append(f"loss.kind to {_others(lambda loss: loss.of_largest is not None)}")
     raise ConfigError(
         f"{asks} needs the logits of all {encoding.num_classes} classes, and cache.encoding = "
-        f"'topk' keeps the {encoding.top_k} largest: build a cache with cache.encoding = "
-        f"'float16', 'int8' or 'int4', or set {' and '.join(instead)}"
+        f"{encoding.name!r} stores the {encoding.top_k} largest: build a cache with cache.encoding "
+        f"= {FULL_ENCODINGS}, or set {' and '.join(instead)}"
     )
+
+
+def check_mixing(encoding: Encoding, shown: Pipeline) -> None:
+    """Stop where targets of two clean images are to be mixed, and not all classes are stored.
+
+    Raises:
+        ConfigError: views.mode is "fixed", the views mix images, and the encoding is `topk`.
+    """
+    if not encoding.all_classes and "pairing" in shown.describe():
+        raise ConfigError(
+            "views.mode is 'fixed' and the views mix images, so the targets of both are mixed, "
+            f"which needs all classes: set cache.encoding = {FULL_ENCODINGS}"
+        )
 
 
 def mention_ineffective(recipe: config.Recipe, *models: str) -> None:

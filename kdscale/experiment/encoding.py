@@ -8,19 +8,21 @@ from torch import Tensor
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest
+from kdscale.encodings import Encoding, Float16, Int4, Int8, TopK, create_encoding
 from kdscale.errors import ConfigError
-from kdscale.targets import Encoding, tail_weights
+from kdscale.targets import tail_weights
 from kdscale.teacher.frozen_teacher import FrozenTeacher
 
 log = logging.getLogger(__name__)
 
-_AUTO = ("float16", "int8", "int4", "topk")
-"""By the least cosine between exact and stored gradients at temperatures 1, 2 and 4: a student's
-temperature may be any, and at a high one most of the probability is outside what topk keeps.
+_AUTO = (Float16, Int8, Int4, TopK)
+"""Candidates of `auto`, in descending order of the least cosine between exact and stored gradients
+at temperatures 1, 2 and 4: a student may use any temperature, and at a high one most of the
+probability is outside the top k.
 
-Not `embedding`: whether it fits depends on the teacher, and a recipe must mean the same before its
-teacher is trained, with another teacher, and for a student without one. The build mentions where it
-would do better."""
+Not `Embedding`: whether it fits depends on the teacher, and a recipe must mean the same before its
+teacher is trained, with another teacher, and for a student without one. The build logs where an
+embedding would be smaller or better."""
 _LARGE_TAIL = (
     0.1  # share of the teacher's probability; the loss does not tell the classes in it apart
 )
@@ -39,11 +41,11 @@ def choose_encoding(settings: config.CacheSection, num_classes: int) -> tuple[En
     if settings.encoding != "auto":
         return _encoding(settings, settings.encoding, num_classes), "the recipe names it"
     sizes, budget = [], settings.budget_bytes
-    for name in _AUTO:
-        if name == "topk" and settings.top_k >= num_classes:
+    for kind in _AUTO:
+        if kind is TopK and settings.top_k >= num_classes:
             continue
-        encoding = _encoding(settings, name, num_classes)
-        sizes.append(f"{name} takes {encoding.bytes_per_target}")
+        encoding = _encoding(settings, kind.name, num_classes)
+        sizes.append(f"{encoding.name} takes {encoding.bytes_per_target}")
         if encoding.bytes_per_target <= budget:
             return encoding, (
                 f"of {num_classes} classes, {', '.join(sizes)} bytes a target; "
@@ -64,7 +66,7 @@ def mention_encoding(
     with suppress(ConfigError):  # the teacher's last layer is not linear
         size = 2 * teacher.find_head(pixels)[1].inputs
         if size <= recipe.cache.budget_bytes and (
-            required.encoding != "float16" or size < required.bytes_per_target
+            required.encoding != Float16.name or size < required.bytes_per_target
         ):
             log.info(
                 "cache.encoding = 'embedding' would take %d bytes and store all classes about as "
@@ -73,14 +75,14 @@ def mention_encoding(
 
 
 def _encoding(settings: config.CacheSection, name: str, num_classes: int) -> Encoding:
-    if name != "topk":  # the size of an embedding depends on the teacher
-        return Encoding(name, num_classes)
-    if settings.top_k >= num_classes:
+    if name == TopK.name and settings.top_k >= num_classes:
         raise ConfigError(
             f"cache.top_k is {settings.top_k}, the data set has {num_classes} classes, so nothing "
             "would be left out: set a smaller cache.top_k, or cache.encoding = 'float16'"
         )
-    return Encoding(name, num_classes, settings.top_k, tuple(settings.temperatures))
+    return create_encoding(  # the size of an embedding depends on the teacher
+        name, num_classes, top_k=settings.top_k, temperatures=settings.temperatures
+    )
 
 
 def check_temperature(encoding: Encoding, loss: config.LossSection) -> None:
@@ -89,7 +91,7 @@ def check_temperature(encoding: Encoding, loss: config.LossSection) -> None:
     Raises:
         ConfigError: its temperature is outside those whose tails are stored.
     """
-    if encoding.name == "topk" and loss.soft_weight:
+    if isinstance(encoding, TopK) and loss.soft_weight:
         tail_weights(loss.temperature, encoding.temperatures)
 
 

@@ -30,7 +30,6 @@ from kdscale.target_sources.clean_image import CleanImageTargets, check_partners
 from kdscale.target_sources.compatibility import check_compatible
 from kdscale.target_sources.ensemble import Ensemble, check_different, further_caches, normalised
 from kdscale.target_sources.memory_plan import plan_memory
-from kdscale.target_sources.stored_encoding import encoding_of
 from kdscale.teacher.checks import inspect_teacher
 from kdscale.training.wait_for_build import wait_for_cache, wait_for_manifest
 
@@ -109,8 +108,8 @@ def _open_caches(experiment: Experiment, spec: RunSpec, *, wait: bool) -> list[C
 def _check_usable(experiment: Experiment, caches: Sequence[CachedTargets]) -> None:
     """Stop where the losses need more than a cache stores."""
     for cached in caches:
-        check_stored(experiment.loss, encoding_of(cached.manifest))
-        check_temperature(encoding_of(cached.manifest), experiment.recipe.loss)
+        check_stored(experiment.loss, cached.manifest.target_encoding)
+        check_temperature(cached.manifest.target_encoding, experiment.recipe.loss)
         mention_large_tail(cached.manifest, experiment.recipe.loss)
 
 

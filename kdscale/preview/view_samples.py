@@ -26,8 +26,8 @@ from kdscale.preview.sheet_drawing import (
     SampleRow,
     ViewTile,
 )
-from kdscale.target_sources.stored_encoding import stored_encoding
-from kdscale.targets import Targets, decode
+from kdscale.target_sources.buffer import stored_codec
+from kdscale.targets import Targets
 
 _PREDICTIONS = 3
 _CHOICE = derive_seed(0x73686F77)  # "show"
@@ -151,7 +151,8 @@ def _stored(reader: CacheReader, view: int, index: Tensor) -> tuple[Targets, Ten
             shape = (len(samples), *values.shape[1:])
             chosen = rows.setdefault(name, np.zeros(shape, values.dtype))
             chosen[shards == shard] = values[samples[shards == shard] - start]
-    return decode(rows, stored_encoding(reader)), torch.from_numpy(rows["digests"].astype(np.int64))
+    digests = torch.from_numpy(rows["digests"].astype(np.int64))
+    return stored_codec(reader).decode(rows), digests
 
 
 def _check_pixels(location: str, view: int, batch: Batch, digests_B: Tensor) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from kdscale.cache.layout import arrays, read_arrays
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.target_sources.stored_encoding import stored_encoding
-from kdscale.targets import Encoding, Targets, as_held, decode_held
+from kdscale.targets import Codec, Head, Targets, as_tensor, create_codec
 
 _DTYPES = {
     "float32": torch.float32,
@@ -33,8 +32,8 @@ class TargetBuffer:
     """Rows of a cache's arrays on a device, to be filled and filled anew."""
 
     parts: Mapping[str, Tensor]
-    """[rows, ...] by the array's name, as `as_held` gives them."""
-    encoding: Encoding
+    """[rows, ...] by the array's name, as `as_tensor` makes them."""
+    codec: Codec
 
     @classmethod
     def empty(
@@ -45,7 +44,7 @@ class TargetBuffer:
             name: torch.empty((rows, *shape), dtype=dtype, device=device)
             for name, (dtype, shape) in _rows(reader.manifest, features).items()
         }
-        return cls(parts, stored_encoding(reader, device))
+        return cls(parts, stored_codec(reader, device))
 
     def __len__(self) -> int:
         return len(self.parts["digests"])
@@ -53,13 +52,13 @@ class TargetBuffer:
     def slice(self, start: int, stop: int) -> "TargetBuffer":
         """Some of the rows, in the same memory."""
         return TargetBuffer(
-            {name: part[start:stop] for name, part in self.parts.items()}, self.encoding
+            {name: part[start:stop] for name, part in self.parts.items()}, self.codec
         )
 
     def fill(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
         """Put what a reader gave in the place of the rows from `start` on."""
         for name, part in self.parts.items():
-            values = as_held(rows[name])
+            values = as_tensor(rows[name])
             part[start : start + len(values)].copy_(values)
 
     def targets(self, rows_B: Tensor) -> Targets:
@@ -69,11 +68,18 @@ class TargetBuffer:
             for name, part in self.parts.items()
             if name != "digests"
         }
-        return decode_held(chosen, self.encoding)
+        return self.codec.decode_tensors(chosen)
 
     def digests(self, rows_B: Tensor) -> Tensor:
         """The view digests of some rows, int64 [B]."""
         return self.parts["digests"].index_select(0, rows_B).long() & 0xFFFFFFFF
+
+
+def stored_codec(reader: CacheReader, device: torch.device | None = None) -> Codec:
+    """Return the codec of a cache's targets, with the stored head on a device (None: the CPU)."""
+    head = reader.head()
+    codec = create_codec(reader.manifest.target_encoding, Head.parse(head) if head else None)
+    return codec if device is None else codec.to(device)
 
 
 def row_bytes(manifest: Manifest, features: Sequence[str] = ()) -> int:

@@ -15,6 +15,7 @@ from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import Batch
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
+from kdscale.encodings import FULL_ENCODINGS
 from kdscale.errors import ConfigError
 from kdscale.target_sources.base import TargetSource
 from kdscale.target_sources.compatibility import check_compatible
@@ -141,11 +142,12 @@ def _place(name: str, root: Path) -> str:
 
 
 def _check_classes(place: str, manifest: Manifest) -> None:
-    if manifest.encoding == "topk":
+    if not manifest.target_encoding.all_classes:
         raise ConfigError(
-            f"{place} keeps the largest {manifest.top_k} of {manifest.num_classes} logits "
-            "(cache.encoding = 'topk'), and the mean of several teachers needs them all: build it "
-            "with cache.encoding = 'float16', 'int8' or 'int4', or leave it out of the ensemble"
+            f"{place} stores the largest {manifest.top_k} of {manifest.num_classes} logits "
+            f"(cache.encoding = {manifest.encoding!r}), and the mean of several teachers needs "
+            f"them all: build it with cache.encoding = {FULL_ENCODINGS}, or leave it out of the "
+            "ensemble"
         )
 
 

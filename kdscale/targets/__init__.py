@@ -1,14 +1,6 @@
-"""What a student is pulled towards, and how it is stored: what both flows share."""
+"""Targets as tensors, and how they are encoded."""
 
-from kdscale.targets.encodings import (
-    ENCODINGS,
-    Encoding,
-    as_held,
-    decode,
-    decode_held,
-    encode,
-    encode_features,
-)
+from kdscale.targets.codecs import Codec, as_tensor, create_codec, encode_features
 from kdscale.targets.types import (
     DenseTargets,
     Head,
@@ -22,18 +14,15 @@ from kdscale.targets.types import (
 )
 
 __all__ = [
-    "ENCODINGS",
+    "Codec",
     "DenseTargets",
-    "Encoding",
     "Head",
     "Mix",
     "Targets",
     "TopKTargets",
     "all_classes",
-    "as_held",
-    "decode",
-    "decode_held",
-    "encode",
+    "as_tensor",
+    "create_codec",
     "encode_features",
     "log_sums",
     "mixed_targets",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from kdscale.encodings import FULL_ENCODINGS, TopK
 from kdscale.errors import ConfigError
 
 Features = Mapping[str, Tensor]
@@ -213,9 +214,9 @@ def all_classes(targets: Targets, what: str) -> Tensor:
     if isinstance(targets, DenseTargets):
         return targets.logits_BC
     raise ConfigError(
-        f"{what} needs the logits of all {targets.num_classes} classes, the cache keeps the "
-        f"largest {targets.ids_BK.shape[1]} (cache.encoding = 'topk'): build a cache with "
-        "cache.encoding = 'float16', 'int8' or 'int4'"
+        f"{what} needs the logits of all {targets.num_classes} classes, the cache stores the "
+        f"largest {targets.ids_BK.shape[1]} (cache.encoding = {TopK.name!r}): build a cache with "
+        f"cache.encoding = {FULL_ENCODINGS}"
     )
 
 

@@ -27,9 +27,10 @@ from kdscale.cache.manifest import FORMAT_VERSION, canonical, read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.records import COMMITTED
 from kdscale.cache.verify import verify
+from kdscale.encodings import ENCODINGS, TopK, create_encoding
 from kdscale.models.feature_extraction import FeatureSpec, extract_features
-from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
-from kdscale.targets import ENCODINGS, DenseTargets, Encoding, Head, decode, encode
+from kdscale.target_sources.buffer import stored_codec
+from kdscale.targets import DenseTargets, Head, create_codec
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -182,21 +183,21 @@ def test_table_of_encodings_is_the_codes():
         manifest = synthetic.encoded(name)
         assert dataclasses.replace(manifest, bound_records=False).format_version == version
         names = {"C": 5, "K": 2, "G": 3, "D": 3, "id": 1, "ceil": math.ceil}
-        assert eval(size, {}, names) == encoding_of(manifest).bytes_per_target  # noqa: S307
+        assert eval(size, {}, names) == manifest.target_encoding.bytes_per_target  # noqa: S307
 
 
 @pytest.mark.parametrize("num_classes", [4, 5])
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_codes_are_decoded_as_the_page_says(name, num_classes):
-    encoding = Encoding(name, num_classes)
-    stored = encode(torch.randn(20, num_classes) * 9, encoding)
+    codec = create_codec(create_encoding(name, num_classes))
+    stored = codec.encode(torch.randn(20, num_classes) * 9)
     codes = stored["codes"]
     if name == "int4":
         assert "`codes & 15` is that of class `2p`, `codes >> 4` that of class `2p + 1`" in WORDS
         codes = np.stack([codes[:, c // 2] >> 4 * (c % 2) & 15 for c in range(num_classes)], axis=1)
     assert "`offset + scale * code`" in WORDS
     expected = stored["offset"][:, None] + stored["scale"][:, None] * codes.astype(np.float32)
-    np.testing.assert_array_equal(expected, decode(stored, encoding).logits_BC.numpy())
+    np.testing.assert_array_equal(expected, codec.decode(stored).logits_BC.numpy())
 
 
 def test_an_embedding_is_decoded_as_the_page_says(tmp_path):
@@ -206,7 +207,8 @@ def test_an_embedding_is_decoded_as_the_page_says(tmp_path):
     expected = group["embedding"][1].astype(np.float32) @ group["head_weight"][:].T
     expected += group["head_bias"][:]
     reader = CacheReader(tmp_path)
-    found = decode(reader.read_view(1), encoding_of(manifest, Head.parse(reader.head())))
+    codec = create_codec(manifest.target_encoding, Head.parse(reader.head()))
+    found = codec.decode(reader.read_view(1))
     np.testing.assert_allclose(found.logits_BC.numpy(), expected, rtol=1e-6)
 
 
@@ -233,8 +235,8 @@ def test_tails_are_interpolated_as_the_page_says(temperature):
     assert "the cubic polynomial in `1/T` through four points" in WORDS
     grid = (1.0, 1.5, 2.0, 4.0, 8.0)
     logits = torch.randn(6, 12, generator=torch.Generator().manual_seed(0)) * 3
-    encoding = Encoding("topk", 12, 4, grid)
-    targets = decode(encode(logits, encoding), encoding)
+    codec = create_codec(TopK(12, 4, grid))
+    targets = codec.decode(codec.encode(logits))
     nodes = [0.0, *(1 / t for t in reversed(grid))]
     values = np.column_stack([np.full(6, np.log(8)), targets.tails_BG.numpy()[:, ::-1]])
     below = sum(node <= 1 / temperature for node in nodes) - 1
@@ -444,14 +446,14 @@ def test_golden_cache_decodes_to_what_the_teacher_said(path):
     """Those whose stored values are the logits themselves need no decoding: see the test above."""
     reader = CacheReader(path)
     expected = expected_of(path)
-    how = stored_encoding(reader)
+    codec = stored_codec(reader)
     for view, logits in enumerate(expected["logits"]):
-        found, wanted = decode(reader.read_view(view), how), torch.tensor(logits)
+        found, wanted = codec.decode(reader.read_view(view)), torch.tensor(logits)
         if isinstance(found, DenseTargets):
-            step = {"int8": 0.05, "int4": 0.5}.get(how.name, 0.01)
+            step = {"int8": 0.05, "int4": 0.5}.get(codec.encoding.name, 0.01)
             assert torch.allclose(found.logits_BC, wanted, atol=step)
         else:
-            best = wanted.topk(how.top_k)
+            best = wanted.topk(codec.encoding.top_k)
             assert torch.equal(found.ids_BK.long(), best.indices)
             assert torch.equal(found.logits_BK, best.values.half().float())
 

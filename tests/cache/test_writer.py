@@ -17,8 +17,7 @@ from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError, StorageError
-from kdscale.target_sources.stored_encoding import encoding_of
-from kdscale.targets import Head, decode, encode
+from kdscale.targets import Head, create_codec
 
 
 def begin(path, manifest=None):
@@ -47,20 +46,20 @@ def test_targets_read_back_value_for_value(tmp_path, encoding, shard_samples):
     logits[3] = 0.0
     inputs = logits[:, :3]
     once = synthetic.once(manifest)
-    how = encoding_of(manifest, Head.parse(once) if once else None)
-    logits = logits if how.head is None else how.head(inputs)
+    codec = create_codec(manifest.target_encoding, Head.parse(once) if once else None)
+    logits = logits if codec.head is None else codec.head(inputs)
     manifest = create_or_resume(
         tmp_path / "c.zarr", manifest, synthetic.labels(manifest), once=once
     )
     writer = ShardWriter(tmp_path / "c.zarr", manifest)
     for shard in range(manifest.num_shards):
         start, stop = manifest.shard_range(shard)
-        values = encode(logits[start:stop], how, inputs[start:stop])
+        values = codec.encode(logits[start:stop], inputs[start:stop])
         values["digests"] = np.arange(start, stop).astype(np.uint64) + 1
         writer.write(0, shard, values, 0.0)
     finish(tmp_path / "c.zarr", manifest, {})
     got = CacheReader(tmp_path / "c.zarr").read_view(0)
-    found, kept = decode(got, how), decode(encode(logits, how, inputs), how)
+    found, kept = codec.decode(got), codec.decode(codec.encode(logits, inputs))
     assert type(found) is type(kept)
     for values in fields(kept):
         one, other = getattr(found, values.name), getattr(kept, values.name)

@@ -15,14 +15,15 @@ from kdscale.commands.preview import preview_cache
 from kdscale.commands.train import train
 from kdscale.config import CacheSection
 from kdscale.data.loader import DeviceImages
+from kdscale.encodings import ENCODINGS
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.encoding import check_temperature, choose_encoding, mention_encoding
 from kdscale.runs.folder import RunSpec
 from kdscale.target_sources.base import LiveTeacher
+from kdscale.target_sources.buffer import stored_codec
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.target_sources.stored_encoding import encoding_of, stored_encoding
-from kdscale.targets import ENCODINGS, DenseTargets, TopKTargets, decode, encode
+from kdscale.targets import DenseTargets, TopKTargets
 
 CPU = torch.device("cpu")
 TOP_K = {"encoding": "topk", "top_k": 2, "temperatures": [1.0, 2.0, 4.0]}  # of 4 classes
@@ -57,7 +58,7 @@ def test_cached_targets_are_the_live_ones_as_stored(name, built, tiny_teacher, s
     teacher = replace(teacher, head=kept.head, head_module=kept.head_module)
     live = LiveTeacher(teacher, experiment.shared_views(recipe))
     cached = CachedTargets.open(path)
-    how = stored_encoding(cached.reader)
+    codec = stored_codec(cached.reader)
     shown, objective = DeviceImages(images, CPU), experiment.objective(recipe)
     student = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
     for view in range(2):
@@ -65,7 +66,7 @@ def test_cached_targets_are_the_live_ones_as_stored(name, built, tiny_teacher, s
         batch = shown.render_views(cached.pipeline, view, index)
         found, exact = cached.targets(batch), live.targets(batch)
         inputs = teacher.outputs(batch.pixels).embedding_BD
-        expected = decode(encode(exact.logits_BC, how, inputs), how)
+        expected = codec.decode(codec.encode(exact.logits_BC, inputs))
         assert type(found) is type(expected) is (TopKTargets if name == "topk" else DenseTargets)
         losses = [objective(student, t, batch.labels) for t in (found, expected, exact)]
         assert torch.equal(losses[0], losses[1])
@@ -205,7 +206,7 @@ def test_temperature_beyond_the_grid_is_refused_before_the_first_step(built, sha
     with pytest.raises(ConfigError, match="temperature 5 is beyond the cache's grid, 1 to 4"):
         student_of(recipe, path, shared_root, tmp_path / "run", temperature=5.0)
     labels_alone = recipe.loss.model_copy(update={"temperature": 5.0, "soft_weight": 0.0})
-    check_temperature(encoding_of(read_manifest(path)), labels_alone)
+    check_temperature(read_manifest(path).target_encoding, labels_alone)
 
 
 def test_recipe_with_such_a_temperature_is_refused_before_anything_is_built(

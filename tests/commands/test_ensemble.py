@@ -271,7 +271,7 @@ def test_top_k_is_refused_by_name(second, shared_root, tmp_path, refused, tiny_c
         )
     )
     said = refused(path, code=2)
-    assert f"{path} keeps the largest 2 of 4 logits (cache.encoding = 'topk')" in said
+    assert f"{path} stores the largest 2 of 4 logits (cache.encoding = 'topk')" in said
     assert "the mean of several teachers needs them all" in said
 
 
@@ -280,7 +280,7 @@ def test_own_top_k_is_refused_before_anything_is_built(load_table, second_cache,
         cache={"encoding": "topk", "top_k": 2, "temperatures": [1.0, 4.0]},
         ensemble={"caches": [str(second_cache)]},
     )
-    with pytest.raises(ConfigError, match="the recipe's own cache keeps the largest 2"):
+    with pytest.raises(ConfigError, match="the recipe's own cache stores the largest 2"):
         experiment.check_recipe(recipe, shared_root)
 
 

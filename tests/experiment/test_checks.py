@@ -8,22 +8,22 @@ import pytest
 from kdscale.config import TrainSection
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.encodings import Float16, TopK
 from kdscale.errors import ConfigError, DataError
 from kdscale.experiment.checks import check_loss, check_stored, mention_loss, mention_steps
 from kdscale.losses.objective import SOFT_LOSSES, FeatureTerm, Objective
-from kdscale.targets import Encoding
 
 LABELLED = SimpleNamespace(labelled=True, split="train", name="tiny")
 UNLABELLED = SimpleNamespace(labelled=False, split="train", name="tiny")
 PLAIN = Pipeline.parse(["random_horizontal_flip"])
 MIXED = Pipeline.parse(["random_horizontal_flip", "mixup"], pairing=MixPairs(8))
-TOP_K = Encoding("topk", 100, 20, (1.0, 4.0))
+TOP_K = TopK(100, 20, (1.0, 4.0))
 
 
 @pytest.mark.parametrize("kind", SOFT_LOSSES)
 def test_labelled_plain_images_suit_every_loss(kind):
     check_loss(Objective(0.5, 0.5, kind=kind), LABELLED, PLAIN)
-    check_stored(Objective(0.5, 0.5, kind=kind, standardize=True), Encoding("float16", 100))
+    check_stored(Objective(0.5, 0.5, kind=kind, standardize=True), Float16(100))
 
 
 @pytest.mark.parametrize("kind", ["dkd", "nkd"])
@@ -74,7 +74,7 @@ def test_loss_of_all_classes_names_itself_the_encoding_and_what_to_do(settings, 
     with pytest.raises(ConfigError) as refused:
         check_stored(Objective(0.5, 0.5, **settings), TOP_K)
     assert str(refused.value) == (
-        f"{asks} needs the logits of all 100 classes, and cache.encoding = 'topk' keeps the 20 "
+        f"{asks} needs the logits of all 100 classes, and cache.encoding = 'topk' stores the 20 "
         "largest: build a cache with cache.encoding = 'float16', 'int8' or 'int4', or set "
         f"{instead}"
     )

@@ -163,7 +163,7 @@ def test_loss_of_the_largest_classes_is_the_buckets(logits, largest, kind, loss)
 
 @pytest.mark.parametrize("kind", ["mse", "dkd", "nkd", "dist"])
 def test_loss_that_takes_all_classes_refuses_the_largest_by_name(logits, largest, kind):
-    message = rf"loss.kind = '{kind}' needs the logits of all 7 classes, the cache keeps the larg"
+    message = rf"loss.kind = '{kind}' needs the logits of all 7 classes, the cache stores the larg"
     with pytest.raises(ConfigError, match=message):
         Objective(0.5, 0.5, T, kind=kind)(logits[0], largest, LABELS)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kdscale.cache.reader import CacheReader
+from kdscale.target_sources.buffer import stored_codec
 from kdscale.target_sources.prefetch import DoubleBuffer, Segment
-from kdscale.target_sources.stored_encoding import stored_encoding
-from kdscale.targets import DenseTargets, decode
+from kdscale.targets import DenseTargets
 
 CPU = torch.device("cpu")
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("cache_v*/*.zarr"))
@@ -46,7 +46,7 @@ def test_batches_are_decoded_as_the_whole_view_is(reader, segments):
         rows = index + segments.start(view)
         ours, theirs = (
             values(segments.buffer.targets(rows)),
-            values(decode(stored, stored_encoding(reader)).rows(index)),
+            values(stored_codec(reader).decode(stored).rows(index)),
         )
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == other.dtype
