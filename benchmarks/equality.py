@@ -52,7 +52,7 @@ def compare(recipe: Any, states: int, cache_root: Path) -> dict[str, Any]:
             source.targets(batch),
             batch.labels,
             batch.mix,
-        )
+        ).total()
         loss.backward()
         grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         return loss.item(), torch.cat(grads).clone()
