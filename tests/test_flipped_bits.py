@@ -35,7 +35,7 @@ from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.weights import read_metadata
 from kdscale.runs import checkpoint
-from kdscale.runs.folder import RunFolder, RunSpec, read_evaluation
+from kdscale.runs.folder import RunFolder, RunSpec, read_run_file
 from kdscale.runs.log import read_sound_metrics
 from kdscale.training.optim import create_optimizer
 from kdscale.training.resume import _loop_state
@@ -126,7 +126,7 @@ def weights(path):
 
 def evaluation(path):
     try:
-        return read_evaluation(path)
+        return read_run_file(path)
     except DAMAGE as error:  # what callers make a message of
         raise KdscaleError(str(error)) from error
 
@@ -175,6 +175,14 @@ def test_flip_in_a_teachers_predictions_is_asked_for_again(tmp_path, caplog):
 
     assert read() == answers.tolist()
     assert_flips_are_noticed(path, read, caplog)
+
+
+def test_predictions_under_another_key_are_computed_again(tmp_path, caplog):
+    path, other = tmp_path / "predictions" / "key.npy", tmp_path / "predictions" / "other.npy"
+    teacher_predictions._write(path, torch.arange(7), tmp_path)
+    path.rename(other)
+    assert teacher_predictions._read(other, 7) is None
+    assert "of another teacher or other images" in caplog.text
 
 
 def test_flip_in_notes_of_encoded_images_reads_their_headers_again(tmp_path, caplog):

@@ -15,7 +15,7 @@ from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
 from kdscale.documents import DAMAGE
-from kdscale.errors import KdscaleError, ModelError, WeightsError
+from kdscale.errors import KdscaleError, ModelError, RunError, WeightsError
 from kdscale.evaluation.efficiency import (
     BATCH_SIZES,
     device_name,
@@ -38,7 +38,7 @@ from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trai
 from kdscale.models.checkpoints import read_metadata
 from kdscale.models.deployable import check_size, size_of
 from kdscale.models.registry import num_parameters
-from kdscale.runs.folder import read_evaluation, write_evaluation
+from kdscale.runs.folder import read_run_file, write_evaluation
 from kdscale.teacher.frozen_teacher import FrozenTeacher, freeze
 
 log = logging.getLogger(__name__)
@@ -266,7 +266,10 @@ def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     Files of kdscale 0.1 may count samples without a prediction as correct: None for those.
     """
     try:
-        found = read_evaluation(file)
+        found = read_run_file(file)
+    except RunError as error:
+        log.warning("%s; evaluating again", error)
+        return None
     except (KdscaleError, *DAMAGE):
         return None
     same = identity.items() <= found.items() and "non_finite_samples" in found

@@ -42,6 +42,7 @@ from kdscale.experiment.training_setup import (
 from kdscale.experiment.views import training_pipeline
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
+from kdscale.run_identity import stated_run
 from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
 from kdscale.runs.lock import run_lock
 from kdscale.runs.log import MetricsLog
@@ -316,8 +317,9 @@ def _evaluator(training: _Training) -> EvaluationHook:
 
 
 def _metadata(training: _Training, trainer: Trainer) -> dict[str, object]:
-    experiment = training.experiment
-    return weights_metadata(training.section, experiment.train_set, experiment.test_set, trainer)
+    train_set, test_set = training.experiment.train_set, training.experiment.test_set
+    stated = weights_metadata(training.section, train_set, test_set, trainer)
+    return {**stated, **stated_run(training.run)}
 
 
 def _write(training: _Training, trainer: Trainer, result: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """A teacher's top-1 predictions for the clean images of a split, computed once for all students.
 
-`ROOT/predictions/KEY.npy`, int32 [N], followed by its SHA-256 (32 bytes, which NumPy does not
-read). KEY hashes everything that determines the predictions: images, teacher, preprocessing,
-precision and memory format.
+`ROOT/predictions/KEY.npy`, int32 [N], followed by the SHA-256 of KEY and array (32 bytes, which
+NumPy does not read). KEY hashes everything that determines the predictions: images, teacher,
+preprocessing, precision and memory format.
 """
 
 import hashlib
@@ -73,12 +73,7 @@ def store_predictions(
 ) -> None:
     """Store predictions int64 [N] of another pass; other arguments as of `predictions_of`."""
     if accelerator.is_main_process:
-        buffer = io.BytesIO()
-        np.save(buffer, classes.numpy().astype("<i4"))
-        data = buffer.getvalue()
-        path = _path(teacher, images, root)
-        write_durably(path, data + hashlib.sha256(data).digest(), root=root)
-        remove_abandoned(path.parent, path)
+        _write(_path(teacher, images, root), classes, root)
 
 
 def _path(teacher: FrozenTeacher, images: ImageDataset, root: Path) -> Path:
@@ -90,6 +85,19 @@ def _path(teacher: FrozenTeacher, images: ImageDataset, root: Path) -> Path:
     }
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     return root / "predictions" / f"{key}.npy"
+
+
+def _digest(path: Path, data: bytes) -> bytes:
+    """Return the checksum of an array under its key: a renamed file does not match it."""
+    return hashlib.sha256(path.stem.encode() + data).digest()
+
+
+def _write(path: Path, classes: Tensor, root: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, classes.numpy().astype("<i4"))
+    data = buffer.getvalue()
+    write_durably(path, data + _digest(path, data), root=root)
+    remove_abandoned(path.parent, path)
 
 
 def _read(path: Path, num_samples: int) -> Tensor | None:
@@ -106,10 +114,10 @@ def _read(path: Path, num_samples: int) -> Tensor | None:
         log.warning("the teacher's predictions %s cannot be read (%s)", path, error)
         return None
     data, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
-    if hashlib.sha256(data).digest() != digest:
+    if _digest(path, data) != digest:
         log.warning(
-            "the teacher's predictions %s are damaged, or of an earlier kdscale, which stored no "
-            "checksum", path,
+            "the teacher's predictions %s are damaged, of another teacher or other images, or of "
+            "an earlier kdscale", path,
         )  # fmt: skip
         return None
     stored = np.load(io.BytesIO(data), allow_pickle=False)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdscale.documents import DAMAGE, read_object
+from kdscale.documents import DAMAGE
 from kdscale.errors import KdscaleError
-from kdscale.runs.folder import RunFolder
+from kdscale.runs.folder import RunFolder, read_run_file
 
 
 def own_test_set(evaluation: Path) -> str | None:
@@ -29,7 +29,7 @@ def own_training_set(evaluation: Path) -> str | None:
 def _fingerprint(evaluation: Path, field: str) -> str | None:
     for content in _contents(evaluation.parent):
         try:
-            found = read_object(content, root=content.parent).get(field)
+            found = read_run_file(content).get(field)
         except (KdscaleError, *DAMAGE):
             continue
         if isinstance(found, str):

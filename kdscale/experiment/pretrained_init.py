@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdscale import config
-from kdscale.documents import DAMAGE, parse_as, read_object, write_object
+from kdscale.documents import DAMAGE, parse_as
 from kdscale.errors import DownloadError, RunError
 from kdscale.experiment.saved_runs import is_begun
 from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
 from kdscale.models.weights import state_sha256
-from kdscale.runs.folder import RunFolder
+from kdscale.runs.folder import RunFolder, read_run_file
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def find_pretrained_init(
             return noted
     found = _read(settings.pretrained, section.model, what, required=settings.pretrained_required)
     if main:
-        write_object(note, found.to_json())
+        RunFolder(run).write_pretrained(found.to_json())
     return found
 
 
@@ -94,7 +94,7 @@ def _read_note(path: Path) -> PretrainedInit:
         RunError: the note is missing or damaged.
     """
     try:
-        noted = parse_as(_Note, read_object(path, root=path.parent))
+        noted = parse_as(_Note, read_run_file(path))
     except DAMAGE as error:
         raise RunError(
             f"{path} is damaged or missing ({error}): which weights the run began from is not "

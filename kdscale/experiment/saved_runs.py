@@ -1,5 +1,6 @@
 """A run's folder: begun once, resumed only as what it is, never overwritten."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,8 +10,11 @@ from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.errors import RunError
 from kdscale.formatting import shortened
+from kdscale.run_identity import run_id
 from kdscale.runs import checkpoint
 from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
+
+log = logging.getLogger(__name__)
 
 _ANOTHER_RUN = "name another --run"
 
@@ -33,6 +37,8 @@ def keep_content(run: Path, content: RunInputs, *, main: bool) -> None:
         _refuse_other(run, before, content)
     elif main:
         folder.write_content(content)
+        if not is_begun(run):
+            folder.complete_start()
 
 
 def check_content(run: Path, content: RunInputs) -> None:
@@ -78,6 +84,10 @@ def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, ma
         if not is_begun(run):
             raise RunError(f"nothing to resume in {run}: leave out --resume, or name its --run")
         check_same_run(run, recipe, job)
+        if main and run_id(run) is None:
+            log.info(
+                "%s is of an earlier kdscale: that its files are of this run cannot be checked", run
+            )
         return
     if is_begun(run):
         raise RunError(f"{run} holds an unfinished run: add --resume, or name another --run")

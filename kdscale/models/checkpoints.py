@@ -20,6 +20,7 @@ from kdscale.documents import DAMAGE
 from kdscale.errors import WeightsError
 from kdscale.models import checksums
 from kdscale.regular_files import check_regular
+from kdscale.run_identity import RUN_ID, WEIGHTS_FILES, check_run
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             stated = _decoded(file.metadata())
     except _DAMAGE_OF_SAFETENSORS as error:
         raise _damaged(path, error) from error
+    _check_run(path, stated)
     stated.pop(module_versions.KEY, None)
     return stated
 
@@ -123,9 +125,21 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = _decoded(stated)
     except _DAMAGE_OF_SAFETENSORS as error:
         raise _damaged(path, error) from error
+    _check_run(path, metadata)
     if not checked and metadata.keys() >= _OURS:
         log.info("%s is of an earlier kdscale, without checksums: it cannot be checked", path)
     return tensors, metadata
+
+
+def _check_run(path: Path, metadata: dict[str, Any]) -> None:
+    """Refuse the weights of another run in a run's folder; the identity is taken out of `metadata`.
+
+    Raises:
+        RunError: the file is of another run.
+    """
+    stated = metadata.pop(RUN_ID, None)
+    if path.name in WEIGHTS_FILES:
+        check_run(path, stated)
 
 
 def _load_checkpoint(path: Path) -> Any:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from kdscale.documents import DAMAGE, read_object
-from kdscale.errors import KdscaleError
+from kdscale.documents import DAMAGE
+from kdscale.errors import KdscaleError, RunError
+from kdscale.runs.folder import read_run_file
 
 _LARGEST = 1e18
 _LONGEST_NAME = 80
@@ -120,13 +121,15 @@ def _fits(value: object, kind: str) -> bool:
 
 
 def read_json(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read the object in a file, if the file is there; else say why it cannot be read."""
+    """Read the object in a file, if the file is there; else say why it cannot be used."""
     try:
-        return read_object(path, root=path.parent), []
+        return read_run_file(path), []
     except FileNotFoundError:
         return None, []
     except UnicodeDecodeError:
         return None, [f"{path} cannot be read (it is no text in UTF-8)"]
+    except RunError as error:
+        return None, [str(error)]
     except (KdscaleError, *DAMAGE) as error:
         return None, [f"{path} cannot be read ({error_text(error)})"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.documents import DAMAGE
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, RunError
 from kdscale.report.fields import error_text, excerpt, is_number
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import TORN, read_sound_metrics
@@ -47,6 +47,8 @@ def read_log(folder: Path, *, is_finished: bool) -> TrainingLog:
         records, problems = read_sound_metrics(folder)
         for number, record in enumerate(records, 1):  # noqa: B007
             _add(record, curves, reached)
+    except RunError as error:
+        problems = [str(error)]
     except (KdscaleError, *DAMAGE) as error:
         problems = [f"{path} cannot be read after line {number} ({error_text(error)})"]
     if not is_finished:  # its last line may be half written

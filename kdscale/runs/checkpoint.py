@@ -25,6 +25,7 @@ from kdscale.errors import RunError
 from kdscale.formatting import number_of
 from kdscale.module_versions import load_state, versions_of
 from kdscale.regular_files import read_inside
+from kdscale.run_identity import RUN_ID, check_run, stated_run
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _SUMS = "crc32"
 
 def write_process_state(folder: Path, process_index: int) -> None:
     """Write this process's random state into the checkpoint that is being written."""
-    state = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
+    state = stated_run(folder.parent) | {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
     write_object(folder / _TEMPORARY / f"random-{process_index}.json", state)
@@ -53,6 +54,7 @@ def write_shared_state(
     sums = {name: _save(folder / _TEMPORARY / name, one) for name, one in files.items()}
     document = {
         "loop": dict(state), "optimizer": rest, "versions": versions_of(model), _SUMS: sums,
+        **stated_run(folder.parent),
     }  # fmt: skip
     write_object(folder / _TEMPORARY / _STATE, document)
 
@@ -188,7 +190,14 @@ def _check(path: Path) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    return read_object(path / _STATE, root=path)
+    return _read_object(path / _STATE)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a checkpoint, of this run."""
+    table = read_object(path, root=path.parent)
+    check_run(path, table.pop(RUN_ID, None), folder=path.parents[2])
+    return table
 
 
 def _read_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -203,10 +212,10 @@ def _read_random(path: Path, process_index: int) -> dict[str, Tensor]:
     before = path / f"random-{process_index}.safetensors"  # of an earlier kdscale
     if before.exists():
         return load(read_inside(path, before.name))
-    kept = read_object(path / f"random-{process_index}.json", root=path)
+    states = _read_object(path / f"random-{process_index}.json")
     return {
         device: torch.frombuffer(bytearray.fromhex(one), dtype=torch.uint8)
-        for device, one in kept.items()
+        for device, one in states.items()
     }
 
 

@@ -19,6 +19,7 @@ from kdscale.atomic_write import write_durably
 from kdscale.documents import (
     DAMAGE,
     check_as,
+    checksum_of,
     parse_as,
     read_object,
     without_nan,
@@ -27,6 +28,18 @@ from kdscale.documents import (
 )
 from kdscale.errors import KdscaleError, RunError
 from kdscale.regular_files import path_inside, read_document
+from kdscale.run_identity import (
+    RECIPE_FILE,
+    RECIPE_SUM,
+    RUN_FILE,
+    RUN_ID,
+    START,
+    WEIGHTS_FILES,
+    check_run,
+    check_start,
+    recipe_sum,
+    stated_run,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +48,14 @@ Targets = Literal["none", "cache", "teacher"]
 Weights = Literal["last", "best"]
 """Weights of the last step, or those that are best on the validation split."""
 
-_RECIPE, _RUN, _CONTENT, _RESULT = "recipe.toml", "run.json", "content.json", "result.json"
+_RECIPE, _RUN, _CONTENT, _RESULT = RECIPE_FILE, RUN_FILE, "content.json", "result.json"
 _METRICS, _CHECKPOINTS, _PRETRAINED = "metrics.jsonl", "checkpoints", "pretrained.json"
 _BENCH, _TRIALS = "bench.json", "trials"
-_WEIGHTS: dict[Weights, str] = {"last": "weights.safetensors", "best": "best.safetensors"}
+_WEIGHTS: dict[Weights, str] = {"last": WEIGHTS_FILES[0], "best": WEIGHTS_FILES[1]}
 _EVALUATIONS: dict[Weights, str] = {"last": "evaluation.json", "best": "evaluation-best.json"}
 _GIVEN_TEACHER = "teacher-evaluation.json"
 FILES_OF_A_START = frozenset({_RUN, _RECIPE, _CONTENT, _PRETRAINED})
 """Names of the files that are written before the first step, and again by the next start."""
-_SUM_LINE = "# SHA-256 of the lines above: "
 
 T = TypeVar("T")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -256,7 +268,9 @@ class RunFolder:
             RunError: it is missing, no TOML, damaged or was changed.
         """
         try:
-            text = _without_sum(read_document(self.recipe_file, root=self.path))
+            text, digest = _without_sum(read_document(self.recipe_file, root=self.path))
+            if digest is not None:
+                check_start(self.recipe_file, digest)
             return text, tomllib.loads(text)
         except KdscaleError:
             raise
@@ -265,7 +279,7 @@ class RunFolder:
 
     def _read(self, name: str, parse: Callable[[dict[str, Any]], T], advice: str) -> T:
         try:
-            return parse(read_object(self.path / name, root=self.path))
+            return parse(read_run_file(self.path / name))
         except KdscaleError:
             raise
         except DAMAGE as error:
@@ -289,12 +303,27 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`: the run is finished."""
-        write_object(self.path / _RESULT, without_nan(result))
+        write_object(self.path / _RESULT, {**without_nan(result), **stated_run(self.path)})
 
     def write_recipe(self, text: str) -> None:
         """Write `recipe.toml` and, in its last line, a comment with the checksum of the text."""
         digest = hashlib.sha256(text.encode()).hexdigest()
-        write_durably(self.path / _RECIPE, f"{text}{_SUM_LINE}{digest}\n".encode())
+        write_durably(self.path / _RECIPE, f"{text}{RECIPE_SUM}{digest}\n".encode())
+
+    def write_pretrained(self, description: Mapping[str, Any]) -> None:
+        """Write `pretrained.json`."""
+        write_object(self.path / _PRETRAINED, description)
+
+    def complete_start(self) -> None:
+        """Add the checksums of the other files of the start to `run.json`: its run has an identity.
+
+        Raises:
+            RunError: one of the files is damaged.
+        """
+        others = (name for name in (_CONTENT, _PRETRAINED) if (self.path / name).is_file())
+        sums = {name: self._read(name, checksum_of, "start again") for name in others}
+        job = {**asdict(self.read_job()), START: {_RECIPE: recipe_sum(self.path), **sums}}
+        write_object(self.path / _RUN, job)
 
     def forget_content(self) -> None:
         """Remove `content.json`, of a start that got no further."""
@@ -306,32 +335,40 @@ def _checked_result(table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _without_sum(data: bytes) -> str:
-    """Return the text above the line that holds its checksum, or all of it where there is none.
+def _without_sum(data: bytes) -> tuple[str, str | None]:
+    """Return the text above the line that holds its checksum, and that; all without such a line.
 
     Raises:
         ValueError: it is no UTF-8, or not what was written.
     """
     text = data.decode()
-    above, line, digest = text.rpartition(_SUM_LINE)
+    above, line, digest = text.rpartition(RECIPE_SUM)
     if not line:
-        return text
+        return text, None
     if digest.strip() != hashlib.sha256(above.encode()).hexdigest():
         raise ValueError(
             "it does not match the checksum in its last line; if you changed it, remove that line"
         )
-    return above
+    return above, digest.strip()
 
 
 def write_evaluation(path: Path, found: Mapping[str, Any]) -> None:
-    """Write what an evaluation found, one field a line."""
-    write_object_by_lines(path, without_nan(found))
+    """Write the results of an evaluation, one field a line."""
+    write_object_by_lines(path, {**without_nan(found), **stated_run(path.parent)})
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """Return what an evaluation found.
+def read_run_file(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run's folder, without what binds it to the run.
 
     Raises:
+        RunError: the file is of another run.
         UnsafePathError, OSError, ValueError: see `documents.read_object`.
     """
-    return read_object(path, root=path.parent)
+    table = read_object(path, root=path.parent)
+    if path.name == _RUN:
+        table.pop(START, None)
+    elif path.name in FILES_OF_A_START:
+        check_start(path, checksum_of(table))
+    else:
+        check_run(path, table.pop(RUN_ID, None))
+    return table

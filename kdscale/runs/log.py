@@ -1,7 +1,7 @@
-"""`metrics.jsonl` of a run: one JSON object a line, each with a checksum of its own.
+"""`metrics.jsonl` of a run: one JSON object a line, each with its run and a checksum of its own.
 
 The key `crc32` of a line is the CRC-32 (8 hexadecimal digits) of the canonical JSON of its other
-keys. Lines of kdscale 0.1 have none.
+keys, and `run_id` the identity of the run. Lines of earlier versions have neither.
 """
 
 import json
@@ -16,6 +16,7 @@ from kdscale.atomic_write import storage_error
 from kdscale.documents import DAMAGE, canonical, without_nan
 from kdscale.errors import RunError
 from kdscale.regular_files import path_inside, read_inside
+from kdscale.run_identity import RUN_FILE, RUN_ID, check_run, stated_run
 from kdscale.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,11 @@ class MetricsLog:
 
         Raises:
             StorageError: the file cannot be written.
+            RunError: it is of another run.
             UnsafePathError: it is a link or a special file.
         """
         self.path = path_inside(path.parent, path.name)
+        self._run = stated_run(path.parent)
         self.size = size
         """Bytes so far, for the checkpoint."""
         self._file: BinaryIO | None = None
@@ -67,7 +70,7 @@ class MetricsLog:
         Raises:
             StorageError: the disk is full.
         """
-        sound = without_nan(record)
+        sound = {**without_nan(record), **self._run}
         line = json.dumps({**sound, _SUM: _crc32(sound)}).encode() + b"\n"
         self.size += len(line)
         if self._file is not None:
@@ -118,6 +121,11 @@ def read_sound_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the sound records in the bytes of a log, and a message for each other line.
+
+    Raises:
+        RunError: a line is of another run.
+    """
     records, damaged = list[dict[str, Any]](), list[str]()
     lines = data.split(b"\n")
     torn = lines.pop()
@@ -126,6 +134,10 @@ def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             records.append(_record(line))
         except DAMAGE as error:
             damaged.append(f"line {number} of {path} is damaged ({str(error)[:100]})")
+    stated = [record.pop(RUN_ID, None) for record in records]
+    if (path.parent / RUN_FILE).exists():  # not in a recipe's folder, which has a run's log
+        for one in dict.fromkeys(map(str, stated)):
+            check_run(path, None if one == "None" else one)
     if torn:
         damaged.append(f"line {len(lines) + 1} of {path} {TORN}")
     return records, damaged

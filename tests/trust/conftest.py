@@ -76,8 +76,23 @@ def material(tmp_path_factory, write_split):
         ("cache", "verify", "root/tiny.zarr"),
     ):  # fmt: skip
         _make(folder, *args)
-    begun = sandbox.run(lambda: _stopped_training(folder, cached), cwd=folder)
-    assert begun.exit_code == 75, begun
+    _stop_training(folder, *cached, "--run", "unfinished")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_runs(material, tmp_path_factory):
+    """The runs of `material` again, of the same shapes: with another seed, or in another way.
+
+    `seed` and `unfinished` differ in their seed alone, `recipe` in its recipe and its data.
+    """
+    folder = Path(shutil.copytree(material, tmp_path_factory.mktemp("other") / "runs"))
+    cached = ("--targets", "cache", "--cache", "root/tiny.zarr")
+    _make(folder, "train", "r.toml", *cached, "--run", "seed", "--seed", "1")
+    _make(folder, "train", "r.toml", "--set", "loss.temperature=2.0", "--run", "recipe")
+    _make(folder, "evaluate", "seed", "--seconds", "0")
+    shutil.rmtree(folder / "unfinished")
+    _stop_training(folder, *cached, "--run", "unfinished", "--seed", "1")
     return folder
 
 
@@ -94,7 +109,7 @@ def _make(folder, *args):
     assert done.exit_code == 0, done.output
 
 
-def _stopped_training(folder, cached):
+def _stop_training(folder, *args):
     """Train until the fourth step, as a scheduler has it; in a process of its own."""
     from kdscale.training.trainer import Trainer
 
@@ -105,8 +120,12 @@ def _stopped_training(folder, cached):
         if loop.state.step == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    Trainer._update = update_and_stop
-    sandbox.main("train", "r.toml", *cached, "--run", "unfinished")
+    def train():
+        Trainer._update = update_and_stop
+        sandbox.main("train", "r.toml", *args)
+
+    begun = sandbox.run(train, cwd=folder)
+    assert begun.exit_code == 75, begun
 
 
 @pytest.fixture
