@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from earlier_runs import without_identity
 from safetensors.torch import load_file, save_file
 
 from kdscale.distributed import create_accelerator
@@ -85,9 +86,10 @@ def test_evaluation_is_kept_in_the_runs_folder(kdscale, trained, tmp_path):
     text = (tmp_path / "run" / "evaluation.json").read_text()
     kept = json.loads(text)
     assert len(kept.pop("checksum")) == 64
+    assert kept.pop("run_id").startswith("student-none-seed0-")
     assert kept == {key: value for key, value in found.items() if key != "run"}
     assert kept.keys() >= CONTRACT
-    assert len(text.splitlines()) == len(kept) + 3, "one field a line"
+    assert len(text.splitlines()) == len(kept) + 4, "one field a line"
     confusion = torch.tensor(kept["confusion"])
     assert confusion.sum() == 64
     assert confusion.diagonal().sum() / 64 == kept["top1_accuracy"]
@@ -138,7 +140,8 @@ def test_evaluation_on_other_images_leaves_that_of_the_runs_own(
     (file,) = (tmp_path / "run").glob("evaluation-on-*.json")
     assert str(file.relative_to(tmp_path)) in done.stderr
     written = json.loads(file.read_text())
-    assert {**found, "checksum": written["checksum"]} == {**written, "run": found["run"]}
+    seals = {key: written[key] for key in ("checksum", "run_id")}
+    assert {**found, **seals} == {**written, "run": found["run"]}
     assert (json.loads(own)["own_test_set"], found["own_test_set"]) == (True, False)
     assert found["test_fingerprint"].startswith(file.stem.removeprefix("evaluation-on-"))
     assert (found["num_samples"], found["test_source"]) == (32, "other")
@@ -429,6 +432,7 @@ def test_another_teacher_than_the_one_that_taught_is_not_compared_with(
 
 def test_students_of_several_teachers_have_no_one_to_agree_with(kdscale, distilled, tmp_path):
     folder = RunFolder(tmp_path / "cached")
+    without_identity(folder.path)  # of the run that it was
     content = folder.read_content()
     folder.write_content(replace(content, teacher=f"{content.teacher}+{'0' * 64}"))
     shown = kdscale("evaluate", "cached", *FAST).stdout

@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 import sandbox
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from earlier_runs import without_identity
+from safetensors.torch import load_file
 from test_flips import AGAIN, BEST, EVALUATE, REPORT, RESUME
 
 from kdscale.errors import RunError
@@ -141,25 +141,7 @@ def test_files_that_state_no_run_are_refused_in_a_run_that_states_one(box):
 
 def test_run_of_an_earlier_version_is_read_and_says_what_cannot_be_checked(box):
     folder = box()
-    _make_earlier(folder / "unfinished")
+    without_identity(folder / "unfinished")
     done = sandbox.run_command(*RESUME.args, cwd=folder)
     assert done.exit_code == 0, done
     assert "that its files are of this run cannot be checked" in done.stderr
-
-
-def _make_earlier(run):
-    """Take out of a run's files what binds them to each other, and their checksums."""
-    for file in [*run.glob("*.json"), *run.glob("checkpoints/*/*.json")]:
-        table = json.loads(file.read_text())
-        for key in ("run_id", "start", "checksum"):
-            table.pop(key, None)
-        file.write_text(json.dumps(table))
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rest = [{k: v for k, v in line.items() if k not in ("run_id", "crc32")} for line in lines]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rest))
-    for file in run.glob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata()
-        known = {k: v for k, v in metadata.items() if "sum" not in k and "sha256" not in k}
-        known.pop("run_id")
-        save_file(load_file(file), file, metadata=known)
