@@ -150,7 +150,7 @@ def test_evaluation_of_two_processes_finds_exactly_what_that_of_one_does(two, kd
     again = ["evaluate", two / "two-cache", "--seconds", "0", "--cache-root", two / "other"]
     (theirs,) = json.loads(kdscale(*again, "--json").stdout)["runs"]
     assert ours["agreement"] > 0.5
-    for name in ("latency", "run", "checksum"):
+    for name in ("latency", "run", "checksum", "run_id"):
         ours.pop(name, None)
         theirs.pop(name, None)
     logits = ("calibration", "calibration_error", "cross_entropy")  # other batches, other last bits
