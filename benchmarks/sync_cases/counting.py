@@ -1,7 +1,8 @@
 """Count what a batch costs a GPU's launch queue, on a machine without one.
 
-Tensors are fake: they have a shape, a type and the device "cuda", and no values. Whatever needs a
-value on the host cannot go on, and whatever crosses between host and device is seen.
+Tensors of the device "cuda" are fake: they have a shape and a type, and no values. Whatever needs
+a value on the host cannot go on, and whatever crosses between host and device is seen. Tensors of
+the host are real: plans, windows and range checks do there what they always do.
 """
 
 import functools
@@ -16,10 +17,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
+    unset_fake_temporarily,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 CUDA = torch.device("cuda", 0)
 
@@ -118,11 +121,11 @@ class _Counter(TorchDispatchMode):
         if name in ("aten::is_pinned", "aten::_is_pinned"):
             return self._is_pinned(given[0])
         if name in ("aten::pin_memory", "aten::_pin_memory"):
-            return self._pin(given[0].clone())
+            return self._pin(_run(torch.ops.aten.clone.default, given[:1], {}))
         pinned = keywords.pop("pin_memory", False)
         if any(_on_cuda(tensor) for tensor in given):
             self._count_waits(name, function.tags, arguments)
-        made = function(*arguments, **keywords)
+        made = _run(function, arguments, keywords)
         non_blocking = bool(keywords.get("non_blocking")) or (
             name == "aten::copy_" and True in arguments[2:]
         )
@@ -166,6 +169,21 @@ class _Counter(TorchDispatchMode):
             self.counts.host_syncs += 1
         else:
             self.counts.blocking_copies += 1
+
+
+def _run(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+    """Run an operator: for real on the host alone, else on fake tensors."""
+    given, place = _tensors((arguments, keywords)), keywords.get("device")
+    is_fake = any(isinstance(tensor, FakeTensor) for tensor in given)
+    if not is_fake and (place is None or torch.device(place).type == "cpu"):
+        with unset_fake_temporarily():
+            return function(*arguments, **keywords)
+    arguments, keywords = tree_map_only(Tensor, _as_fake, (arguments, keywords))
+    return function(*arguments, **keywords)
+
+
+def _as_fake(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, FakeTensor) else _FAKE.from_tensor(tensor)
 
 
 def _tensors(values: Any) -> list[Tensor]:
