@@ -56,6 +56,7 @@ class HostCopy:
 
     def __init__(self, values: Tensor) -> None:
         self._values = values.detach().to("cpu", non_blocking=True)  # from a GPU: pinned memory
+        self._on_host = not values.is_cuda
         self._arrived: torch.cuda.Event | None = None
         if values.is_cuda and torch.cuda.is_available():
             self._arrived = torch.cuda.Event()
@@ -63,8 +64,8 @@ class HostCopy:
 
     @property
     def ready(self) -> bool:
-        """Whether `get` would return at once."""
-        return self._arrived is None or self._arrived.query()
+        """Whether `get` would return at once; under fake tensors, which have no values, never."""
+        return self._on_host or (self._arrived is not None and self._arrived.query())
 
     def get(self) -> Tensor:
         """Return the values in host memory, once they have arrived."""
