@@ -12,11 +12,13 @@
 
 import io
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -32,6 +34,8 @@ from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.listing import is_lfs_pointer
 from kdscale.errors import DataError
 from kdscale.regular_files import read_regular
+
+T = TypeVar("T")
 
 # Pillow refuses images of more than 179 million pixels; half of that is a camera's, not an attack.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -74,27 +78,61 @@ def decode(encoded: EncodedSplit, channels: int, stated: tuple[int, int]) -> Ite
     """
     at_once = max(1, BYTES_PER_STACK // max(1, channels * stated[0] * stated[1]))
     size: tuple[int, ...] | None = None
-    with decoder_threads() as pool:
-        start = 0
+    function = partial(decode_image, channels=channels, grey_range=encoded.grey_range)
+    for pixels in map_images(encoded, function, at_once):
+        size = size or pixels[0].shape
+        if any(image.shape != size for image in pixels):
+            raise SizesDifferError
+        yield np.stack(pixels)
+
+
+def map_images(
+    encoded: EncodedSplit, function: Callable[[bytes], T], at_once: int = sys.maxsize
+) -> Iterator[list[T]]:
+    """Yield what a function gives for each encoded image in order, computed in threads.
+
+    Args:
+        encoded: the split, of which a bounded part is in memory.
+        function: may raise whatever Pillow's readers raise of damaged bytes.
+        at_once: largest number of results in a list.
+
+    Raises:
+        DataError: the function raised something; the row is named.
+    """
+    start = 0
+    # A few: Pillow lets go of the interpreter only inside its codecs.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for images in encoded.read():
             for first in range(0, len(images), at_once):
-                tasks = tasks_of(start + first, images[first : first + at_once])
-                decoded = pool.map(partial(_decode_task, encoded, channels=channels), tasks)
-                pixels = [image for task in decoded for image in task]
-                size = size or pixels[0].shape
-                if any(image.shape != size for image in pixels):
-                    raise SizesDifferError
-                yield np.stack(pixels)
+                part = images[first : first + at_once]
+                places = range(0, len(part), IMAGES_PER_TASK)
+                starts = [start + first + place for place in places]
+                tasks = [part[place : place + IMAGES_PER_TASK] for place in places]
+                done = pool.map(partial(_apply, encoded, function), starts, tasks)
+                yield [one for task in done for one in task]
             start += len(images)
 
 
+def _apply(
+    encoded: EncodedSplit, function: Callable[[bytes], T], start: int, images: list[bytes]
+) -> list[T]:
+    results = []
+    for sample, image in enumerate(images, start):
+        try:
+            results.append(function(image))
+        except Exception as error:
+            raise _unreadable(encoded, sample, error, image) from error
+    return results
+
+
 def decode_one(encoded: EncodedSplit, sample: int, channels: int) -> np.ndarray:
-    """One image as uint8 [C, H, W]; any number of threads may call.
+    """Return one image as uint8 [C, H, W]; any number of threads may call.
 
     Raises:
         DataError: it cannot be decoded; its row is named.
     """
-    return _decode_task(encoded, (sample, [encoded.read_one(sample)]), channels)[0]
+    function = partial(decode_image, channels=channels, grey_range=encoded.grey_range)
+    return _apply(encoded, function, sample, [encoded.read_one(sample)])[0]
 
 
 def decode_image(
@@ -173,19 +211,6 @@ def orientation(read_exif: Callable[[], Image.Exif]) -> int:
         return 1
 
 
-def _decode_task(
-    encoded: EncodedSplit, task: tuple[int, list[bytes]], channels: int
-) -> list[np.ndarray]:
-    start, images = task
-    decoded = []
-    for offset, one in enumerate(images):
-        try:
-            decoded.append(decode_image(one, channels, encoded.grey_range))
-        except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-            raise unreadable(encoded, start + offset, error, one) from error
-    return decoded
-
-
 def is_grey(image: Image.Image) -> bool:
     """Whether an image has greys only; decodes the pixels of a palette image."""
     if image.mode != "P":
@@ -221,8 +246,7 @@ def _deep_grey(image: Image.Image, grey_range: tuple[float, float] | None) -> Im
     return Image.fromarray(levels)
 
 
-def unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: bytes) -> DataError:
-    """Return the error for an image that cannot be decoded, which names its row."""
+def _unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: bytes) -> DataError:
     reason = " ".join(str(error).split())
     remedy = "Repair or remove it"
     if is_lfs_pointer(image):
@@ -232,16 +256,3 @@ def unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: byte
     return DataError(
         f"{encoded.place(sample)} cannot be decoded: {reason or type(error).__name__}. {remedy}"
     )
-
-
-def tasks_of(start: int, images: list[bytes]) -> list[tuple[int, list[bytes]]]:
-    """Part consecutive images into tasks of a thread, each with the number of its first sample."""
-    return [
-        (start + first, images[first : first + IMAGES_PER_TASK])
-        for first in range(0, len(images), IMAGES_PER_TASK)
-    ]
-
-
-def decoder_threads() -> ThreadPoolExecutor:
-    """A few: Pillow lets go of the interpreter only inside its codecs."""
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))

@@ -1,6 +1,7 @@
 """The chosen rows of one split, images still encoded, read within a bounded amount of memory."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class EncodedSplit:
     """The chosen rows of one split, images still encoded, labels settled."""
 
     cells: Any
-    """`pyarrow.ChunkedArray`, the image column of the whole split: bytes, paths, or both."""
+    """The image column of the whole split, as of `kdscale.data.image_cells.image_cells`."""
     rows: np.ndarray
     """Row in the split of each sample, ascending."""
     labels: np.ndarray
@@ -63,9 +64,7 @@ class EncodedSplit:
             DataError: there is none, or its file cannot be read.
         """
         cell = self.cells[int(self.rows[sample])].as_py()
-        if isinstance(cell, dict):
-            cell = cell.get("path") if cell["bytes"] is None else cell["bytes"]
-        return self._bytes(sample, cell)
+        return self._bytes(sample, cell["path"] if cell["bytes"] is None else cell["bytes"])
 
     def place(self, sample: int) -> str:
         """How messages name a sample: its row, and its file where it has one."""
@@ -78,8 +77,6 @@ class EncodedSplit:
         return printable(self._file(sample)) or f"row {self.rows[sample]}"
 
     def _file(self, sample: int) -> str:
-        if "path" not in _field_names(self.cells.type):
-            return ""
         return self.cells[int(self.rows[sample])]["path"].as_py() or ""
 
     def _chunks(self) -> Iterator[tuple[Any, np.ndarray]]:
@@ -118,52 +115,25 @@ class EncodedSplit:
             ) from error
 
 
-def _field_names(kind: Any) -> list[str]:
-    return [field.name for field in kind] if kind.num_fields else []
-
-
 def _select(chunk: Any, local: np.ndarray) -> Any:
     if int(local[-1]) - int(local[0]) + 1 == len(local):
         return chunk.slice(int(local[0]), len(local))  # without a copy
-    import pyarrow as pa
-
-    try:
-        return chunk.take(pa.array(local))
-    except pa.ArrowNotImplementedError:  # binary_view
-        return pa.array([chunk[int(row)].as_py() for row in local], chunk.type)
+    return chunk.take(local)
 
 
 def _cells(column: Any) -> list[bytes | str | None]:
     """Bytes, else the path of the file, of each cell of an image column."""
-    names = _field_names(column.type)
-    if not names:
-        return column.to_pylist()  # type: ignore[no-any-return]
-    parts = dict(zip(names, column.flatten(), strict=True))  # None where the cell is
-    images = parts["bytes"].to_pylist()
-    if parts["bytes"].null_count == 0 or "path" not in parts:
-        return images  # type: ignore[no-any-return]
-    paths = parts["path"].to_pylist()
+    images, paths = (part.to_pylist() for part in column.flatten())  # None where the cell is
     return [path if one is None else one for one, path in zip(images, paths, strict=True)]
 
 
 def _bytes_inside(chunk: Any, local: np.ndarray) -> np.ndarray:
     """Bytes that each cell holds itself, int64: 0 for paths and for none."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    names = _field_names(chunk.type)
-    column = dict(zip(names, chunk.flatten(), strict=True))["bytes"] if names else chunk
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
-        chosen: np.ndarray = lengths.astype(np.int64)[local]
-        return chosen
-    if pa.types.is_binary_view(column.type):
-        return np.array([_view_size(column[int(row)]) for row in local], dtype=np.int64)
-    return np.zeros(len(local), dtype=np.int64)
-
-
-def _view_size(cell: Any) -> int:
-    return cell.as_buffer().size if cell.is_valid else 0
+    lengths = pc.fill_null(pc.binary_length(chunk.flatten()[0]), 0)
+    chosen: np.ndarray = lengths.to_numpy(zero_copy_only=False).astype(np.int64)[local]
+    return chosen
 
 
 def _sizes(chunk: Any, local: np.ndarray) -> np.ndarray:
@@ -173,12 +143,6 @@ def _sizes(chunk: Any, local: np.ndarray) -> np.ndarray:
     if len(elsewhere):
         for place, cell in zip(elsewhere, _cells(_select(chunk, local[elsewhere])), strict=True):
             if isinstance(cell, str):
-                sizes[place] = _file_size(Path(cell))
+                with suppress(OSError):  # `read` says so, and of which row
+                    sizes[place] = Path(cell).stat().st_size
     return sizes
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # `read` says so, and of which row

@@ -2,18 +2,11 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from PIL import Image
 
-from kdscale.data.decode import (
-    ON_THEIR_SIDE,
-    decoder_threads,
-    is_grey,
-    open_image,
-    orientation,
-    tasks_of,
-    unreadable,
-)
+from kdscale.data.decode import ON_THEIR_SIDE, is_grey, map_images, open_image, orientation
 from kdscale.data.deep_images import Levels, check_levels, is_deep, levels_of
 from kdscale.data.encoded_split import EncodedSplit
 
@@ -32,62 +25,45 @@ class Headers:
     """Number of images with more than one frame or page, of which the first is read."""
 
 
-@dataclass(slots=True)
-class _Found:
-    """What one or more headers say."""
+class _Header(NamedTuple):
+    """What one header says."""
 
-    sizes: list[tuple[int, int]]
-    """Height and width of each image."""
+    height: int
+    width: int
     grey: bool
-    """Whether all are grey."""
-    several_frames: int
-    """How many have more than one frame."""
+    several_frames: bool
     levels: Levels | None
-    """Of those with more than 8 bits a channel; None where there are none."""
+    """Of an image with more than 8 bits a channel."""
 
 
 def read_headers(encoded: EncodedSplit) -> Headers:
-    """Channels and sizes, from all headers; pixels are decoded of palettes and deep images alone.
+    """Read all headers; pixels are decoded of palettes and deep images alone.
 
     Raises:
         DataError: not an image that can be read; its row is named. Or images of more than 8 bits
             whose levels are not those of `data.grey_range`.
     """
     grey, levels, several_frames = True, None, 0
-    heights, widths = [], []
-    with decoder_threads() as pool:
-        start = 0
-        for images in encoded.read():
+    sizes: set[tuple[int, int]] = set()
+
+    def look(one: bytes) -> _Header:
+        with open_image(one) as image:
+            size, deep = _upright_size(image), is_deep(image, one)
             # Grey matters until the first colour, which most sets show in their first images.
-            look = partial(_header_task, encoded, grey=grey)
-            for found in pool.map(look, *zip(*tasks_of(start, images), strict=True)):
-                grey = grey and found.grey
-                several_frames += found.several_frames
-                levels = found.levels.joined(levels) if found.levels else levels
-                heights += [height for height, _ in found.sizes]
-                widths += [width for _, width in found.sizes]
-            start += len(images)
+            is_grey_too = grey and is_grey(image)
+            found = levels_of(image) if deep else None
+            return _Header(*size, is_grey_too, _has_several_frames(image), found)
+
+    for headers in map_images(encoded, look):
+        for one in headers:
+            grey = grey and one.grey
+            several_frames += one.several_frames
+            levels = one.levels.joined(levels) if one.levels else levels
+            sizes.add((one.height, one.width))
     check_levels(levels, encoded.grey_range, f"split '{encoded.split}' of {encoded.name}")
+    heights, widths = zip(*sizes, strict=True)
     spans = ((min(heights), max(heights)), (min(widths), max(widths)))
-    one_size = all(low == high for low, high in spans)
-    return Headers(1 if grey else 3, one_size, spans, several_frames)
-
-
-def _header_task(encoded: EncodedSplit, start: int, images: list[bytes], *, grey: bool) -> _Found:
-    """What the headers of some images say; whether all are grey only if that is asked."""
-    found = _Found([], grey, 0, None)
-    for offset, one in enumerate(images):
-        try:
-            with open_image(one) as image:
-                found.sizes.append(_upright_size(image))
-                deep = is_deep(image, one)
-                found.grey = found.grey and is_grey(image)
-                levels = levels_of(image) if deep else None
-                found.several_frames += _has_several_frames(image)
-            found.levels = levels.joined(found.levels) if levels else found.levels
-        except Exception as error:
-            raise unreadable(encoded, start + offset, error, one) from error
-    return found
+    return Headers(1 if grey else 3, len(sizes) == 1, spans, several_frames)
 
 
 def _has_several_frames(image: Image.Image) -> bool:

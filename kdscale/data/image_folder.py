@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.data.class_names import check_distinguishable
+from kdscale.data.image_cells import cells_of_files
 from kdscale.data.listing import Listing, first_few
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
 from kdscale.errors import DataError
@@ -195,20 +196,12 @@ def _classes(split: _Split) -> set[str]:
     return {file.split("/", 1)[0] for file in split.files}
 
 
-def image_cells(paths: list[str]) -> Any:
-    """A `pyarrow` array of images that lie in files, as `datasets.Image` stores them."""
-    import pyarrow as pa
-
-    no_bytes = pa.nulls(len(paths), pa.binary())
-    return pa.StructArray.from_arrays([no_bytes, pa.array(paths, pa.string())], ["bytes", "path"])
-
-
 def _dataset(root: Path, split: _Split, names: list[str] | None) -> Any:
     """A `datasets.Dataset` of the paths and labels, as its `imagefolder` would make it."""
     import datasets
     import pyarrow as pa
 
-    columns = {"image": image_cells([str(root / split.path(file)) for file in split.files])}
+    columns = {"image": cells_of_files([str(root / split.path(file)) for file in split.files])}
     features: dict[str, Any] = {"image": datasets.Image()}
     if names is not None:
         label_of: Mapping[str, int] = {name: label for label, name in enumerate(names)}

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdscale.data.image_folder import check_archives, find_splits, image_cells
+from kdscale.data.image_cells import cells_of_files
+from kdscale.data.image_folder import check_archives, find_splits
 from kdscale.data.listing import Listing, first_few
 from kdscale.errors import DataError
 from kdscale.formatting import number_of
@@ -68,7 +69,7 @@ def _dataset(tables: list[Any]) -> Any:
     import pyarrow as pa
 
     table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-    cells = image_cells(list(_paths([table])))
+    cells = cells_of_files(list(_paths([table])))
     table = table.drop_columns(_FILE_NAME).append_column("image", cells)
     table = table.replace_schema_metadata(None)
     columns: Mapping[str, Any] = datasets.Features.from_arrow_schema(table.schema)

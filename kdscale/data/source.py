@@ -15,13 +15,13 @@ import numpy as np
 from kdscale.data.columns import choose_classes, find_image_column, find_label_column, read_labels
 from kdscale.data.dataset_card import config_error, has_card
 from kdscale.data.encoded_split import EncodedSplit
+from kdscale.data.image_cells import image_cells, resolve_paths
 from kdscale.data.image_folder import open_image_folder
 from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, first_few, list_folder
 from kdscale.data.metadata_files import open_metadata_folder
 from kdscale.data.saved_sets import is_saved, open_saved
 from kdscale.data.splits import SPLIT_FOLDERS, find_split
 from kdscale.data.table_files import check_shards, open_files, open_table_folder
-from kdscale.data.table_paths import resolve_paths
 from kdscale.errors import DataError, KdscaleError, StorageError
 from kdscale.formatting import number_of
 
@@ -104,7 +104,8 @@ def open_source(
 
 def _cells(opened: _Opened, split: str, column: str, source: str) -> tuple[Any, list[str]]:
     """The image column of a split, and the files that its rows name."""
-    cells = opened.splits[split].select_columns([column]).with_format("arrow")[:].column(0)
+    table = opened.splits[split].select_columns([column]).with_format("arrow")[:]
+    cells = image_cells(table.column(0))
     if not opened.folders:
         return cells, []
     return resolve_paths(cells, opened.folders, f"split '{split}' of {source}")

@@ -16,6 +16,7 @@ from PIL import Image
 import kdscale
 from kdscale.data import encoded_split
 from kdscale.data.decode import decode_image
+from kdscale.data.image_cells import image_cells
 from kdscale.data.image_dataset import load_images
 from kdscale.data.source import SourceOptions
 from kdscale.errors import DataError
@@ -326,6 +327,7 @@ def test_reading_yields_few_bytes_at_a_time_and_all_of_them(tmp_path, monkeypatc
         types = {"bytes": pa.binary(), "views": pa.binary_view()}
         column = pa.chunked_array([images[:3], images[3:]], types[kind])
     rows = np.arange(40)[chosen]
+    column = image_cells(column)
     split = encoded_split.EncodedSplit(column, rows, np.zeros(len(rows)), (), "set", "train")
     batches = list(split.read())
     expected = [images[row] for row in rows]
