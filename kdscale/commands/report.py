@@ -17,6 +17,7 @@ from kdscale.report.markdown import render_markdown
 from kdscale.report.model import Comparison
 from kdscale.report.page import render_page
 from kdscale.report.page_sections import ViewsImage, sections_of
+from kdscale.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +113,12 @@ def write_page(folder: Path, source: str, cache_root: Path) -> None:
 
     local = source_path(source)
     data = local if Path(local).exists() else None
-    files: dict[Format, Path | None] = {"html": folder / "report.html"}
+    page = RunFolder(folder).page_file
+    files: dict[Format, Path | None] = {"html": page}
     texts = _texts(
         _studies([folder], cache_root), files, _command([folder], files), cache_root, data
     )
-    write_durably(folder / "report.html", texts["html"].encode("utf-8", "backslashreplace"))
+    write_durably(page, texts["html"].encode("utf-8", "backslashreplace"))
 
 
 def _command(folders: Sequence[Path], files: Mapping[Format, Path | None]) -> str:

@@ -131,7 +131,7 @@ def _open_folder(experiment: Experiment) -> None:
     folder = RunFolder(path)
     if folder.is_run:
         raise RunError(f"{path} has a single run of `kdscale train`: name another --run")
-    if (path / "sweep.json").is_file():
+    if RunFolder(path).sweep_file.is_file():
         raise RunError(f"{path} has a sweep: name another --run")
     refuse_foreign_files(path, folder.recipe_file.name)
     folder.check_files()
@@ -214,7 +214,7 @@ _WORDS = {"none": "labels alone", "teacher": "online teacher", "cache": "cached 
 def _write_table(experiment: Experiment, rows: Sequence[ResultsRow]) -> None:
     if experiment.accelerator.is_main_process:
         folder = experiment.locations.run_folder
-        write_durably(folder / "report.md", (results_table(rows) + "\n").encode())
+        write_durably(RunFolder(folder).table_file, (results_table(rows) + "\n").encode())
 
 
 def _finish(experiment: Experiment, first_seed: int, rows: Sequence[ResultsRow]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def trained_model_of(
         RunError: there is no finished run, or it kept no such weights.
         ConfigError: its recipe cannot be read.
     """
-    if (run / "sweep.json").is_file():
+    if RunFolder(run).sweep_file.is_file():
         raise RunError(
             f"{run} has a sweep: name one of the runs in it, for instance "
             f"{run / 'trials' / '00000'}"

@@ -223,7 +223,7 @@ def _sweep(source: ReportFolder) -> SweepResults:
 
 def _status(folder: Path) -> dict[str, Any]:
     """Return the sweep's `trials.json`, as far as it is valid."""
-    status, _ = read_json(folder / "trials.json")
+    status, _ = read_json(RunFolder(folder).summary_file)
     return {**(status or {}), "rows": rows_of(status)}
 
 
@@ -251,7 +251,7 @@ def _score(run: Run, recipe: Mapping[str, Any], row: Mapping[str, Any]) -> float
 
 
 def _state(run: Run, row: Mapping[str, Any]) -> str | None:
-    if (run.folder / "pruned.txt").is_file():
+    if RunFolder(run.folder).pruned_file.is_file():
         return EARLY
     return str(row["state"]) if "state" in row else None
 

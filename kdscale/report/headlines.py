@@ -1,8 +1,7 @@
-"""The sentences and numbers at the top of a report: accuracy gained, and its cost."""
+"""Sentences at the top of a report: accuracy gained, and its cost."""
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import mean, stdev
 
 from kdscale.formatting import duration_text, number_of, spread
@@ -15,14 +14,6 @@ _MOST_STUDENTS = 2
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One of the large numbers at the top of the page."""
-
-    value: str
-    words: str
-
-
 def with_unbroken_units(words: str) -> str:
     """Return a text with no-break spaces between numbers and their units."""
     words = re.sub(r"(?<=\d) (?=(?:s|ms|min|h|days|points)\b|[%±])", "\u00a0", words)
@@ -32,9 +23,6 @@ def with_unbroken_units(words: str) -> str:
 def sentence(words: str) -> str:
     """Return a text with a capital first letter."""
     return words[:1].upper() + words[1:]
-
-
-# --------------------------------------------------------------------------- headlines
 
 
 def headlines(study: Comparison) -> list[str]:
@@ -229,56 +217,3 @@ def _single(entry: Entry) -> str:
     seconds = entry.mean("train_seconds")
     after = f" after {duration_text(seconds)} of training" if seconds else ""
     return f"{sentence(entry.phrase)} reaches {_accuracy(entry)} top-1{after}."
-
-
-# --------------------------------------------------------------------------- tiles
-
-
-def tiles(study: Comparison) -> list[Tile]:
-    """Return the numbers of the main student, or of the first sweep where there is none."""
-    main = study.main
-    if study.sweeps and (main is None or main.kind == "teacher" or main.is_trial):
-        return list(_sweep_tiles(study, study.sweeps[0]))
-    return [] if main is None else [*_accuracy_tiles(study, main), *_cost_tiles(study, main)]
-
-
-def _accuracy_tiles(study: Comparison, main: Entry) -> Iterator[Tile]:
-    if (top1 := main.mean("top1_accuracy")) is not None:
-        yield Tile(f"{100 * top1:.2f} %", f"top-1 of {main.phrase}")
-    alone = study.peer(main, "alone") if main.kind in ("cache", "online") else None
-    if alone is not None and (ahead := _ahead(main, alone)) is not None:
-        yield Tile(
-            f"{ahead[0]:+.2f}".replace("-", "\N{MINUS SIGN}"),
-            f"points of top-1 over the student alone{_shared_seeds(main, alone)}",
-        )
-
-
-def _cost_tiles(study: Comparison, main: Entry) -> Iterator[Tile]:
-    cost = cost_of(study, main) if main.kind == "cache" else None
-    if cost is not None and cost.online_seconds:
-        times = cost.online_seconds / cost.cached_seconds
-        estimated = "" if cost.measured else ", estimated"
-        yield Tile(f"{times:.1f} times", f"as long with an online teacher{estimated}")
-    elif cost is not None and cost.alone_seconds:
-        yield Tile(
-            f"{cost.cached_seconds / cost.alone_seconds:.2f} times",
-            "the training time of a student alone",
-        )
-    teacher = study.peer(main, "teacher") if main.kind != "teacher" else None
-    large = teacher.mean("num_parameters") if teacher is not None else None
-    small = main.mean("num_parameters")
-    if large and small:
-        yield Tile(f"1 : {large / small:.1f}", "parameters, student to teacher")
-
-
-def _sweep_tiles(study: Comparison, sweep: SweepResults) -> Iterator[Tile]:
-    cost = cost_of_sweep(study, sweep)
-    done, trials = len(sweep.finished), sweep.num_trials
-    yield Tile(f"{trials}" if done == trials else f"{done} of {trials}", "trials from one cache")
-    best = sweep.best
-    score = best.score if best is not None else None
-    if score is not None:
-        yield Tile(f"{100 * score:.2f} %", "best top-1 on the validation split")
-    yield Tile(duration_text(cost.train_seconds + cost.build_seconds), "of training and building")
-    if cost.online_seconds is not None:
-        yield Tile(duration_text(cost.online_seconds), "with an online teacher, estimated")

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kdscale.report.environment import Fact, subject
 from kdscale.report.figures.chart import svg_of
 from kdscale.report.figures.style import COLOURS
-from kdscale.report.headlines import Tile, headlines, tiles, with_unbroken_units
+from kdscale.report.headlines import headlines, with_unbroken_units
 from kdscale.report.model import Comparison
 from kdscale.report.page_sections import ReportSection, ViewsImage, sections_of
 from kdscale.report.suggestions import Note, missing
@@ -23,7 +23,6 @@ class PagePart:
     subject: Sequence[Fact]
     """Data set, teacher, student, date and machine."""
     headlines: Sequence[str]
-    tiles: Sequence[Tile]
     sections: Sequence[ReportSection]
     missing: Sequence[Note]
 
@@ -70,7 +69,6 @@ def _part(study: Comparison, views: ViewsImage | None, prefix: str) -> PagePart:
         name=study.name,
         subject=subject(study),
         headlines=[with_unbroken_units(words) for words in headlines(study)],
-        tiles=tiles(study),
         sections=sections_of(study, views, prefix),
         missing=missing(study, has_sheet=views is not None),
     )

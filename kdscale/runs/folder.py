@@ -50,7 +50,8 @@ Weights = Literal["last", "best"]
 
 _RECIPE, _RUN, _CONTENT, _RESULT = RECIPE_FILE, RUN_FILE, "content.json", "result.json"
 _METRICS, _CHECKPOINTS, _PRETRAINED = "metrics.jsonl", "checkpoints", "pretrained.json"
-_BENCH, _TRIALS = "bench.json", "trials"
+_BENCH, _TRIALS, _SWEEP, _SUMMARY = "bench.json", "trials", "sweep.json", "trials.json"
+_PRUNED, _TABLE, _PAGE = "pruned.txt", "report.md", "report.html"
 _WEIGHTS: dict[Weights, str] = {"last": WEIGHTS_FILES[0], "best": WEIGHTS_FILES[1]}
 _EVALUATIONS: dict[Weights, str] = {"last": "evaluation.json", "best": "evaluation-best.json"}
 _GIVEN_TEACHER = "teacher-evaluation.json"
@@ -159,6 +160,31 @@ class RunFolder:
     def trials(self) -> Path:
         """The folder of a sweep's runs, one a trial."""
         return self.path / _TRIALS
+
+    @property
+    def sweep_file(self) -> Path:
+        """The settings of a sweep; only the folder of a sweep has it."""
+        return self.path / _SWEEP
+
+    @property
+    def summary_file(self) -> Path:
+        """The trials of a sweep with their results, for readers without its database."""
+        return self.path / _SUMMARY
+
+    @property
+    def pruned_file(self) -> Path:
+        """The reason why a sweep ended the run early; other runs do not have it."""
+        return self.path / _PRUNED
+
+    @property
+    def table_file(self) -> Path:
+        """The table of results of a recipe or sweep, as Markdown."""
+        return self.path / _TABLE
+
+    @property
+    def page_file(self) -> Path:
+        """The report of a recipe or sweep, as HTML."""
+        return self.path / _PAGE
 
     @property
     def result_file(self) -> Path:

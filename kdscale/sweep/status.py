@@ -176,5 +176,6 @@ def toml_of(value: Any) -> str:
 
 def write_summary(begun: SweepFolder, found: Mapping[str, Any], table: str) -> None:
     """Write `trials.json` and `report.md`, which can be read without the database."""
-    write_durably(begun.path / "trials.json", json.dumps(found, indent=2).encode() + b"\n")
-    write_durably(begun.path / "report.md", f"{table}\n".encode())
+    folder = RunFolder(begun.path)
+    write_durably(folder.summary_file, json.dumps(found, indent=2).encode() + b"\n")
+    write_durably(folder.table_file, f"{table}\n".encode())

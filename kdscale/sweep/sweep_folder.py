@@ -22,7 +22,7 @@ from kdscale.sweep.database import OWN_FILE, Database, check_database, own_datab
 
 log = logging.getLogger(__name__)
 
-_FILE, _CACHE = "sweep.json", "cache.txt"
+_CACHE = "cache.txt"
 _VERSION = 1  # of sweep.json
 _LONGEST_PLACE = 1 << 16  # bytes of a cache's folder or URL
 _POLL_SECONDS = 0.2
@@ -70,7 +70,7 @@ def is_sweep(folder: Path) -> bool:
     Raises:
         UnsafePathError: its `sweep.json` is a link or a special file.
     """
-    return path_inside(folder, _FILE).is_file()
+    return path_inside(folder, RunFolder(folder).sweep_file.name).is_file()
 
 
 def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases) -> SweepFolder:
@@ -89,7 +89,8 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
     """
     if not is_sweep(folder) and RunFolder(folder).has_recipe:
         raise RunError(f"{folder} has the runs of a recipe, and no sweep: name another --run")
-    refuse_foreign_files(folder, _FILE)
+    file = RunFolder(folder).sweep_file
+    refuse_foreign_files(folder, file.name)
     with in_turn(claims, "folder", "another worker begins the sweep: waiting"):
         if not is_sweep(folder):
             typed = None if storage is None else typed_database(storage)
@@ -101,7 +102,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
                 "storage": OWN_FILE if typed is None else typed.public_url,
                 "recipe": variants.table,
             }
-            write_object(folder / _FILE, settings)
+            write_object(file, settings)
         if not RunFolder(folder).has_recipe:  # for readers, and `kdscale report`
             RunFolder(folder).write_recipe(dump_recipe(variants.recipe))
     begun = read_folder(folder, storage)
@@ -122,13 +123,14 @@ def read_folder(folder: Path, storage: str | None) -> SweepFolder:
     except DAMAGE as error:
         if isinstance(error, KdscaleError):
             raise
-        raise RunError(f"{folder / _FILE} is damaged ({error}): begin in a new folder") from None
+        file = RunFolder(folder).sweep_file
+        raise RunError(f"{file} is damaged ({error}): begin in a new folder") from None
     return SweepFolder(folder, variants, study, _database(folder, url, storage))
 
 
 def _sweep_of(folder: Path) -> tuple[Variants, str, str]:
     """Read recipe, name of the study and URL of the database from `sweep.json`."""
-    settings = read_object(folder / _FILE, root=folder)
+    settings = read_object(RunFolder(folder).sweep_file, root=folder)
     version, study, storage = (settings.get(key) for key in ("version", "study", "storage"))
     if version != _VERSION:
         raise ValueError(f"version is {str(version)[:20]}, this kdscale reads {_VERSION}")

@@ -37,7 +37,7 @@ from kdscale.experiment import Experiment, Locations, check_recipe
 from kdscale.experiment.saved_runs import check_same_run, is_begun, is_finished
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.regular_files import check_no_links
-from kdscale.runs.folder import RunInputs, RunSpec
+from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
 from kdscale.runs.log import read_metrics
 from kdscale.sweep.search_space import planned
 from kdscale.sweep.study import Ended, Running, Study
@@ -254,7 +254,8 @@ class Worker:
         return restored or self.study.sweep.metric == "best_validation_accuracy"
 
     def _train(self, trial: Running, recipe: config.Recipe, job: RunSpec, run: Path) -> None:
-        if is_pruned(run):
+        pruned = RunFolder(run).pruned_file
+        if pruned.is_file():
             raise TrialPruned
 
         def watch(epoch: float, found: Mapping[str, Mapping[str, float]]) -> bool:
@@ -268,16 +269,8 @@ class Worker:
             )  # fmt: skip
         except PrunedError as given_up:
             log.info("trial %s: ended early, it falls behind", trial.place.name)
-            write_durably(run / _PRUNED, f"{given_up}\n".encode())
+            write_durably(pruned, f"{given_up}\n".encode())
             raise TrialPruned from None
-
-
-_PRUNED = "pruned.txt"
-
-
-def is_pruned(run: Path) -> bool:
-    """Return whether a sweep has pruned a run."""
-    return (run / _PRUNED).is_file()
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def test_sweep_trains_every_combination_from_one_cache(kdscale, sweep_recipe, tm
     found = [json.loads((run / "evaluation.json").read_text()) for run in runs]
     assert all(one["agreement"] > 0 for one in found)
     page = (tmp_path / "s" / "report.html").read_text()
-    for title in ("loss.temperature", "views.count", "trials from one cache"):
+    for title in ("loss.temperature", "views.count", "4 trials of"):
         assert title in page
     assert "report: s/report.html" in done.stdout
     found = status()
