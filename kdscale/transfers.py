@@ -1,6 +1,7 @@
 """Copies between host and device memory that neither side waits for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -8,13 +9,17 @@ from torch import Tensor
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy host values to a device through pinned memory, without waiting for the device."""
-    if device.type == "cpu":
-        return values
+    if device.type != "cuda":
+        return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 class SideStream:
-    """Copies host tensors to a device beside its computations."""
+    """A stream beside that of a device's computations; on a CPU there is none.
+
+    It copies host tensors to the device, and runs what follows some of the computations without
+    waiting for those that were given to the device since.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -25,14 +30,12 @@ class SideStream:
 
     def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return host memory for `copy`: pinned, so that a GPU copies it without the host."""
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._device.type != "cpu")
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._device.type == "cuda")
 
     def copy(self, pinned: Tensor) -> Callable[[], Tensor]:
         """Start a copy; the function returned gives its result to the stream that calls it."""
-        if self._device.type == "cpu":
-            return lambda: pinned
         if self._stream is None:
-            copy = pinned.to(self._device, non_blocking=True)
+            copy = pinned.to(self._device, non_blocking=self._device.type == "cuda")
             return lambda: copy
         with torch.cuda.stream(self._stream):
             copied = pinned.to(self._device, non_blocking=True)
@@ -46,6 +49,25 @@ class SideStream:
 
         return result
 
+    def moment(self) -> "torch.cuda.Event | None":
+        """Return an event that follows the work of the calling stream so far."""
+        return (
+            None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
+        )
+
+    @contextmanager
+    def after(self, moment: "torch.cuda.Event | None") -> Iterator[None]:
+        """Run the block on this stream, after an event that `moment` returned.
+
+        The block has to end with a copy to the host that it waits for: then what it used is free.
+        """
+        if self._stream is None or moment is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(moment)
+            yield
+
 
 class HostCopy:
     """A device tensor on its way to host memory.
@@ -55,7 +77,8 @@ class HostCopy:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.detach().to("cpu", non_blocking=True)  # from a GPU: pinned memory
+        # From a GPU into pinned memory, which torch takes for such copies.
+        self._values = values.detach().to("cpu", non_blocking=values.is_cuda)
         self._on_host = not values.is_cuda
         self._arrived: torch.cuda.Event | None = None
         if values.is_cuda and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A step of training up to its loss, an evaluation's batch, and what they take from the loader."""
+"""Batches of the loader, of a training step up to its loss, of an evaluation and of a build."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdscale.building.shards import ShardBuilder
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.data.image_dataset import ImageDataset
@@ -29,7 +30,7 @@ from kdscale.target_sources.buffer import row_bytes
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.clean_image import CleanImageTargets
 from kdscale.target_sources.memory_plan import EVERYTHING, plan_memory
-from kdscale.teacher.frozen_teacher import FrozenTeacher
+from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
 from kdscale.training.forward_pass import ForwardPass
 from kdscale.training.trainer import Trainer
 from sync_cases.counting import CUDA, Case
@@ -56,6 +57,8 @@ def cases() -> Iterator[Case]:
     yield Case("step, cache, images not resident", partial(_training, "cache", memory_bytes=0), 1)
     yield Case("step, clean images' targets, mixup", partial(_training, "fixed", mixing=["mixup"]))
     yield Case("evaluation", _evaluating)
+    # Of a whole shard, which is one batch here: its samples to the device, its digests back.
+    yield Case("build, a shard of one batch", _building, 2)
 
 
 def _images(memory_bytes: int | None = None) -> DeviceImages:
@@ -131,8 +134,7 @@ def _source(targets: str, views: Pipeline, windows: bool) -> TargetSource:
     if targets == "none":
         return NoTargets(schedule)
     if targets == "teacher":
-        teacher = FrozenTeacher(_model(), _PREPROCESS, "bfloat16", "channels_last", CUDA, "")
-        return LiveTeacher(teacher, schedule)
+        return LiveTeacher(_teacher(), schedule)
     shown = Pipeline(()) if targets == "fixed" else views
     manifest, fit = _manifest(shown), EVERYTHING
     if windows:
@@ -175,6 +177,10 @@ def _write(path: Path, manifest: Manifest) -> None:
     finish(path, manifest, {})
 
 
+def _teacher() -> FrozenTeacher:
+    return FrozenTeacher(_model(), _PREPROCESS, "bfloat16", "channels_last", CUDA, "")
+
+
 def _model() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * _SIDE * _SIDE, _CLASSES, device=CUDA))
 
@@ -191,3 +197,15 @@ def _evaluating() -> Callable[[], object]:
         return total + Counts.of(logits_BC, labels), predict(logits_BC)
 
     return batch
+
+
+def _building() -> Callable[[], object]:
+    """What the thread that runs the teacher does; another one encodes and writes."""
+    views = _views(_CROP)
+    writer = SimpleNamespace(manifest=_manifest(views))
+    teacher = OomSafeTeacher(_teacher(), _SHARD)
+    builder = ShardBuilder(_images(), views, teacher, writer)  # type: ignore[arg-type]
+    later = SimpleNamespace(result=lambda: None, exception=lambda: None)
+    builder._thread = SimpleNamespace(submit=lambda *_: later)  # type: ignore[assignment]
+    shards = count()
+    return lambda: builder.build(0, next(shards))

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,6 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kdscale.building.part import WHOLE, Part, Shard
 from kdscale.cache.layout import claim_name, parse_shard_name
@@ -25,6 +24,7 @@ from kdscale.errors import ClaimLostError
 from kdscale.targets import create_codec, encode_features
 from kdscale.teacher.checks import check_finite_logits
 from kdscale.teacher.frozen_teacher import OomSafeTeacher, TeacherOutput, concatenate
+from kdscale.transfers import HostCopy, SideStream
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,7 @@ class ShardBuilder:
         self._teacher, self._writer, self._claims = teacher, writer, claims
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._pending: deque[Future[None]] = deque()
+        self._stream, self._computed = SideStream(images.device), 0.0
 
     def build(self, view: int, shard: int) -> None:
         """Build one shard; an error of an earlier shard's writing is raised here or by `close`."""
@@ -180,36 +181,53 @@ class ShardBuilder:
                 self._between_chunks()
             last = min(first + manifest.rows_together, stop)
             outputs: list[TeacherOutput] = []
+            features: list[dict[str, HostCopy]] = []
             done = first
             while done < last:
                 pixels = next(shown).pixels
-                outputs.append(_compact(self._teacher.outputs(pixels)))
+                output = self._teacher.outputs(pixels)
+                outputs.append(replace(output, features={}))
+                # Off the device as they come, as they are stored: a shard's may be gigabytes.
+                features.append(
+                    {name: HostCopy(one.half()) for name, one in output.features.items()}
+                )
                 digests.append(digest(pixels))
                 done += len(pixels)
             # Chunk by chunk: of a large object only what is stored stays in memory.
-            encoded.append(self._thread.submit(self._encode, concatenate(outputs), view, first))
+            given = concatenate(outputs), features, self._stream.moment()
+            encoded.append(self._thread.submit(self._encode, *given, view, first))
             if len(encoded) > _PENDING:
                 encoded[-_PENDING - 1].exception()  # waits for it; `_write` raises what it raised
-        seen, seconds = torch.cat(digests).cpu(), perf_counter() - began
-        self._pending.append(self._thread.submit(self._write, view, shard, encoded, seen, seconds))
+        timed = _TimedDigests(HostCopy(torch.cat(digests)), began)
+        self._pending.append(self._thread.submit(self._write, view, shard, encoded, timed))
         self.wait(_PENDING)
 
-    def _encode(self, output: TeacherOutput, view: int, first: int) -> dict[str, np.ndarray]:
+    def _encode(
+        self,
+        output: TeacherOutput,
+        features: Sequence[Mapping[str, HostCopy]],
+        moment: "torch.cuda.Event | None",
+        view: int,
+        first: int,
+    ) -> dict[str, np.ndarray]:
+        """Check and encode a chunk's outputs beside the teacher's next forward passes."""
         logits, teacher = output.logits_BC, self._teacher.teacher
-        if not torch.isfinite(logits).all():
-            index = torch.arange(first, first + len(logits))
-            check_finite_logits(logits, index, teacher.precision, f"in view {view} ")
-        codec = create_codec(self._writer.manifest.target_encoding, teacher.head)
-        values = codec.encode(logits, output.embedding_BD)
-        return values | encode_features(output.features)
+        with self._stream.after(moment):
+            if not torch.isfinite(logits).all():
+                index = torch.arange(first, first + len(logits))
+                check_finite_logits(logits, index, teacher.precision, f"in view {view} ")
+            codec = create_codec(self._writer.manifest.target_encoding, teacher.head)
+            values = codec.encode(logits, output.embedding_BD)
+        names = features[0]
+        whole = {name: torch.cat([one[name].get() for one in features]) for name in names}
+        return values | encode_features(whole)
 
     def _write(
         self,
         view: int,
         shard: int,
         encoded: Sequence[Future[dict[str, np.ndarray]]],
-        digests: Tensor,
-        seconds: float,
+        digests: "_TimedDigests",
     ) -> None:
         """Commit a shard; its claim is released whatever comes of it."""
         name, claims = claim_name(view, shard), self._claims
@@ -218,7 +236,8 @@ class ShardBuilder:
             chunks = [one.result() for one in encoded]
             values = {array: np.concatenate([one[array] for one in chunks]) for array in chunks[0]}
             # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
-            values["digests"] = (digests + 1).numpy().astype("uint64")
+            values["digests"] = (digests.copy.get() + 1).numpy().astype("uint64")
+            seconds, self._computed = digests.seconds_after(self._computed)
             self._writer.write(view, shard, values, seconds, check)
         except ClaimLostError:
             log.warning("%s: this builder stood still too long, another one has it", name)
@@ -239,7 +258,23 @@ class ShardBuilder:
             self._thread.shutdown(wait=True)
 
 
-def _compact(outputs: TeacherOutput) -> TeacherOutput:
-    """Features as they will be stored, and off the device: those of a shard may be gigabytes."""
-    features = {name: one.half().cpu() for name, one in outputs.features.items()}
-    return replace(outputs, features=features)
+class _TimedDigests:
+    """Digests of a shard on their way to the host, which follow all else that a device computes.
+
+    Args:
+        copy: the digests, int64 [samples].
+        began: when the host began with the shard, in seconds of `perf_counter`.
+    """
+
+    def __init__(self, copy: HostCopy, began: float) -> None:
+        self.copy, self._began = copy, began
+        self._ended = perf_counter() if copy.ready else None  # None: the device is still at it
+
+    def seconds_after(self, earlier: float) -> tuple[float, float]:
+        """Return the seconds of this shard alone, and when it was computed.
+
+        Args:
+            earlier: when the shard before this one was computed: a device has a queue.
+        """
+        ended = perf_counter() if self._ended is None else self._ended
+        return ended - max(self._began, earlier), ended
