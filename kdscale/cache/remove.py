@@ -1,25 +1,16 @@
 """Removes a cache, so that what is left of it, whenever that stops, is never taken for one."""
 
 import json
-import re
 from contextlib import suppress
 
 from kdscale.cache.lease import FOLDER, MANIFEST, Leases, is_claim, living_builder
 from kdscale.cache.manifest import MANIFEST_KEY
+from kdscale.cache.owned_keys import is_owned
 from kdscale.cache.stores.base import Location, Store, open_store
 from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.writer import is_free
 from kdscale.errors import CacheError, CacheNotFoundError, UnsafePathError
 
-_ARRAYS = (
-    r"(?:labels|keys|head_weight|head_bias|commits|digests"
-    r"|ids|logits|tails|embedding|codes|scale|offset|features\.[^/]+)"
-)
-"""Names of the arrays that a cache of any encoding may have."""
-_OBJECT = re.compile(rf"zarr\.json|{_ARRAYS}/(?:zarr\.json|c(?:/[0-9]+)+)")
-_TEMPORARY = re.compile(
-    rf"\.zarr\.json\.[^/]+\.tmp|{_ARRAYS}/(?:\.zarr\.json|c(?:/[0-9]+)*/\.[0-9]+)\.[^/]+\.tmp"
-)
 _RECORDS = "commits/zarr.json"
 """Goes last: by it, what is left of a cache is known as that."""
 
@@ -72,7 +63,7 @@ def remove_cache(cache: Location) -> list[str]:
     check_removable(store)
     with Leases(store) as claims, claims.exclusive(MANIFEST):
         keys = [key for key, _ in store.keys("") if not is_claim(key)]
-        ours = [key for key in keys if _is_ours(key)]
+        ours = [key for key in keys if is_owned(key)]
         store.remove(MANIFEST_KEY)
         for key in sorted(ours, key=_turn):
             with suppress(UnsafePathError):  # a link, or a pipe: named as what is left
@@ -99,11 +90,6 @@ def _is_left_over(store: Store) -> bool:
     except (OSError, ValueError, LookupError, TypeError):
         return False
     return store.size(MANIFEST_KEY) is None and found == ["view", "shard", "field"]
-
-
-def _is_ours(key: str) -> bool:
-    """Whether an object is the manifest, an array's, or what was to become one."""
-    return _OBJECT.fullmatch(key) is not None or _TEMPORARY.fullmatch(key) is not None
 
 
 def _turn(key: str) -> tuple[bool, bool]:

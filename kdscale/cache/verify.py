@@ -1,12 +1,14 @@
 """Is the cache sound? Completeness, the checksums of all its bytes, and that all are its own."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdscale.cache.checked_objects import Fault, ShardContent, fixed_objects_of, read_shard_objects
 from kdscale.cache.layout import RECORDS_METADATA, parse_shard_name, shard_name
+from kdscale.cache.lease import is_claim
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
+from kdscale.cache.owned_keys import is_owned
 from kdscale.cache.records import CommitRecords, Record
 from kdscale.cache.stores.base import Location, Store, open_store
 from kdscale.cache.stores.concurrent import each
@@ -26,6 +28,8 @@ class VerifyReport:
     """Why a shard or key is missing or corrupt, by name; some need no reason."""
     unverifiable: str | None = None
     """What cannot be verified in a cache of an earlier format version."""
+    unknown: tuple[str, ...] = ()
+    """Keys of files, links, pipes and devices that lie in the cache and are not its own."""
 
     @property
     def ok(self) -> bool:
@@ -48,11 +52,16 @@ class VerifyReport:
             "corrupt_shards": list(self.corrupt_shards),
             "reasons": dict(self.reasons),
             "unverifiable": self.unverifiable,
+            "unknown": list(self.unknown),
         }
 
     def describe(self, path: object) -> str:
         """For people."""
         lines = [] if self.unverifiable is None else [f"  not checked: {self.unverifiable}"]
+        if self.unknown:
+            more = len(self.unknown) - _MOST_NAMED
+            named = [*self.unknown[:_MOST_NAMED], *([f"{more:,} more"] if more > 0 else [])]
+            lines.append(f"  not of the cache, and not read: {', '.join(named)}")
         if self.ok:
             ok = f"{path}: ok, {number_of(self.num_shards, 'shard')}, every byte as written"
             return "\n".join([ok, *lines])
@@ -84,7 +93,15 @@ def verify(cache: Location) -> VerifyReport:
     verdict = check_shards(cache, manifest)
     if not verdict.ok and read_manifest(cache) != manifest:
         return verify(cache)  # a build took it up meanwhile
-    return verdict
+    keys = (key for key, _ in open_store(cache).keys(""))
+    return replace(verdict, unknown=tuple(sorted(k for k in keys if not _is_known(k))))
+
+
+_MOST_NAMED = 10
+
+
+def _is_known(key: str) -> bool:
+    return is_owned(key) or is_claim(key)
 
 
 def check_shards(cache: Location, manifest: Manifest) -> VerifyReport:

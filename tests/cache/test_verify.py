@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import synthetic
@@ -54,6 +55,7 @@ def test_sound_cache_is_ok(cache):
         "corrupt_shards": [],
         "reasons": {},
         "unverifiable": None,
+        "unknown": [],
     }
     assert "ok, 6 shards" in verdict.describe(cache)
 
@@ -177,6 +179,21 @@ def test_stale_temporary_files_are_harmless(cache):
     for place in ("", "logits/", "logits/c/0/0/", "commits/c/1/2/", "labels/c/"):
         (cache / f"{place}.0.0123456789abcdef.tmp").write_bytes(b"torn")
     assert verify(cache).ok
+
+
+def test_what_is_not_of_the_cache_is_named_and_not_read(cache):
+    os.mkfifo(cache / "logits" / "pipe")
+    (cache / "logits/c/0/link").symlink_to("/dev/zero")
+    (cache / "notes.txt").write_text("mine")
+    (cache / "claims").mkdir()
+    (cache / "claims" / "stray").write_text("")
+    verdict = verify(cache)
+    assert verdict.ok
+    assert verdict.unknown == ("claims/stray", "logits/c/0/link", "logits/pipe", "notes.txt")
+    assert "not read: claims/stray, logits/c/0/link, logits/pipe" in verdict.describe(cache)
+    for number in range(20):
+        (cache / f"n{number}").write_text("")
+    assert "14 more" in verify(cache).describe(cache)
 
 
 def test_unfinished_cache_lists_what_is_missing(tmp_path):

@@ -76,6 +76,14 @@ def test_keys_of_caches_are_keys(key):
     assert check_key(key, "here") == key
 
 
+@pytest.mark.parametrize("key", BAD_KEYS)
+def test_key_that_is_no_path_is_sent_to_no_object_store(key):
+    pytest.importorskip("obstore")
+    for access in accesses(ObjectStore("s3://b/c", None), key).values():
+        with pytest.raises(UnsafePathError, match="is not the key of an object of s3://b/c"):
+            access()
+
+
 @pytest.mark.parametrize("key", ["../../x", "a//b", "a\\b"])
 def test_listing_of_a_remote_store_is_checked(key, monkeypatch):
     objects = ObjectStore("s3://b/c", None)

@@ -139,6 +139,8 @@ class ObjectStore:
     def _ask(self, verb: str, key: str, request: Callable[[], Answer]) -> Answer:
         from obstore.exceptions import BaseError
 
+        if verb != "list":
+            check_key(key, self._url)
         try:
             return request()
         except FileNotFoundError as error:
