@@ -51,7 +51,7 @@ def test_loop_state_is_read_back_exactly(tmp_path):
     assert checkpoint.read_loop_state(checkpoint.newest(tmp_path)) == STATE
 
 
-def test_the_last_two_are_kept(tmp_path):
+def test_the_last_two_are_retained(tmp_path):
     model, optimizer = trained()
     for step in (9, 10, 100):
         write(tmp_path, model, optimizer, step)

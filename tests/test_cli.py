@@ -274,7 +274,7 @@ def test_teacher_head_of_another_class_count_is_refused_before_anything_runs(
     assert not list((tmp_path / "cache").glob("*.zarr"))
 
 
-def test_teacher_without_weights_is_told_how_to_get_them(kdscale, write_recipe):
+def test_message_about_a_teacher_without_weights_states_how_to_get_them(kdscale, write_recipe):
     done = kdscale("cache", "build", write_recipe())
     assert_refused(done, 1, "train tiny --model teacher", "teacher.weights")
 
@@ -432,7 +432,7 @@ def test_nothing_that_fails_touches_a_cache(kdscale, write_recipe, cache_copy):
     assert verify(cache_copy).ok
 
 
-def test_batch_norm_of_a_single_sample_is_told_as_what_it_is(
+def test_batch_norm_of_a_single_sample_has_a_message_of_its_own(
     kdscale, write_recipe, make_dataset, tmp_path
 ):
     data = make_dataset(tmp_path / "data", num_train=4)

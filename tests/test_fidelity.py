@@ -56,7 +56,7 @@ def test_fewer_bits_cost_more(logits):
         assert reports[0][key] > reports[1][key] > reports[2][key] > 0.9
 
 
-def test_other_logits_are_told_apart():
+def test_other_logits_are_distinguished():
     full = torch.tensor([[4.0, 0.0]]).repeat(100, 1)
     report = fidelity(full, DenseTargets(full.flip(1)))
     p, q = full.double().softmax(1)[0]

@@ -152,17 +152,17 @@ READERS = {
 
 
 @pytest.mark.parametrize("file", READERS)
-def test_flip_in_a_runs_file_changes_nothing_or_is_told(run, caplog, file):
+def test_flip_in_a_runs_file_changes_nothing_or_is_reported(run, caplog, file):
     assert_flips_are_noticed(run / file, lambda: READERS[file](run), caplog)
 
 
-def test_flip_in_what_a_run_began_from_changes_nothing_or_is_told(tmp_path, caplog):
+def test_flip_in_what_a_run_began_from_changes_nothing_or_is_reported(tmp_path, caplog):
     path = tmp_path / "pretrained.json"
     write_object(path, PretrainedInit("weights.pth", "0" * 64).to_json())
     assert_flips_are_noticed(path, lambda: read_note_of_beginning(path), caplog)
 
 
-def test_flip_in_a_teachers_predictions_is_asked_for_again(tmp_path, caplog):
+def test_flipped_bit_in_a_teachers_predictions_has_them_computed_again(tmp_path, caplog):
     accelerator, answers = SimpleNamespace(is_main_process=True), torch.arange(7)
     teacher = SimpleNamespace(describe=dict)
     images = SimpleNamespace(fingerprint="0" * 64, clean=())
@@ -248,7 +248,9 @@ def opened(folder):
 
 @pytest.mark.parametrize("limit", [1 << 29, 0], ids=["hashed at opening", "checked by sample"])
 @pytest.mark.parametrize("file", ["pixels.npy", "labels.npy", "keys.npy", "images.json"])
-def test_flip_in_decoded_images_is_decoded_again_or_told(store, caplog, monkeypatch, file, limit):
+def test_flip_in_decoded_images_is_decoded_again_or_reported(
+    store, caplog, monkeypatch, file, limit
+):
     monkeypatch.setattr(decoded_folder, "VERIFIED_BYTES", limit)
     assert_flips_are_noticed(store / file, lambda: opened(store), caplog)
     assert_flips_are_noticed(store / file, lambda: opened(store), caplog, first=128)

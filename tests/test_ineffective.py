@@ -34,7 +34,7 @@ def said_of(recipe_table, **train):
         ({"decay_norm_and_bias": False}, "weight_decay is 0"),
     ],
 )
-def test_setting_that_never_acts_is_said(recipe_table, settings, part):
+def test_setting_that_never_acts_is_reported(recipe_table, settings, part):
     (sentence,) = said_of(recipe_table, **settings)
     assert sentence.startswith("student.train.")
     assert part in sentence
@@ -53,12 +53,12 @@ def test_setting_that_never_acts_is_said(recipe_table, settings, part):
         {"optimizer": "sgd", "nesterov": True, "momentum": 0.5},
     ],
 )
-def test_setting_that_acts_is_not_said(recipe_table, settings):
+def test_setting_that_acts_is_not_reported(recipe_table, settings):
     assert said_of(recipe_table, **settings) == []
 
 
 @pytest.mark.parametrize("patience", [1, 3, 8, 9])
-def test_patience_acts_exactly_where_it_is_not_said(recipe_table, patience):
+def test_patience_acts_exactly_where_it_is_not_reported(recipe_table, patience):
     from kdscale.training.early_stopping import PlateauTracker
     from kdscale.training.trainer import TrainerState
 
@@ -105,7 +105,7 @@ def test_run_says_so_of_both_models_before_the_first_is_trained(kdscale, write_r
     assert not any("has no effect" in line for line in rest), "once, not for each training"
 
 
-def test_steps_that_a_short_training_never_reaches_are_said(kdscale, write_recipe):
+def test_steps_that_a_short_training_never_reaches_are_reported(kdscale, write_recipe):
     changes = {"log_every": 50, "checkpoint_every": 13, "warmup_epochs": 0.1}
     done = kdscale("train", write_recipe(student={"train": changes}), "--run", "run")
     assert done.exit_code == 0

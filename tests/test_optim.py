@@ -60,7 +60,7 @@ def test_one_cycle_is_torchs(num_steps):
     assert rates(Schedule("one_cycle", peak, num_steps), num_steps) == pytest.approx(expected)
 
 
-def test_one_cycle_starts_at_a_25th_peaks_where_told_and_ends_at_almost_nothing():
+def test_one_cycle_starts_at_a_25th_peaks_as_configured_and_ends_at_almost_nothing():
     schedule = Schedule("one_cycle", 1.0, 50, warmup_steps=10)
     assert schedule(0) == pytest.approx(1 / 25)
     assert schedule(10) == pytest.approx(1.0)

@@ -89,7 +89,7 @@ def test_byte_order_mark_of_an_editor_is_no_part_of_a_recipe(tmp_path, text):
     assert load_recipe(str(tmp_path / "r.toml")).name == "tiny"
 
 
-def test_what_is_no_file_of_text_is_told(tmp_path, text):
+def test_what_is_no_file_of_text_is_reported(tmp_path, text):
     os.mkfifo(tmp_path / "pipe.toml")
     assert "a pipe" in problem(tmp_path / "pipe.toml")
     (tmp_path / "folder.toml").mkdir()

@@ -69,7 +69,7 @@ def test_result_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", '{"top1_accuracy": 0.5', '{"rows": []}'])
-def test_what_is_no_result_is_told(tmp_path, text):
+def test_what_is_no_result_is_reported(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(RunError, match=r"result\.json is damaged"):
         RunFolder(tmp_path).read_result()

@@ -59,7 +59,7 @@ def test_end_that_python_drops_while_it_clears_up_comes_again_and_others_change_
     assert (done.returncode, done.stdout, done.stderr) == (0, "SIGTERM 75\n", "")
 
 
-def test_end_that_cut_an_import_short_is_told_as_what_it_is(kdscale, monkeypatch):
+def test_end_that_cut_an_import_short_is_reported_as_an_end(kdscale, monkeypatch):
     def cut_short(_name):
         raise ImportError("cannot import name 'nothing' from partially initialized module 'thing'")
 
@@ -82,7 +82,7 @@ def test_end_that_cut_an_import_short_is_told_as_what_it_is(kdscale, monkeypatch
         ("something else", "1", False),
     ],
 )
-def test_lost_process_is_told_in_a_line(kdscale, monkeypatch, said, rank, told):
+def test_lost_process_is_reported_in_a_line(kdscale, monkeypatch, said, rank, told):
     def lost(_name):
         raise RuntimeError(said)
 
@@ -107,7 +107,7 @@ def orderly_stop_unless_raised():
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_request_is_kept_and_says_how_to_end(number):
+def test_request_is_remembered_and_prints_how_to_end(number):
     before = signal.getsignal(number)
     error, code = CODES[number]
     with orderly_stop_unless_raised() as stop:
@@ -135,7 +135,7 @@ def test_second_interrupt_ends_at_once():
         pytest.fail("it went on")
 
 
-def test_other_threads_are_not_asked():
+def test_other_threads_are_not_stopped():
     def work():
         with orderly_stop() as stop:
             requests.append(stop.received)
@@ -147,7 +147,7 @@ def test_other_threads_are_not_asked():
     assert requests == [None]
 
 
-def test_end_before_a_command_has_begun_is_told_alike():
+def test_end_before_a_command_has_begun_is_reported_alike():
     early = (
         "import signal, kdscale.cli as c\nc.cli.parse_args = lambda *_: signal.raise_signal(15)\n"
     )

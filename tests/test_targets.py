@@ -82,7 +82,7 @@ def test_top_k_gives_back_the_largest_and_the_weight_of_the_rest(rows):
         assert torch.allclose(found.tails_BG[:, number].double(), exact, atol=1e-5, rtol=1e-6)
 
 
-def test_equal_logits_are_kept_in_the_order_of_their_classes():
+def test_equal_logits_are_stored_in_the_order_of_their_classes():
     logits = torch.tensor([[1.0, 4.0, 4.0, 0.0], [4.0, 1.0, 0.0, 4.0]])
     assert there_and_back(logits, "topk").ids_BK.tolist() == [[1, 2], [0, 3]]
 
@@ -295,7 +295,7 @@ def test_features_of_two_images_are_not_mixed():
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_rows_are_those_of_the_samples_asked_for(name):
+def test_rows_are_those_of_the_requested_samples(name):
     logits = torch.randn(9, 5)
     index = torch.tensor([7, 0, 0, 3])
     some = there_and_back(logits, name).rows(index).to(torch.device("cpu"))

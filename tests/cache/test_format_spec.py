@@ -442,7 +442,7 @@ def expected_of(path):
     [path for path in sorted(GOLDEN.glob("*/*.zarr")) if "logits" in expected_of(path)],
     ids=lambda path: path.stem,
 )
-def test_golden_cache_decodes_to_what_the_teacher_said(path):
+def test_golden_cache_decodes_to_the_teachers_logits(path):
     """Those whose stored values are the logits themselves need no decoding: see the test above."""
     reader = CacheReader(path)
     expected = expected_of(path)

@@ -146,7 +146,7 @@ def test_tuples_and_lists_are_one_identity(tmp_path):
     check_identity(tmp_path, synthetic.asked(), asked)
 
 
-def test_more_views_than_asked_for_fit(tmp_path):
+def test_more_views_than_requested_fit(tmp_path):
     check_identity(tmp_path, synthetic.asked(num_views=9), synthetic.asked())
 
 
@@ -397,7 +397,7 @@ def test_what_is_no_content_does_not_count(cache):
     assert content_bytes(cache) == expected
 
 
-def test_manifest_that_is_no_json_any_more_is_told_to_be_repaired(cache):
+def test_manifest_that_is_no_json_any_more_is_to_be_repaired(cache):
     stored = bytearray((cache / "zarr.json").read_bytes())
     stored[stored.index(b'"num_views"')] ^= 1
     (cache / "zarr.json").write_bytes(stored)

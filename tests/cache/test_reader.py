@@ -56,7 +56,7 @@ def test_unlabelled_reads_as_minus_one(tmp_path):
     assert (CacheReader(tmp_path).labels() == -1).all()
 
 
-def test_no_cache_and_an_unfinished_one_are_told_apart(tmp_path):
+def test_no_cache_and_an_unfinished_one_are_distinguished(tmp_path):
     with pytest.raises(CacheNotFoundError, match=r"no cache at .*: build one"):
         CacheReader(tmp_path)
     create_or_resume(tmp_path, synthetic.asked(), synthetic.labels(synthetic.asked()))
@@ -209,7 +209,7 @@ def test_read_only_folder_is_readable(cache):
 
 
 @pytest.mark.parametrize("view", [-1, 2, 10**12])
-def test_view_beyond_the_cache_is_told_with_the_range(cache, view):
+def test_view_beyond_the_cache_is_reported_with_the_range(cache, view):
     reader = CacheReader(cache)
     for read in (lambda: reader.read_view(view), lambda: reader.read_shard(view, 0)):
         with pytest.raises(IndexError, match=rf"view {view}: .*\.zarr has views 0\.\.1") as caught:
@@ -219,7 +219,7 @@ def test_view_beyond_the_cache_is_told_with_the_range(cache, view):
 
 
 @pytest.mark.parametrize("shard", [-1, 3, 10**12])
-def test_shard_beyond_the_cache_is_told_with_the_range(cache, shard):
+def test_shard_beyond_the_cache_is_reported_with_the_range(cache, shard):
     reader = CacheReader(cache)
     with pytest.raises(IndexError, match=rf"shard {shard}: a view of .* has shards 0\.\.2"):
         reader.read_shard(0, shard)

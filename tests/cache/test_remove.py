@@ -84,7 +84,7 @@ def test_first_of_all_the_manifest_goes(cache):
 
 
 @pytest.mark.parametrize("content", ["nothing", "file", "text", "zarr", "array"])
-def test_what_is_no_cache_is_refused_and_kept(tmp_path, content):
+def test_what_is_no_cache_is_refused_and_left_in_place(tmp_path, content):
     place = tmp_path / "place.zarr"
     if content == "file":
         place.write_text("mine")

@@ -40,7 +40,7 @@ def test_equal_sets_differ_in_nothing():
         (range(20), ["all images differ: another data set, or other pixels from another decoder"]),
     ],
 )  # fmt: skip
-def test_images_are_told_apart_by_content(now, said):
+def test_images_are_distinguished_by_content(now, said):
     assert changes(BEFORE, rows(now)) == said
 
 

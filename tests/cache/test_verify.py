@@ -217,7 +217,7 @@ def test_cache_that_grows_meanwhile_is_judged_as_it_is_then(cache, monkeypatch):
     assert (verdict.complete, verdict.corrupt_shards, len(verdict.missing_shards)) == (False, (), 3)
 
 
-def test_no_cache_and_what_is_no_cache_are_told_apart(tmp_path):
+def test_no_cache_and_what_is_no_cache_are_distinguished(tmp_path):
     with pytest.raises(CacheNotFoundError):
         verify(tmp_path)
     (tmp_path / "zarr.json").write_text("{}")

@@ -213,7 +213,7 @@ def test_finished_cache_is_left_alone(cache):
     assert synthetic.files(cache) == before
 
 
-def test_begun_cache_keeps_its_views_and_shards_when_asked_for_others(tmp_path):
+def test_begun_cache_retains_its_views_and_shards_when_others_are_requested(tmp_path):
     begin(tmp_path, synthetic.asked(num_views=3))
     taken_up = begin(tmp_path, synthetic.asked(num_views=1, shard_samples=2))
     assert (taken_up.num_views, taken_up.shard_samples) == (3, 4)
@@ -255,7 +255,7 @@ def test_growing_records_what_built_last(cache):
     assert (grown.versions, grown.fidelity) == ({"zarr": "9"}, {"k": 1.0})
 
 
-def test_reader_is_told_that_a_growing_cache_is_incomplete(cache):
+def test_reader_reports_that_a_growing_cache_is_incomplete(cache):
     opened_before = CacheReader(cache)
     begin(cache, synthetic.asked(num_views=3))
     with pytest.raises(CacheIncompleteError, match="wait for its build"):
@@ -265,7 +265,7 @@ def test_reader_is_told_that_a_growing_cache_is_incomplete(cache):
         np.testing.assert_array_equal(opened_before.read_view(view)["logits"], expected["logits"])
 
 
-def test_reader_between_any_two_writes_of_growing_is_told_so(cache, monkeypatch):
+def test_reader_between_any_two_writes_of_growing_reports_it(cache, monkeypatch):
     states = []
 
     def write_and_look(self, key, data, check=None):
@@ -281,7 +281,7 @@ def test_reader_between_any_two_writes_of_growing_is_told_so(cache, monkeypatch)
     assert states == [(False, ())] * 4  # manifest, logits, digests, commits; labels stay
 
 
-def test_reader_that_opens_just_when_growing_begins_is_told_so(cache, monkeypatch):
+def test_reader_that_opens_just_when_growing_begins_reports_it(cache, monkeypatch):
     before = read_manifest(cache)
     begin(cache, synthetic.asked(num_views=3))
     stale = iter([before])  # read just before, the metadata just after

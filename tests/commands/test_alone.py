@@ -33,7 +33,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("further", [[], ["--resume"], ["--resume-if-begun"]])
-def test_second_training_into_a_run_is_told_of_the_first(
+def test_second_training_into_a_run_names_the_first(
     commands, kdscale, slow_recipe, tmp_path, further
 ):
     command = ["train", slow_recipe, "--run", "run"]
@@ -48,7 +48,7 @@ def test_second_training_into_a_run_is_told_of_the_first(
     assert not (tmp_path / "run/claims").exists()
 
 
-def test_second_run_of_a_recipe_into_a_folder_is_told_of_the_first(
+def test_second_run_of_a_recipe_into_a_folder_names_the_first(
     commands, kdscale, slow_recipe, tmp_path
 ):
     command = ["run", slow_recipe, "--run", "whole"]

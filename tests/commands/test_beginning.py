@@ -163,7 +163,7 @@ def test_missing_file_is_an_error_even_where_pretrained_weights_are_not_required
     assert "there is no weights file nothing.safetensors" in done.stderr
 
 
-def test_recipe_that_names_weights_can_be_told_to_begin_without_them(kdscale, fine_tuned, tmp_path):
+def test_recipe_that_names_weights_can_begin_without_them(kdscale, fine_tuned, tmp_path):
     command = ("train", fine_tuned(TORCHVISION), "--model", "teacher", "--run", "run")
     done = kdscale(*command, "--set", "teacher.train.pretrained=none")
     assert done.exit_code == 0, done.stderr

@@ -431,7 +431,9 @@ def test_disk_that_fills_up_during_a_build_loses_no_finished_shard(
     assert_same_values(tmp_path / "cache" / "tiny.zarr", tiny_cache)
 
 
-def test_too_small_disk_is_told_before_the_build(kdscale, write_recipe, tiny_teacher, monkeypatch):
+def test_too_small_disk_is_reported_before_the_build(
+    kdscale, write_recipe, tiny_teacher, monkeypatch
+):
     usage = shutil.disk_usage("/")
     small = usage._replace(free=10) if hasattr(usage, "_replace") else replace(usage, free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: small)

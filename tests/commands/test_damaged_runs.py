@@ -68,7 +68,7 @@ def test_damaged_checkpoint_is_made_up_for_by_the_one_before(kdscale, whole, unf
     assert kept == ["step-00000010", "step-00000012"] or kept == ["step-00000008", "step-00000012"]
 
 
-def test_damaged_best_weights_are_told_and_chosen_anew(kdscale, whole, unfinished):
+def test_damaged_best_weights_are_reported_and_chosen_anew(kdscale, whole, unfinished):
     flip(unfinished / "best.safetensors")
     done = kdscale(*whole[0], "--run", "run", "--resume")
     assert done.exit_code == 0
@@ -90,7 +90,9 @@ def test_run_without_a_sound_checkpoint_is_refused_and_left_alone(kdscale, whole
 
 
 @pytest.mark.parametrize("lost", [1, 300])
-def test_log_that_lost_lines_is_told_and_the_training_is_the_same(kdscale, whole, unfinished, lost):
+def test_log_that_lost_lines_is_reported_and_the_training_is_the_same(
+    kdscale, whole, unfinished, lost
+):
     log = unfinished / "metrics.jsonl"
     log.write_bytes(log.read_bytes()[:-lost])
     done = kdscale(*whole[0], "--run", "run", "--resume")

@@ -71,7 +71,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("command", [["run"], ["train", "--model", "teacher", "--run", "run"]])
-def test_what_cannot_be_told_apart_is_refused_before_training(
+def test_what_cannot_be_distinguished_is_refused_before_training(
     kdscale, write_recipe, tmp_path, command, name
 ):
     splits, classes, count, message = REFUSED[name]

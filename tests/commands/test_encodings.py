@@ -78,7 +78,7 @@ def test_cached_targets_are_the_live_ones_as_stored(name, built, tiny_teacher, s
 
 
 @pytest.mark.parametrize("name", ["int4", "topk", "embedding"])
-def test_student_trains_from_it_is_shown_it_and_info_reports_it(
+def test_student_trains_from_it_preview_draws_it_and_info_reports_it(
     name, built, tiny_teacher, shared_root, tmp_path, kdscale
 ):
     recipe, path = built(name)

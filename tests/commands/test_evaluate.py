@@ -73,7 +73,7 @@ def teachers_batches(monkeypatch):
 # ------------------------------------------------------------------ one run
 
 
-def test_evaluating_a_run_gives_what_its_training_said(kdscale, trained):
+def test_evaluating_a_run_gives_what_its_training_reported(kdscale, trained):
     (found,) = found_of(kdscale("evaluate", "run", "--json", *FAST))
     for name in (*SHARES, "num_parameters", "targets", "seed"):
         assert found[name] == trained[name], name
@@ -81,7 +81,7 @@ def test_evaluating_a_run_gives_what_its_training_said(kdscale, trained):
     assert found["num_samples"] == 64
 
 
-def test_evaluation_is_kept_in_the_runs_folder(kdscale, trained, tmp_path):
+def test_evaluation_is_stored_in_the_runs_folder(kdscale, trained, tmp_path):
     (found,) = found_of(kdscale("evaluate", "run", "--json", *FAST))
     text = (tmp_path / "run" / "evaluation.json").read_text()
     kept = json.loads(text)
@@ -176,7 +176,7 @@ def test_table_never_mixes_test_splits(kdscale, trained, write_recipe, make_data
     assert len(tables) == 2
 
 
-def test_answers_that_are_not_finite_are_wrong_counted_and_told(kdscale, write_recipe, tmp_path):
+def test_logits_that_are_not_finite_are_wrong_counted_and_reported(kdscale, write_recipe, tmp_path):
     recipe = write_recipe(student={"model": "tiny_models:undefined_when_dark", "options": {}})
     done = kdscale("train", recipe, "--run", "run")
     assert done.exit_code == 0, done.stderr
@@ -279,7 +279,7 @@ def test_unlabelled_test_split_is_refused(kdscale, trained, make_dataset, tmp_pa
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
-def test_wrong_name_is_told_before_others_are_evaluated(kdscale, trained, tmp_path):
+def test_wrong_name_is_reported_before_others_are_evaluated(kdscale, trained, tmp_path):
     done = kdscale("evaluate", "run", "rum", *FAST)
     assert done.exit_code == 1
     assert "no run at rum" in done.stderr
@@ -370,14 +370,14 @@ def test_teacher_is_found_from_inside_the_runs_folder_too(
     assert found["agreement"] is not None
 
 
-def test_damaged_note_of_who_taught_a_run_is_told(kdscale, distilled, tmp_path):
+def test_damaged_note_of_who_taught_a_run_is_reported(kdscale, distilled, tmp_path):
     (tmp_path / "cached" / "content.json").write_text("{")
     done = kdscale("evaluate", "cached")
     assert done.exit_code == 1
     assert "content.json is damaged" in done.stderr
 
 
-def test_changed_answers_on_disk_are_asked_for_again(kdscale, distilled, tmp_path):
+def test_changed_predictions_on_disk_are_computed_again(kdscale, distilled, tmp_path):
     before = found_of(kdscale("evaluate", "cached", "--json", *FAST))[0]
     (kept,) = (tmp_path / "cache" / "predictions").iterdir()
     kept.write_bytes(kept.read_bytes()[:100])
@@ -503,7 +503,7 @@ def test_given_teacher_is_evaluated_into_the_recipes_folder(
     assert "confusion" not in row
 
 
-def test_given_teacher_is_measured_again_where_it_is_shown_something_else(
+def test_given_teacher_is_measured_again_on_other_images(
     kdscale, write_recipe, tiny_teacher, tmp_path
 ):
     bare = tmp_path / "bare.safetensors"  # says nothing of its input

@@ -158,7 +158,7 @@ def test_file_that_is_there_is_not_overwritten_unasked(exported, tmp_path):
     assert path.stat().st_size > 100
 
 
-def test_file_that_answers_otherwise_is_not_kept(exported, tmp_path, monkeypatch):
+def test_file_with_other_logits_is_discarded(exported, tmp_path, monkeypatch):
     from dataclasses import replace
 
     kind = formats.FORMATS["safetensors"]
@@ -172,7 +172,7 @@ def test_file_that_answers_otherwise_is_not_kept(exported, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_file_that_answers_no_numbers_is_not_kept(exported, tmp_path, monkeypatch):
+def test_file_with_logits_that_are_not_finite_is_discarded(exported, tmp_path, monkeypatch):
     from dataclasses import replace
 
     kind = formats.FORMATS["safetensors"]
@@ -209,7 +209,7 @@ def full_disk():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_full_disk_is_told_of_the_file_and_leaves_nothing_behind(
+def test_full_disk_is_reported_with_the_file_and_leaves_nothing_behind(
     exported, tmp_path, full_disk, name
 ):
     done = exported(name)

@@ -51,7 +51,7 @@ def assert_equal_views(ours, theirs):
         assert all(np.array_equal(one[name], other[name]) for name in one | other)
 
 
-def test_views_are_added_and_only_they_are_asked_about(kdscale, recipe, cache, tmp_path):
+def test_views_are_added_and_the_teacher_runs_on_them_alone(kdscale, recipe, cache, tmp_path):
     before, files = read_manifest(cache), {f: f.stat().st_mtime_ns for f in cache.glob("*/c/**/0")}
     views = views_of(cache)
     done = kdscale("cache", "extend", cache, "--views", 5, "--recipe", recipe, "--json")
@@ -128,9 +128,7 @@ def wait_for(condition, seconds=240):
     assert condition()
 
 
-def test_killed_it_goes_on_and_no_finished_shard_is_asked_about_again(
-    commands, recipe, cache, tmp_path
-):
+def test_killed_it_resumes_and_no_finished_shard_is_built_again(commands, recipe, cache, tmp_path):
     views = views_of(cache)
     command = ["cache", "extend", cache, "--views", 7, "--recipe", recipe]
     halt = cache.with_suffix(".halt")

@@ -119,7 +119,7 @@ def test_compiled_float16_and_a_compiled_live_teacher_train(
 
 
 @pytest.mark.slow
-def test_machine_without_a_compiler_is_told_so_in_one_line(write_recipe, tmp_path):
+def test_machine_without_a_compiler_is_reported_in_one_line(write_recipe, tmp_path):
     recipe = write_recipe(student={**STUDENT, "train": {"compile": True}})
     environment = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     command = [sys.executable, "-m", "kdscale", "train", recipe, "--run", tmp_path / "run"]

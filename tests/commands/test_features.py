@@ -105,7 +105,7 @@ def test_cached_and_live_answers_are_alike_features_too(
     cached.close()
 
 
-def test_teacher_is_asked_once_for_logits_and_features(recipe, shared_root, tmp_path, monkeypatch):
+def test_teacher_runs_once_for_logits_and_features(recipe, shared_root, tmp_path, monkeypatch):
     asked = Counter()
     table = recipe()
     _, teacher = parts_of(table, shared_root)
@@ -124,7 +124,7 @@ def test_teacher_is_asked_once_for_logits_and_features(recipe, shared_root, tmp_
     assert plain[32] == asked[32]  # shards and probe; looking at a few images comes to it
 
 
-def test_nothing_is_read_but_what_is_asked_for(cache, monkeypatch):
+def test_nothing_is_read_but_what_is_requested(cache, monkeypatch):
     read = Counter()
     original = checked_objects._read
 
@@ -279,7 +279,7 @@ def test_damaged_manifest_is_made_anew_from_a_recipe_with_the_same_features(
     assert verify(path).ok
 
 
-def test_teacher_asked_again_says_the_same_features(recipe, cache, shared_root, tmp_path):
+def test_teacher_gives_the_same_features_in_a_second_run(recipe, cache, shared_root, tmp_path):
     again = recheck(
         Experiment(recipe(), Locations(cache_root=shared_root)), cache, num_pairs=40, seed=0
     )

@@ -34,7 +34,7 @@ def parts(load_table, tiny_teacher, tmp_path):
     source.clean.close()
 
 
-def test_teacher_is_asked_about_clean_images_alone(parts):
+def test_teacher_runs_on_clean_images_alone(parts):
     source, resident, _, teacher = parts
     manifest = source.clean.manifest
     assert (manifest.views["operations"], manifest.num_views) == ([], 1)
@@ -43,7 +43,7 @@ def test_teacher_is_asked_about_clean_images_alone(parts):
     np.testing.assert_allclose(stored, teacher.logits(pixels), atol=2e-2)
 
 
-def test_student_is_shown_another_view_each_epoch(parts):
+def test_student_gets_another_view_each_epoch(parts):
     source, resident, pipeline, _ = parts
     index = torch.arange(128)
     views = [source.schedule.view(epoch, index) for epoch in range(3)]

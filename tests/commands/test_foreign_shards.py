@@ -163,7 +163,7 @@ def test_info_and_verify_of_a_signed_manifest_with_wrong_fields_end_in_one_line(
 
 
 @pytest.mark.parametrize("memory", [None, 6000])
-def test_targets_beyond_the_cache_are_told_with_the_range(tiny_cache, memory):
+def test_targets_beyond_the_cache_are_reported_with_the_range(tiny_cache, memory):
     source = CachedTargets.open(Path(tiny_cache), memory_bytes=memory)
     source.start_epoch(0)
     last = source.manifest.num_samples - 1

@@ -281,7 +281,7 @@ def test_damaged_keys_and_manifest_are_repaired(kdscale, write_recipe, tiny_teac
     assert (cache_copy / "keys/c/0").read_bytes() == intact[cache_copy / "keys/c/0"]
 
 
-def test_images_of_several_sizes_are_told_apart_by_their_files(load_table, tiny_cache, tmp_path):
+def test_images_of_several_sizes_are_distinguished_by_their_files(load_table, tiny_cache, tmp_path):
     from PIL import Image
 
     for name in ("before", "now"):

@@ -75,7 +75,7 @@ def test_evaluation_and_its_times_are_of_the_format_it_was_trained_in(
     assert load_recipe(str(run / "recipe.toml")).student.train.memory_format == "channels_last"
 
 
-def test_model_that_takes_only_contiguous_maps_is_told_so(kdscale, write_recipe, tiny_teacher):
+def test_model_that_takes_only_contiguous_maps_is_reported(kdscale, write_recipe, tiny_teacher):
     settings = {"memory_format": "channels_last"}
     recipe = write_recipe(
         student={"model": "tiny_models:viewing", "options": {}, "train": settings},

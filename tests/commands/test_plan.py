@@ -79,7 +79,7 @@ def test_nothing_is_written_but_decoded_images(plan, taught, tmp_path):
     assert all(path.startswith("cache/images/") for path in new)
 
 
-def test_it_is_said_that_images_were_decoded_and_only_then(kdscale, taught):
+def test_decoding_of_images_is_reported_and_only_then(kdscale, taught):
     recipe = taught()
     first, second = (kdscale("cache", "plan", recipe, "--seconds", 0.1).stderr for _ in range(2))
     assert "decoded images are stored in cache/images/" in first
@@ -156,7 +156,7 @@ def test_named_cache_of_other_content_is_refused(kdscale, taught):
     assert "views.seed: the cache has 0, the recipe asks for 5" in done.stderr
 
 
-def test_untrained_teacher_is_timed_and_said_to_be_untrained(kdscale, write_recipe):
+def test_untrained_teacher_is_timed_and_reported_as_untrained(kdscale, write_recipe):
     done = kdscale("cache", "plan", write_recipe(), "--seconds", 0.1)
     assert done.exit_code == 0, done.stderr
     assert "which is not trained yet" in done.stdout
@@ -228,7 +228,7 @@ def test_batch_that_does_not_split_over_the_processes_is_refused(kdscale, taught
     assert "global_batch_size 32 does not split over 5 processes" in done.stderr
 
 
-def test_disk_that_is_too_small_is_said_and_is_no_failure(plan, taught, monkeypatch):
+def test_disk_that_is_too_small_is_reported_and_is_no_failure(plan, taught, monkeypatch):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     found = plan(taught())

@@ -59,7 +59,7 @@ def test_teacher_that_is_random_is_refused_by_every_command(
 
 
 @pytest.mark.parametrize("command", ["build", "plan", "online"])
-def test_order_of_classes_is_told_from_the_predictions(
+def test_order_of_classes_is_detected_from_the_predictions(
     kdscale, write_recipe, tmp_path, tiny_teacher, command
 ):
     weights = stored(tmp_path, "mlp", permute=[1, 0, 3, 2], tiny_teacher=tiny_teacher)
@@ -70,7 +70,7 @@ def test_order_of_classes_is_told_from_the_predictions(
 
 
 @pytest.mark.parametrize("classes", [["north", "centre", "sides", "south"], ORDER[::-1]])
-def test_other_order_of_named_classes_is_refused_before_the_teacher_is_asked(
+def test_other_order_of_named_classes_is_refused_before_the_teacher_runs(
     kdscale, write_recipe, tmp_path, classes
 ):
     weights = stored(tmp_path, "linear", {"class_names": classes})
@@ -133,7 +133,7 @@ def test_manifest_and_log_tell_the_accuracy_on_the_whole_split(
 # --------------------------------------------------------------------------- training
 
 
-def test_test_split_of_another_size_is_told_before_training(
+def test_test_split_of_another_size_is_reported_before_training(
     kdscale, write_recipe, tmp_path, make_dataset, write_split
 ):
     source = make_dataset(tmp_path / "data")
@@ -152,7 +152,7 @@ def test_test_split_of_another_size_is_told_before_training(
     one_line(done, "the images are 8 x 8 pixels, and the model was tested on 12 x 12: resize them")
 
 
-def test_test_split_of_other_channels_is_told_before_training(
+def test_test_split_of_other_channels_is_reported_before_training(
     kdscale, write_recipe, tmp_path, make_dataset, write_split
 ):
     source = make_dataset(tmp_path / "data")
@@ -184,7 +184,7 @@ def test_student_is_not_evaluated_on_images_that_it_does_not_take(
     one_line(kdscale("evaluate", "run", "--data", other), "does not take images of 1 channels and")
 
 
-def test_single_class_is_told_before_training(kdscale, write_recipe, tmp_path, write_split):
+def test_single_class_is_reported_before_training(kdscale, write_recipe, tmp_path, write_split):
     pixels = np.random.default_rng(0).integers(0, 255, (16, 8, 8)).astype(np.uint8)
     for split in ("train", "test"):
         write_split(tmp_path / "one" / f"{split}.parquet", pixels, np.zeros(16, int), ["a"])
@@ -194,7 +194,7 @@ def test_single_class_is_told_before_training(kdscale, write_recipe, tmp_path, w
 
 
 @pytest.mark.parametrize("part", ["student", "teacher"])
-def test_what_fails_in_training_mode_is_told_before_any_training(
+def test_what_fails_in_training_mode_is_reported_before_any_training(
     kdscale, write_recipe, tmp_path, part
 ):
     recipe = write_recipe(**{part: {"model": "tiny_models:pair_in_training", "options": {}}})

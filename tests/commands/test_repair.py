@@ -279,7 +279,7 @@ def rewrite(path, view, shard, row, **changes):
     ShardWriter(path, manifest).write(view, shard, values, 0.0)
 
 
-def test_teacher_that_is_asked_again_agrees(kdscale, recipe, tiny_cache):
+def test_teacher_that_runs_again_agrees(kdscale, recipe, tiny_cache):
     status, told = ask(kdscale, tiny_cache, recipe)
     assert (status, told["ok"], told["teacher"]["ok"]) == (0, True, True)
     assert told["teacher"]["num_pairs"] == 64
@@ -340,7 +340,7 @@ def test_same_seed_asks_about_the_same_views(kdscale, recipe, tiny_cache):
     assert first["teacher"]["seed"] == 3
 
 
-def test_cache_that_is_not_sound_is_not_asked_about(kdscale, recipe, cache_copy):
+def test_teacher_does_not_run_on_a_cache_that_is_not_sound(kdscale, recipe, cache_copy):
     flip(cache_copy / "logits/c/1/2/0")
     status, told = ask(kdscale, cache_copy, recipe)
     assert (status, told["ok"]) == (1, False)
@@ -352,7 +352,7 @@ def test_teacher_and_recipe_go_together(kdscale, recipe, tiny_cache):
         assert kdscale("cache", "verify", tiny_cache, *arguments).exit_code == 2
 
 
-def test_another_recipe_is_refused_before_the_teacher_is_asked(kdscale, recipe, tiny_cache):
+def test_another_recipe_is_refused_before_the_teacher_runs(kdscale, recipe, tiny_cache):
     done = kdscale("cache", "verify", tiny_cache, "--teacher", "3", "--recipe", recipe,
                    "--set", "views.seed=7")  # fmt: skip
     assert done.exit_code == 1

@@ -52,7 +52,7 @@ def test_run_ends_with_a_page_that_holds_its_table_and_its_views(whole):
         assert title in text, "evaluations come before the page"
 
 
-def test_report_writes_all_that_is_asked_for_and_replaces_what_is_there(
+def test_report_writes_all_requested_files_and_replaces_existing_ones(
     kdscale, whole, shared_root, tmp_path
 ):
     options = ("--html", "new/page.html", "--markdown", "page.md", "--csv", "page.csv")
@@ -113,7 +113,7 @@ def test_cache_that_has_gone_costs_the_page_its_sheet_alone(kdscale, whole, tmp_
     assert "name its folder with --cache-root" in done.stdout
 
 
-def test_other_images_are_not_shown_as_those_of_the_cache(
+def test_other_images_are_not_drawn_as_those_of_the_cache(
     kdscale, whole, shared_root, make_dataset, tmp_path
 ):
     other = make_dataset(tmp_path / "other", seed=7)
@@ -152,7 +152,7 @@ def test_folder_in_place_of_a_file_is_refused(kdscale, whole, tmp_path):
     refused(kdscale("report", whole, "--html", tmp_path), 2, "is a directory")
 
 
-def test_file_that_cannot_be_written_is_said(kdscale, tmp_path):
+def test_file_that_cannot_be_written_is_reported(kdscale, tmp_path):
     run = write_run(tmp_path / "run")
     (tmp_path / "file").write_text("")
     refused(kdscale("report", run, "--csv", "file/page.csv"), 1, "cannot write")

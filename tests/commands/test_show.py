@@ -75,7 +75,7 @@ def sheet_of(*pictures, name="cat", title="title"):
 # --------------------------------------------------------------------------- of a cache
 
 
-def test_cache_is_shown_with_the_answers_that_it_holds(
+def test_preview_of_a_cache_has_the_stored_predictions(
     show_tiny, drawn, tiny_cache, tmp_path, load_table, shared_root
 ):
     done = show_tiny("--out", "sheet.png", "--samples", "8", "--views", "2")
@@ -215,7 +215,7 @@ def test_embedded_data_is_found_again(kdscale, write_recipe, drawn, tmp_path):
     assert [row.name for row in drawn[0].rows] == list("0123456789")
 
 
-def test_unlabelled_cache_is_shown_without_verdicts(
+def test_preview_of_an_unlabelled_cache_has_no_verdicts(
     kdscale, write_recipe, make_dataset, tiny_teacher, drawn, tmp_path
 ):
     make_dataset(tmp_path / "bare", unlabelled=True)
@@ -262,7 +262,7 @@ def test_mixed_views_name_the_partner_and_the_shares(kdscale, mixed_recipe, draw
         ]
 
 
-def test_recipe_is_shown_before_anything_is_built(kdscale, mixed_recipe, drawn, tmp_path):
+def test_preview_of_a_recipe_needs_no_cache(kdscale, mixed_recipe, drawn, tmp_path):
     done = kdscale("views", mixed_recipe, "--out", "sheet.png", "--samples", "3", "--views", "2")
     assert (done.exit_code, done.stdout) == (0, "sheet.png\n"), done.stderr
     (sheet,) = drawn
@@ -281,13 +281,13 @@ def test_recipe_without_operations_shows_its_images_once(kdscale, write_recipe, 
     assert "unchanged images" in " ".join(drawn[0].lines)
 
 
-def test_recipe_in_fixed_mode_shows_what_the_student_is_shown(kdscale, write_recipe, drawn):
+def test_preview_of_fixed_mode_has_the_students_views(kdscale, write_recipe, drawn):
     recipe = write_recipe(views={"mode": "fixed", "count": 1})
     assert kdscale("views", recipe, "--out", "sheet.png").exit_code == 0
     assert len(drawn[0].columns) == 1 + 6
 
 
-def test_images_of_several_sizes_are_shown_whole(kdscale, write_recipe, drawn, tmp_path):
+def test_images_of_several_sizes_are_drawn_whole(kdscale, write_recipe, drawn, tmp_path):
     for split in ("train", "test"):
         for number in range(6):
             folder = tmp_path / "photos" / split / "ab"[number % 2]
@@ -465,7 +465,7 @@ def test_sheet_beyond_what_files_hold_is_refused():
         ("", "class 3"),
     ],
 )
-def test_names_are_shown_in_letters_that_the_font_has(name, shown):
+def test_names_are_drawn_in_letters_that_the_font_has(name, shown):
     assert ClassNames(["", "", "", name])[3] == shown
 
 

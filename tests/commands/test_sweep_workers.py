@@ -193,7 +193,7 @@ def test_crew_stops_together_and_goes_on(kdscale, slow_recipe, tmp_path, number)
 
 @pytest.mark.slow
 @pytest.mark.launch
-def test_what_stops_every_worker_is_said_once_and_nothing_is_lost(
+def test_error_that_stops_every_worker_is_reported_once_and_nothing_is_lost(
     kdscale, slow_recipe, tmp_path, tiny_cache
 ):
     started = crew(slow_recipe(), tmp_path, "--cache", str(tiny_cache))  # another teacher's
@@ -346,7 +346,7 @@ def test_worker_that_stood_still_does_not_report_anothers_trial(study):
         one.run_next(interrupted)
 
 
-def test_failed_trial_is_queued_again_when_asked(study):
+def test_failed_trial_is_queued_again_on_request(study):
     one = study()
     one.run_next(lambda trial: trial.note(ERROR, "no") or ended(trial))
     one.run_next(lambda trial: 0.5)
@@ -360,7 +360,7 @@ def test_failed_trial_is_queued_again_when_asked(study):
     assert one.places()[0].error is None
 
 
-def test_reports_are_kept_when_a_trial_is_taken_over(study):
+def test_reports_are_copied_when_a_trial_is_taken_over(study):
     one = study()
 
     def dies(trial):

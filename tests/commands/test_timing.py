@@ -3,7 +3,7 @@
 from kdscale.commands.timing import soft_objective
 
 
-def test_losses_between_features_are_not_timed_and_that_is_said(load_table, caplog):
+def test_losses_between_features_are_not_timed_which_is_reported(load_table, caplog):
     term = {"kind": "cosine", "student": "1", "teacher": "1"}
     loss = {"hard_weight": 0.5, "soft_weight": 0.5, "feature_weight": 1.0, "features": [term]}
     objective = soft_objective(load_table(loss=loss, cache={"features": ["1"]}))
@@ -11,6 +11,6 @@ def test_losses_between_features_are_not_timed_and_that_is_said(load_table, capl
     assert "loss.features are left out of what is timed" in caplog.text
 
 
-def test_without_losses_between_features_nothing_is_said(load_table, caplog):
+def test_without_losses_between_features_nothing_is_reported(load_table, caplog):
     assert soft_objective(load_table()).soft_weight
     assert caplog.text == ""

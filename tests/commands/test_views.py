@@ -56,7 +56,7 @@ def test_wrong_operation_of_a_teacher_is_named_with_its_field(kdscale, write_rec
     assert "teacher.train.operations: no operation 'random_crp'" in done.stderr
 
 
-def test_all_views_are_built_and_shown(kdscale, write_recipe, tiny_teacher, tmp_path):
+def test_all_views_are_built_and_used(kdscale, write_recipe, tiny_teacher, tmp_path):
     views = {"operations": [{"name": "random_crop", "padding": 1}, FLIP], "count": "all"}
     recipe = write_recipe(views=views, teacher={"weights": tiny_teacher})
     path = kdscale("cache", "build", recipe).stdout.strip()

@@ -246,7 +246,7 @@ def short_patience(monkeypatch):
     monkeypatch.setattr(lease, "INTERVAL_SECONDS", 0.1)
 
 
-def test_nobody_builds_any_more_is_said_and_the_state_saved(
+def test_end_of_all_builders_is_reported_and_the_state_saved(
     kdscale, commands, halting, stopped_build, trained_after, short_patience, tmp_path
 ):
     commands.kill(signal.SIGKILL)

@@ -185,7 +185,7 @@ PASSED_OVER = {
 
 
 @pytest.mark.parametrize("name", PASSED_OVER)
-def test_companion_is_passed_over_and_said(tmp_path, name):
+def test_companion_is_passed_over_and_reported(tmp_path, name):
     write(tmp_path / "set", PETS)
     write(tmp_path / "set", {name: b"something"})
     line = said(tmp_path / "set")
@@ -444,7 +444,7 @@ def test_several_formats_of_tables_are_refused(tmp_path):
         load(tmp_path / "set", tmp_path)
 
 
-def test_files_beside_tables_are_said(tmp_path):
+def test_files_beside_tables_are_reported(tmp_path):
     write_table(tmp_path / "set" / "train.parquet")
     write(tmp_path / "set", {"notes.txt": b"", "extra.zip": b"PK", "a.json": b"", "b.json": b""})
     line = said(tmp_path / "set")

@@ -222,7 +222,7 @@ def test_test_split_falls_back_to_validation_and_never_back(tmp_path, root):
 @pytest.mark.parametrize(
     "name", ["./nowhere", "/no/where", "a/b/c", "../x/y", "x.parquet", "~/no-such"]
 )
-def test_missing_path_is_told_at_once(name, root):
+def test_missing_path_is_reported_at_once(name, root):
     start = time.perf_counter()
     with pytest.raises(DataError, match=r"no such file or folder.*--data at a local copy"):
         load(name, root)

@@ -64,7 +64,7 @@ def test_resumed_step_shows_the_same_pixels(split):
     assert (batch.view, batch.index.tolist()) == (resumed.view, resumed.index.tolist())
 
 
-def test_every_view_of_every_sample_is_shown_once_a_cycle(split):
+def test_every_view_of_every_sample_is_used_once_a_cycle(split):
     found = loader(split, num_views=3)
     for cycle in range(2):
         first = cycle * 3 * found.steps_per_epoch

@@ -188,7 +188,7 @@ def test_views_of_different_numbers_in_one_batch_are_those_of_each():
         assert mixed.mix.index_B[number == view].equal(alone.mix.index_B[number == view])
 
 
-def test_partner_is_shown_as_its_own_view_shows_it():
+def test_partner_has_the_pixels_of_its_own_view():
     """What is mixed in went through the operations before the mixture under its own index."""
     views = pipeline(CROP, FLIP, {"name": "mixup", "alpha": 0.01})
     before = Pipeline.parse([CROP, FLIP], 3)
@@ -220,7 +220,7 @@ def loader(views, samples, **options):
 
 
 @pytest.mark.parametrize("count", [40, 39, 8])
-def test_partners_share_a_batch_and_every_sample_is_shown_once(count):
+def test_partners_share_a_batch_and_every_sample_is_used_once(count):
     """A set that is decoded as it goes then decodes each image once."""
     views = pipeline(CROP, "mixup", validation=(40 - count) / 40)
     samples, _ = split_validation(40, (40 - count) / 40)

@@ -73,7 +73,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 @pytest.mark.parametrize("num_samples", [1, 11, 12, 14, 100])
-def test_every_sample_is_shown_once_an_epoch(num_samples):
+def test_every_sample_is_used_once_an_epoch(num_samples):
     found = loader(num_samples)
     assert found.steps_per_epoch == -(-num_samples // 12)
     for epoch in range(3):
@@ -118,7 +118,7 @@ def test_resumed_loader_shows_the_same_samples():
         assert [resumed.index(step).tolist() for step in range(start, 20)] == expected[start:]
 
 
-def test_steps_may_be_asked_in_any_order():
+def test_steps_may_be_computed_in_any_order():
     found = loader(50)
     expected = [found.index(step).tolist() for step in range(15)]
     assert [found.index(step).tolist() for step in reversed(range(15))] == expected[::-1]

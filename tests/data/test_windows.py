@@ -96,7 +96,7 @@ def test_processes_together_show_the_batch_of_one(num_processes):
 
 @pytest.mark.parametrize("within", [None, 6, 12])
 @pytest.mark.parametrize("validation", [0.0, 0.2])
-def test_every_sample_is_shown_once_and_partners_in_a_window_side_by_side(within, validation):
+def test_every_sample_is_used_once_and_partners_in_a_window_side_by_side(within, validation):
     pairing = MixPairs(100, validation, within)
     windows = Windows(100, 12, 3, 0)
     samples = split_validation(100, validation)[0]

@@ -383,7 +383,7 @@ HALVES = [
 
 
 @pytest.mark.parametrize(("variables", "said"), HALVES)
-def test_half_a_launch_is_told_in_one_line(
+def test_half_a_launch_is_reported_in_one_line(
     kdscale, write_recipe, tmp_path, monkeypatch, variables, said
 ):
     for name, value in variables.items():
@@ -406,7 +406,7 @@ def test_commands_that_read_print_whatever_the_rank(kdscale, tiny_cache, monkeyp
         assert (done.exit_code, done.stdout != "") == (0, True), (words, done.stderr)
 
 
-def test_wrong_arguments_of_a_launch_are_told_by_accelerate(tmp_path):
+def test_wrong_arguments_of_a_launch_are_reported_by_accelerate(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "launch" / "start.py", "--num_processes", "many", "x.py"],
         capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False,
@@ -415,7 +415,7 @@ def test_wrong_arguments_of_a_launch_are_told_by_accelerate(tmp_path):
     assert "invalid int value: 'many'" in done.stderr
 
 
-def test_interpreter_without_the_environment_is_told_so():
+def test_interpreter_without_the_environment_is_reported():
     """A person who has not activated it: kdscale is called by its path, launch/cpu.sh is not."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", ROOT / "launch" / "start.py", "-m", "kdscale"],
@@ -465,7 +465,7 @@ def _glibc():
 
 
 @pytest.mark.skipif(_glibc() < (2, 35), reason="only glibc since 2.35 keeps buffers this large")
-def test_memory_that_a_step_frees_is_kept_for_the_next():
+def test_memory_that_a_step_frees_is_reused_by_the_next():
     faults = {
         mode: int(
             subprocess.run(

@@ -170,7 +170,7 @@ def test_wttm_is_met_by_a_student_like_the_softened_teacher():
 
 @pytest.mark.parametrize("temperature", GRID)
 @pytest.mark.parametrize("top_k", [1, 3, 6])
-def test_bucket_wttm_is_the_papers_over_the_kept_and_the_rest(top_k, temperature):
+def test_bucket_wttm_is_the_papers_over_top_k_and_the_rest(top_k, temperature):
     student, teacher, _ = drawn(9, 7)
     targets = kept(teacher, top_k)
     ids = targets.ids_BK.tolist()

@@ -40,7 +40,7 @@ def test_preprocess_makes_squares_of_oblong_images():
     assert Preprocess(MEAN, STD, 8)(pixels(2, 3, 8, 12)).shape == (2, 3, 8, 8)
 
 
-def test_preprocess_keeps_the_size_when_none_is_asked_for():
+def test_preprocess_keeps_the_size_when_none_is_set():
     assert Preprocess(MEAN, STD, None)(pixels(2, 3, 9, 12)).shape == (2, 3, 9, 12)
 
 

@@ -121,7 +121,7 @@ def test_weights_of_torchvision_are_downloaded_once(trained, torch_home, tmp_pat
     assert [path.name for path in torch_home.iterdir()] == [served.name]
 
 
-def test_download_of_other_content_is_refused_and_not_kept(torch_home, tmp_path, monkeypatch):
+def test_download_of_other_content_is_refused_and_not_stored(torch_home, tmp_path, monkeypatch):
     (tmp_path / "net-01234567.pth").write_bytes(b"something else")
     serve(monkeypatch, (tmp_path / "net-01234567.pth").as_uri())
     with pytest.raises(DownloadError, match=r"cannot be downloaded \(invalid hash"):

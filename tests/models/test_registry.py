@@ -134,7 +134,7 @@ def test_torchvision_unknown_weights_are_answered_with_the_known():
 # --------------------------------------------------------------------------- timm
 
 
-def test_timm_model_has_the_asked_classes_and_channels():
+def test_timm_model_has_the_requested_classes_and_channels():
     model = create("timm/resnet10t", num_classes=7, in_channels=1)
     check_model(model, num_classes=7, channels=1, size=32)
 
@@ -261,12 +261,12 @@ def test_transformers_head_of_other_classes_is_refused(vit_folder):
         create(f"transformers/{vit_folder}", num_classes=10)
 
 
-def test_transformers_new_head_needs_to_be_asked_for(vit_folder):
+def test_transformers_new_head_must_be_requested(vit_folder):
     with pytest.raises(ModelError, match="cannot be loaded"):
         create(f"transformers/{vit_folder}", num_classes=10, num_labels=10)
 
 
-def test_transformers_new_head_is_made_when_asked_for(vit_folder):
+def test_transformers_new_head_is_made_on_request(vit_folder):
     options = {"num_labels": 10, "ignore_mismatched_sizes": True}
     model = create(f"transformers/{vit_folder}", num_classes=10, **options)
     check_model(model, num_classes=10, channels=3, size=32)

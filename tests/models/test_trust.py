@@ -265,7 +265,7 @@ def test_what_may_make_a_model_is_called(module, text):
         ("import sys; sys.exit(1)", r"cannot be imported \(SystemExit: 1"),
     ],
 )
-def test_whatever_a_factory_raises_is_told_in_one_line(module, text, message):
+def test_whatever_a_factory_raises_is_reported_in_one_line(module, text, message):
     with pytest.raises(ModelError, match=message) as error:
         create_model(f"{module(text)}:make", num_classes=4, in_channels=1)
     assert "\n" not in str(error.value)

@@ -148,7 +148,7 @@ def test_student_alone_of_other_images_is_not_compared_with(study, tmp_path):
     assert found.peer(found.of_kind("cache")[0], "alone") is None
 
 
-def test_teachers_that_were_shown_other_views_are_no_seeds(study, tmp_path):
+def test_teachers_of_other_views_are_no_seeds(study, tmp_path):
     for number, operations in enumerate(([], ["random_horizontal_flip"])):
         table = recipe(views__operations=operations, teacher__train={"epochs": 3})
         write_run(tmp_path / f"{number}", "teacher", number, table=table)
@@ -183,7 +183,7 @@ def test_gain_over_an_unknown_accuracy_is_not_stated(study, tmp_path):
     assert "points" not in headlines(found)[0]
 
 
-def test_seed_that_was_trained_twice_counts_once_and_is_said(study, tmp_path):
+def test_seed_that_was_trained_twice_counts_once_and_is_reported(study, tmp_path):
     folders = [write_run(tmp_path / name) for name in ("one", "other")]
     found = study(*folders)
     (entry,) = found.entries
@@ -209,7 +209,7 @@ def test_folder_named_twice_counts_once(study, tmp_path):
     assert len(study(run, tmp_path / "." / "run").runs) == 1
 
 
-def test_teacher_that_came_with_weights_is_told_of_by_the_folder(study, tmp_path):
+def test_teacher_that_came_with_weights_is_read_from_the_folder(study, tmp_path):
     whole = write_whole_recipe(tmp_path / "whole")
     shutil.rmtree(whole / "teacher")
     row = {"label": "teacher", "results": [{"top1_accuracy": 0.95, "num_parameters": 9}]}
@@ -231,7 +231,7 @@ def test_sweep_varies_what_its_trials_differ_in(study, tmp_path):
     assert [trial.run.trial for trial in sweep.ranked][-1] == "00011", "the unfinished one"
 
 
-def test_best_trial_is_shown_like_other_students_beside_the_teacher(study, tmp_path):
+def test_best_trial_is_compared_like_other_students_with_the_teacher(study, tmp_path):
     folder = write_sweep(tmp_path / "sweep")
     write_run(folder / "teacher", "teacher", evaluated=False)
     found = study(folder)
@@ -290,7 +290,7 @@ def test_damaged_table_of_a_sweep_leaves_its_runs_to_be_reported(study, tmp_path
     assert len(study(folder).sweeps[0].trials) == 4
 
 
-def test_several_sweeps_are_told_apart_wherever_they_stand(study, tmp_path):
+def test_several_sweeps_are_distinguished_wherever_they_are(study, tmp_path):
     folders = [write_sweep(tmp_path / name, trials=4) for name in ("one", "other")]
     found = study(*folders)
     assert len(set(labels(found))) == len(found.entries) == 2

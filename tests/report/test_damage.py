@@ -111,7 +111,7 @@ def test_damaged_trial_of_a_sweep_leaves_the_others(tmp_path):
     assert "00001 is left out" in render(folder, root=tmp_path, strict=True)
 
 
-def test_damaged_files_are_said_on_the_command_line(kdscale, tmp_path):
+def test_damaged_files_are_reported_on_the_command_line(kdscale, tmp_path):
     whole, bad = write_run(tmp_path / "whole"), write_run(tmp_path / "bad", seed=1)
     (bad / "run.json").write_text("{}")
     (whole / "result.json").write_text('{"top1_accuracy": 7}')

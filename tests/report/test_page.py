@@ -102,7 +102,7 @@ def test_every_drawing_has_a_title_a_description_and_a_way_to_its_values(page, f
 # --------------------------------------------------------------------------- letters
 
 
-def test_names_are_shown_as_they_are_and_never_as_markup(page, tmp_path):
+def test_names_are_text_and_never_markup(page, tmp_path):
     names = [EVIL, "日本語のクラス", *[f"class {n}" for n in range(8)]]
     run = write_run(tmp_path / "run <b>", names=names, table=recipe(student__model=EVIL))
     text = page(run)
@@ -290,7 +290,7 @@ _BLIND = {  # in linear light; Viénot, Brettel and Mollon 1999
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("kind", _BLIND)
-def test_kinds_are_told_apart_by_who_sees_fewer_colours(kind, dark):
+def test_kinds_are_distinguishable_with_colour_blindness(kind, dark):
     found = colours(dark)
     seen = {
         name: [max(sum(map(mul, row, linear(found[name]))), 0) ** 0.45 for row in _BLIND[kind]]

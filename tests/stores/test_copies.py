@@ -125,7 +125,7 @@ def test_what_else_lies_in_the_folder_stays(url, tmp_path):
     assert all(file.read_bytes() == b"not to be lost" for file in kept)
 
 
-def test_object_beyond_the_limit_is_read_and_not_kept(url, tmp_path):
+def test_object_beyond_the_limit_is_read_and_not_copied(url, tmp_path):
     copies = Copies(tmp_path / "copies", 10)
     check(CacheReader(copies.over(url)))
     assert files(copies) == []

@@ -130,7 +130,7 @@ def test_file_that_arrives_damaged_is_named(hub, cache, monkeypatch, key):
         push_to_hub(cache, "hf://datasets/me/answers", hub)
 
 
-def test_repository_without_a_cache_is_said(tmp_path, hub):
+def test_repository_without_a_cache_is_reported(tmp_path, hub):
     with pytest.raises(CacheNotFoundError, match=r"has no zarr\.json there"):
         pull_from_hub("hf://datasets/me/answers", tmp_path / "back.zarr", hub)
 

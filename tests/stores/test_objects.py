@@ -101,7 +101,7 @@ def test_server_that_is_not_there_is_one_clear_message(bucket, monkeypatch, quic
     assert "\n" not in str(caught.value)
 
 
-def test_no_cache_at_a_url_is_said(bucket):
+def test_no_cache_at_a_url_is_reported(bucket):
     with pytest.raises(CacheNotFoundError, match=f"no cache at {bucket}/c.zarr"):
         read_manifest(f"{bucket}/c.zarr")
 
@@ -149,7 +149,7 @@ def test_another_cache_at_the_url_is_not_touched(bucket):
     assert {key: store.read(key) for key, _ in store.keys("")} == before
 
 
-def test_objects_of_a_view_are_asked_for_several_at_once(proxy, bucket):
+def test_objects_of_a_view_are_requested_concurrently(proxy, bucket):
     asked = synthetic.asked(num_views=1, num_samples=32)
     synthetic.build(f"{bucket}/c.zarr", asked)
     meeting = threading.Barrier(4, timeout=20)

@@ -29,7 +29,7 @@ def test_an_epoch_needs_the_shards_of_the_views_it_shows(manifest, shift_every):
 
 
 @pytest.mark.parametrize("shift_every", [None, 32, 20])
-def test_every_shard_is_built_once_and_what_is_shown_first_comes_first(manifest, shift_every):
+def test_every_shard_is_built_once_and_what_is_used_first_comes_first(manifest, shift_every):
     schedule = ViewSchedule(7, 3, shift_every)
     order = building_order(schedule, manifest)
     assert sorted(order) == [(view, shard) for view in range(7) for shard in range(4)]

@@ -231,7 +231,7 @@ def test_every_object_is_read_once_an_epoch_and_none_for_an_epoch_too_many(
     assert reading.amplification == 1
 
 
-def test_amplification_counts_views_and_samples_that_are_not_shown(cache, opened):
+def test_amplification_counts_views_and_samples_that_are_not_used(cache, opened):
     shifted = opened(cache, shift_every=4, epochs=1)
     shifted.start_epoch(0)
     assert 1 < shifted.reading().amplification < VIEWS
@@ -291,7 +291,7 @@ def test_views_say_who_belongs_together(tmp_path, opened):
         opened(path, memory_bytes=memory(path, 1))
 
 
-def test_bytes_are_shown_rounded_up():
+def test_bytes_are_printed_rounded_up():
     shown = {1023: "1023 bytes", 1025: "1.1 KiB", 1 << 30: "1 GiB", (3 << 29) + 1: "1.6 GiB"}
     assert {number: memory_text(number) for number in shown} == shown
 

@@ -48,7 +48,7 @@ def test_falling_learning_rate_does_not_put_off_the_end():
     assert (states[-1].plateaus, states[-1].ended_early) == (2, True)
 
 
-def test_end_is_told_without_a_lower_learning_rate_that_nothing_will_be_trained_at(caplog):
+def test_end_is_reported_without_a_lower_learning_rate_that_nothing_will_be_trained_at(caplog):
     caplog.set_level("INFO", logger="kdscale")
     list(noted(PlateauTracker(reduce_after=1, stop_after=1), [1.0, 1.0]))
     assert caplog.messages == ["the validation loss has not fallen in 1 evaluation: training ends"]

@@ -47,7 +47,7 @@ def fail(self, logits):
         (fail, r"fails in training mode .*auxiliary heads need 75 pixels"),
     ],
 )
-def test_what_fails_in_training_mode_alone_is_told(in_training, said):
+def test_what_fails_in_training_mode_alone_is_reported(in_training, said):
     model = Model(in_training)
     check_model(model, num_classes=4, channels=1, size=8)
     with pytest.raises(ModelError, match=f"student {said}"):

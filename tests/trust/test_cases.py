@@ -198,7 +198,7 @@ def test_teacher_that_is_no_function_of_the_image_is_found_before_the_build(tmp_
     assert cached_shards(tmp_path) == []
 
 
-def test_teacher_that_gives_probabilities_is_told_before_the_build(tmp_path, run):
+def test_teacher_that_gives_probabilities_is_reported_before_the_build(tmp_path, run):
     cases.write_recipe(tmp_path, teacher="tiny:probabilities")
     cases.image_folders(tmp_path)
     done = run(*RUN)
