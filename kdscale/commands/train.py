@@ -13,7 +13,7 @@ from torch import nn
 
 from kdscale import config
 from kdscale.collectives import all_gather_rows
-from kdscale.data.loader import BatchLoader, DeviceImages
+from kdscale.data.loader import BatchLoader
 from kdscale.data.rng import derive_seed
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import expect_unused_parameters, main_process_first
@@ -310,7 +310,7 @@ def _run(
 def _evaluator(training: _Training) -> EvaluationHook:
     experiment = training.experiment
     _, validation = sample_indices(experiment.recipe, experiment.train_set)
-    tested = DeviceImages(experiment.test_set, experiment.device)
+    tested = experiment.on_device(experiment.test_set)
     return EvaluationHook(
         tested, experiment.train_set.num_classes, experiment.train_images, validation
     )

@@ -64,6 +64,25 @@ class DataSection(ConfigSection):
         "applied to images for evaluation, and as the only view where "
         "`views.operations` is empty. Needed where images differ in size.",
     )
+    device_memory: int | str | None = Field(
+        None,
+        description="Largest size of decoded images, bytes as a number or text like "
+        '"512 MiB", up to which all images of a split stay on the training device; larger splits '
+        "are copied to it batch by batch, two ahead. Not set: half of the free memory of a GPU, "
+        "any size on a CPU. Changes no result.",
+    )
+
+    @property
+    def device_memory_bytes(self) -> int | None:
+        """Return `device_memory` as a number."""
+        return None if self.device_memory is None else parse_bytes(self.device_memory)
+
+    @field_validator("device_memory")
+    @classmethod
+    def _number_of_bytes(cls, memory: int | str | None) -> int | str | None:
+        if memory is not None:
+            parse_bytes(memory)
+        return memory
 
     @field_validator("grey_range")
     @classmethod

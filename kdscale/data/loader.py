@@ -6,11 +6,10 @@ last one of an epoch, which is cut to split evenly). An epoch is planned at once
 lie on the device: a batch is a slice of them, and the host copies nothing for it.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -104,8 +103,11 @@ class ResidentPixels:
         return pixels, 0
 
 
-_resident: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDictionary()
-"""Images in the memory of GPUs, shared by all students of this process."""
+_resident: OrderedDict[tuple[str, torch.device], Tensor] = OrderedDict()
+"""Images in the memory of GPUs, by the data set's fingerprint and device: those that were used
+last, for all students of this process, which only read them."""
+_MOST_RESIDENT = 2
+"""Training split and test split."""
 
 
 def _pixel_source(
@@ -116,17 +118,26 @@ def _pixel_source(
     pixels = images.pixels
     if memory_bytes is None:
         memory_bytes = _affordable_bytes(pixels, device)
-    if pixels.nbytes > memory_bytes:
+    if pixels.nbytes > memory_bytes and (images.fingerprint, device) not in _resident:
         return StreamedPixels(pixels, device, images.row_check)
     if device.type == "cpu":
         return ResidentPixels(as_tensor(pixels), images.row_check)
+    return ResidentPixels(_shared(images, pixels, device))
+
+
+def _shared(images: ImageDataset, pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Return checked images in a device's memory, where an earlier student may have put them."""
     key = images.fingerprint, device
-    resident = _resident.get(key) if images.fingerprint else None
+    resident = _resident.pop(key, None)
     if resident is None:
         if images.row_check is not None:
             images.row_check.check_all(pixels)
-        resident = _resident[key] = as_tensor(pixels).to(device)
-    return ResidentPixels(resident)
+        resident = as_tensor(pixels).to(device)
+    if images.fingerprint:
+        _resident[key] = resident
+    while len(_resident) > _MOST_RESIDENT:
+        _resident.popitem(last=False)
+    return resident
 
 
 def _affordable_bytes(pixels: np.ndarray, device: torch.device) -> int:

@@ -69,7 +69,9 @@ class StreamedPixels:
     ) -> None:
         self._pixels, self._check, self._lock = as_tensor(pixels), check, Lock()
         self._stream = SideStream(device)
-        self._threads = ThreadPoolExecutor(_GATHER_THREADS, thread_name_prefix="gather")
+        self._threads = ThreadPoolExecutor(
+            _GATHER_THREADS, thread_name_prefix="gather", initializer=_compute_alone
+        )
 
     def prefetch(self, pipeline: Pipeline, samples: SampleViews) -> Callable[[], Images]:
         """Start to gather and copy."""

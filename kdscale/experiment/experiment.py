@@ -98,7 +98,11 @@ class Experiment:
     @cached_property
     def train_images(self) -> DeviceImages:
         """The training split on the device of this process."""
-        return DeviceImages(self.train_set, self.device)
+        return self.on_device(self.train_set)
+
+    def on_device(self, images: ImageDataset) -> DeviceImages:
+        """Return batches of a split on the device of this process, within `data.device_memory`."""
+        return DeviceImages(images, self.device, self.recipe.data.device_memory_bytes)
 
     @cached_property
     def views(self) -> Pipeline:

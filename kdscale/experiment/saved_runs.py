@@ -241,11 +241,15 @@ _ANOTHER_TEACHER = (
 )
 
 
+_FREE: Any = {"data": {"device_memory"}}
+"""Settings that change no result: a run may go on with others."""
+
+
 def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
     before = read_recipe(folder)
     if model == "teacher":
         return config.differences(_teacher_settings(before), _teacher_settings(recipe))
-    return config.differences(before.model_dump(), recipe.model_dump())
+    return config.differences(before.model_dump(exclude=_FREE), recipe.model_dump(exclude=_FREE))
 
 
 def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
@@ -258,7 +262,7 @@ def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
         "classes",
     }  # of its forward pass
     settings = {
-        "data": recipe.data.model_dump(),
+        "data": recipe.data.model_dump(exclude=_FREE["data"]),
         "teacher": recipe.teacher.model_dump(exclude=asking),
     }
     if recipe.teacher.train is None or recipe.teacher.train.operations is None:

@@ -1,14 +1,18 @@
 """What a step shows of its samples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.image_hashes import RowCheck, pixel_keys
 from kdscale.data.loader import Batch, BatchLoader, DeviceImages
 from kdscale.data.pixel_sources import as_tensor
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.errors import DataError
 from tests.data import replay
 
 PIPELINE = Pipeline.parse([{"name": "random_crop", "padding": 1}, "random_horizontal_flip"])
@@ -23,9 +27,9 @@ def split():
     return ImageDataset(pixels, labels, tuple(map(str, range(50))), "", "synthetic", "train")
 
 
-def loader(split, num_views=4, **options):
+def loader(split, num_views=4, memory_bytes=None, **options):
     return BatchLoader(
-        DeviceImages(split, torch.device("cpu")),
+        DeviceImages(split, torch.device("cpu"), memory_bytes),
         torch.arange(5, 47),
         PIPELINE,
         ViewSchedule(num_views, 0),
@@ -92,3 +96,41 @@ def test_images_share_the_memory_of_a_read_only_array(split):
     pixels.zero_()
     assert labels.tolist() == [21, 0]
     np.testing.assert_array_equal(split.pixels, kept)
+
+
+@pytest.mark.parametrize("options", [{}, {"process_index": 1, "num_processes": 2}])
+def test_images_that_do_not_fit_give_the_same_batches(split, options):
+    resident, streamed = loader(split, **options), loader(split, memory_bytes=1, **options)
+    steps = [*range(2 * resident.steps_per_epoch), 3, 17]  # over an epoch's end, and anywhere
+    for step in steps:
+        batch, expected = streamed.batch(step), resident.batch(step)
+        assert batch.pixels.equal(expected.pixels)
+        assert batch.labels.equal(expected.labels)
+        assert batch.index.equal(expected.index)
+    whole = DeviceImages(split, torch.device("cpu"), 1).gather_each(torch.arange(50), 7)
+    assert torch.cat([pixels for pixels, _ in whole]).equal(torch.from_numpy(split.pixels.copy()))
+
+
+def test_images_that_do_not_fit_are_gathered_two_batches_ahead(split, monkeypatch):
+    gathered, select = [], torch.index_select
+
+    def noted(source, dimension, index, **more):
+        gathered.append(index.tolist())
+        return select(source, dimension, index, **more)
+
+    monkeypatch.setattr(torch, "index_select", noted)
+    found = loader(split, memory_bytes=1)
+    pixels = found.images._pixels
+    found.batch(0)
+    pixels._threads.shutdown(wait=True)
+    assert sorted(gathered) == sorted(found.index(step).tolist() for step in range(3))
+
+
+def test_damaged_image_that_does_not_fit_is_named(split, tmp_path):
+    keys = pixel_keys(split.pixels).copy()
+    keys[11] += 1
+    images = replace(split, row_check=RowCheck(keys, tmp_path))
+    found = DeviceImages(images, torch.device("cpu"), 1)
+    assert found.gather(torch.arange(10))[0].shape[0] == 10
+    with pytest.raises(DataError, match=r"damaged: 1 of the samples .* \(numbers 11\)"):
+        found.gather(torch.arange(8, 14))
