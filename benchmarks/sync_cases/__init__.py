@@ -6,10 +6,10 @@ part, write a file and name it here.
 
 from collections.abc import Iterator
 
-from sync_cases import steps, views
+from sync_cases import steps, updates, views
 from sync_cases.counting import Case
 
-PARTS = {"views": views.cases, "steps": steps.cases}
+PARTS = {"views": views.cases, "steps": steps.cases, "updates": updates.cases}
 
 
 def all_cases() -> Iterator[Case]:

@@ -157,7 +157,7 @@ class _Counter(TorchDispatchMode):
                 self._count_copy(source, target, non_blocking)
                 return
         launches = name not in _LAUNCH_NOTHING and not function.is_view
-        if launches and any(_on_cuda(tensor) for tensor in made):
+        if launches and any(_on_cuda(tensor) for tensor in made or given):  # fused ones return none
             self.counts.kernels += 1
             self.counts.operators[str(function)] += 1
 

@@ -1,5 +1,8 @@
 """One optimizer step: float16 with a loss scale, clipping, skipped updates, resuming."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,11 @@ from torch import nn
 from kdscale.errors import DivergedError
 from kdscale.training.optim import Schedule, create_optimizer
 from kdscale.training.optimizer_step import OptimizerStep
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # as when the script is run
+
+from sync_cases import updates
+from sync_cases.counting import count
 
 CPU = torch.device("cpu")
 RATE = Schedule("constant", 0.1, 100)
@@ -103,3 +111,9 @@ def test_tf32_is_allowed_in_the_backward_pass_alone_and_where_it_is_set():
         step.backward(loss)
         assert torch.backends.cuda.matmul.allow_tf32 == before
     assert seen == [False, True]
+
+
+@pytest.mark.parametrize("case", list(updates.cases()), ids=lambda case: case.name)
+def test_update_on_a_gpu_waits_for_nothing(case):
+    found = count(case)
+    assert (found.host_syncs, found.blocking_copies, found.async_copies) == (0, 0, 0)
