@@ -1,7 +1,7 @@
 """Numbers, sizes and times, as people read them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
 NOTHING = "\N{EN DASH}"
@@ -30,6 +30,19 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(
         letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text
     )
+
+
+def first_few(names: Iterable[str], number: int = 3) -> str:
+    """`a, b, c and 4 more`: the first names, control characters escaped; `nothing` for none."""
+    listed = [printable(name) for name in names]
+    more = len(listed) - number
+    first = ", ".join(listed[:number]) or "nothing"
+    return f"{first} and {more:,} more" if more > 0 else first
+
+
+def reason_of(error: BaseException, limit: int = 300) -> str:
+    """Return an exception's message in one line, shortened to `limit`, or its type without one."""
+    return shortened(" ".join(str(error).split()), limit) or type(error).__name__
 
 
 def number_of(count: float, thing: str, things: str = "") -> str:

@@ -18,7 +18,7 @@ def check_distinguishable(names: Iterable[Sequence[str]], place: str) -> None:
 
     Args:
         names: class names of each split. Names that differ only in upper and lower case are two
-            classes where one split has both (letters, say), else a slip of the pen.
+            classes where one split has both (such as letters), else a slip of the pen.
         place: the source, for messages.
 
     Raises:

@@ -1,6 +1,6 @@
 """Which columns hold images and labels, and what the labels mean."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from kdscale.data.class_names import canonical, check_distinguishable
 from kdscale.errors import DataError
-from kdscale.formatting import number_of
+from kdscale.formatting import first_few, number_of
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label", "class")
@@ -124,7 +124,7 @@ def choose_classes(
     if classes is None:
         if not labels.contiguous:
             raise DataError(
-                f"labels of {place} are {_shortened(labels.names)}: wanted 0..n-1 without gaps. "
+                f"labels of {place} are {first_few(labels.names, 10)}: wanted 0..n-1 without gaps. "
                 "Renumber them, or list the wanted ones in data.classes"
             )
         return rows, labels.values, labels.names
@@ -198,7 +198,7 @@ def _find_class(name: str | int, labels: Labels, place: str) -> int:
     near = get_close_matches(str(name), labels.names, n=1, cutoff=0)
     hint = f"Nearest: '{near[0]}'. " if near else ""
     raise DataError(
-        f"{place} has no class '{name}'. {hint}It has {_shortened(labels.names)}. "
+        f"{place} has no class '{name}'. {hint}It has {first_few(labels.names, 10)}. "
         "Correct data.classes"
     )
 
@@ -214,7 +214,7 @@ def _numbered_class(number: int, labels: Labels, place: str) -> int:
         )
     if str(number) not in names and all(name.lstrip("-").isdigit() for name in names):
         raise DataError(
-            f"{place} has no class named {number}: it has {_shortened(names)}. Correct "
+            f"{place} has no class named {number}: it has {first_few(names, 10)}. Correct "
             f'data.classes, with names as text, such as "{names[0]}"'
         )
     if 0 <= number < len(names):
@@ -281,8 +281,3 @@ def _type_name(feature: Any) -> str:
 
 def _listed(features: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
-
-
-def _shortened(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:10]) + (f", ... ({len(listed)} in all)" if len(listed) > 10 else "")

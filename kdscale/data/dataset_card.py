@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kdscale.data.listing import Listing, first_few
+from kdscale.data.listing import Listing
 from kdscale.errors import DataError
-from kdscale.formatting import printable
+from kdscale.formatting import first_few, printable
 
 _CARD_HEADER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
 
@@ -69,7 +69,7 @@ def open_by_card(
     if len(set(read)) < len(read):
         twice = sorted({file for file in read if read.count(file) > 1})
         raise DataError(
-            f"{listing.root}: {first_few(twice)} would be read as part of two splits: say in "
+            f"{listing.root}: {first_few(twice)} would be read as part of two splits: state in "
             "README.md (configs: data_files) which split each file belongs to"
         )
     builder.download_and_prepare()
@@ -115,7 +115,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """A hash of what the file system says of files, for the key under which `datasets` stores rows.
+    """Hash the state of files in the file system, for the key under which `datasets` stores rows.
 
     `datasets` itself looks at paths and modification times, which a copy of another file may bear;
     the time of the last change of a file's record cannot be set.

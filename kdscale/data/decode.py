@@ -33,13 +33,14 @@ from kdscale.data.deep_images import (
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.listing import is_lfs_pointer
 from kdscale.errors import DataError
+from kdscale.formatting import reason_of
 from kdscale.regular_files import read_regular
 
 T = TypeVar("T")
 
 # Pillow refuses images of more than 179 million pixels; half of that is a camera's, not an attack.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What Pillow says of odd EXIF tags: only the orientation counts here.
+# Pillow's warnings of odd EXIF tags: only the orientation counts here.
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 # No format whose reader starts another program (EPS).
@@ -138,7 +139,7 @@ def decode_one(encoded: EncodedSplit, sample: int, channels: int) -> np.ndarray:
 def decode_image(
     encoded: bytes, channels: int, grey_range: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """One image as uint8 [C, H, W]."""
+    """Decode one image to uint8 [C, H, W]."""
     with open_image(encoded) as opened:
         pixels = np.asarray(_to_grey_or_rgb(_upright(opened), grey_range))
     if pixels.ndim == 3:
@@ -149,7 +150,7 @@ def decode_image(
 def decode_file(
     path: Path, channels: int, grey_range: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """One image file as uint8 [C, H, W], by the rules of this module.
+    """Decode one image file to uint8 [C, H, W], by the rules of this module.
 
     Args:
         path: of an image of one of `FORMATS`.
@@ -170,17 +171,17 @@ def decode_file(
                 return np.asarray(colours.convert("L"))[None]
         return decode_image(encoded, channels, grey_range)
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         if isinstance(error, UnidentifiedImageError):
             reason = f"not one of {', '.join(FORMATS)}"
         raise DataError(f"{path} cannot be decoded: {reason}") from error
 
 
 def open_image(encoded: bytes) -> Image.Image:
-    """An image whose pixels are not decoded yet, with the transparency that its file states.
+    """Open an image without decoding its pixels, with the transparency that its file states.
 
     Raises:
-        ValueError: Pillow would decode it to other levels than its file holds.
+        ValueError: Pillow would decode it to other levels than its file has.
     """
     image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     check_not_inverted(image)
@@ -197,7 +198,7 @@ def open_image(encoded: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """An image turned as its EXIF orientation says; no tag is written, as odd ones forbid it."""
+    """Turn an image by its EXIF orientation; no tag is written, as odd ones forbid it."""
     image.load()
     method = _TURNED.get(orientation(image.getexif))
     return image if method is None else image.transpose(method)
@@ -237,7 +238,7 @@ def _to_grey_or_rgb(image: Image.Image, grey_range: tuple[float, float] | None) 
 
 
 def _deep_grey(image: Image.Image, grey_range: tuple[float, float] | None) -> Image.Image:
-    """Pillow's own conversion clips at 255, and knows no transparent level."""
+    """Scale grey levels to 8 bits: Pillow would clip at 255, and has no transparent level."""
     values = np.asarray(image)
     levels = to_8_bits(values, grey_range)
     transparent = image.info.get("transparency")
@@ -247,12 +248,10 @@ def _deep_grey(image: Image.Image, grey_range: tuple[float, float] | None) -> Im
 
 
 def _unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: bytes) -> DataError:
-    reason = " ".join(str(error).split())
+    reason = reason_of(error)
     remedy = "Repair or remove it"
     if is_lfs_pointer(image):
         reason, remedy = "it is a Git LFS pointer, not the image", "Run 'git lfs pull'"
     elif isinstance(error, UnidentifiedImageError):
         reason = f"not one of {', '.join(FORMATS)}"
-    return DataError(
-        f"{encoded.place(sample)} cannot be decoded: {reason or type(error).__name__}. {remedy}"
-    )
+    return DataError(f"{encoded.place(sample)} cannot be decoded: {reason}. {remedy}")

@@ -20,6 +20,7 @@ from kdscale.data.npy_files import map_array, npy_bytes, npy_header, read_array
 from kdscale.data.source_key import FORMAT, VERSION, array_sha256
 from kdscale.documents import DAMAGE, checksum_of, parse_as, read_object, write_object
 from kdscale.errors import KdscaleError
+from kdscale.formatting import reason_of
 
 VERIFIED_BYTES = 512 * 2**20
 """Bytes of pixels that are hashed at every opening (about 0.3 s at 1.7 GB/s); of more, each sample
@@ -133,7 +134,7 @@ def open_folder(folder: Path) -> StoredImages:
         labels = read_array(folder, "labels.npy", "<i8", described.shape[:1])
         pixels = map_array(folder, "pixels.npy", "|u1", described.shape)
     except (KdscaleError, *DAMAGE) as error:
-        raise DamagedError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise DamagedError(reason_of(error)) from error
     if array_sha256(labels) != described.labels_sha256:
         raise DamagedError("labels.npy has changed")
     keys = _keys(folder, described)

@@ -4,8 +4,8 @@
 images, labels and class names, so any change of the source leads elsewhere. A folder appears whole,
 by rename.
 
-Images of several sizes are not stored: `ROOT/KEY.json` notes what their headers say, and
-`ROOT/KEY.*.keys` holds their keys. They are identified by KEY, which also holds the version of the
+Images of several sizes are not stored: `ROOT/KEY.json` has the content of their headers,
+and `ROOT/KEY.*.keys` their keys. They are identified by KEY, which also holds the version of the
 rules in `decode.py`: decoding all of them to hash their pixels would cost what a pass of training
 does.
 """
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_or_decode(encoded: EncodedSplit, root: Path) -> StoredImages:
-    """The stored copy if there is a sound one, else decode. Any number of processes may call.
+    """Open the stored copy if there is a sound one, else decode. Any number of processes may call.
 
     What has several sizes is not decoded, and comes back as it is.
     """
@@ -138,7 +138,7 @@ def _remove_leftovers(ours: Path) -> None:
 
 
 def _is_free(lock: Path) -> bool:
-    """Whether nobody holds a lock; False where that cannot be told."""
+    """Whether a lock is free; False where that cannot be found out."""
     try:
         descriptor = open_regular(lock, os.O_RDWR | os.O_NOFOLLOW)
     except (OSError, UnsafePathError):
@@ -174,7 +174,7 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def _only_one_process(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a folder; False where the file system has none, which is safe but slower."""
+    """Lock a folder; yield False where the file system has no locks, which is safe but slower."""
     lock = f".{folder.name}.lock"
     descriptor = open_inside(folder.parent, lock, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with os.fdopen(descriptor, "a") as file:

@@ -1,6 +1,6 @@
 """Images of more than 8 bits a channel: the levels they use, and how those become 0..255.
 
-A file of 16 bits does not say which level is white: a camera of 12 bits writes 4095, a careless
+A file of 16 bits does not state which level is white: a camera of 12 bits writes 4095, a careless
 conversion 255. So a set is taken as it is only if its levels reach into the upper half of 0..65535;
 any other range has to be stated in `data.grey_range`.
 """

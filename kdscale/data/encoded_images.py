@@ -1,4 +1,4 @@
-"""Images of several sizes: they stay encoded, and each is decoded when it is shown."""
+"""Images of several sizes: they stay encoded, and each is decoded when it is used."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -51,5 +51,5 @@ def read_note(path: Path) -> Headers | None:
 
 
 def write_note(path: Path, headers: Headers) -> None:
-    """Note what the headers say: reading those of a million images takes a minute."""
+    """Write what was read from the headers: those of a million images take a minute."""
     write_object(path, asdict(headers))

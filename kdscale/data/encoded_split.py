@@ -14,7 +14,7 @@ from kdscale.regular_files import read_regular
 
 ROWS_PER_READ = 1024
 BYTES_PER_READ = 64 << 20
-"""Encoded bytes after which `read` yields what it holds; one more image may come on top."""
+"""Encoded bytes after which `read` yields a batch; one more image may come on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class EncodedSplit:
             start += len(chunk)
 
     def _cells(self) -> Iterator[list[bytes | str | None]]:
-        """The chosen cells in order, of each chunk or of so many rows as `BYTES_PER_READ` hold."""
+        """Yield the chosen cells in order, of each chunk or about `BYTES_PER_READ` at a time."""
         for chunk, local in self._chunks():
             if chunk.nbytes <= BYTES_PER_READ:
                 yield _cells(_select(chunk, local))
@@ -128,7 +128,7 @@ def _cells(column: Any) -> list[bytes | str | None]:
 
 
 def _bytes_inside(chunk: Any, local: np.ndarray) -> np.ndarray:
-    """Bytes that each cell holds itself, int64: 0 for paths and for none."""
+    """Return the bytes inside each cell, int64: 0 for paths and for none."""
     import pyarrow.compute as pc
 
     lengths = pc.fill_null(pc.binary_length(chunk.flatten()[0]), 0)
@@ -143,6 +143,6 @@ def _sizes(chunk: Any, local: np.ndarray) -> np.ndarray:
     if len(elsewhere):
         for place, cell in zip(elsewhere, _cells(_select(chunk, local[elsewhere])), strict=True):
             if isinstance(cell, str):
-                with suppress(OSError):  # `read` says so, and of which row
+                with suppress(OSError):  # `read` raises it, and names the row
                     sizes[place] = Path(cell).stat().st_size
     return sizes

@@ -1,4 +1,4 @@
-"""What the headers of encoded images say: sizes, channels, levels, frames."""
+"""Headers of encoded images: sizes, channels, levels, frames."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from kdscale.data.encoded_split import EncodedSplit
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """What the headers of all images say together."""
+    """What follows from the headers of all images of a split."""
 
     channels: int
     """1 where every image is grey, else 3."""
@@ -26,7 +26,7 @@ class Headers:
 
 
 class _Header(NamedTuple):
-    """What one header says."""
+    """Content of one header."""
 
     height: int
     width: int
@@ -49,7 +49,7 @@ def read_headers(encoded: EncodedSplit) -> Headers:
     def look(one: bytes) -> _Header:
         with open_image(one) as image:
             size, deep = _upright_size(image), is_deep(image, one)
-            # Grey matters until the first colour, which most sets show in their first images.
+            # Grey matters until the first colour, which most sets have in their first images.
             is_grey_too = grey and is_grey(image)
             found = levels_of(image) if deep else None
             return _Header(*size, is_grey_too, _has_several_frames(image), found)

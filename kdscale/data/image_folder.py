@@ -2,8 +2,8 @@
 
 The splits are the folders at the top, where all of them have the name of one; the classes are the
 folders below. kdscale enumerates the files itself: `datasets` takes words in file names for splits,
-the innermost folder for the class, the contents of archives for images, and drops what it does not
-know.
+the innermost folder for the class, the contents of archives for images, and drops all other
+files.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from typing import Any
 
 from kdscale.data.class_names import check_distinguishable
 from kdscale.data.image_cells import cells_of_files
-from kdscale.data.listing import Listing, first_few
+from kdscale.data.listing import Listing
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
 from kdscale.errors import DataError
-from kdscale.formatting import number_of
+from kdscale.formatting import first_few, number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def open_image_folder(listing: Listing) -> dict[str, Any]:
     folders = {name: sorted(_classes(split)) for name, split in with_classes.items()}
     names = sorted({one for classes in folders.values() for one in classes})
     check_distinguishable(folders.values(), str(listing.root))
-    # A single folder tells nothing apart: its images are as those of a flat folder.
+    # A single folder is no choice of classes: its images are as those of a flat folder.
     labelled = len(names) > 1
     return {
         name: _dataset(listing.root, split, names if labelled and name in with_classes else None)

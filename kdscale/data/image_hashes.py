@@ -1,6 +1,6 @@
 """A key for each image of a set: its content in 64 bits, whatever its place and its label.
 
-The fingerprint of a set says that two of them differ; their keys say in which images.
+Fingerprints of two sets differ or not; their keys find the images that differ.
 """
 
 import hashlib
@@ -79,7 +79,7 @@ class RowCheck:
             raise DataError(
                 f"the decoded images in {self._folder} are damaged: {len(bad)} of the samples used "
                 f"now are not what was written (numbers {named}); remove that folder, and the "
-                "images are decoded again; what was saved of a run is kept"
+                "images are decoded again; what was saved of a run stays"
             )
         self._unchecked[samples] = False
         self.pending -= len(np.unique(samples))
@@ -96,7 +96,7 @@ class RowCheck:
 
 
 def write_keys(note: Path, keys: np.ndarray) -> None:
-    """Keep the keys of images that stay encoded beside the note of them; the name is their hash."""
+    """Write the keys of images that stay encoded beside their headers; the name has their hash."""
     data = keys.astype("<u8").tobytes()
     write_durably(note.with_name(f"{note.stem}.{_hash(data)}.keys"), data)
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from kdscale.errors import DataError
-from kdscale.formatting import number_of, printable
+from kdscale.formatting import first_few, number_of, printable
 
 Kind = Literal["image", "table", "metadata", "archive", "document", "other"]
 
@@ -111,14 +111,6 @@ def check_no_pointer(path: Path) -> None:
             f"{path} is a Git LFS pointer, not the file itself: run 'git lfs pull' in "
             f"{path.parent}, or download the file"
         )
-
-
-def first_few(names: Iterable[str], number: int = 3) -> str:
-    """Return the first names, control characters escaped, and how many more there are."""
-    listed = list(names)
-    shown = ", ".join(printable(name) for name in listed[:number])
-    more = len(listed) - number
-    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _walk(

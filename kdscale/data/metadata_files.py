@@ -8,9 +8,9 @@ from typing import Any
 
 from kdscale.data.image_cells import cells_of_files
 from kdscale.data.image_folder import check_archives, find_splits
-from kdscale.data.listing import Listing, first_few
+from kdscale.data.listing import Listing
 from kdscale.errors import DataError
-from kdscale.formatting import number_of
+from kdscale.formatting import first_few, number_of, reason_of
 
 _FILE_NAME = "file_name"
 
@@ -28,8 +28,8 @@ def open_metadata_folder(listing: Listing) -> dict[str, Any]:
         of = [name for name, one in splits.items() if not one.top or file.startswith(f"{one.top}/")]
         if not of:
             raise DataError(
-                f"{listing.root}: {file} lies beside the folders of the splits, where it says "
-                "nothing of them: place one in each split's folder, or move it elsewhere"
+                f"{listing.root}: {file} lies beside the folders of the splits, which it cannot "
+                "describe: place one in each split's folder, or move it elsewhere"
             )
         files[of[0]].append(file)
     tables = {name: [_read(listing.root / one) for one in those] for name, those in files.items()}
@@ -46,8 +46,9 @@ def _read(path: Path) -> Any:
     try:
         table = readers[path.suffix.lower()](str(path))
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{path} cannot be read as metadata of images: {reason}") from error
+        raise DataError(
+            f"{path} cannot be read as metadata of images: {reason_of(error)}"
+        ) from error
     if _FILE_NAME not in table.column_names:
         raise DataError(
             f"{path} has no column {_FILE_NAME!r}: it has {first_few(table.column_names)}. Name "

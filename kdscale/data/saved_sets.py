@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from kdscale.data.listing import check_no_pointer, first_few
+from kdscale.data.listing import check_no_pointer
 from kdscale.documents import DAMAGE, parse_object
 from kdscale.errors import DataError
+from kdscale.formatting import first_few
 from kdscale.regular_files import path_inside, read_document
 
 

@@ -17,17 +17,17 @@ from kdscale.data.dataset_card import config_error, has_card
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.image_cells import image_cells, resolve_paths
 from kdscale.data.image_folder import open_image_folder
-from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, first_few, list_folder
+from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, list_folder
 from kdscale.data.metadata_files import open_metadata_folder
 from kdscale.data.saved_sets import is_saved, open_saved
 from kdscale.data.splits import SPLIT_FOLDERS, find_split
 from kdscale.data.table_files import check_shards, open_files, open_table_folder
 from kdscale.errors import DataError, KdscaleError, StorageError
-from kdscale.formatting import number_of
+from kdscale.formatting import first_few, number_of, reason_of
 
 HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?")
 EMPTY_SPLIT = re.compile("corresponds to no data|BatchSize must be greater than 0")
-"""What `datasets` says of a split without rows."""
+"""Messages of `datasets` about a split without rows."""
 UNWRITABLE = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM))
 _CONFIG_PROBLEM = re.compile(
     r"(?:Config name is missing|BuilderConfig .* not found).*?\[(.*?)\]", re.DOTALL
@@ -127,7 +127,7 @@ def _passed_over(opened: _Opened, column: str, source: str) -> tuple[str, ...]:
 def _open(source: str, config: str | None) -> _Opened:
     path = Path(source).expanduser()
     if path.exists():
-        with _quiet_unless_terminal(), _told_in_one_line(source):
+        with _quiet_unless_terminal(), _explained(source):
             opened = _open_file(path) if path.is_file() else _open_folder(path, config)
     elif HUB_NAME.fullmatch(source) and path.suffix not in TABLE_SUFFIXES:
         opened = _open_hub(source, config)
@@ -235,7 +235,7 @@ def _quiet_unless_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def _told_in_one_line(source: str) -> Iterator[None]:
+def _explained(source: str) -> Iterator[None]:
     """Turn whatever `datasets` raises about a local source into a DataError."""
     try:
         yield
@@ -270,5 +270,4 @@ def _one_line(error: BaseException) -> str:
     """The innermost reason: `datasets` wraps it in 'an error occurred while generating'."""
     while error.__cause__ is not None and type(error).__name__.startswith("DatasetGeneration"):
         error = error.__cause__
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+    return f"{type(error).__name__}: {reason_of(error)}"

@@ -1,4 +1,4 @@
-"""Names of splits: of folders, of files, and of what a recipe asks for."""
+"""Names of splits: of folders, of files, and in a recipe."""
 
 import re
 from collections.abc import Mapping

@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdscale.data.dataset_card import has_card, open_by_card, state_of
-from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, first_few
+from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
 from kdscale.data.table_schemas import check_same_class_names
 from kdscale.errors import DataError
-from kdscale.formatting import number_of
+from kdscale.formatting import first_few, number_of
 
 _SHARD = re.compile(r"(?P<name>.*?)[-_.](?P<index>\d{5})-of-(?P<total>\d{5})(?P<rest>\W.*)?")
 
@@ -128,7 +128,7 @@ def _assign(root: Path, tables: Sequence[str]) -> dict[str, list[str]]:
     unnamed = [file for file, split in named.items() if split is None]
     if unnamed and len(unnamed) < len(tables):
         raise DataError(
-            f"{root}: the name of {first_few(unnamed)} tells no split, while those of other files "
+            f"{root}: the name of {first_few(unnamed)} names no split, while those of other files "
             "do: rename to train, validation or test, or move elsewhere"
         )
     splits: dict[str, list[str]] = defaultdict(list)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.errors import DataError
-
-_MOST_NAMES = 5  # of a file, in a message
+from kdscale.formatting import first_few
 
 
 def check_same_class_names(root: Path, files: Iterable[str]) -> None:
@@ -29,9 +28,10 @@ def check_same_class_names(root: Path, files: Iterable[str]) -> None:
             other, expected = first.setdefault(column, (file, names))
             if names != expected:
                 raise DataError(
-                    f"{root}: column {column!r} of {file} numbers the classes {_text(names)}, that "
-                    f"of {other} {_text(expected)}: one number would mean two classes. Write both "
-                    "files with one list of class names, or move one of them elsewhere"
+                    f"{root}: column {column!r} of {file} numbers the classes "
+                    f"[{first_few(names, 5)}], that of {other} [{first_few(expected, 5)}]: one "
+                    "number would mean two classes. Write both files with one list of class names, "
+                    "or move one of them elsewhere"
                 )
 
 
@@ -64,8 +64,3 @@ def _schema_metadata(path: Path) -> Any:
             return pa.ipc.open_stream(file).schema.metadata
         except pa.ArrowInvalid:
             return pa.ipc.open_file(file).schema.metadata
-
-
-def _text(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return f"[{', '.join(names[:_MOST_NAMES])}{f' and {more:,} more' if more > 0 else ''}]"

@@ -1,6 +1,6 @@
-"""Which samples are shown near each other where the targets of all of them do not fit memory.
+"""Windows of an epoch: samples that are trained on near each other, as their targets fit memory.
 
-An epoch is then shown window by window: some units of consecutive samples, chosen anew in each
+An epoch is trained on window by window: some units of consecutive samples, chosen anew in each
 epoch, whose samples are shuffled together. `docs/views.md` specifies the order.
 """
 
@@ -45,7 +45,7 @@ class Windows:
         return f"{len(self)} windows of units of {self.unit_samples} samples"
 
     def number(self, epoch: int, index: Tensor) -> Tensor:
-        """The window that shows samples in an epoch, both int64 [B]; windows count from 0."""
+        """The window of samples in an epoch, both int64 [B]; windows count from 0."""
         return _windows_of_units(self.num_units, len(self), self.seed, epoch)[
             index // self.unit_samples
         ]
@@ -56,7 +56,7 @@ class Windows:
         return int(units.sort().values[: self.num_units // len(self)].sum())
 
 
-@lru_cache(maxsize=4)  # asked at every step; this epoch and the next one
+@lru_cache(maxsize=4)  # used at every step; this epoch and the next one
 def _windows_of_units(num_units: int, num_windows: int, seed: int, epoch: int) -> Tensor:
     shuffled = permutation(num_units, _WINDOWS, seed, epoch)
     windows = torch.empty_like(shuffled)

@@ -18,6 +18,7 @@ from torch import Tensor
 from kdscale import module_versions
 from kdscale.documents import DAMAGE
 from kdscale.errors import WeightsError
+from kdscale.formatting import reason_of
 from kdscale.models import checksums
 from kdscale.regular_files import check_regular
 from kdscale.run_identity import RUN_ID, WEIGHTS_FILES, check_run
@@ -182,14 +183,14 @@ def _state_dict_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
             f"wanted names to tensors, or such a mapping under one of {', '.join(_NESTS)}"
         )
     tensors = OrderedDict((str(key), value) for key, value in checkpoint.items())
-    if versions := getattr(checkpoint, "_metadata", None):  # of modules, which some ask for
+    if versions := getattr(checkpoint, "_metadata", None):  # of modules, which some read
         tensors._metadata = versions  # type: ignore[attr-defined]
     return tensors
 
 
 def _decoded(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    said = (metadata or {}).items()
-    return {key: _from_json(value) for key, value in said if key not in checksums.KEYS}
+    stated = (metadata or {}).items()
+    return {key: _from_json(value) for key, value in stated if key not in checksums.KEYS}
 
 
 def _from_json(value: str) -> Any:
@@ -200,10 +201,9 @@ def _from_json(value: str) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return WeightsError(
-        f"{path} ({path.stat().st_size} bytes) is damaged or not a {path.suffix} file: {reason}: "
-        "copy or download it again"
+        f"{path} ({path.stat().st_size} bytes) is damaged or not a {path.suffix} file: "
+        f"{reason_of(error)}: copy or download it again"
     )
 
 

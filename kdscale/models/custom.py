@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from kdscale.errors import ModelError
-from kdscale.formatting import shortened
+from kdscale.formatting import reason_of, shortened
 
 _FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module.path:factory
 _STANDARD = sys.stdlib_module_names | set(sys.builtin_module_names)
@@ -57,7 +57,7 @@ def build(
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"model {name} refused its arguments ({_listed({**fixed, **options})}): "
-            f"{_reason(error)}: correct its options"
+            f"{reason_of(error)}: correct its options"
         ) from error
 
 
@@ -71,7 +71,7 @@ def described(error: BaseException) -> str:
     """Return an exception's type, the first line of its message and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {_reason(error) or 'without a message'}{where}"
+    return f"{type(error).__name__}: {reason_of(error)}{where}"
 
 
 def factory_model(
@@ -195,13 +195,9 @@ def _signature(name: str, factory: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(factory)
     except (TypeError, ValueError) as error:
         raise ModelError(
-            f"model {name} does not tell its arguments ({error}): wanted a function or a class "
+            f"model {name} does not state its arguments ({error}): wanted a function or a class "
             "that Python can inspect"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    return shortened(str(error).strip().partition("\n")[0])
 
 
 def _listed(arguments: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
         The model on the CPU, in evaluation mode; `class_names` and `preprocess` are attributes.
 
     Raises:
-        WeightsError: the file is missing or damaged, or does not say what model it is of.
+        WeightsError: the file is missing or damaged, or does not state its model.
         ModelError: that model cannot be created here, or only with `trust_code`.
     """
     path = Path(path)
@@ -90,7 +90,7 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
     if any(is_lazy(one) for one in model.parameters()):
         raise ModelError(
             f"{path}: the model {stated.model} takes shapes from its first images (lazy layers), "
-            "which a weights file does not say: name the sizes in its code, or export pt2"
+            "which a weights file does not state: name the sizes in its code, or export pt2"
         )
     load_weights(path, model, what="student")
     return Deployable(model, stated.preprocess, stated.class_names, stated.size)
@@ -130,7 +130,7 @@ def check_size(images: Sequence[int], preprocess: Preprocess, size: tuple[int, i
 
 @dataclass(frozen=True, slots=True)
 class _Stated:
-    """What a weights file says of its model."""
+    """What a weights file states of its model."""
 
     model: str
     num_classes: int
@@ -149,7 +149,7 @@ def _stated(path: Path) -> _Stated:
     found = read_metadata(path)
     if missing := sorted({"model", "num_classes", "preprocess"} - found.keys()):
         raise WeightsError(
-            f"{path} does not say its {', '.join(missing)}, wanted a file that kdscale wrote: "
+            f"{path} does not state its {', '.join(missing)}, wanted a file that kdscale wrote: "
             "weights.safetensors of a run, or what `kdscale export --format safetensors` gives"
         )
     names, options = found.get("class_names") or [], found.get("options") or {}
@@ -164,7 +164,7 @@ def _stated(path: Path) -> _Stated:
     }
     if wrong := [key for key, is_right in right.items() if not is_right]:
         raise WeightsError(
-            f"{path} says {wrong[0]} = {shortened(repr(found[wrong[0]]))}, which kdscale did not "
+            f"{path} states {wrong[0]} = {shortened(repr(found[wrong[0]]))}, which kdscale did not "
             "write: take the file that it exported"
         )
     preprocess = Preprocess.parse(found["preprocess"])

@@ -55,7 +55,7 @@ def extract_features(
 
     Raises:
         ConfigError: a module is unknown, its output is not one tensor of 2 to 4 dimensions, it is
-            called twice or not at all, or a map cannot be pooled as asked.
+            called twice or not at all, or a map is too small to be pooled.
     """
     seen, modules, hooks = FeatureExtractor(), named(model), []
     try:
@@ -116,7 +116,7 @@ def _note_output(seen: FeatureExtractor, tap: FeatureSpec) -> Callable[[nn.Modul
 
 
 def _taken(output: object, tap: FeatureSpec, module: nn.Module) -> Tensor:
-    """A copy of an output, pooled as asked."""
+    """Copy an output, and pool it where `tap` does."""
     if not isinstance(output, Tensor) or output.ndim not in _SHAPES:
         inside = [name for name, _ in module.named_children()]
         hint = f" ({_listed(inside[:_SUGGESTED])} are inside)" if inside else ""
@@ -132,7 +132,7 @@ def _taken(output: object, tap: FeatureSpec, module: nn.Module) -> Tensor:
 def _pooled(output: Tensor, tap: FeatureSpec, pool: int) -> Tensor:
     if output.ndim != 4 or min(output.shape[2:]) < pool:
         raise ConfigError(
-            f"cache.features asks for module {tap.module!r} pooled to {pool} x {pool}, but it "
+            f"cache.features names module {tap.module!r} pooled to {pool} x {pool}, but it "
             f"gives {_kind(output)}: pooling wants maps [B, C, H, W] of at least that size"
         )
     # Averages in float32 whatever the forward's precision: autocast leaves float32 inputs alone.
@@ -161,7 +161,7 @@ def find_head(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[str, Hea
 
     Args:
         model: in evaluation mode.
-        forward: calls it on some images, in the precision that it is asked in, and gives what it
+        forward: calls it on some images, in the precision of the build, and returns what it
             returns, [B, C].
 
     Raises:
@@ -228,7 +228,7 @@ def _equal(output: object, returned: Tensor) -> bool:
 
 def _no_head(reason: str) -> ConfigError:
     return ConfigError(
-        "cache.encoding = 'embedding' keeps what enters the teacher's linear head, but "
+        "cache.encoding = 'embedding' stores what enters the teacher's linear head, but "
         f"{reason}: set cache.encoding = 'float16', 'int8' or 'int4'"
     )
 

@@ -32,11 +32,11 @@ class Format:
     """One kind of file."""
 
     write: Callable[[Deployable, Tensor, About, Path], None]
-    """Of a model, two images [2, C, H, W], what to say about it, and the file."""
+    """Of a model, two images [2, C, H, W], its description, and the file."""
     read: Callable[[Path], Forward]
     """Back from the file alone, as a user would."""
     describe: Callable[[Path], dict[str, Any]]
-    """What a file says of itself: what was given to `write` as `About`."""
+    """The description in a file: what was given to `write` as `About`."""
     example: str
     """Three lines of Python that use the file; `{file}` is its name, as Python writes it."""
 
@@ -176,7 +176,7 @@ def _value(text: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What exporters say of themselves is nothing that a user could act on."""
+    """Silence exporters: their messages are nothing that a user could act on."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

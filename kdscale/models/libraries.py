@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from kdscale.errors import ModelError
-from kdscale.formatting import number_of
+from kdscale.formatting import number_of, reason_of
 from kdscale.models.custom import build, did_you_mean
 from kdscale.models.pretrained import TORCHVISION, adopt
 from kdscale.models.torchvision_weights import implied_options, num_outputs, torchvision_trained
@@ -68,7 +68,7 @@ def timm_model(
     try:
         model: nn.Module = build(name, timm.create_model, fixed, options)
     except (OSError, RuntimeError) as error:
-        raise ModelError(f"model {name} cannot be created: {_first_line(error)}") from error
+        raise ModelError(f"model {name} cannot be created: {reason_of(error)}") from error
     return model
 
 
@@ -77,7 +77,7 @@ def transformers_model(
 ) -> nn.Module:
     """Load `transformers/HUB_ID_OR_LOCAL_PATH` with its weights; forward gives the logits tensor.
 
-    A head of another class count is replaced by a new one only if the options ask for it:
+    A head of another class count is replaced by a new one only where the options have:
     `num_labels` and `ignore_mismatched_sizes = true`.
     """
     try:
@@ -92,7 +92,7 @@ def transformers_model(
         model, loading = build(name, load, fixed, options)
     except (OSError, RuntimeError) as error:
         raise ModelError(
-            f"model {name} cannot be loaded from {place!r}: {_first_line(error)}: "
+            f"model {name} cannot be loaded from {place!r}: {reason_of(error)}: "
             "wanted a hub id, or a folder that save_pretrained wrote"
         ) from error
     _check_pretrained(name, model, loading, num_classes, in_channels, options)
@@ -110,7 +110,7 @@ def transformers_architecture(
     none of its code is run. An option may set a field that the configuration has, no other.
 
     Raises:
-        ModelError: there is no such configuration here, it asks for code or for a model from
+        ModelError: there is no such configuration here, it needs code or a model from
             elsewhere, or an option is no field of it.
     """
     try:
@@ -126,7 +126,7 @@ def transformers_architecture(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"model {name} has no configuration at {place!r} that can be read without running its "
-            f"code or a download ({_first_line(error)}): download it first, or add --trust-code "
+            f"code or a download ({reason_of(error)}): download it first, or add --trust-code "
             "where you trust whoever names it"
         ) from error
     unknown = sorted(key for key in given if key != "num_labels" and not hasattr(settings, key))
@@ -146,7 +146,7 @@ def transformers_architecture(
 
 
 _OF_LOADING = frozenset(("ignore_mismatched_sizes", "local_files_only"))
-"""Options of `from_pretrained` that say nothing of the architecture."""
+"""Options of `from_pretrained` that do not change the architecture."""
 _WITHOUT_CODE = (None, "eager", "sdpa")
 """Implementations of attention that are transformers' own; others are downloaded and run."""
 
@@ -154,16 +154,16 @@ _WITHOUT_CODE = (None, "eager", "sdpa")
 def _check_self_contained(name: str, settings: Any) -> None:
     """Refuse a configuration by which transformers would fetch a model or run foreign kernels."""
     attention = getattr(settings, "_attn_implementation", None)
-    asks = {
+    needs = {
         "timm's wrapper": settings.model_type == "timm_wrapper",
         "a backbone": bool(getattr(settings, "use_pretrained_backbone", False)),
         "foreign kernels": attention not in _WITHOUT_CODE
         or getattr(settings, "use_kernels", False),
         "a quantization": getattr(settings, "quantization_config", None) is not None,
     }
-    if found := [what for what, is_set in asks.items() if is_set]:
+    if found := [what for what, is_set in needs.items() if is_set]:
         raise ModelError(
-            f"model {name} asks for {found[0]} in its configuration, which may load more than a "
+            f"model {name} needs {found[0]} by its configuration, which may load more than a "
             "file may name: where you trust whoever wrote it, add --trust-code"
         )
 
@@ -203,10 +203,6 @@ def _check_heads(name: str, model: Any, num_classes: int, in_channels: int) -> N
 def _logits_of(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """Replace an output by its logits; as a hook, it leaves all names as they are."""
     return getattr(output, "logits", output)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _place(name: str) -> str:

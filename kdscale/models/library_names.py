@@ -1,6 +1,6 @@
 """Weights files of transformers, whose tensors have other names on disk than in memory.
 
-Version 5 renamed modules of many models and kept the names that `save_pretrained` writes, so that
+Version 5 renamed modules of many models and left the names that `save_pretrained` writes, so that
 old files stay readable: only the library can map them.
 """
 
@@ -16,7 +16,7 @@ def in_library_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
     """Return a file's tensors under the names of a model of transformers.
 
     Args:
-        model: of any library; those of others keep their names.
+        model: of any library; tensors of other libraries stay as named.
         tensors: of the file.
 
     Returns:

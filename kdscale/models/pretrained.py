@@ -6,11 +6,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from kdscale.errors import WeightsError
+from kdscale.formatting import first_few
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.library_names import in_library_names
 from kdscale.models.torchvision_weights import torchvision_trained
 from kdscale.models.weights import check_finite, head_classes, state_of
-from kdscale.models.wrappers import COUNTER, check_kinds, of_model, some_of
+from kdscale.models.wrappers import COUNTER, check_kinds, of_model
 from kdscale.module_versions import load_state
 
 TORCHVISION = "torchvision:"
@@ -98,6 +99,6 @@ def _check_fits(
     if wrong or extra:
         raise WeightsError(
             f"{source} does not fit this {what}, of which only the head may be new: missing or of "
-            f"another shape {some_of(wrong)}; unexpected {some_of(extra)}: name the model that it "
-            'was made from, or map the prefixes with rename (such as {"f." = "features."})'
+            f"another shape {first_few(wrong)}; unexpected {first_few(extra)}: name the model that "
+            'it was made from, or map the prefixes with rename (such as {"f." = "features."})'
         )

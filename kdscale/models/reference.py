@@ -95,7 +95,7 @@ def keras_student(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
 
 
 _KERAS_EPS = 1e-3
-_KERAS_MOMENTUM = 0.01  # Keras counts what is kept, .99; torch what is new
+_KERAS_MOMENTUM = 0.01  # of the new value; Keras states that of the old one, .99
 
 
 def _conv(channels: int, width: int) -> list[nn.Module]:

@@ -215,7 +215,7 @@ def _evaluated(model: nn.Module, shape: tuple[int, ...], what: str) -> Any:
     cuda_devices = [device] if device.type == "cuda" else []
     try:
         model.eval()
-        # Not inference_mode: what a module keeps of this forward must stay usable in training.
+        # Not inference_mode: what a module stores in this forward must stay usable in training.
         with torch.random.fork_rng(devices=cuda_devices), torch.no_grad():
             return model(torch.zeros(shape, device=device))
     except (KdscaleError, MemoryError, torch.OutOfMemoryError):

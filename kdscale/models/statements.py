@@ -1,4 +1,4 @@
-"""What libraries say of the weights that they load: the order of classes, and the preprocessing."""
+"""Statements of libraries about weights that they load: order of classes, and preprocessing."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +13,7 @@ from kdscale.models.preprocess import Preprocess
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a library says of a model's weights; None where it says nothing."""
+    """What a library states of a model's weights; None = not stated."""
 
     source: str
     """Where it stands, for messages."""

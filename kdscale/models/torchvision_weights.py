@@ -1,7 +1,7 @@
 """Torchvision's models with torchvision's weights: built by the library itself.
 
 Weights imply more than tensors: some models normalise their input again (`transform_input`), some
-have one image size, and old files have other names. The library's builders know all of that.
+have one image size, and old files have other names. The library's builders do all of that.
 """
 
 import logging
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kdscale.errors import DownloadError, ModelError, WeightsError
+from kdscale.formatting import reason_of
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.custom import build
 
@@ -55,10 +56,9 @@ def torchvision_trained(short: str, weights: str, options: Mapping[str, Any]) ->
         try:
             model: nn.Module = build(what, builder, {"weights": member}, options)
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
             raise WeightsError(
-                f"{path} does not hold {weights} of {what}: {reason} remove it, and it is "
-                "downloaded again"
+                f"{path} does not hold {weights} of {what}: {reason_of(error)}: remove it, and it "
+                "is downloaded again"
             ) from error
     return model
 

@@ -80,7 +80,7 @@ _TRUST = "add --trust-code (in Python: trust_code=True)"
 
 
 def _check_name(name: str, origin: Path) -> None:
-    """Refuse timm's `hf-hub:` and `local-dir:`, which download or open what says what is made."""
+    """Refuse timm's `hf-hub:` and `local-dir:`, which fetch a description of the model."""
     if name.startswith("timm/") and not _WORD.fullmatch(name.removeprefix("timm/")):
         raise _refused("a place to load a model from", name, origin)
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from kdscale.atomic_write import write_durably
 from kdscale.errors import WeightsError
+from kdscale.formatting import first_few
 from kdscale.models.checkpoints import read_metadata, read_tensors
 from kdscale.models.checksums import state_sha256, with_checksums
 from kdscale.models.library_names import in_library_names
-from kdscale.models.wrappers import COUNTER, check_kinds, of_model, some_of
+from kdscale.models.wrappers import COUNTER, check_kinds, of_model
 from kdscale.module_versions import KEY, load_state, versions_of
 
 __all__ = ["load_weights", "read_metadata", "save_weights", "state_sha256", "tensors_sha256"]
@@ -40,8 +41,8 @@ def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, o
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state_of(model).items()
     }
-    said = {**metadata, KEY: versions_of(model)}
-    header = {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
+    stated = {**metadata, KEY: versions_of(model)}
+    header = {key: json.dumps(value, ensure_ascii=False) for key, value in stated.items()}
     signed = with_checksums(header, tensors)
     write_durably(path, safetensors.torch.save(tensors, metadata=signed))
 
@@ -107,7 +108,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     foreign = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
         raise WeightsError(
-            f"the model's state holds {some_of(foreign)}, wanted tensors alone: "
+            f"the model's state holds {first_few(foreign)}, wanted tensors alone: "
             "weights files cannot hold a module's extra state"
         )
     return dict(state)
@@ -120,8 +121,8 @@ def _check_names(
     unexpected = sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         raise WeightsError(
-            f"{path} is not of this {what}: missing {some_of(missing)}; unexpected "
-            f"{some_of(unexpected)}: name the model that it was made from, or map the prefixes "
+            f"{path} is not of this {what}: missing {first_few(missing)}; unexpected "
+            f"{first_few(unexpected)}: name the model that it was made from, or map the prefixes "
             'with rename (such as {"f." = "features."})'
         )
 
@@ -136,14 +137,14 @@ def _check_shapes(
     if head := head_classes(list(differing.values())):
         raise WeightsError(
             f"{what} weights have a head for {head[0]} classes, the data set has {head[1]} "
-            f"({path}, {some_of(list(differing))}): take weights trained on these classes, or "
+            f"({path}, {first_few(differing)}): take weights trained on these classes, or "
             "train from them with a new head: name them as pretrained in its train section"
         )
     listed = [
         f"{k} got {list(got)}, wanted {list(wanted)}" for k, (got, wanted) in differing.items()
     ]
     raise WeightsError(
-        f"{path} has other shapes than this {what}: {some_of(listed)}: "
+        f"{path} has other shapes than this {what}: {first_few(listed)}: "
         "name the model, and its options, that it was made from"
     )
 
@@ -164,6 +165,6 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path | str, what: str) -> 
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise WeightsError(
-            f"{what} weights {path} hold NaN or infinity in {some_of(bad)}, wanted finite numbers: "
-            "the training that made them diverged; take an earlier checkpoint"
+            f"{what} weights {path} hold NaN or infinity in {first_few(bad)}, wanted finite "
+            "numbers: the training that made them diverged; take an earlier checkpoint"
         )

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from kdscale.errors import WeightsError
-from kdscale.formatting import number_of
+from kdscale.formatting import first_few, number_of
 
 log = logging.getLogger(__name__)
 
 COUNTER = "num_batches_tracked"  # batch-norm's, absent from files older than torch 0.4.1
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """Of DistributedDataParallel and AveragedModel, of torch.compile, of Lightning's modules."""
-_NAMED = 3  # names in a message, of a longer list
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def of_model(
             if left_out := sorted(one.outside.keys() - {"n_averaged"}):
                 log.warning(
                     "%s: %s beside %r left out: %s", source, number_of(len(left_out), "tensor"),
-                    one.prefix, some_of(left_out),
+                    one.prefix, first_few(left_out),
                 )  # fmt: skip
             return names
         nearer = len(needed & names.keys()) > len(needed & nearest.keys())
@@ -120,7 +119,7 @@ def check_kinds(
         first = wrong[0]
         raise WeightsError(
             f"{what} weights {source} hold {_kind(tensors[first])} values "
-            f"({str(tensors[first].dtype).removeprefix('torch.')}) in {some_of(wrong)}, wanted "
+            f"({str(tensors[first].dtype).removeprefix('torch.')}) in {first_few(wrong)}, wanted "
             f"{_kind(own[first])} ({str(own[first].dtype).removeprefix('torch.')}): quantised "
             "weights cannot be used; take those from before they were converted"
         )
@@ -134,11 +133,3 @@ def _kind(tensor: Tensor) -> str:
     if tensor.is_complex():
         return "complex"
     return "boolean" if tensor.dtype == torch.bool else "integer"
-
-
-def some_of(names: list[str]) -> str:
-    """Return the first few names and the count of the rest."""
-    if not names:
-        return "nothing"
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

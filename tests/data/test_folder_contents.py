@@ -354,7 +354,7 @@ TABLES = {
         ["train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"],
         "shards of 1 and of 2 of train",
     ),
-    "a split that is no one's": (["train", "test", "pictures"], "pictures.parquet tells no split"),
+    "a split that is no one's": (["train", "test", "pictures"], "pictures.parquet names no split"),
     "two splits in one name": (["train_test", "train"], "names several splits"),
     "a copy beside": (["train", "train_old"], "no shards of one another"),
     "a downloaded twice": (["train", "train (1)"], "no shards of one another"),
