@@ -37,3 +37,11 @@ def test_every_result_says_how_it_was_measured(path):
     document = json.loads(path.read_text())
     for key in ("title", "command", "commit", "machine", "versions", "found"):
         assert document[key], f"{path.name} does not say its {key}"
+
+
+def test_tables_of_the_page_on_clusters_are_what_the_code_computes(results):
+    import scaling
+
+    text = scaling.PAGE.read_text()
+    assert text.count("<!-- table: ") == len(scaling.tables())
+    assert scaling.rendered(text) == text, "run: python benchmarks/scaling.py render"

@@ -37,6 +37,28 @@ def cache_group() -> None:
     """Build, extend, list, verify and repair caches of teacher logits."""
 
 
+@dataclass(frozen=True, slots=True)
+class _ClusterOptions:
+    """Machines that a plan is made for."""
+
+    nodes: int | None
+    gpus_per_node: int | None
+    teacher_images_per_second: float | None
+
+
+_cluster_options = grouped(
+    "machines",
+    _ClusterOptions,
+    click.option("--nodes", type=click.IntRange(1), metavar="N",
+                 help="Also estimate what the cache takes on N machines.  [default: 1, where the "
+                 "next two are given]"),
+    click.option("--gpus-per-node", type=click.IntRange(1), metavar="N",
+                 help="GPUs of each machine, with one process each.  [default: 1]"),
+    click.option("--teacher-images-per-second", type=click.FloatRange(0, min_open=True),
+                 metavar="X", help="Speed of the teacher on one GPU.  [default: as measured here]"),
+)  # fmt: skip
+
+
 @cache_group.command(name="plan")
 @recipe_options
 @cache_options
@@ -44,19 +66,32 @@ def cache_group() -> None:
               help="Processes that build and train, each as fast as one here.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0.1), default=10, show_default=True,
               help="Approximate time to spend on short runs.")  # fmt: skip
+@_cluster_options
 @json_option
 def cache_plan(
-    chosen: RecipeOptions, where: LocationOptions, processes: int, seconds: float, as_json: bool
+    chosen: RecipeOptions,
+    where: LocationOptions,
+    processes: int,
+    seconds: float,
+    machines: _ClusterOptions,
+    as_json: bool,
 ) -> None:
     """Estimate size and build time of a cache, and from how many students on it saves time.
 
-    Measures the teacher and some training steps on this machine. Writes decoded images only.
+    Measures the teacher and some training steps on this machine. Writes decoded images only. With
+    --nodes, --gpus-per-node or --teacher-images-per-second: also what the cache takes on a cluster.
     """
     recipe = chosen.load()
+    from kdscale.building.cluster_estimate import Cluster
     from kdscale.commands.plan import plan
     from kdscale.tables.plan_table import plan_table
 
-    found = plan(where.experiment(recipe), num_processes=processes, seconds=seconds)
+    nodes, gpus, rate = machines.nodes, machines.gpus_per_node, machines.teacher_images_per_second
+    given = any(one is not None for one in (nodes, gpus, rate))
+    found = plan(
+        where.experiment(recipe), num_processes=processes, seconds=seconds,
+        cluster=Cluster(nodes or 1, gpus or 1) if given else None, teacher_images_per_second=rate,
+    )  # fmt: skip
     print_found(found, plan_table(found), as_json=as_json)
 
 

@@ -22,9 +22,40 @@ def plan_table(found: Mapping[str, Any]) -> str:
     title = (
         f"{found['recipe']}: {views} of {samples}, {classes}, teacher {found['teacher']}{untrained}"
     )
-    return "\n\n".join(
-        [title, _encodings_table(found), _place_line(found), _times_table(found), _verdict(found)]
-    )
+    parts = [title, _encodings_table(found), _place_line(found), _times_table(found)]
+    cluster = found["cluster"]
+    if cluster is not None:
+        parts += [_cluster_line(cluster), Table(["figure", "value"], cluster_rows(cluster)).text()]
+    return "\n\n".join([*parts, _verdict(found)])
+
+
+def _cluster_line(cluster: Mapping[str, Any]) -> str:
+    gpus, nodes = number_of(cluster["gpus_per_node"], "GPU"), number_of(cluster["nodes"], "node")
+    return f"On {nodes} of {gpus}, {cluster['teacher_images_per_second']:,.0f} images/s a GPU:"
+
+
+def cluster_rows(cluster: Mapping[str, Any]) -> list[list[str]]:
+    """Return name and value of each figure of a cache on a cluster."""
+    memory = bytes_text(cluster["process_memory_bytes"])
+    windows = cluster["windows"]
+    return [
+        ["cache, before compression", bytes_text(cluster["bytes"])],
+        ["files in a folder", f"{cluster['files']:,}"],
+        ["objects in an object store", f"{cluster['objects']:,}"],
+        ["build, one builder a GPU", duration_text(cluster["build_seconds"])],
+        ["objects' shards a builder", f"{cluster['shards_per_builder']:,}"],
+        ["requests of all builders", f"{cluster['build_requests']:,}"],
+        ["targets of an epoch", bytes_text(cluster["epoch_bytes"])],
+        ["a node reads from its disk or memory, an epoch", bytes_text(cluster["node_read_bytes"])],
+        ["a node fetches from an object store, an epoch", bytes_text(cluster["node_fetch_bytes"])],
+        ["in requests", f"{cluster['node_requests']:,}"],
+        [
+            "targets in memory, a process",
+            memory if windows == 1 else f"{memory}, {windows} windows",
+        ],
+        ["collectives a step", str(cluster["collectives_per_step"])],
+        ["gradients a step", bytes_text(cluster["gradient_bytes_per_step"])],
+    ]
 
 
 def _encodings_table(found: Mapping[str, Any]) -> str:

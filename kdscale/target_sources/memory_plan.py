@@ -14,7 +14,7 @@ from kdscale.target_sources.read_stats import memory_text
 
 log = logging.getLogger(__name__)
 
-_SHARDS_IN_HAND = 3  # while one is read: its bytes, what they decode to, and a copy of part of it
+SHARDS_IN_HAND = 3  # while one is read: its bytes, what they decode to, and a copy of part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def plan_memory(
     """
     num_samples = manifests[0].num_samples
     row = sum(row_bytes(one, features) for one in manifests)
-    in_hand = _SHARDS_IN_HAND * sum(
+    in_hand = SHARDS_IN_HAND * sum(
         min(one.shard_samples, num_samples) * row_bytes(one, features) for one in manifests
     )
     epoch, room = num_samples * row, memory_bytes - in_hand

@@ -222,6 +222,22 @@ def test_processes_share_the_teachers_work(plan, taught):
     assert "4 such processes" in done
 
 
+def test_plan_for_a_cluster_adds_what_the_cache_takes_there(plan, taught):
+    recipe = taught(cache={"shard_samples": 32})
+    assert plan(recipe)["cluster"] is None
+    found = plan(recipe, "--nodes", 2, "--gpus-per-node", 4, "--teacher-images-per-second", 12)
+    cluster = found["cluster"]
+    assert (cluster["nodes"], cluster["gpus_per_node"]) == (2, 4)
+    assert cluster["build_seconds"] == 3 * 128 / 12 / 8
+    assert cluster["bytes"] == 3 * 128 * (found["encodings"]["float32"]["bytes_per_target"] + 8)
+    assert cluster["files"] == found["files"]
+    assert cluster["node_read_bytes"] == 4 * cluster["epoch_bytes"] == 4 * cluster["bytes"] / 3
+    assert "On 2 nodes of 4 GPUs, 12 images/s a GPU:" in plan_table(found)
+    measured = plan(recipe, "--gpus-per-node", 2)["cluster"]
+    assert measured["teacher_images_per_second"] > 0
+    assert (measured["nodes"], measured["gpus_per_node"]) == (1, 2)
+
+
 def test_batch_that_does_not_split_over_the_processes_is_refused(kdscale, taught):
     done = kdscale("cache", "plan", taught(), "--seconds", 0.1, "--processes", 5)
     assert done.exit_code == 1

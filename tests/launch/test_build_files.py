@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kdscale.building.part import choose_part, part_of_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
+ASSETS = ROOT / "tests" / "assets"
 IMAGE = "REGISTRY/kdscale:latest"
 
 
@@ -104,15 +106,19 @@ def test_ray_example_builds_a_cache(kdscale, write_recipe, tiny_teacher, tmp_pat
     scripts = sysconfig.get_path("scripts")
     program = (
         "import sys, ray\n"
-        "ray.init(num_cpus=2, num_gpus=2, include_dashboard=False)\n"  # GPUs that are only counted
-        f"sys.argv = ['ray_build.py', '3', {str(recipe)!r}, '--cache', 'c.zarr',"
-        " '--trust-code']\n"
+        "ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, _temp_dir=sys.argv[1])\n"
+        f"sys.argv = ['ray_build.py', '3', {str(recipe)!r}, '--cache', sys.argv[2]]\n"
         f"exec(open({str(LAUNCH / 'ray_build.py')!r}).read())\n"
     )
+    environment = {
+        **os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ASSETS), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+        "CUDA_VISIBLE_DEVICES": "0,1",  # which are only counted here
+    }  # fmt: skip
+    folder = tempfile.mkdtemp(prefix="r")  # of a short name: Ray puts sockets there
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-             "CUDA_VISIBLE_DEVICES": ""},
+        [sys.executable, "-c", program, folder, tmp_path / "c.zarr"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert kdscale("cache", "verify", "c.zarr").exit_code == 0

@@ -5,12 +5,14 @@ import re
 import time
 import urllib.parse
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import synthetic
 
+from kdscale.building.cluster_estimate import requests_of_shard
 from kdscale.building.part import WHOLE, Part, parse_part, part_of_environment
 from kdscale.building.shards import ShardQueue
 from kdscale.cache.layout import claim_name, parse_shard_name
@@ -163,7 +165,8 @@ class SimulatedBuilder:
     def turn(self):
         if self._hand is not None:
             rows = synthetic.rows(self.writer.manifest, *self._hand)
-            self.writer.write(*self._hand, rows, 0.25)
+            check = partial(self.leases.check, claim_name(*self._hand))
+            self.writer.write(*self._hand, rows, 0.25, check)
             self.leases.release(claim_name(*self._hand))
             self.built.append(self._hand)
         self._hand = next(self._claims, None)
@@ -206,6 +209,12 @@ def requests_of_others(builder):
     return counts
 
 
+def requests_of_own(builder):
+    """Requests of a builder for the shards that it built; the lease of each was listed once."""
+    concerned = [shard_of(key) for verb, key in builder.store.asked if verb != "keys"]
+    return sum(shard in builder.built for shard in concerned) + len(builder.built)
+
+
 def close(builders):
     for one in builders:
         one.leases.close()
@@ -220,6 +229,9 @@ def test_eight_builders_begin_with_their_parts_in_at_most_two_requests_for_a_sha
         assert set(one.built) == Part(index, 8).select(synthetic.all_shards(manifest))
         others = manifest.num_views * manifest.num_shards - len(one.built)
         assert sum(requests_of_others(one).values()) <= 2 * others
+        finished = index == 3  # and read all records once more
+        each = requests_of_shard(num_arrays=2) + finished
+        assert requests_of_own(one) == each * len(one.built)
     close(builders)
 
 
@@ -275,21 +287,25 @@ def test_lease_that_only_a_dead_heir_left_is_taken_over(begin):
 
 # ------------------------------------------------------------------ processes, on an S3 server
 
-NUM_VIEWS = 40  # of one object each
+NUM_VIEWS = 64  # of one object each
 
 
 def requests_at(proxy):
-    """Requests that a builder sent: shards that it committed, and how many concern others."""
-    asked = [(verb, urllib.parse.unquote(path)) for verb, path in proxy.seen]
-    shards = [(verb, shard_of(path.partition("c.zarr/")[2])) for verb, path in asked]
-    built = {
-        shard
-        for (verb, path), (_, shard) in zip(asked, shards, strict=True)
-        if verb == "PUT" and "c.zarr/commits/c/" in path
-    }
-    listings = sum("list-type=2" in path for _, path in asked)
-    others = sum(shard is not None and shard not in built for _, shard in shards)
-    return built, others + listings
+    """Shards that a builder committed, and its requests that concern others, with listings."""
+    paths = [(verb, urllib.parse.unquote(path)) for verb, path in proxy.seen]
+    keys = [(verb, path.partition("c.zarr/")[2]) for verb, path in paths]
+    built = {shard_of(key) for verb, key in keys if verb == "PUT" and key.startswith("commits/c/")}
+    listings = sum("list-type=2" in path for _, path in paths)
+    concerned = [shard_of(key) for _, key in keys]
+    others = sum(shard is not None and shard not in built for shard in concerned)
+    return built, others + listings - len(built)  # each lease of its own was listed once
+
+
+def wait_until(condition, seconds=200):
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 @pytest.mark.launch
@@ -297,12 +313,14 @@ def test_eight_processes_with_parts_build_one_cache_and_one_that_is_killed_is_ta
     kdscale, commands, write_recipe, save_random_model, bucket, s3_server, eight_proxies, tmp_path
 ):
     weights = save_random_model("counted", tmp_path / "counted.safetensors")
-    options = {"log": str(tmp_path / "batches.txt"), "seconds": 0.05}
+    options = {"log": str(tmp_path / "batches.txt"), "seconds": 0.1}
     teacher = {"model": "tiny_models:counted", "options": options, "weights": str(weights)}
     recipe = write_recipe(teacher={**teacher, "batch_size": 32}, views={"count": NUM_VIEWS})
     alone = kdscale("cache", "build", recipe, "--cache", f"{bucket}/alone.zarr")
     assert alone.exit_code == 0, alone.stderr
     url = f"{bucket}/c.zarr"
+    halt = tmp_path / "batches.halt"
+    halt.write_text("0")  # until all eight have begun
     store = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     servers = [commands, *(type(commands)() for _ in range(7))]
     try:
@@ -312,9 +330,9 @@ def test_eight_processes_with_parts_build_one_cache_and_one_that_is_killed_is_ta
                 cwd=tmp_path, output=f"builder-{index}.txt",
                 **(store | {"AWS_ENDPOINT_URL": proxy.address}),
             )  # fmt: skip
-        ends = time.monotonic() + 200
-        while len(requests_at(eight_proxies[3])[0]) < 2 and time.monotonic() < ends:
-            time.sleep(0.01)
+        wait_until(lambda: all(proxy.seen for proxy in eight_proxies))
+        halt.unlink()
+        wait_until(lambda: len(requests_at(eight_proxies[3])[0]) >= 2)
         servers[3].kill()
         statuses = [server.wait() for server in servers]
     finally:
