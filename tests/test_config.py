@@ -312,7 +312,9 @@ def test_malformed_override_is_refused(override):
 
 def test_local_data_replaces_the_source_whatever_its_name():
     odd = 'a "quoted" \\ folder'
-    assert load_recipe("mnist", data=odd).data.source == odd
+    recipe = load_recipe("mnist", ["data.revision=v1"], data=odd)
+    assert (recipe.data.source, recipe.data.revision) == (odd, None)
+    assert load_recipe("mnist", ["data.revision=v1"]).data.revision == "v1"
 
 
 def test_recipe_text_is_the_file_as_it_is():

@@ -180,6 +180,7 @@ def _cached_images(
         image_column=manifest.dataset.get("image_column"),
         label_column=manifest.dataset.get("label_column"),
         config=manifest.dataset.get("config"),
+        revision=None if data else manifest.dataset.get("revision"),
         grey_range=_grey_range(manifest),
     )
     for classes in (names, None) if labelled else (None, names):

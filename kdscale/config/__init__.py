@@ -40,6 +40,7 @@ from kdscale.config.recipe import (
     recipe_names,
     recipe_text,
     set_field,
+    set_local_data,
 )
 from kdscale.config.sweep_section import RangeSection, SweepSection
 from kdscale.config.variants import Variants
@@ -77,4 +78,5 @@ __all__ = [
     "recipe_names",
     "recipe_text",
     "set_field",
+    "set_local_data",
 ]

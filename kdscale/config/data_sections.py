@@ -33,6 +33,13 @@ class DataSection(ConfigSection):
         description="Configuration of a data set that has several, as its README.md names them. "
         "Not set: the only one.",
     )
+    revision: str | None = Field(
+        None,
+        pattern=r"^[\w./-]+$",
+        max_length=255,
+        description="Branch, tag or commit of a data set on the Hugging Face hub. Not set: the "
+        "newest. A local copy given with --data has none.",
+    )
     train_split: str = Field("train", description="Split for training and for the cache.")
     test_split: str = Field("test", description="Split on which accuracy is reported.")
     image: str | None = Field(

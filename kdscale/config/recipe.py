@@ -180,7 +180,7 @@ def read_table(
     for override in overrides:
         _apply(table, override)
     if data is not None:
-        set_field(table, "data.source", data)
+        set_local_data(table, data)
     _check_depth(table, name_or_path)
     return table
 
@@ -268,6 +268,16 @@ def set_field(table: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"{key}: {section!r} is a value, not a section")
     table[field] = value
+
+
+def set_local_data(table: dict[str, Any], data: str) -> None:
+    """Put a local copy of the data set in a recipe's table, which then has no revision of the hub.
+
+    Raises:
+        ConfigError: `data` is a value, not a section.
+    """
+    set_field(table, "data.source", data)
+    table["data"].pop("revision", None)
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

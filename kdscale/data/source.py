@@ -47,6 +47,8 @@ class SourceOptions:
     all. Where there are no labels at all, merely the names of the classes."""
     config: str | None = None
     """Configuration of a data set that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a data set of the hub; None = the newest."""
     grey_range: tuple[float, float] | None = None
     """Levels of black and white in grey images of more than 8 bits; None = 0 and 65535, if the
     images use that range."""
@@ -70,7 +72,7 @@ def open_source(
     source: str, *, split: str, require_labels: bool, options: SourceOptions
 ) -> EncodedSplit:
     """Open a source, find split, columns and classes; arguments as of `load_images`."""
-    opened = _open(source, options.config)
+    opened = _open(source, options.config, options.revision)
     found = find_split(source, opened.splits, split)
     dataset = opened.splits[found]
     place = f"split '{found}' of {source}"
@@ -124,13 +126,18 @@ def _passed_over(opened: _Opened, column: str, source: str) -> tuple[str, ...]:
     return opened.listing.passed_over(read)
 
 
-def _open(source: str, config: str | None) -> _Opened:
+def _open(source: str, config: str | None, revision: str | None) -> _Opened:
     path = Path(source).expanduser()
     if path.exists():
+        if revision is not None:
+            raise DataError(
+                f"data.revision is {revision!r}, but {source} is local, without revisions: leave "
+                "it out"
+            )
         with _quiet_unless_terminal(), _explained(source):
             opened = _open_file(path) if path.is_file() else _open_folder(path, config)
     elif HUB_NAME.fullmatch(source) and path.suffix not in TABLE_SUFFIXES:
-        opened = _open_hub(source, config)
+        opened = _open_hub(source, config, revision)
     else:
         raise DataError(
             f"no data at {source}: there is no such file or folder. Correct the path, or point "
@@ -196,14 +203,14 @@ def _both(folder: Path) -> tuple[Path, ...]:
     return folder.resolve(), folder.absolute()
 
 
-def _open_hub(name: str, config: str | None) -> _Opened:
+def _open_hub(name: str, config: str | None, revision: str | None) -> _Opened:
     from datasets import config as settings
     from datasets import load_dataset
     from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
         with _quiet_unless_terminal():
-            splits = dict(load_dataset(name, config))
+            splits = dict(load_dataset(name, config, revision=revision))
         stored = (settings.HF_CACHE_HOME, settings.HF_DATASETS_CACHE, HF_HUB_CACHE)
         return _Opened(splits, tuple(Path(one).absolute() for one in stored))
     except Exception as error:

@@ -177,7 +177,11 @@ def required_manifest(
             "split": images.split,
             "image_column": recipe.data.image,
             "label_column": recipe.data.label,
-            **_set(config=recipe.data.config, grey_range=recipe.data.grey_range),
+            **_set(
+                config=recipe.data.config,
+                revision=recipe.data.revision,
+                grey_range=recipe.data.grey_range,
+            ),
         },
         views={
             **views.describe(),

@@ -200,7 +200,7 @@ def read_recipe(run: Path, data: str | None = None) -> config.Recipe:
     folder = RunFolder(run)
     _, table = folder.read_recipe_tables()
     if data is not None:
-        config.set_field(table, "data.source", data)
+        config.set_local_data(table, data)
     return config.parse_recipe(table, str(folder.recipe_file))
 
 

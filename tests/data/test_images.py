@@ -235,6 +235,21 @@ def test_hub_name_that_cannot_be_reached_tells_both_readings(name, root):
         load(name, root)
 
 
+def test_revision_is_of_a_data_set_of_the_hub_alone(source, root, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    load_dataset, seen = datasets.load_dataset, []
+
+    def from_the_hub(name, config, revision):
+        seen.append((name, config, revision))
+        return load_dataset("parquet", data_files=str(source / "train-*.parquet"))
+
+    monkeypatch.setattr(datasets, "load_dataset", from_the_hub)
+    assert load("user/animals", root, revision="v1.2").num_samples == 9
+    assert seen == [("user/animals", None, "v1.2")]
+    with pytest.raises(DataError, match=r"data\.revision is 'v1\.2', but .* is local"):
+        load(source, root, revision="v1.2")
+
+
 def test_folder_without_images_or_of_something_else_is_refused(tmp_path, root):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty folder"):
