@@ -180,7 +180,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """What the system said of writing `path`, with what to do."""
+    """Return the system's error of writing `path` with a remedy."""
     return StorageError(
         f"cannot write {path} ({error.strerror or error}): free space or change permissions, "
         "then run the same command again; finished work is stored"

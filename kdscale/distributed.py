@@ -26,7 +26,7 @@ def create_accelerator() -> Accelerator:
     Precision is the recipe's, part by part, so Accelerate's own setting is off.
 
     Raises:
-        LaunchError: several processes were started or asked for, but each believes to be alone; or
+        LaunchError: several processes were started or requested, but each believes to be alone; or
             the environment holds half a launch.
     """
     check_environment()
@@ -116,12 +116,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def any_process_stopped(request: StopRequest, accelerator: Accelerator) -> bool:
-    """Whether any process was asked to stop; all of them must call this, and then end alike."""
+    """Return whether any process received a signal to stop; all processes must call this."""
     if accelerator.num_processes == 1:
         return request.received is not None
-    asked = torch.zeros(accelerator.num_processes, dtype=torch.int64, device=accelerator.device)
-    asked[accelerator.process_index] = request.received or 0
-    signals = accelerator.reduce(asked, "sum")  # what each was sent, at its place
+    own = torch.zeros(accelerator.num_processes, dtype=torch.int64, device=accelerator.device)
+    own[accelerator.process_index] = request.received or 0
+    signals = accelerator.reduce(own, "sum")  # the signal of each process, at its index
     largest = int(signals.max())
     if largest:  # never back to none: one may have come in just now
         request.received = largest

@@ -59,7 +59,7 @@ class CacheCorruptError(CacheError, ValueError):
 
 
 class OutOfRangeError(CacheError, IndexError):
-    """A view, shard or sample is asked for that the cache does not have."""
+    """A view, shard or sample is requested that the cache does not have."""
 
 
 class ClaimLostError(CacheError):
@@ -75,7 +75,7 @@ class ExportError(KdscaleError):
 
 
 class RunError(KdscaleError):
-    """A run folder cannot be used as asked (finished, unfinished, of another recipe, empty)."""
+    """A run folder cannot be used as requested (finished, unfinished, of another recipe, empty)."""
 
 
 class DivergedError(KdscaleError):
@@ -91,7 +91,7 @@ class LaunchError(KdscaleError):
 
 
 class MainProcessError(KdscaleError):
-    """The main process has stopped, and has said why."""
+    """The main process has stopped, and has printed the reason."""
 
 
 class StorageError(KdscaleError, OSError):
@@ -111,12 +111,12 @@ class DeviceMemoryError(KdscaleError):
 
 
 class PeerLostError(KdscaleError):
-    """Another process of the launch has ended, and it has said why."""
+    """Another process of the launch has ended, and has printed the reason."""
 
     exit_code = 76  # EX_PROTOCOL of sysexits.h: it is the other one's failure
 
 
-class Interrupted(KdscaleError):  # noqa: N818  (not a failure: the user asked for it)
+class Interrupted(KdscaleError):  # noqa: N818  (not a failure: the user requested it)
     """Ctrl-C, after the state was saved."""
 
     exit_code = 130

@@ -87,7 +87,7 @@ def _is_left_ignored(number: signal.Signals) -> bool:
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP asked for an orderly end."""
+    """A request for an orderly end by Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP."""
 
     received: int | None = None
     """The signal."""

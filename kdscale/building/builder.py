@@ -123,7 +123,7 @@ class Builder:
     def _check_stop(self) -> None:
         if self.stop.received is not None:
             raise self.stop.interrupted(
-                f"stopped; finished shards of {self.place} are kept: run the same command again"
+                f"stopped; finished shards of {self.place} are stored: run the same command again"
             )
 
 

@@ -83,11 +83,11 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, Image
         teacher = frozen_model(recipe, recipe.teacher, train, torch.device("cpu"))
         outputs = stored_outputs_of(recipe, train, teacher)
         inspect_outputs(teacher, few_views(recipe, train, teacher.device))
-        shown = student.preprocess(two_views(first, pipelines[0]))
+        inputs = student.preprocess(two_views(first, pipelines[0]))
         shapes = {
             tap.module: shape for tap, shape in zip(outputs.taps, outputs.shapes, strict=True)
         }
-        with_features(student.model, loss.features, shown, shapes, seed=0)
+        with_features(student.model, loss.features, inputs, shapes, seed=0)
     return train, test
 
 
@@ -99,7 +99,7 @@ def _check_trains(
     *,
     what: str,
 ) -> Classifier:
-    """The model of a section, once a step in training mode has shown that it can be trained."""
+    """Return the model of a section after a trial step in training mode."""
     classifier = model_of(recipe, section, train, what=what, tested=test)
     if section.train is not None:
         views = training_pipeline(recipe, section.train, train.num_samples)
@@ -157,7 +157,7 @@ def required_manifest(
         recipe: the recipe.
         images: its training split.
         teacher: what `FrozenTeacher.describe` says of its teacher.
-        views: what the teacher is asked about, where that is not the recipe's.
+        views: the views of the teacher's forward pass; None for the recipe's.
         outputs: what `stored_outputs_of` says of its teacher. Without, sizes that only the
             teacher knows are left open: the manifest will do to be compared with a cache's.
     """

@@ -1,4 +1,4 @@
-"""Whether a loss can have what it asks for, said before the first step."""
+"""Check before the first step that data, views and targets have what a loss requires."""
 
 import logging
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, Objective, Sof
 log = logging.getLogger(__name__)
 
 
-def check_loss(objective: Objective, images: ImageDataset, shown: Pipeline) -> None:
+def check_loss(objective: Objective, images: ImageDataset, views: Pipeline) -> None:
     """Stop where images or views are not what the loss asks for.
 
     Args:
         objective: the losses.
         images: the split to train on.
-        shown: the views that the student is shown.
+        views: the student's views.
 
     Raises:
         ConfigError: it needs one label of each sample, and the views mix two.
@@ -33,7 +33,7 @@ def check_loss(objective: Objective, images: ImageDataset, shown: Pipeline) -> N
             f"{images.name} has no labels: label it, or set loss.kind to one that takes none, "
             f"{_others(lambda loss: not loss.labels)}"
         )
-    if "one label" in objective.requires and "pairing" in shown.describe():
+    if "one label" in objective.requires and "pairing" in views.describe():
         raise ConfigError(
             f"{kind} sets the label's class apart from the others, and images that "
             "views.operations mixes have two labels: take mixup and cutmix out of it, or set "
@@ -62,13 +62,13 @@ def check_stored(objective: Objective, encoding: Encoding) -> None:
     )
 
 
-def check_mixing(encoding: Encoding, shown: Pipeline) -> None:
+def check_mixing(encoding: Encoding, views: Pipeline) -> None:
     """Stop where targets of two clean images are to be mixed, and not all classes are stored.
 
     Raises:
         ConfigError: views.mode is "fixed", the views mix images, and the encoding is `topk`.
     """
-    if not encoding.all_classes and "pairing" in shown.describe():
+    if not encoding.all_classes and "pairing" in views.describe():
         raise ConfigError(
             "views.mode is 'fixed' and the views mix images, so the targets of both are mixed, "
             f"which needs all classes: set cache.encoding = {FULL_ENCODINGS}"

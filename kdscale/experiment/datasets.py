@@ -177,5 +177,5 @@ def sample_indices(recipe: config.Recipe, images: ImageDataset) -> tuple[Tensor,
 
 def names_text(names: "list[str] | tuple[str, ...]") -> str:
     """The first class names, and how many there are."""
-    shown = ", ".join(map(printable, names[:5]))
-    return f"{shown}, … ({len(names)})" if len(names) > 5 else f"{shown} ({len(names)})"
+    first = ", ".join(map(printable, names[:5]))
+    return f"{first}, … ({len(names)})" if len(names) > 5 else f"{first} ({len(names)})"

@@ -1,4 +1,4 @@
-"""The recipe's teacher and student, with what each wants to be shown."""
+"""The recipe's teacher and student, with the preprocessing of each."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ def model_of(
         options=section.options if weights is None else options_of_file(section, stated),
     )
     sizes: set[int | tuple[int, int]]
-    sizes = {preprocess.size or shown for shown in _sizes(recipe, images, what)}
+    sizes = {preprocess.size or size for size in _sizes(recipe, images, what)}
     for size in sizes:
         check_model(
             model,
@@ -96,8 +96,8 @@ def model_of(
     if tested is not None:
         _check_tested(model, preprocess, images, tested, what)
     if memory_format == "channels_last":
-        shown = next(iter(sizes))
-        lay_out_channels_last(model, channels=preprocess.channels, size=shown, what=what)
+        size = next(iter(sizes))
+        lay_out_channels_last(model, channels=preprocess.channels, size=size, what=what)
     return Classifier(model, preprocess)
 
 
@@ -136,15 +136,15 @@ def _check_tested(
 
 
 def _sizes(recipe: config.Recipe, images: ImageDataset, what: str) -> set[tuple[int, int]]:
-    """Height and width of what a model is shown: clean images and views."""
+    """Return height and width of a model's images: clean ones and views."""
     first = torch.zeros(1, dtype=torch.int64)
-    shown = DeviceImages(images, torch.device("cpu"))
-    views = [pipeline(recipe, images.num_samples), shown.clean]
+    on_cpu = DeviceImages(images, torch.device("cpu"))
+    views = [pipeline(recipe, images.num_samples), on_cpu.clean]
     if what == "teacher":
         views[0] = cached_pipeline(recipe, images.num_samples)
         if recipe.teacher.train is not None and not recipe.teacher.is_trained:
             views.append(training_pipeline(recipe, recipe.teacher.train, images.num_samples))
-    pixels = (shown.render_views(view, 0, first).pixels for view in views)
+    pixels = (on_cpu.render_views(view, 0, first).pixels for view in views)
     return {(one.shape[2], one.shape[3]) for one in pixels}
 
 
@@ -228,16 +228,16 @@ def _preprocess(
     recipe: config.Recipe, section: config.ModelSection, stated: object, what: str
 ) -> Preprocess:
     """What the recipe says, else what the weights say, else (a student) the teacher's."""
-    asked = section.input
-    if asked is None and stated is None and what != "teacher":
-        asked = recipe.teacher.input
-    if asked is None:
+    given = section.input
+    if given is None and stated is None and what != "teacher":
+        given = recipe.teacher.input
+    if given is None:
         if not isinstance(stated, Mapping):
             raise ConfigError(
                 f"{what}.input is not set and its weights do not carry it: give mean, std and size"
             )
         return Preprocess.parse(stated)
-    preprocess = Preprocess(tuple(asked.mean), tuple(asked.std), asked.size)
+    preprocess = Preprocess(tuple(given.mean), tuple(given.std), given.size)
     if isinstance(stated, Mapping) and Preprocess.parse(stated) != preprocess:
         raise WeightsError(
             f"{what}.input is {json.dumps(preprocess.describe())}, but its weights were trained "

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PretrainedInit:
-    """The weights that a training begins from: kept in `pretrained.json`."""
+    """The weights that a training starts from, as described in `pretrained.json`."""
 
     source: str
     """As the recipe names it."""

@@ -55,8 +55,8 @@ def reading_of(
     caches: Sequence[CachedTargets], loop: Trainer, train_seconds: float
 ) -> dict[str, dict[str, Any]]:
     """What it says of reading caches, since this process began, in so many seconds of training."""
-    shown = loop.loader.num_samples / loop.accelerator.num_processes
-    first, *others = (cached.reading(shown / cached.manifest.num_samples) for cached in caches)
+    used = loop.loader.num_samples / loop.accelerator.num_processes
+    first, *others = (cached.reading(used / cached.manifest.num_samples) for cached in caches)
     reading = sum(others, first)
     log.info("targets: %s", reading.describe(train_seconds))
     return {"reading": reading.to_json(train_seconds)}

@@ -266,7 +266,7 @@ def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
         "teacher": recipe.teacher.model_dump(exclude=asking),
     }
     if recipe.teacher.train is None or recipe.teacher.train.operations is None:
-        # A teacher sees a new view each epoch, however many are cached, whatever it is asked.
+        # A teacher trains on a new view each epoch, whatever views the cache has.
         settings["views"] = recipe.views.model_dump(exclude={"count", "mode"})
         settings["views"]["enumerated"] = recipe.views.count == "all"
     return settings

@@ -113,8 +113,8 @@ def _check_usable(experiment: Experiment, caches: Sequence[CachedTargets]) -> No
         mention_large_tail(cached.manifest, experiment.recipe.loss)
 
 
-def _mention_partners_apart(own: Manifest, shown: Pipeline) -> None:
-    if shown.pairing is not None and shown.pairing.within is None:
+def _mention_partners_apart(own: Manifest, views: Pipeline) -> None:
+    if views.pairing is not None and views.pairing.within is None:
         log.info(
             "targets are read by windows, and most samples are mixed with one of another window, "
             "so images are prepared twice an epoch: a cache with views.pair_within = %d would not "
@@ -188,7 +188,7 @@ def make_target_source(
 
 
 _FIXED = (
-    "views.mode = 'fixed': the teacher saw each image clean, the student is shown another picture "
+    "views.mode = 'fixed': the teacher got each image clean, the student gets another picture "
     "of it, so the targets are not those of what it sees: that cost 0.6 points of top-1 on "
     "CIFAR-10 with crop, flip and mixup. It is there for comparison: views.mode = 'replayed' "
     "trains on what the teacher saw"
@@ -218,7 +218,7 @@ def describe_caches(caches: Sequence[CachedTargets], recipe: config.Recipe) -> d
 
 
 def feature_shapes(source: TargetSource, pixels: Tensor) -> dict[str, tuple[int, ...]]:
-    """Of one sample's features of the teacher, by module; a live one is asked about `pixels`."""
+    """Return shapes of the teacher's features of one sample, by module."""
     if isinstance(source, LiveTeacher):
         features = source.teacher.outputs(pixels).features
         return {name: tuple(values.shape[1:]) for name, values in features.items()}

@@ -52,7 +52,7 @@ class TrainedModel:
     """The recipe's, with its trained weights."""
     role: Literal["teacher", "student"]
     precision: str
-    """In which it was trained, or is asked."""
+    """Precision of its training, or of its forward pass."""
     memory_format: str
     evaluation: Path
     """The file for what an evaluation finds."""
@@ -94,7 +94,7 @@ def trained_models(
         trust: which models may run code of their own.
 
     Raises:
-        RunError: there is no finished run, or one kept no such weights.
+        RunError: the folder has no finished run, or a run does not have these weights.
         ConfigError: a recipe cannot be read.
     """
     model_of = partial(trained_model_of, data=data, weights=weights, trust=trust)
@@ -128,7 +128,7 @@ def trained_model_of(
         evaluation: the file for what an evaluation finds; in the run's folder when None.
 
     Raises:
-        RunError: there is no finished run, or it kept no such weights.
+        RunError: the run is not finished, or does not have these weights.
         ConfigError: its recipe cannot be read.
     """
     if RunFolder(run).sweep_file.is_file():
@@ -143,8 +143,8 @@ def trained_model_of(
             f"{run} holds a whole recipe: name one of the runs in it, for instance "
             f"{run / 'cache-seed0'}"
         )
-    kept = path_inside(run, folder.weights_file(weights).name)
-    if not kept.is_file():
+    file = path_inside(run, folder.weights_file(weights).name)
+    if not file.is_file():
         raise RunError(_without_weights(run, weights))
     own, content = read_recipe(run), folder.read_content()
     recipe = own if data is None else read_recipe(run, data)
@@ -152,7 +152,7 @@ def trained_model_of(
     return TrainedModel(
         name=str(run),
         recipe=recipe,
-        section=section.model_copy(update={"weights": str(kept), "rename": {}, "input": None}),
+        section=section.model_copy(update={"weights": str(file), "rename": {}, "input": None}),
         role=result["role"],
         precision="float32" if section.train is None else section.train.precision,
         memory_format="contiguous" if section.train is None else section.train.memory_format,
@@ -168,7 +168,7 @@ def trained_model_of(
 
 
 def given_teacher(folder: Path, recipe: config.Recipe, trust: Trust) -> TrainedModel:
-    """The teacher whose weights a recipe names, as it is asked; evaluated into its folder."""
+    """Return the teacher whose weights a recipe names; its evaluation goes to the folder."""
     teacher, evaluation = recipe.teacher, RunFolder(folder).given_teacher_file
     return TrainedModel(
         name=str(evaluation),
@@ -229,6 +229,6 @@ def _without_weights(run: Path, weights: Weights) -> str:
     if weights == "last":
         return f"{run} has lost its weights.safetensors: train it again into another --run"
     return (
-        f"{run} kept no best weights: they are chosen on a validation split, which needs "
+        f"{run} has no best weights: they are chosen on a validation split, which needs "
         "data.validation above 0; --weights last takes those of the last step"
     )

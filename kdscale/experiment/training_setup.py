@@ -71,8 +71,10 @@ def objective(recipe: config.Recipe) -> Objective:
 
 def features_required(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
     """The modules of the teacher that the losses ask for, pooled as the recipe's cache has them."""
-    asked = {term.teacher for term in objective(recipe).features}
-    return tuple(FeatureSpec(f.module, f.pool) for f in recipe.cache.features if f.module in asked)
+    required = {term.teacher for term in objective(recipe).features}
+    return tuple(
+        FeatureSpec(f.module, f.pool) for f in recipe.cache.features if f.module in required
+    )
 
 
 def optimizer(settings: config.TrainSection, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""The recipe's views: what the teacher is asked about, what a model is shown, and when."""
+"""The recipe's views: those of the teacher's forward pass, those of a training, their schedule."""
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def clean_pipeline(recipe: config.Recipe) -> Pipeline:
 
 
 def cached_pipeline(recipe: config.Recipe, num_samples: int) -> Pipeline:
-    """The views that the teacher is asked about: the recipe's; in fixed mode the clean images."""
+    """Return the views of the teacher's forward pass: the recipe's, or clean images if fixed."""
     if recipe.views.mode == "fixed":
         return clean_pipeline(recipe)
     return pipeline(recipe, num_samples)
@@ -99,7 +99,7 @@ def shared_views(recipe: config.Recipe) -> ViewSchedule:
 def few_views(
     recipe: config.Recipe, images: ImageDataset, device: torch.device, views: Pipeline | None = None
 ) -> Tensor:
-    """A few pictures as the teacher is shown them, uint8 [B, C, H, W]."""
+    """Return a few images in the teacher's views, uint8 [B, C, H, W]."""
     views = views or cached_pipeline(recipe, images.num_samples)
     index = torch.arange(min(6, images.num_samples))
     return DeviceImages(images, device).render_views(views, 0, index).pixels

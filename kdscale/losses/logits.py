@@ -4,7 +4,7 @@ Each is a mean over the batch, computed in float32 or wider from logits of any p
 temperature T softens student and teacher alike, the loss carries the factor T², which keeps the
 gradient's size about the same at every T; each docstring says so, or why not.
 
-Shapes: B samples, C classes, K kept classes.
+Shapes: B samples, C classes, K stored classes.
 """
 
 from math import sqrt
@@ -41,12 +41,12 @@ def kl_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = KD.temp
 def bucket_kl_loss(
     student_BC: Tensor, targets: TopKTargets, temperature: float = KD.temperature
 ) -> Tensor:
-    """T²·KL(teacher‖student) over the kept classes and one bucket of all others, in nats.
+    """T²·KL(teacher‖student) over the stored classes and one bucket of all others, in nats.
 
     Teacher and student are read on the same K + 1 outcomes, each with all its mass, so the loss is
     at most `kl_loss` on all classes, and equal to it where the two agree on how likely the others
     are among themselves. The student's bucket is the log-sum-exp of its other logits, never one
-    minus the kept: that would be rounding noise where the bucket is small.
+    minus the stored: that would be rounding noise where the bucket is small.
 
     Args:
         student_BC: student's logits [B, C].
@@ -143,7 +143,7 @@ def wttm_loss(
 def bucket_wttm_loss(
     student_BC: Tensor, targets: TopKTargets, temperature: float = WTTM.temperature
 ) -> Tensor:
-    """`wttm_loss` over the kept classes and one bucket of all others, in nats.
+    """`wttm_loss` over the stored classes and one bucket of all others, in nats.
 
     The divergence is that of K + 1 outcomes, as in `bucket_kl_loss`. The weight is that of all
     classes: the power sum follows from the log-sum-exp of all logits over T and over 1, and the
@@ -221,7 +221,7 @@ def _softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -
 
 
 def _in_buckets(logits_BC: Tensor, targets: TopKTargets) -> Tensor:
-    """The student's logits of the kept classes and, last, of one bucket of the rest: [B, K + 1]."""
+    """Return the student's logits of the stored classes and of one bucket of the rest: [B, K + 1]."""
     ids_BK = targets.ids_BK.long()
     rest_B = logits_BC.scatter(1, ids_BK, -torch.inf).logsumexp(1)
     return torch.cat([logits_BC.gather(1, ids_BK), rest_B.unsqueeze(1)], dim=1)

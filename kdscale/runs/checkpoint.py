@@ -2,7 +2,7 @@
 
 Tensors are safetensors, the rest is JSON; all have checksums, which are compared before anything is
 taken from them. Every process writes its own random state; the main one writes what is shared and
-then publishes the folder by renaming it. The last two are kept, in case the newest is damaged.
+then publishes the folder by renaming it. The last two are retained, in case the newest is damaged.
 """
 
 import logging
@@ -259,14 +259,14 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
     Those that share memory, as tied weights do, are each written in full.
     """
-    kept: dict[str, Tensor] = {}
+    unshared: dict[str, Tensor] = {}
     stored = set[int]()
     for name, tensor in tensors.items():
-        kept[name] = tensor.detach().cpu().contiguous()
-        if (place := kept[name].untyped_storage().data_ptr()) in stored:
-            kept[name] = kept[name].clone()
+        unshared[name] = tensor.detach().cpu().contiguous()
+        if (place := unshared[name].untyped_storage().data_ptr()) in stored:
+            unshared[name] = unshared[name].clone()
         stored.add(place)
-    data = save(kept)
+    data = save(unshared)
     with ThreadPoolExecutor(1) as beside:  # while the disk is busy
         found = beside.submit(_crc32, data)
         write_durably(path, data)
@@ -284,8 +284,8 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
     rest: dict[str, Any] = {}
     for parameter, values in state["state"].items():
         for name, value in values.items():
-            kept: dict[str, Any] = tensors if isinstance(value, Tensor) else rest
-            kept[f"{parameter}.{name}"] = value
+            table: dict[str, Any] = tensors if isinstance(value, Tensor) else rest
+            table[f"{parameter}.{name}"] = value
     return tensors, {"param_groups": state["param_groups"], "values": rest}
 
 

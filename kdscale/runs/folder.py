@@ -66,7 +66,7 @@ Sha256s = Annotated[str, Field(pattern=r"^[0-9a-f+]+$", max_length=65 * 64)]
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What is trained, apart from how: kept in `run.json`."""
+    """Model, targets and seed of a run, as stored in `run.json`."""
 
     model: Role
     targets: Targets
@@ -75,7 +75,7 @@ class RunSpec:
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """What a run has learned from, beyond what its recipe says: kept in `content.json`."""
+    """Data, teacher and cache that a run was trained on, as stored in `content.json`."""
 
     dataset: str
     """Fingerprint of the training split."""

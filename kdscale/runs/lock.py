@@ -81,18 +81,18 @@ def _remove_unless_begun(folder: Path) -> None:
 
 
 def _claim(claims: Leases, folder: Path) -> None:
-    told = False
+    logged = False
     while not claims.claim(_RUN):
         if (who := claims.holder(_RUN)) is not None:
             raise RunError(
                 f"another command, {who}, is at work in {folder}: let it end, or name another --run"
             )
-        if not told:
+        if not logged:
             log.info(
                 "somebody was at work in %s: watching for up to %.0f s whether they live",
                 folder, claiming.PATIENCE_SECONDS,
             )  # fmt: skip
-            told = True
+            logged = True
         time.sleep(_POLL_SECONDS)
 
 

@@ -26,6 +26,9 @@ _MEANINGS = """\
 prec., recall: means over classes; calib.: calibration error, 15 bins; agree: share of test images
 whose top-1 is the teacher's; activations: most bytes at one time in a forward pass of 1 / 64
 images; ms: median (95th percentile) of such a pass, without loading and preprocessing."""
+_FLOPS_MEANING = (
+    "FLOPs: of a forward pass of one image, two for a multiplication with its addition."
+)
 
 
 def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
@@ -41,14 +44,19 @@ def evaluation_tables(found: Sequence[Mapping[str, Any]]) -> str:
             _cost(names, found),
             "",
             _MEANINGS,
+            *([_FLOPS_MEANING] if _has_flops(found) else []),
             *_machines(names, found),
         ]
     )
 
 
+def _has_flops(found: Sequence[Mapping[str, Any]]) -> bool:
+    return any("flops" in one for one in found)
+
+
 def _cost(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of what a forward pass costs; FLOPs where any evaluation has them."""
-    has_flops = any("flops" in one for one in found)
+    has_flops = _has_flops(found)
     rows = [
         [name, f"{one['num_parameters']:,}",
          *([flops_text(one["flops"]) if one.get("flops") else "-"] if has_flops else []),

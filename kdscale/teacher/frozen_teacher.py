@@ -27,9 +27,9 @@ class TeacherOutput:
     logits_BC: Tensor
     """float32 [B, C], raw."""
     embedding_BD: Tensor | None = None
-    """float32 [B, D], what entered its head; where that was asked for."""
+    """float32 [B, D], inputs of its head; None if not requested."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    """float32 [B, ...], what the modules gave that were asked for."""
+    """float32 [B, ...], outputs of the requested modules."""
 
     def with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same, with all tensors changed."""
@@ -89,7 +89,7 @@ class FrozenTeacher:
         """What it says of uint8 pixels [B, C, H, W].
 
         Raises:
-            ConfigError: a module that is asked for is unknown, or has no one output.
+            ConfigError: a requested module is unknown, or has no one output.
         """
         if not self.taps and self.head_module is None:
             return TeacherOutput(self._forward(pixels))

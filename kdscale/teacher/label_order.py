@@ -1,4 +1,4 @@
-"""Whether a teacher's classes have another order than the data set's, told from its predictions."""
+"""Detection of a teacher whose classes have another order than the data set's, by predictions."""
 
 from dataclasses import dataclass
 from math import sqrt

@@ -42,7 +42,7 @@ class WholeBatchNorm(_BatchNorm):
     """`SyncBatchNorm` for processes without GPUs."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalised over the samples of all processes; in evaluation by what was kept."""
+        """Normalise over the samples of all processes; in evaluation by the running statistics."""
         if not self.training:
             return super().forward(inputs)
         dims = [0, *range(2, inputs.ndim)]

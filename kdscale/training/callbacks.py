@@ -89,7 +89,7 @@ class StepCallback:
     """Of one process; what it ends can be resumed."""
     given_up: bool = False
     still_ours: Callable[[], None] = lambda: None
-    """Raises where the run's folder is another's now; asked before it is written."""
+    """Raises if another command has taken the run's folder over; called before each write."""
 
     def __call__(self, loop: Trainer) -> None:
         """Do what is due.
@@ -98,8 +98,8 @@ class StepCallback:
         begins with it, so that a stop need not wait for one, however long it takes.
 
         Raises:
-            Interrupted: asked to stop; the state is saved.
-            PrunedError: `watch` said so; the state is saved.
+            Interrupted: a signal stopped the run; the state is saved.
+            PrunedError: `watch` ended the run; the state is saved.
             DivergedError: the loss is not finite.
             RunError: another command has taken the run over.
         """
@@ -118,8 +118,8 @@ class StepCallback:
         """The evaluation of this step, here or where its checkpoint is resumed.
 
         Raises:
-            Interrupted: asked to stop; the state before it is saved.
-            PrunedError: `watch` said so; the state is saved.
+            Interrupted: a signal stopped the run; the state before the step is saved.
+            PrunedError: `watch` ended the run; the state is saved.
         """
         if loop.state.evaluation_due:
             self._evaluate(loop)
@@ -195,11 +195,11 @@ class StepCallback:
     def _evaluate(self, loop: Trainer) -> None:
         assert self.evaluator is not None, "without an evaluator, evaluation is never due"
 
-        def stop_if_asked() -> None:
+        def stop_if_requested() -> None:
             if any_process_stopped(self.stop, loop.accelerator):
                 self._save_and_stop(loop)
 
-        found = self.evaluator(loop, stop_if_asked)
+        found = self.evaluator(loop, stop_if_requested)
         for split, values in found.items():
             self._record(loop, split=split, **values)
         self.last = found["test"]

@@ -86,7 +86,7 @@ class StudentWithFeatures(nn.Module):
 def with_features(
     student: nn.Module,
     terms: Sequence[FeatureTerm],
-    shown: Tensor,
+    inputs: Tensor,
     teacher_shapes: Mapping[str, Sequence[int]],
     seed: int,
     *,
@@ -97,7 +97,7 @@ def with_features(
     Args:
         student: on the CPU, not yet trained.
         terms: the losses between features.
-        shown: what it is shown, preprocessed, [B, C, H, W].
+        inputs: preprocessed images [B, C, H, W].
         teacher_shapes: of one sample's features, by module.
         seed: of the adapters' first weights; no other draw depends on them.
         with_logits: as of `StudentWithFeatures`.
@@ -108,7 +108,7 @@ def with_features(
     if not terms:
         return student
     probe = StudentWithFeatures(student, terms, [None] * len(terms), with_logits=with_logits)
-    seen = _features_of(probe, shown)
+    seen = _features_of(probe, inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, _ADAPTERS) >> 1)
         adapters = [
@@ -151,12 +151,12 @@ def _adapter(term: FeatureTerm, student: Sequence[int], teacher: Sequence[int]) 
 
 
 @torch.no_grad()
-def _features_of(model: StudentWithFeatures, shown: Tensor) -> Sequence[Tensor]:
+def _features_of(model: StudentWithFeatures, inputs: Tensor) -> Sequence[Tensor]:
     """What a forward pass gives, with nothing changed by it: statistics, dropout, mode."""
     parts = [(part, part.training) for part in model.modules()]
     model.eval()
     model.training = True  # of itself alone
-    features: Sequence[Tensor] = model(shown)[1]
+    features: Sequence[Tensor] = model(inputs)[1]
     for part, mode in parts:
         part.training = mode
     return features

@@ -47,7 +47,7 @@ class Turn:
         """Wait.
 
         Raises:
-            Interrupted: asked to stop; the state is saved.
+            Interrupted: a signal stopped the run; the state is saved.
             CacheIncompleteError: nobody builds; the state is saved.
         """
         for cached in self.caches:
@@ -60,7 +60,7 @@ class Turn:
 
     def _wait(self, reader: CacheReader, pending: list[tuple[int, int]], epoch: int) -> None:
         """Until nothing is pending in any process."""
-        accelerator, watch, told = self.loop.accelerator, Watch(reader.store), False
+        accelerator, watch, logged = self.loop.accelerator, Watch(reader.store), False
         wanted = ", ".join(f"view {view}" for view in dict(pending))
         while True:
             while pending and reader.is_there(*pending[0]):
@@ -71,9 +71,9 @@ class Turn:
                 return
             if any_process_stopped(self.stop, accelerator) or gives_up:
                 self._end(dead)
-            if not told:
+            if not logged:
                 log.info("waiting for the build of %s, which epoch %d shows", wanted, epoch)
-                told = True
+                logged = True
             time.sleep(_POLL_SECONDS)
 
     def _end(self, dead: str | None) -> None:
@@ -128,11 +128,11 @@ def wait_for_cache(root: Path, required: Manifest) -> Path:
     Raises:
         CacheIncompleteError: nobody begins one.
     """
-    began, told = time.monotonic(), False
+    began, logged = time.monotonic(), False
     while (found := find_cache(root, required)) is None:
-        if not told:
+        if not logged:
             log.info("waiting for a build to begin a cache in %s (id %s)", root, required.id)
-            told = True
+            logged = True
         if time.monotonic() - began > lease.PATIENCE_SECONDS:
             raise CacheIncompleteError(
                 f"no cache in {root} holds what the recipe asks for (id {required.id}), and nobody "
