@@ -221,7 +221,7 @@ def _softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -
 
 
 def _in_buckets(logits_BC: Tensor, targets: TopKTargets) -> Tensor:
-    """Return the student's logits of the stored classes and of one bucket of the rest: [B, K + 1]."""
+    """Return the student's logits of stored classes and of one bucket of the rest: [B, K + 1]."""
     ids_BK = targets.ids_BK.long()
     rest_B = logits_BC.scatter(1, ids_BK, -torch.inf).logsumexp(1)
     return torch.cat([logits_BC.gather(1, ids_BK), rest_B.unsqueeze(1)], dim=1)

@@ -391,7 +391,7 @@ def test_stopped_build_keeps_shards_and_says_how_to_go_on(
     commands.kill(number)
     assert commands.wait() == code
     output = commands.output.read_text()
-    assert "Error: stopped; finished shards of cache/tiny.zarr are kept" in output
+    assert "Error: stopped; finished shards of cache/tiny.zarr are stored" in output
     assert "run the same command again" in output
     assert "Traceback" not in output
     kept = len(list(path.glob("commits/c/*/*/0")))
