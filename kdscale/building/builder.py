@@ -1,15 +1,11 @@
 """One builder of a cache, which works beside any number of others."""
 
 import logging
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from kdscale.building.part import WHOLE, Part, Shard
 from kdscale.building.shards import ShardBuilder, ShardQueue
@@ -22,6 +18,8 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import CacheIncompleteError
 from kdscale.formatting import number_of
+from kdscale.polling import wait_until
+from kdscale.progress import progress
 from kdscale.signals import StopRequest
 from kdscale.target_sources.shard_order import building_order
 from kdscale.teacher.frozen_teacher import OomSafeTeacher
@@ -75,7 +73,7 @@ class Builder:
         pauses, waiting = self._pauses(), False
         total = sum(_num_samples(writer.manifest, one) for one in queue.missing)
         try:
-            with _bar(total, visible=self.accelerator.is_main_process) as bar:
+            with progress(total, "views", visible=self.accelerator.is_main_process) as bar:
                 while queue.missing:
                     self._check_stop()
                     built = 0
@@ -115,10 +113,7 @@ class Builder:
             pause = min(2 * pause, longest)
 
     def _wait(self, seconds: float) -> None:
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            self._check_stop()
-            time.sleep(min(_POLL_SECONDS, seconds))
+        wait_until(lambda: False, seconds=seconds, check=self._check_stop)
 
     def _check_stop(self) -> None:
         if self.stop.received is not None:
@@ -130,16 +125,3 @@ class Builder:
 def _num_samples(manifest: Manifest, shard: Shard) -> int:
     start, stop = manifest.shard_range(shard[1])
     return stop - start
-
-
-def _bar(total: int, *, visible: bool) -> "tqdm[Any]":
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(
-        total=total,
-        unit=" views",
-        unit_scale=True,
-        mininterval=interval,
-        delay=interval,
-        leave=False,
-        disable=not visible,
-    )

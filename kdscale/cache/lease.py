@@ -21,6 +21,7 @@ from typing import Self
 from kdscale.cache.process_identity import BUILDERS_HERE, ProcessIdentity, parse_identity
 from kdscale.cache.stores.base import Location, Store, open_store
 from kdscale.errors import ClaimLostError, StorageError, UnsafePathError
+from kdscale.polling import wait_until
 
 log = logging.getLogger(__name__)
 
@@ -189,8 +190,7 @@ class Leases:
         Raises:
             StorageError: the disk is full, read-only or not permitted.
         """
-        while not self.claim(name):
-            time.sleep(_POLL_SECONDS)
+        wait_until(lambda: self.claim(name))
         try:
             yield
         finally:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from kdscale import config
 from kdscale.building.shards import ShardBuilder
@@ -44,6 +43,7 @@ from kdscale.experiment.training_setup import optimizer as create_optimizer
 from kdscale.experiment.training_setup import schedule as learning_rates
 from kdscale.losses.logits import label_loss
 from kdscale.losses.objective import SUPERVISED
+from kdscale.progress import progress
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import StopRequest
 from kdscale.target_sources.base import NoTargets, TargetSource
@@ -225,7 +225,7 @@ def _ours(setup: TimedSetup, trainer: Trainer, scratch: _Scratch) -> TimedLoop:
     intervals = Intervals(
         log=setup.settings.log_every, evaluate=NEVER, checkpoint=NEVER, last=NEVER
     )
-    bar = tqdm(disable=True)
+    bar = progress(0, "steps", visible=False)
     callback = StepCallback(scratch.folder, intervals, None, metrics, StopRequest(), bar)
 
     def steps(count: int) -> None:

@@ -4,13 +4,12 @@ import logging
 import sys
 from typing import Any
 
-from tqdm import tqdm
-
 from kdscale.cache.hub import is_hub, pull_from_hub, push_to_hub
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.stores.base import Place
 from kdscale.cache.transfer import transfer
 from kdscale.formatting import number_of
+from kdscale.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +51,7 @@ def copy_cache(source: Place, destination: Place) -> dict[str, Any]:
 
 def _copy(source: Place, destination: Place) -> dict[str, int]:
     manifest = read_manifest(source)
-    with tqdm(
-        total=manifest.num_views * manifest.num_samples, unit=" answers", unit_scale=True,
-        delay=0.5, leave=False, disable=not sys.stderr.isatty(),
-    ) as bar:  # fmt: skip
+    with progress(
+        manifest.num_views * manifest.num_samples, "targets", visible=sys.stderr.isatty()
+    ) as bar:
         return transfer(source, destination, lambda samples: bar.update(samples))

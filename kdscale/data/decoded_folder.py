@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import NonNegativeInt
-from tqdm import tqdm
 
 from kdscale.atomic_write import flush_folder, write_durably
 from kdscale.data.decode import decode
@@ -21,6 +20,7 @@ from kdscale.data.source_key import FORMAT, VERSION, array_sha256
 from kdscale.documents import DAMAGE, checksum_of, parse_as, read_object, write_object
 from kdscale.errors import KdscaleError
 from kdscale.formatting import reason_of
+from kdscale.progress import progress
 
 VERIFIED_BYTES = 512 * 2**20
 """Bytes of pixels that are hashed at every opening (about 0.3 s at 1.7 GB/s); of more, each sample
@@ -89,7 +89,7 @@ def write_folder(encoded: EncodedSplit, headers: Headers, folder: Path) -> None:
     # Written, not memory-mapped: on a full disk a map ends the process without a message.
     with (
         (folder / "pixels.npy").open("wb") as file,
-        tqdm(total=num_samples, desc=f"decode {encoded.split}", unit="img", disable=None) as bar,
+        progress(num_samples, "images", description=f"decode {encoded.split}") as bar,
     ):
         for pixels in decode(encoded, headers.channels, (height, width)):
             if file.tell() == 0:

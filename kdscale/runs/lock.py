@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -15,13 +14,13 @@ from kdscale.cache import lease as claiming
 from kdscale.cache.lease import Leases
 from kdscale.distributed import main_process_first
 from kdscale.errors import ClaimLostError, RunError
+from kdscale.polling import wait_until
 from kdscale.regular_files import check_no_links
 from kdscale.runs.folder import FILES_OF_A_START
 
 log = logging.getLogger(__name__)
 
 _RUN = "run"
-_POLL_SECONDS = 0.1
 
 
 @contextmanager
@@ -81,19 +80,19 @@ def _remove_unless_begun(folder: Path) -> None:
 
 
 def _claim(claims: Leases, folder: Path) -> None:
-    logged = False
-    while not claims.claim(_RUN):
+    def refuse_if_alive() -> None:
         if (who := claims.holder(_RUN)) is not None:
             raise RunError(
                 f"another command, {who}, is at work in {folder}: let it end, or name another --run"
             )
-        if not logged:
-            log.info(
-                "somebody was at work in %s: watching for up to %.0f s whether they live",
-                folder, claiming.PATIENCE_SECONDS,
-            )  # fmt: skip
-            logged = True
-        time.sleep(_POLL_SECONDS)
+
+    def mention() -> None:
+        log.info(
+            "another process was at work in %s: watching for up to %.0f s whether it is alive",
+            folder, claiming.PATIENCE_SECONDS,
+        )  # fmt: skip
+
+    wait_until(lambda: claims.claim(_RUN), first=mention, check=refuse_if_alive)
 
 
 def _check(claims: Leases, folder: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 from kdscale.atomic_write import write_durably
@@ -16,6 +15,7 @@ from kdscale.config import Variants, differences, dump_recipe
 from kdscale.documents import DAMAGE, read_object, write_object
 from kdscale.errors import KdscaleError, RunError
 from kdscale.experiment.saved_runs import refuse_changed, refuse_foreign_files
+from kdscale.polling import wait_until
 from kdscale.regular_files import path_inside, read_inside
 from kdscale.runs.folder import RunFolder
 from kdscale.sweep.database import OWN_FILE, Database, check_database, own_database, typed_database
@@ -173,10 +173,7 @@ def _changed(before: Variants, now: Variants) -> list[tuple[str, Any, Any]]:
 @contextmanager
 def in_turn(claims: Leases, name: str, waiting: str) -> Iterator[None]:
     """Hold a lease for a block, after waiting for any other worker that has it."""
-    if not claims.claim(name):
-        log.info(waiting)
-        while not claims.claim(name):
-            sleep(_POLL_SECONDS)
+    wait_until(lambda: claims.claim(name), first=lambda: log.info(waiting))
     try:
         yield
     finally:

@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import any_process_stopped, means_over_processes
 from kdscale.errors import DivergedError, PrunedError
 from kdscale.evaluation.evaluator import evaluate
 from kdscale.models.weights import save_weights
+from kdscale.progress import Progress, progress
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import StopRequest
@@ -80,7 +80,7 @@ class StepCallback:
     evaluator: EvaluationHook | None
     metrics: MetricsLog
     stop: StopRequest
-    bar: "tqdm[Any]"
+    bar: Progress
     metadata: Mapping[str, object] = field(default_factory=dict)
     """Of weights: model, preprocessing, classes."""
     patience: PlateauTracker = field(default_factory=PlateauTracker)
@@ -228,15 +228,6 @@ class StepCallback:
         self.metrics.append({**where, **values})
 
 
-def progress_bar(loop: Trainer, last: int, accelerator: Accelerator) -> "tqdm[Any]":
-    """Steps done, steps a second, time left; rarely where nobody is watching."""
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(
-        total=last,
-        initial=loop.state.step,
-        unit=" steps",
-        leave=False,
-        mininterval=interval,
-        delay=interval,
-        disable=not accelerator.is_main_process,
-    )
+def progress_bar(loop: Trainer, last: int, accelerator: Accelerator) -> Progress:
+    """Return a bar of optimizer steps, drawn by the main process."""
+    return progress(last, "steps", done=loop.state.step, visible=accelerator.is_main_process)

@@ -1,7 +1,6 @@
 """A student beside the build: it trains on the views that are finished, and waits for the next."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,13 @@ from kdscale.cache.wait import Patience, Watch
 from kdscale.cache.writer import is_free
 from kdscale.distributed import any_process_stopped
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError
+from kdscale.polling import wait_until
 from kdscale.signals import StopRequest
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.shard_order import shards_of_epoch
 from kdscale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +57,22 @@ class Turn:
             self.loop.state.wait_seconds += perf_counter() - began
 
     def _wait(self, reader: CacheReader, pending: list[tuple[int, int]], epoch: int) -> None:
-        """Until nothing is pending in any process."""
-        accelerator, watch, logged = self.loop.accelerator, Watch(reader.store), False
-        wanted = ", ".join(f"view {view}" for view in dict(pending))
-        while True:
+        """Wait until nothing is pending in any process."""
+        watch, wanted = Watch(reader.store), ", ".join(f"view {view}" for view in dict(pending))
+
+        def nothing_is_pending() -> bool:
             while pending and reader.is_there(*pending[0]):
                 pending.pop(0)
             dead = _given_up(watch, wanted) if pending else None
-            waits, gives_up = _any_of(accelerator, bool(pending), dead is not None)
-            if not waits:
-                return
-            if any_process_stopped(self.stop, accelerator) or gives_up:
+            waits, gives_up = _any_of(self.loop.accelerator, bool(pending), dead is not None)
+            if waits and (any_process_stopped(self.stop, self.loop.accelerator) or gives_up):
                 self._end(dead)
-            if not logged:
-                log.info("waiting for the build of %s, which epoch %d shows", wanted, epoch)
-                logged = True
-            time.sleep(_POLL_SECONDS)
+            return not waits
+
+        def mention() -> None:
+            log.info("waiting for the build of %s, which epoch %d needs", wanted, epoch)
+
+        wait_until(nothing_is_pending, first=mention)
 
     def _end(self, dead: str | None) -> None:
         self.save()
@@ -128,16 +126,17 @@ def wait_for_cache(root: Path, required: Manifest) -> Path:
     Raises:
         CacheIncompleteError: nobody begins one.
     """
-    began, logged = time.monotonic(), False
-    while (found := find_cache(root, required)) is None:
-        if not logged:
-            log.info("waiting for a build to begin a cache in %s (id %s)", root, required.id)
-            logged = True
-        if time.monotonic() - began > lease.PATIENCE_SECONDS:
-            raise CacheIncompleteError(
-                f"no cache in {root} holds what the recipe asks for (id {required.id}), and nobody "
-                f"has begun one for {lease.PATIENCE_SECONDS:.0f} s: start `kdscale cache build` "
-                "with the same recipe, or leave out --wait"
-            )
-        time.sleep(_POLL_SECONDS)
+
+    def mention() -> None:
+        log.info("waiting for a build to begin a cache in %s (id %s)", root, required.id)
+
+    found = wait_until(
+        lambda: find_cache(root, required), seconds=lease.PATIENCE_SECONDS, first=mention
+    )
+    if found is None:
+        raise CacheIncompleteError(
+            f"no cache in {root} holds what the recipe asks for (id {required.id}), and nobody "
+            f"has begun one for {lease.PATIENCE_SECONDS:.0f} s: start `kdscale cache build` "
+            "with the same recipe, or leave out --wait"
+        )
     return found

@@ -78,7 +78,7 @@ def test_command_at_work_on_another_machine_is_seen_by_its_counter(tmp_path, mon
     left_by_another_machine(tmp_path, 0)
     looks = iter(range(1, 100))
     monkeypatch.setattr(
-        "kdscale.runs.lock.time.sleep", lambda _: left_by_another_machine(tmp_path, next(looks))
+        "kdscale.polling.time.sleep", lambda _: left_by_another_machine(tmp_path, next(looks))
     )
     with pytest.raises(RunError, match="process 7 on node-b, is at work"), alone(tmp_path):
         pass
