@@ -1,6 +1,6 @@
 """What an encoding costs: stored targets against the logits that they were made from.
 
-Shapes: B samples, C classes, K kept classes.
+Shapes: B samples, C classes, K stored classes.
 """
 
 from itertools import pairwise

@@ -17,7 +17,7 @@ def list_caches(root: Path) -> Iterator[tuple[Path, Manifest | KdscaleError]]:
 
 
 def find_cache(root: Path, required: Manifest) -> Path | None:
-    """A cache of the asked identity that has the asked features.
+    """Return a cache with the required identity and features.
 
     One that is finished with enough views first, else the largest begun.
     """

@@ -114,11 +114,11 @@ def read_shard_objects(
 def corrupt(location: str, faults: Mapping[str, str]) -> CacheCorruptError:
     """The error that names what is missing or damaged, and why."""
     names = list(faults)
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     reasons = [f"{name}: {reason}" for name, reason in faults.items() if reason]
     because = f" ({'; '.join(reasons[:3])})" if reasons else ""
     return CacheCorruptError(
-        f"{location}: {shown} missing or damaged{because}: see `kdscale cache verify {location}`, "
+        f"{location}: {listed} missing or damaged{because}: see `kdscale cache verify {location}`, "
         f"and rebuild just that with `kdscale cache repair {location} --recipe RECIPE`"
     )
 

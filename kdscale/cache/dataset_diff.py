@@ -26,8 +26,8 @@ class Rows:
 def changes(before: Rows, now: Rows) -> list[str]:
     """What has become of the images, for people; indices count from 0.
 
-    Images are told apart by content, so one that moved is not taken for another. Equal images are
-    told apart by which of them it is, first, second and so on.
+    Images are distinguished by content, so one that moved is not taken for another. Equal images
+    are numbered: first, second and so on.
 
     Args:
         before: as the cache was built from them.
@@ -39,22 +39,22 @@ def changes(before: Rows, now: Rows) -> list[str]:
 def _images(before: Rows, now: Rows) -> list[str]:
     old, new = _identities(before.keys, now.keys)
     dropped, added = ~np.isin(old, new), ~np.isin(new, old)
-    said = []
+    changes = []
     if len(old) and dropped.all() and added.all():
         return ["all images differ: another data set, or other pixels from another decoder"]
     if len(old) == len(new):
         changed = dropped & added
         dropped, added = dropped & ~changed, added & ~changed
-        said += _counted(changed, "changed", "image")
-        kept = ~changed
-        moved = not np.array_equal(old[~dropped & kept], new[~added & kept])
+        changes += _counted(changed, "changed", "image")
+        same = ~changed
+        moved = not np.array_equal(old[~dropped & same], new[~added & same])
     else:
         moved = not np.array_equal(old[~dropped], new[~added])
-    said += _counted(added, "added", "image")
-    said += _counted(dropped, "dropped", "image", " of the cache")
+    changes += _counted(added, "added", "image")
+    changes += _counted(dropped, "dropped", "image", " of the cache")
     if moved:
-        said.append(f"order of images changed ({_first_moved(old, new)})")
-    return said
+        changes.append(f"order of images changed ({_first_moved(old, new)})")
+    return changes
 
 
 def _identities(before: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -179,7 +179,7 @@ def _is_fill(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
 
 
 def fixed_keys(manifest: Manifest) -> list[str]:
-    """Keys of the objects that the manifest itself vouches for: metadata and what is kept once."""
+    """Return keys of the objects whose checksums are in the manifest: metadata, static arrays."""
     metadata = [f"{name}/zarr.json" for name in arrays(manifest)]
     return [*metadata, *static_objects(manifest).values()]
 
@@ -200,7 +200,7 @@ def fixed_objects(
     Args:
         manifest: of the cache.
         labels: int64 [N], -1 where unlabelled.
-        once: what else is kept once: `keys`, uint64 [N], where the manifest says so; `head_weight`
+        once: other static arrays: `keys`, uint64 [N], if the manifest has them; `head_weight`
             float32 [C, D] and `head_bias` float32 [C], where the encoding is `embedding`.
     """
     values = {**(once or {}), "labels": labels}
@@ -243,7 +243,7 @@ def checksum(data: bytes) -> str:
 
 
 def decode(name: str, objects: Mapping[str, bytes]) -> "zarr.Array[Any]":
-    """One array, over the bytes of its metadata and of those of its chunks that will be asked for.
+    """Open one array over the bytes of its metadata and of the chunks that will be read.
 
     Bytes that were compared with their checksums are decoded as they are, and not read again.
     """

@@ -2,7 +2,7 @@
 
 A claim is an object that only one builder can create. A builder that lives moves a counter; one
 whose counter stands still, measured with the observer's own clock, has its claims taken over. No
-clock is compared with another one's, and the time of day is never asked. `cache/README.md`
+clock is compared with another one's, and the time of day is never read. `cache/README.md`
 specifies the objects. A claim only saves work twice done: the worst that two holders of one could
 do is to write the same shard.
 """
@@ -138,7 +138,7 @@ class Leases:
         return dead or (identity is not None and identity.has_ended)  # here, at once
 
     def holder(self, name: str) -> str | None:
-        """Who is known to live and to hold a part, in words; None while that cannot be said.
+        """Return a description of the live owner of a part; None while that is unknown.
 
         A process of this machine is known at once, even where it stands still. Another machine's
         counter has to be seen moving, from one call of this to a later one.

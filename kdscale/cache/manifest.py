@@ -38,7 +38,7 @@ _IDENTITY = {
 }
 """What determines the content, beside the views. Chunking, versions and names do not."""
 _IDENTITY_IF_PRESENT = {"teacher": ("options",)}
-"""And these, where they are said at all."""
+"""Optional fields, which are compared if both have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +50,12 @@ class Manifest:
     teacher: Mapping[str, Any]
     encoding: str
     top_k: int | None = None
-    """Classes kept; of top-k targets alone, as are `temperatures`, of their tails."""
+    """Number of stored classes; top-k targets only, as are `temperatures`, of their tails."""
     temperatures: Sequence[float] = ()
     embedding_size: int | None = None
     """Values before the teacher's head; of the encoding `embedding` alone."""
     features: Sequence[Mapping[str, Any]] = ()
-    """What is kept beside the targets: `module`, `pool` (side of averaged maps, or None), `shape`
+    """Outputs stored beside the targets: `module`, `pool` (side of averaged maps, or None), `shape`
     of one sample's."""
     num_views: int
     num_samples: int
@@ -81,10 +81,10 @@ class Manifest:
             for section, names in _IDENTITY.items()
         }
         for section, names in _IDENTITY_IF_PRESENT.items():
-            said = getattr(self, section)
-            tables[section] |= {name: said[name] for name in names if name in said}
+            fields = getattr(self, section)
+            tables[section] |= {name: fields[name] for name in names if name in fields}
         views = {name: value for name, value in self.views.items() if name != "count"}
-        return {**tables, "views": views, "encoding": self.encoding, **self._kept}
+        return {**tables, "views": views, "encoding": self.encoding, **self._encoding_fields}
 
     @property
     def target_encoding(self) -> Encoding:
@@ -98,7 +98,7 @@ class Manifest:
         )
 
     @property
-    def _kept(self) -> dict[str, Any]:
+    def _encoding_fields(self) -> dict[str, Any]:
         """The settings of top-k targets; nothing of others."""
         if self.top_k is None:
             return {}
@@ -152,20 +152,20 @@ class Manifest:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Bytes of all that is kept of one sample in one view: target, features and digest."""
+        """Return the bytes stored for one sample in one view: target, features and digest."""
         features: int = sum(prod(one["shape"]) for one in self.features)
         return self.bytes_per_target + 2 * features + 8
 
     def lacks(self, required: "Manifest") -> Iterator[tuple[str, str, str]]:
-        """Name, what there is and what is asked for, of each feature that is not kept like that.
+        """Return name, stored and required pooling of each feature that is missing or differs.
 
-        Features are no part of the identity: a cache with more of them than are asked for fits.
+        Features are no part of the identity: a cache with more of them than required matches.
         """
-        kept = {one["module"]: one["pool"] for one in self.features}
+        stored = {one["module"]: one["pool"] for one in self.features}
         for one in required.features:
             module, pool = one["module"], one["pool"]
-            if module not in kept or kept[module] != pool:
-                found = _pooling(kept[module]) if module in kept else ABSENT
+            if module not in stored or stored[module] != pool:
+                found = _pooling(stored[module]) if module in stored else ABSENT
                 yield f"cache.features {module}", found, _pooling(pool)
 
     def with_num_views(self, num_views: int) -> "Manifest":
@@ -188,7 +188,7 @@ class Manifest:
             "shard_samples": self.shard_samples,
             **({} if self.chunk_samples is None else {"chunk_samples": self.chunk_samples}),
             "encoding": self.encoding,
-            **self._kept,
+            **self._encoding_fields,
             **({} if self.embedding_size is None else {"embedding_size": self.embedding_size}),
             "bytes_per_target": self.bytes_per_target,
             **({"features": list(self.features)} if self.features else {}),
@@ -347,12 +347,12 @@ def check_identity(
     required: Manifest,
     explain: Callable[[], Sequence[str]] | None = None,
 ) -> None:
-    """Stop unless the cache at `path`, named in messages, holds what is asked for.
+    """Check that the cache at `path`, named in messages, matches the required manifest.
 
     Args:
         path: where it lies.
         cache: its manifest.
-        required: what is asked for.
+        required: the required manifest.
         explain: where the data sets differ, says in what.
 
     Raises:

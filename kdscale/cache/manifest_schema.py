@@ -241,10 +241,10 @@ def _object(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value
 
 
-def _integer(table: Mapping[str, Any], name: str, shown: str = "", least: int = 1) -> int:
+def _integer(table: Mapping[str, Any], name: str, label: str = "", least: int = 1) -> int:
     value = table[name]
     if type(value) is not int or not least <= value <= _MAX_COUNT:
-        raise _unfit(shown or name, value, f"an integer from {least} to {_MAX_COUNT}")
+        raise _unfit(label or name, value, f"an integer from {least} to {_MAX_COUNT}")
     return value
 
 
@@ -252,18 +252,18 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _hash(table: Mapping[str, Any], name: str, shown: str) -> None:
+def _hash(table: Mapping[str, Any], name: str, label: str) -> None:
     value = table[name]
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise _unfit(shown, value, "64 hexadecimal digits")
+        raise _unfit(label, value, "64 hexadecimal digits")
 
 
-def _text_or_none(value: object, shown: str) -> None:
+def _text_or_none(value: object, label: str) -> None:
     if value is not None and not isinstance(value, str):
-        raise _unfit(shown, value, "text or null")
+        raise _unfit(label, value, "text or null")
 
 
 def _unfit(name: str, value: object, wanted: str) -> FieldError:
     text = repr(value)
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return FieldError(f"{name} is {shown}, wanted {wanted}")
+    excerpt = text if len(text) <= 60 else f"{text[:57]}..."
+    return FieldError(f"{name} is {excerpt}, wanted {wanted}")

@@ -100,7 +100,7 @@ class CacheReader:
         return self._read(view, range(shard, shard + 1), features)
 
     def is_there(self, view: int, shard: int) -> bool:
-        """Whether a shard has a commit record, whatever that says; it need not be asked again."""
+        """Return whether a shard has a commit record, valid or not; the result is remembered."""
         if (view, shard) not in self._there:
             if self._records.read(view, shard).state == "missing":
                 return False
@@ -158,7 +158,7 @@ class CacheReader:
         return read_once(self.store, self.manifest, "labels")
 
     def head(self) -> dict[str, np.ndarray]:
-        """What is kept of the teacher's head, by array name; nothing where nothing is.
+        """Return the stored arrays of the teacher's head by name; empty without a stored head.
 
         Raises:
             CacheCorruptError: it is missing or damaged.

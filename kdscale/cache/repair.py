@@ -149,13 +149,13 @@ def restored_manifest(
             return replace(manifest, checksums=checksums)
     raise CacheCorruptError(
         f"manifest and metadata of {path} are both damaged, or its cache.features are not the "
-        "recipe's, so its shards cannot be told apart: repair it with the recipe it was built "
+        "recipe's, so its shards cannot be distinguished: repair it with the recipe it was built "
         "with, or remove the folder and rebuild it with `kdscale cache build`"
     )
 
 
 def _names(remains: bytes, required: Manifest) -> bool:
-    """Whether a damaged manifest still names the identity that is asked for, or says all of it."""
+    """Return whether a damaged manifest still has the required identity or all fields of it."""
     text = remains.decode(errors="replace")
     if f'"id": "{required.id}"' in text:
         return True
@@ -163,9 +163,9 @@ def _names(remains: bytes, required: Manifest) -> bool:
     try:
         stated = json.loads(text, strict=False)["attributes"]["kdscale"]
         sections = ("dataset", "teacher", "views")
-        said = {one: {name: stated[one][name] for name in identity[one]} for one in sections}
+        same = {one: {name: stated[one][name] for name in identity[one]} for one in sections}
         stored = {name: stated[name] for name in identity if name not in sections}
-        return bool({**said, **stored} == identity)
+        return bool({**same, **stored} == identity)
     except DAMAGE:
         return False
 

@@ -44,5 +44,5 @@ def other_bytes(
     record = random.integers(0, 1 << 33, arrays(one)["commits"].shape[2], dtype=np.uint64)
     each = len(Encoder(one).encode(record_object(0, 0), (0, 0), record))
     shards = manifest.num_views * manifest.num_shards
-    told = replace(manifest, checksums=dict.fromkeys(fixed_keys(manifest), "0" * 64))
-    return fixed + shards * each + len(group_document(told))
+    finished = replace(manifest, checksums=dict.fromkeys(fixed_keys(manifest), "0" * 64))
+    return fixed + shards * each + len(group_document(finished))

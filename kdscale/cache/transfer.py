@@ -48,7 +48,7 @@ def transfer(
     Args:
         source: of a finished cache.
         destination: where nothing is, or a cache of the same identity that was begun or finished.
-        advance: told the samples of each shard that is done.
+        advance: called with the number of samples of each finished shard.
         large: whether objects shall be large; as suits the destination when None.
 
     Returns:
@@ -64,9 +64,9 @@ def transfer(
     _check_same(reader, store, there)
     large = is_remote(store) if large is None else large
     lay_out = with_large_objects if large else with_plain_objects
-    asked = replace(lay_out(reader.manifest), build={})
-    once = {name: read_once(reader.store, asked, name) for name in static_objects(asked)}
-    begun = create_or_resume(store, asked, once.pop("labels"), once=once)
+    required = replace(lay_out(reader.manifest), build={})
+    once = {name: read_once(reader.store, required, name) for name in static_objects(required)}
+    begun = create_or_resume(store, required, once.pop("labels"), once=once)
     writer = ShardWriter(store, begun)
     with Leases(store) as claims:
         done = {"copied": 0, "kept": 0}

@@ -73,7 +73,7 @@ class LiveTeacher:
         """Nothing is checked."""
 
     def targets(self, batch: Batch) -> DenseTargets:
-        """The teacher's logits of the batch's pixels, and the features that it is asked for."""
+        """Return the teacher's logits of the batch's pixels, and the requested features."""
         # A clone outside inference mode: autograd may save what was computed inside it.
         output = self.teacher.outputs(batch.pixels).with_each(Tensor.clone)
         return DenseTargets(output.logits_BC, output.features)

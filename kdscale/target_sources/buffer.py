@@ -1,4 +1,4 @@
-"""Targets in memory: rows of a cache's arrays as they are stored, decoded as they are asked for.
+"""Targets in memory: rows of a cache's arrays as they are stored, decoded on request.
 
 A batch's rows are decoded in a small part of a step's time, and stored rows take a half (float16)
 to a fortieth (topk of 1000 classes) of the memory of decoded ones.

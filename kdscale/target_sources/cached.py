@@ -67,7 +67,7 @@ class CachedTargets:
             reader, self.schedule, device, fit, epochs=epochs, features=features
         )
         self._num_batches = 0
-        self._num_checked = 0  # samples of what is shown
+        self._num_checked = 0  # samples of the batches so far
         self._checked: Hashable = None
         self._verdicts: deque[_Verdict] = deque()
 
@@ -106,7 +106,7 @@ class CachedTargets:
                 read.
             patience: of a cache that is being built, wait for what is not there yet.
             memory_bytes: of targets to hold. Where what an epoch shows does not fit, samples must
-                be shown in an order that follows `windows`, as `BatchLoader` does; None: any.
+                be read in an order that follows `windows`, as `BatchLoader` does; None: any.
             together: consecutive samples that are always in one window; None: those that the
                 views may mix, where they say so.
             seed: of the order of training, which windows follow.
@@ -116,14 +116,14 @@ class CachedTargets:
 
         Raises:
             CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
-            CacheMismatchError: it has fewer views or features than asked for.
+            CacheMismatchError: it has fewer views or features than requested.
             ConfigError: the memory holds no window.
         """
         reader = CacheReader(path, patience, num_views or 1)
         if num_views is not None and num_views > reader.manifest.num_views:
             raise CacheMismatchError(
                 f"{reader.location} has {number_of(reader.manifest.num_views, 'view')}, "
-                f"{num_views} are asked for"
+                f"{num_views} are requested"
             )
         if pipeline is not None:
             views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}
@@ -286,12 +286,12 @@ class _Verdict:
 
 
 def _check_features(reader: CacheReader, features: Sequence[str]) -> None:
-    kept = [one["module"] for one in reader.manifest.features]
-    lacking = [name for name in features if name not in kept]
+    stored = [one["module"] for one in reader.manifest.features]
+    lacking = [name for name in features if name not in stored]
     if lacking:
         raise CacheMismatchError(
-            f"{reader.location} keeps the features of {', '.join(kept) or 'no module'}, those of "
-            f"{', '.join(lacking)} are asked for: build a cache with them in cache.features"
+            f"{reader.location} has the features of {', '.join(stored) or 'no module'}, those of "
+            f"{', '.join(lacking)} are requested: build a cache with them in cache.features"
         )
 
 

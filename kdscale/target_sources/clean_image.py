@@ -10,13 +10,13 @@ from kdscale.target_sources.cached import CachedTargets
 from kdscale.targets import Targets, mixed_targets
 
 
-def check_partners(clean: Manifest, shown: Pipeline) -> None:
+def check_partners(clean: Manifest, views: Pipeline) -> None:
     """Where answers are held by windows, those to both images of a mixture have to be in one.
 
     Raises:
         ConfigError: they need not be.
     """
-    if shown.pairing is not None and shown.pairing.within is None:
+    if views.pairing is not None and views.pairing.within is None:
         raise ConfigError(
             "views.mode is 'fixed' and the views mix images, so the answers to both are needed at "
             "once, but an epoch's do not fit cache.targets_memory: set a larger one, or "
@@ -25,7 +25,7 @@ def check_partners(clean: Manifest, shown: Pipeline) -> None:
 
 
 class CleanImageTargets:
-    """The teacher's answers to the clean images, whatever view of them the student is shown.
+    """The teacher's targets for clean images, whatever views the student gets.
 
     The way of most known systems, for comparison only: the targets belong to other pixels than the
     student sees. Of mixed images the targets are mixed like the labels.

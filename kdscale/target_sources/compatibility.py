@@ -1,4 +1,4 @@
-"""Is this the cache that is asked for? And where its data set is another one, in which images?"""
+"""Check that a cache matches the required manifest; name the images in which data sets differ."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,12 +16,12 @@ from kdscale.errors import CacheError
 def check_compatible(
     path: Location, cache: Manifest, required: Manifest, images: ImageDataset
 ) -> None:
-    """Stop unless a cache holds what is asked for.
+    """Check that a cache matches the required manifest.
 
     Args:
         path: the cache's place.
         cache: its manifest.
-        required: what is asked for.
+        required: the required manifest.
         images: the data set at hand, to say in which images the cache's differs.
 
     Raises:

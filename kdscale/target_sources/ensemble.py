@@ -128,9 +128,9 @@ def further_caches(
     found = [(place, read_manifest(place)) for place in (_place(name, root) for name in names)]
     for place, manifest in found:
         _check_classes(place, manifest)
-        # Teacher and encoding may be any: those of the cache itself are asked for.
-        asked = replace(manifest, dataset=own.dataset, views=own.views, num_views=own.num_views)
-        check_compatible(place, manifest, asked, images)
+        # Teacher and encoding may be any: the cache's own are required.
+        required = replace(manifest, dataset=own.dataset, views=own.views, num_views=own.num_views)
+        check_compatible(place, manifest, required, images)
     return found
 
 

@@ -43,7 +43,7 @@ def plan_memory(
 
     Args:
         memory_bytes: for all of the caches.
-        manifests: of caches of the same samples, which are asked about the same batches.
+        manifests: manifests of caches of the same samples, which are read for the same batches.
         num_views: that epochs show.
         together: consecutive samples that must not be parted.
         seed: of the order of training.

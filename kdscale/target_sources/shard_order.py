@@ -22,7 +22,7 @@ def shards_of_epoch(
 
 
 def building_order(schedule: ViewSchedule, manifest: Manifest) -> list[tuple[int, int]]:
-    """All (view, shard) of a cache, those first that a student is shown first."""
+    """Return all (view, shard) of a cache in the order in which a student uses them."""
     epochs = range(schedule.num_views)
-    shown = (one for epoch in epochs for one in shards_of_epoch(schedule, manifest, epoch))
-    return list(dict.fromkeys(shown))
+    used = (one for epoch in epochs for one in shards_of_epoch(schedule, manifest, epoch))
+    return list(dict.fromkeys(used))

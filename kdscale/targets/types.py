@@ -1,8 +1,8 @@
 """What a student is pulled towards.
 
-Shapes: B samples, C classes, K kept classes, G temperatures of a grid, D values before the head.
+Shapes: B samples, C classes, K stored classes, G temperatures of a grid, D values before the head.
 
-Targets of any kind carry the `features` that were asked for: what modules inside the teacher gave
+Targets of any kind carry the `features` that were requested: what modules inside the teacher gave
 of the same pictures, by module, float32 [B, ...].
 """
 
@@ -53,7 +53,7 @@ class TopKTargets:
     """The largest logits, and how much the other classes weigh together at some temperatures."""
 
     ids_BK: Tensor
-    """int32 [B, K]: the kept classes, the likeliest first."""
+    """int32 [B, K]: the stored classes, the most probable first."""
     logits_BK: Tensor
     """float32 [B, K]"""
     tails_BG: Tensor
@@ -81,7 +81,7 @@ class TopKTargets:
         )
 
     def bucket_logits(self, temperature: float) -> Tensor:
-        """Softened logits of the kept classes and, last, of one bucket of the rest: [B, K + 1].
+        """Softened logits of the stored classes and, last, of one bucket of the rest: [B, K + 1].
 
         Raises:
             ConfigError: the temperature is beyond the grid.
@@ -91,8 +91,8 @@ class TopKTargets:
 
     def most_probable(self, count: int) -> tuple[Tensor, Tensor]:
         """The largest probabilities at temperature 1 and their classes, both [B, count]."""
-        kept = self.bucket_logits(1.0).softmax(1)[:, :-1]
-        return kept[:, :count], self.ids_BK[:, :count].long()
+        probabilities = self.bucket_logits(1.0).softmax(1)[:, :-1]
+        return probabilities[:, :count], self.ids_BK[:, :count].long()
 
     def _log_tail(self, temperature: float) -> Tensor:
         """The tail's log-sum-exp, float32 [B]: as stored on the grid, interpolated off it."""

@@ -302,7 +302,10 @@ def test_cache_that_is_not_there_is_named(refused):
     ("settings", "said"),
     [
         ({"weights": [1.0]}, "weights has 1 value for 2 teachers: give one for each"),
-        ({"weights": [1.0, 0.0]}, "ensemble.weights.1 is 0.0: input should be greater than 0"),
+        (
+            {"weights": [1.0, 0.0]},
+            "ensemble.weights.1 is 0.0: input should be greater than or equal to 1e-06",
+        ),
         ({"mean": "median"}, "ensemble.mean is 'median'"),
     ],
 )

@@ -97,7 +97,7 @@ class Store(Protocol):
         """Remove temporary files that killed writers left below a folder; all, when it is empty.
 
         Args:
-            written: key of an object written just now, by which other ones are told to be old.
+            written: key of an object written just now, whose age is compared with that of others.
             folder: the folder.
         """
         ...

@@ -8,38 +8,38 @@ from typing import TypeVar
 from kdscale.cache.stores.base import Store
 
 _IN_HAND_BYTES = 64 << 20
-"""Of what is asked for at once, before compression."""
+"""Most bytes that are requested concurrently, before compression."""
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def each(
-    store: Store, ask: Callable[[Item], Answer], items: Iterable[Item], item_bytes: int = 1
-) -> Iterator[Answer]:
-    """What `ask` says of each item, in their order: as many are asked about as the store serves.
+    store: Store, request: Callable[[Item], Result], items: Iterable[Item], item_bytes: int = 1
+) -> Iterator[Result]:
+    """Yield the result of `request` for each item in order, with as many threads as the store has.
 
     In a folder that is one after the other. Items are taken as there is place for them. Where one
-    raises, or nobody wants the rest, what has not begun is not asked.
+    raises, or the caller stops, requests that have not begun are dropped.
 
     Args:
-        store: what `ask` asks, from several threads.
-        ask: a function of one item.
+        store: the store that `request` reads, from several threads.
+        request: a function of one item.
         items: any number of them.
         item_bytes: of memory that one takes; large ones are fewer at once.
     """
     threads = min(store.requests, max(1, _IN_HAND_BYTES // item_bytes))
     if threads == 1:
-        yield from map(ask, items)
+        yield from map(request, items)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="requests")
-    asked: deque[Future[Answer]] = deque()
+    requested: deque[Future[Result]] = deque()
     try:
         for item in items:
-            asked.append(pool.submit(ask, item))
-            if len(asked) == threads:
-                yield asked.popleft().result()
-        while asked:
-            yield asked.popleft().result()
+            requested.append(pool.submit(request, item))
+            if len(requested) == threads:
+                yield requested.popleft().result()
+        while requested:
+            yield requested.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -159,11 +159,11 @@ class ObjectStore:
 
 
 def _reason(error: Exception) -> str:
-    """What a server said, out of what its client makes of it, which is pages long."""
+    """Return a server's own words from its client's error, which is pages long."""
     text = str(error)
-    said = re.search(r"<Code>(.*?)</Code>\s*(?:<Message>(.*?)</Message>)?", text, re.DOTALL)
-    if said is not None:
-        return ": ".join(part for part in said.groups() if part)
+    found = re.search(r"<Code>(.*?)</Code>\s*(?:<Message>(.*?)</Message>)?", text, re.DOTALL)
+    if found is not None:
+        return ": ".join(part for part in found.groups() if part)
     first = text.partition("\n")[0].strip()
     status = re.search(r"status code: (.*?):? *$", first)
     reason = (
@@ -182,7 +182,7 @@ def open_objects(url: str) -> ObjectStore:
     return ObjectStore(url, _connect(url, tuple(sorted(settings.items()))))
 
 
-@lru_cache(maxsize=16)  # connections are kept
+@lru_cache(maxsize=16)  # connections stay open
 def _connect(url: str, environment: tuple[tuple[str, str], ...]) -> "Client":
     try:
         from obstore.exceptions import BaseError

@@ -39,7 +39,7 @@ class ReadThrough:
 
     A copy is used where its bytes are those that were written, and fetched anew where they are
     not: so neither a damaged copy nor one of an object that was replaced is ever taken for it.
-    What no checksum vouches for, the manifest and commit records, is always asked for remotely.
+    Objects without a checksum elsewhere, the manifest and commit records, are always read remotely.
     Of several processes that want an object at once, one fetches it.
     """
 
@@ -106,7 +106,7 @@ class ReadThrough:
         return self._remote.size(key)
 
     def remove(self, key: str, *, durable: bool = True) -> None:
-        """From the remote one; a copy of it is no longer asked for, and goes in its turn."""
+        """Read the remote object; a local copy of it is not used again, and removed in its turn."""
         self._remote.remove(key, durable=durable)
 
     def prune(self, folder: str) -> None:
