@@ -10,6 +10,7 @@ collect`.
 import argparse
 import json
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from zarr.storage import LocalStore, MemoryStore
 from kdscale.cache.layout import ArrayLayout, arrays, decode, shard_arrays, shard_objects
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import LocalFolder, crc
+from kdscale.cache.stores.local import LocalFolder
 from kdscale.config import CacheSection
 from kdscale.experiment.encoding import choose_encoding
 from kdscale.targets import create_codec
@@ -97,7 +98,7 @@ class Trial:
                 name = key.partition("/")[0]
                 opened[name][0, start:stop] = self.values[name][start:stop]
                 data = objects.pop(key).to_bytes()
-                crc(data)
+                zlib.crc32(data)
                 store.write(key, data)
 
     def _read(self) -> None:
@@ -107,7 +108,7 @@ class Trial:
         for shard in range(self.manifest.num_shards):
             for key in shard_objects(self.manifest, 0, shard):
                 objects[key] = store.read(key)
-                crc(objects[key])
+                zlib.crc32(objects[key])
         for name, values in self.values.items():
             assert decode(name, objects)[0].shape == values.shape
 

@@ -9,6 +9,7 @@ while kdscale runs.
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +18,8 @@ from pathlib import Path, PurePosixPath
 from kdscale.errors import UnsafePathError
 
 _LARGEST_DOCUMENT = 256 << 20
+_PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\0]+"
+_OBJECT_KEY = re.compile(rf"{_PART}(?:/{_PART})*")
 
 
 def path_inside(root: Path, relative: str | Path) -> Path:
@@ -204,3 +207,22 @@ def read_file(path: Path | str, *, limit: int | None = None, flags: int = 0) -> 
         return b"".join(parts)
     finally:
         os.close(descriptor)
+
+
+def check_key(key: str, where: str) -> str:
+    """Return a key of a store after checking that it stays below the store, as a path as well.
+
+    Args:
+        key: parts with `/` between them.
+        where: the store, for the message.
+
+    Raises:
+        UnsafePathError: it is absolute, has an empty part, `.`, `..`, a backslash or a NUL.
+    """
+    if _OBJECT_KEY.fullmatch(key) is None:
+        raise UnsafePathError(
+            f"{key[:200]!r} is not the key of an object of {where}: wanted names with / between "
+            "them, without '..', empty parts and backslashes; it does not come from kdscale, or "
+            "was changed"
+        )
+    return key

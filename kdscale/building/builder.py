@@ -11,7 +11,7 @@ from kdscale.building.part import WHOLE, Part, Shard
 from kdscale.building.shards import ShardBuilder, ShardQueue
 from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.stores.base import Place, is_remote
+from kdscale.cache.stores.store import Place, is_remote
 from kdscale.cache.writer import ShardWriter, finish
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline

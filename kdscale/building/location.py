@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdscale.cache.lease import MANIFEST, Leases
 from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.cache.writer import is_free
 from kdscale.errors import (
     CacheCorruptError,

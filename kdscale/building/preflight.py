@@ -11,7 +11,7 @@ import torch
 from kdscale.building.fidelity import fidelity
 from kdscale.building.part import Part
 from kdscale.cache.manifest import Manifest
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.cache.writer import ShardWriter
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages

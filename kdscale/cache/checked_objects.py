@@ -4,6 +4,7 @@ The manifest vouches for metadata and for what is stored once, a shard's commit 
 shard's objects.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -22,8 +23,8 @@ from kdscale.cache.layout import (
 )
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.records import Record
-from kdscale.cache.stores.base import Sound, Store, crc
 from kdscale.cache.stores.concurrent import each
+from kdscale.cache.stores.store import Sound, Store
 from kdscale.errors import CacheCorruptError, StorageError
 
 
@@ -154,4 +155,4 @@ def _read(store: Store, key: str, sound: Sound) -> tuple[bytes, str]:
 
 
 def _has_crc(expected: int, data: bytes) -> bool:
-    return crc(data) == expected
+    return zlib.crc32(data) == expected

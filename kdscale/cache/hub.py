@@ -17,12 +17,11 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from kdscale.atomic_write import temporary_folder
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, describe, read_manifest
-from kdscale.cache.stores.base import Place
-from kdscale.cache.stores.object_keys import check_key
+from kdscale.cache.stores.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.errors import CacheMismatchError, CacheNotFoundError, ConfigError, StorageError
 from kdscale.formatting import number_of
-from kdscale.regular_files import path_inside
+from kdscale.regular_files import check_key, path_inside
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from threading import Event, Lock, Thread
 from typing import Self
 
 from kdscale.cache.process_identity import BUILDERS_HERE, ProcessIdentity, parse_identity
-from kdscale.cache.stores.base import Location, Store, open_store
+from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.errors import ClaimLostError, StorageError, UnsafePathError
 from kdscale.polling import wait_until
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from kdscale.cache.manifest_diff import ABSENT, differences, short
 from kdscale.cache.manifest_schema import FieldError, check_table
-from kdscale.cache.stores.base import Location, Store, is_remote, open_store
+from kdscale.cache.stores.store import Location, Store, is_remote, open_store
 from kdscale.documents import canonical
 from kdscale.encodings import Encoding, Float16, Float32, create_encoding
 from kdscale.errors import (

@@ -7,6 +7,7 @@ the specification.
 
 import hashlib
 import re
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,8 @@ from numcodecs.zstd import Zstd
 
 from kdscale.cache.layout import record_fields, record_object, shard_arrays, shard_name
 from kdscale.cache.manifest import Manifest
-from kdscale.cache.stores.base import Store, crc
 from kdscale.cache.stores.concurrent import each
+from kdscale.cache.stores.store import Store
 from kdscale.documents import canonical
 from kdscale.errors import StorageError
 
@@ -118,7 +119,7 @@ class CommitRecords:
             objects: stored bytes of each of `shard_arrays`.
             milliseconds: that the shard took to build.
         """
-        stated = [*map(crc, objects), milliseconds]
+        stated = [*map(zlib.crc32, objects), milliseconds]
         if self._binding is not None:
             stated += [view, shard]
         fields = np.array(stated, dtype="<u8") + np.uint64(COMMITTED)

@@ -6,8 +6,8 @@ from contextlib import suppress
 from kdscale.cache.lease import FOLDER, MANIFEST, Leases, is_claim, living_builder
 from kdscale.cache.manifest import MANIFEST_KEY
 from kdscale.cache.owned_keys import is_owned
-from kdscale.cache.stores.base import Location, Store, open_store
 from kdscale.cache.stores.local import LocalFolder
+from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.cache.writer import is_free
 from kdscale.errors import CacheError, CacheNotFoundError, UnsafePathError
 

@@ -19,7 +19,7 @@ from kdscale.cache.layout import (
 from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.manifest_schema import MAX_SHARDS
-from kdscale.cache.stores.base import Location, Store, open_store
+from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.cache.verify import VerifyReport, check_shards
 from kdscale.cache.writer import ShardWriter, changing_manifest, holds, write_metadata
 from kdscale.documents import DAMAGE, canonical

@@ -25,7 +25,7 @@ from kdscale.cache.manifest import (
     write_manifest,
 )
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import Location, Store, is_remote, open_store
+from kdscale.cache.stores.store import Location, Store, is_remote, open_store
 from kdscale.cache.writer import ShardWriter, changing_manifest, create_or_resume
 from kdscale.errors import CacheError, CacheMismatchError, CacheNotFoundError, StorageError
 from kdscale.formatting import number_of

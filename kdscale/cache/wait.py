@@ -5,7 +5,7 @@ from collections.abc import Callable
 from threading import Event
 
 from kdscale.cache import lease
-from kdscale.cache.stores.base import Store
+from kdscale.cache.stores.store import Store
 from kdscale.errors import CacheIncompleteError, StorageError
 
 _POLL_SECONDS = 0.1

@@ -32,7 +32,7 @@ from kdscale.cache.manifest import (
 )
 from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.records import CommitRecords, Record
-from kdscale.cache.stores.base import Location, Store, open_store
+from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, ConfigError, StorageError
 from kdscale.formatting import number_of
 

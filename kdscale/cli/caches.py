@@ -283,7 +283,7 @@ def cache_pull(url: Place, path: Place | None, cache_root: Path, as_json: bool) 
 
     PATH is CACHE_ROOT/NAME.zarr if not given. After a stop, the same command resumes.
     """
-    from kdscale.cache.stores.base import folder_name_of
+    from kdscale.cache.stores.store import folder_name_of
 
     _copy(url, path or cache_root / folder_name_of(url), as_json)
 

@@ -53,7 +53,7 @@ class _Place(click.ParamType[Any]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not isinstance(value, str):
             return value
-        from kdscale.cache.stores.base import place_of
+        from kdscale.cache.stores.store import place_of
 
         if re.match(r"[a-z0-9]+:/[^/]", value):
             self.fail(f"{value!r} is neither a folder nor a URL: those have two slashes, as in "

@@ -21,7 +21,7 @@ from kdscale.cache.layout import with_large_objects
 from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.reader import check_present
-from kdscale.cache.stores.base import Place, is_remote
+from kdscale.cache.stores.store import Place, is_remote
 from kdscale.cache.writer import create_or_resume
 from kdscale.distributed import broadcast_from_main, main_process_first
 from kdscale.errors import CacheNotFoundError

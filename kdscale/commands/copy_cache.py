@@ -6,7 +6,7 @@ from typing import Any
 
 from kdscale.cache.hub import is_hub, pull_from_hub, push_to_hub
 from kdscale.cache.manifest import read_manifest
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.formatting import number_of
 from kdscale.progress import progress

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.commands.build import build
 from kdscale.config import Recipe
 from kdscale.errors import ConfigError

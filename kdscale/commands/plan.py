@@ -16,7 +16,7 @@ from kdscale.cache.catalog import find_cache
 from kdscale.cache.layout import with_large_objects
 from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
 from kdscale.cache.size_estimate import num_files
-from kdscale.cache.stores.base import Place, is_remote
+from kdscale.cache.stores.store import Place, is_remote
 from kdscale.cache.writer import ShardWriter
 from kdscale.commands.encoding_sizes import embedding_outputs, encoding_sizes
 from kdscale.commands.step_times import payback, step_seconds

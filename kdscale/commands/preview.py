@@ -13,7 +13,7 @@ from PIL import Image
 from kdscale.atomic_write import write_output
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import Place, name_of
+from kdscale.cache.stores.store import Place, name_of
 from kdscale.config import Recipe
 from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdscale.building.stored_outputs import taps_of
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.data.views.digest import digest
 from kdscale.experiment.experiment import Experiment
 from kdscale.formatting import number_of

@@ -5,7 +5,7 @@ from typing import Any
 
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.repair import discard_bad_shards, restored_manifest
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.cache.verify import VerifyReport, verify
 from kdscale.commands.build import build, static_arrays
 from kdscale.distributed import broadcast_from_main, main_process_first

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from kdscale import config
 from kdscale.building.stored_outputs import StoredOutputs
 from kdscale.cache.manifest import Manifest
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline

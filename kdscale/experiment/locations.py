@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdscale.cache.stores.base import Place
 from kdscale.cache.stores.read_through import Copies
+from kdscale.cache.stores.store import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

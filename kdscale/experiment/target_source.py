@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.cache.wait import Patience
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.experiment.cache_spec import required_manifest

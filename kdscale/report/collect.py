@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from kdscale import config
 from kdscale.cache.catalog import list_caches
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.stores.base import is_remote, place_of
+from kdscale.cache.stores.store import is_remote, place_of
 from kdscale.errors import CacheError, RunError, UnsafePathError
 from kdscale.report.entry import Entry
 from kdscale.report.fields import dicts, excerpt, is_number, read_json, tables_of

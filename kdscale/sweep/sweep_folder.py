@@ -10,7 +10,7 @@ from typing import Any
 
 from kdscale.atomic_write import write_durably
 from kdscale.cache.lease import Leases
-from kdscale.cache.stores.base import Place
+from kdscale.cache.stores.store import Place
 from kdscale.config import Variants, differences, dump_recipe
 from kdscale.documents import DAMAGE, read_object, write_object
 from kdscale.errors import KdscaleError, RunError

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdscale.cache.manifest import Manifest, check_identity
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import Location
+from kdscale.cache.stores.store import Location
 from kdscale.cache.wait import Patience
 from kdscale.data.loader import Batch
 from kdscale.data.views.batch_plan import SampleViews, View

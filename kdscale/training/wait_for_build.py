@@ -13,7 +13,7 @@ from kdscale.cache import lease
 from kdscale.cache.catalog import find_cache
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import Location, open_store
+from kdscale.cache.stores.store import Location, open_store
 from kdscale.cache.wait import Patience, Watch
 from kdscale.cache.writer import is_free
 from kdscale.distributed import any_process_stopped

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import open_store
+from kdscale.cache.stores.store import open_store
 from kdscale.cache.verify import verify
 
 

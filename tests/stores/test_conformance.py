@@ -8,8 +8,8 @@ import pytest
 import synthetic
 
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import open_store, place_of
 from kdscale.cache.stores.read_through import Copies, ReadThrough
+from kdscale.cache.stores.store import open_store, place_of
 from kdscale.cache.verify import verify
 from kdscale.errors import StorageError
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from kdscale.cache.hub import parse, pull_from_hub, push_to_hub
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import open_store
+from kdscale.cache.stores.store import open_store
 from kdscale.cache.verify import verify
 from kdscale.errors import (
     CacheMismatchError,

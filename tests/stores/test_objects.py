@@ -13,7 +13,7 @@ from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores import object_store
-from kdscale.cache.stores.base import open_store
+from kdscale.cache.stores.store import open_store
 from kdscale.cache.verify import verify
 from kdscale.errors import CacheNotFoundError, ConfigError, StorageError
 

@@ -9,13 +9,13 @@ import synthetic
 from kdscale.cache.lease import Leases
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.remove import remove_cache
-from kdscale.cache.stores.base import folder_name_of
 from kdscale.cache.stores.local import LocalFolder
-from kdscale.cache.stores.object_keys import check_key
 from kdscale.cache.stores.object_store import ObjectStore
 from kdscale.cache.stores.read_through import Copies, ReadThrough
+from kdscale.cache.stores.store import folder_name_of
 from kdscale.cache.verify import verify
 from kdscale.errors import ConfigError, StorageError, UnsafePathError
+from kdscale.regular_files import check_key
 
 BAD_KEYS = ["../x", "a/../../x", "/x", "//x", "a//b", "a/./b", ".", "..", "", "a/", "a\\b", "n\0"]
 SPECIAL = ["link", "dangling", "pipe", "device"]

@@ -8,8 +8,8 @@ import synthetic
 
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.base import open_store
 from kdscale.cache.stores.object_store import ObjectStore
+from kdscale.cache.stores.store import open_store
 from kdscale.cache.transfer import transfer
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import create_or_resume

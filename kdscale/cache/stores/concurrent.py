@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from kdscale.cache.stores.base import Store
+from kdscale.cache.stores.store import Store
 
 _IN_HAND_BYTES = 64 << 20
 """Most bytes that are requested concurrently, before compression."""

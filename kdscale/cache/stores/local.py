@@ -16,8 +16,7 @@ from kdscale.atomic_write import (
     temporary_for,
     write_durably,
 )
-from kdscale.cache.stores.object_keys import check_key
-from kdscale.regular_files import open_inside, path_inside, read_file, text_path_inside
+from kdscale.regular_files import check_key, open_inside, path_inside, read_file, text_path_inside
 
 _LARGEST_CLAIM, _LARGEST_METADATA = 1 << 16, 256 << 20
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import quote
 
-from kdscale.cache.stores.object_keys import check_key
 from kdscale.errors import ConfigError, StorageError
+from kdscale.regular_files import check_key
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

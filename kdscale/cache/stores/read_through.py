@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from kdscale.cache.stores.base import Location, Sound, Store, is_remote, open_store
-from kdscale.cache.stores.object_keys import check_key
-from kdscale.regular_files import open_inside, path_inside, read_file
+from kdscale.cache.stores.store import Location, Sound, Store, is_remote, open_store
+from kdscale.regular_files import check_key, open_inside, path_inside, read_file
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import synthetic
 
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.repair import discard_bad_shards
-from kdscale.cache.stores.base import open_store
 from kdscale.cache.stores.read_through import Copies, ReadThrough
+from kdscale.cache.stores.store import open_store
 from kdscale.errors import CacheCorruptError
 
 PER_VIEW = 6  # objects of a view, but for its records

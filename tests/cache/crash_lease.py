@@ -1,4 +1,4 @@
-"""Kills claimants at every moment and checks what the next one finds; run by test_claims.
+"""Kills claimants at every moment and checks what the next one finds; run by test_lease.
 
 A process of its own, which starts no thread before it forks. Prints the number of moments.
 """

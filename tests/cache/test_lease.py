@@ -227,7 +227,7 @@ def test_killed_process_of_this_machine_is_taken_over_at_once(builder, tmp_path)
 
 
 def test_killed_at_any_moment_a_claimant_leaves_nothing_that_the_next_one_waits_for(tmp_path):
-    script = Path(__file__).with_name("crash_claims.py")
+    script = Path(__file__).with_name("crash_lease.py")
     done = subprocess.run(
         [sys.executable, script, tmp_path / "run"], capture_output=True, text=True, timeout=60
     )

@@ -1,7 +1,6 @@
 """Where a cache lies: a store of named objects, each there whole or not at all."""
 
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -171,8 +170,3 @@ def folder_name_of(place: Place) -> str:
     if name in ("", ".", "..") or "\\" in name or "\0" in name:
         raise ConfigError(f"{place} ends in {name!r}, which names no folder: name a PATH as well")
     return name
-
-
-def crc(data: bytes) -> int:
-    """CRC-32 of stored bytes, as commit records keep it."""
-    return zlib.crc32(data)
