@@ -171,10 +171,7 @@ def decode_file(
                 return np.asarray(colours.convert("L"))[None]
         return decode_image(encoded, channels, grey_range)
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-        reason = reason_of(error)
-        if isinstance(error, UnidentifiedImageError):
-            reason = f"not one of {', '.join(FORMATS)}"
-        raise DataError(f"{path} cannot be decoded: {reason}") from error
+        raise DataError(f"{path} cannot be decoded: {_reason(error)}") from error
 
 
 def open_image(encoded: bytes) -> Image.Image:
@@ -247,11 +244,13 @@ def _deep_grey(image: Image.Image, grey_range: tuple[float, float] | None) -> Im
     return Image.fromarray(levels)
 
 
+def _reason(error: Exception) -> str:
+    unknown = isinstance(error, UnidentifiedImageError)
+    return f"not one of {', '.join(FORMATS)}" if unknown else reason_of(error)
+
+
 def _unreadable(encoded: EncodedSplit, sample: int, error: Exception, image: bytes) -> DataError:
-    reason = reason_of(error)
-    remedy = "Repair or remove it"
+    reason, remedy = _reason(error), "Repair or remove it"
     if is_lfs_pointer(image):
         reason, remedy = "it is a Git LFS pointer, not the image", "Run 'git lfs pull'"
-    elif isinstance(error, UnidentifiedImageError):
-        reason = f"not one of {', '.join(FORMATS)}"
     return DataError(f"{encoded.place(sample)} cannot be decoded: {reason}. {remedy}")

@@ -1,17 +1,18 @@
 """A trained model as it is deployed: the pixels of images in, logits out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from kdscale.documents import check_as
 from kdscale.errors import ModelError, WeightsError
-from kdscale.formatting import shortened
 from kdscale.models.preprocess import Preprocess, resize
 from kdscale.models.registry import create_model
 from kdscale.models.untrusted import create_named_by_file, without_initial_weights
@@ -80,11 +81,12 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
     """
     path = Path(path)
     stated = _stated(path)
+    preprocess = Preprocess.parse(stated.preprocess)
     create = create_model if trust_code else partial(create_named_by_file, origin=path)
     model = create(
         stated.model,
         num_classes=stated.num_classes,
-        in_channels=stated.preprocess.channels,
+        in_channels=preprocess.channels,
         options=without_initial_weights(stated.model, stated.options),
     )
     if any(is_lazy(one) for one in model.parameters()):
@@ -93,7 +95,7 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
             "which a weights file does not state: name the sizes in its code, or export pt2"
         )
     load_weights(path, model, what="student")
-    return Deployable(model, stated.preprocess, stated.class_names, stated.size)
+    return Deployable(model, preprocess, stated.class_names, size_of(stated.pixels))
 
 
 def pixels_of(shape: Sequence[int]) -> dict[str, Any]:
@@ -133,11 +135,12 @@ class _Stated:
     """What a weights file states of its model."""
 
     model: str
-    num_classes: int
-    preprocess: Preprocess
-    options: dict[str, Any]
-    class_names: tuple[str, ...]
-    size: tuple[int, int] | None
+    num_classes: PositiveInt
+    preprocess: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    pixels: dict[str, Any] = field(default_factory=dict)
+    """As of `pixels_of`; empty in files of kdscale 0.1."""
 
 
 def _stated(path: Path) -> _Stated:
@@ -152,21 +155,14 @@ def _stated(path: Path) -> _Stated:
             f"{path} does not state its {', '.join(missing)}, wanted a file that kdscale wrote: "
             "weights.safetensors of a run, or what `kdscale export --format safetensors` gives"
         )
-    names, options = found.get("class_names") or [], found.get("options") or {}
-    # A model has a weight for each class at least, and a weight is a byte at least.
-    most, count = path.stat().st_size, found["num_classes"]
-    right = {
-        "model": isinstance(found["model"], str),
-        "num_classes": type(count) is int and 0 < count <= most,
-        "preprocess": isinstance(found["preprocess"], dict),
-        "options": isinstance(options, dict),
-        "class_names": isinstance(names, list) and all(isinstance(one, str) for one in names),
-    }
-    if wrong := [key for key, is_right in right.items() if not is_right]:
+    names = {one.name for one in fields(_Stated)}
+    try:
+        stated = check_as(_Stated, {k: v for k, v in found.items() if k in names and v is not None})
+        # A model has a weight for each class at least, and a weight is a byte at least.
+        if stated.num_classes > path.stat().st_size:
+            raise ValueError(f"num_classes is {stated.num_classes}, wanted no more than its bytes")
+    except ValueError as error:
         raise WeightsError(
-            f"{path} states {wrong[0]} = {shortened(repr(found[wrong[0]]))}, which kdscale did not "
-            "write: take the file that it exported"
-        )
-    preprocess = Preprocess.parse(found["preprocess"])
-    size = size_of(found.get("pixels"))
-    return _Stated(found["model"], count, preprocess, options, tuple(names), size)
+            f"{path} is not as kdscale writes it ({error}): take the file that it exported"
+        ) from error
+    return stated

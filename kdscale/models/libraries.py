@@ -3,6 +3,7 @@
 Each library is imported where it is used: two are optional, and all take a second or more.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,7 @@ def timm_model(
     name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
 ) -> nn.Module:
     """Build `timm/NAME`; random weights unless the option `pretrained` is true."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ModelError(f"model {name} needs timm ({error}): {INSTALL_MODELS}") from error
-
-    short = name.removeprefix("timm/")
+    timm, short = _library(name), name.removeprefix("timm/")
     if ":" not in short and not timm.is_model(short):  # hf-hub:... and local-dir:... are timm's
         raise ModelError(f"timm has no model {short!r}{did_you_mean(short, timm.list_models())}")
     fixed = {"model_name": short, "num_classes": num_classes, "in_chans": in_channels}
@@ -72,6 +68,15 @@ def timm_model(
     return model
 
 
+def _library(name: str) -> Any:
+    """Import the library that defines a model, timm or transformers."""
+    library = name.partition("/")[0]
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise ModelError(f"model {name} needs {library} ({error}): {INSTALL_MODELS}") from error
+
+
 def transformers_model(
     name: str, num_classes: int, in_channels: int, options: Mapping[str, Any]
 ) -> nn.Module:
@@ -80,14 +85,9 @@ def transformers_model(
     A head of another class count is replaced by a new one only where the options have:
     `num_labels` and `ignore_mismatched_sizes = true`.
     """
-    try:
-        from transformers import AutoModelForImageClassification
-    except ImportError as error:
-        raise ModelError(f"model {name} needs transformers ({error}): {INSTALL_MODELS}") from error
-
     place = _place(name)
     fixed = {"pretrained_model_name_or_path": place, "output_loading_info": True}
-    load = AutoModelForImageClassification.from_pretrained
+    load = _library(name).AutoModelForImageClassification.from_pretrained
     try:
         model, loading = build(name, load, fixed, options)
     except (OSError, RuntimeError) as error:
@@ -113,16 +113,14 @@ def transformers_architecture(
         ModelError: there is no such configuration here, it needs code or a model from
             elsewhere, or an option is no field of it.
     """
-    try:
-        from transformers import AutoConfig, AutoModelForImageClassification
-    except ImportError as error:
-        raise ModelError(f"model {name} needs transformers ({error}): {INSTALL_MODELS}") from error
-
+    transformers = _library(name)
     given = {key: value for key, value in options.items() if key not in _OF_LOADING}
     given.setdefault("num_labels", num_classes)
     place = _place(name)
     try:
-        settings = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        settings = transformers.AutoConfig.from_pretrained(
+            place, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"model {name} has no configuration at {place!r} that can be read without running its "
@@ -137,7 +135,7 @@ def transformers_architecture(
         )
     settings.update(given)
     _check_self_contained(name, settings)
-    create: Any = AutoModelForImageClassification.from_config
+    create = transformers.AutoModelForImageClassification.from_config
     model = create(settings, trust_remote_code=False)
     _check_heads(name, model, num_classes, in_channels)
     model.register_forward_hook(_logits_of)
