@@ -5,7 +5,7 @@ a value on the host cannot go on, and whatever crosses between host and device i
 the host are real: plans, windows and range checks do there what they always do.
 """
 
-import functools
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -94,9 +94,10 @@ def clear_tensor_caches() -> None:
     """Empty kdscale's caches of tensors: fake and real ones must never meet."""
     modules = [module for name, module in sys.modules.items() if name.startswith("kdscale")]
     for value in [value for module in modules for value in vars(module).values()]:
-        cached = isinstance(value, functools._lru_cache_wrapper)
-        if cached and "Tensor" in str(value.__annotations__.get("return")):
-            value.cache_clear()
+        if callable(value) and hasattr(value, "__wrapped__"):
+            cached = inspect.unwrap(value, stop=lambda one: hasattr(one, "cache_clear"))
+            if "Tensor" in str(getattr(cached, "__annotations__", {}).get("return")):
+                getattr(cached, "cache_clear", lambda: None)()
 
 
 class _Counter(TorchDispatchMode):

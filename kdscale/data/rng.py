@@ -8,13 +8,18 @@ Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) in 64-bit 
 wrap-around; `docs/views.md` specifies it, with known answers.
 """
 
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from kdscale.data import device_tables
+
 GENERATOR_VERSION = 1
 
+_UPPER = int(sys.byteorder == "little")  # where the upper half of a word lies in memory
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
@@ -35,9 +40,19 @@ def mix_integer(state: int, field: int) -> int:
     return x ^ (x >> 31)
 
 
-def mix(state: Tensor, field: Tensor) -> Tensor:
-    """One link of the chain, on int64 tensors that broadcast; bit-equal to `mix_integer`."""
-    x = (state + as_int64(_GOLDEN)) ^ field
+def mix(state: Tensor | int, field: Tensor | int) -> Tensor:
+    """One link of the chain, on int64 tensors that broadcast; bit-equal to `mix_integer`.
+
+    One of both may be a number.
+    """
+    if isinstance(state, Tensor):
+        return _finalize((state + as_int64(_GOLDEN)) ^ field)
+    assert isinstance(field, Tensor)
+    return _finalize(field ^ as_int64(state + _GOLDEN))
+
+
+def _finalize(x: Tensor) -> Tensor:
+    """Return splitmix64's finalizer of int64 [...]."""
     x = (x ^ _shift_right(x, 30)) * as_int64(_MULTIPLIER_1)
     x = (x ^ _shift_right(x, 27)) * as_int64(_MULTIPLIER_2)
     return x ^ _shift_right(x, 31)
@@ -70,14 +85,31 @@ def bits_KB(
     Returns:
         int64 [K, B].
     """
-    states = [derive_seed(seed, position, draw) for position, draw in draws]
-    if isinstance(view, int):
-        states = [mix_integer(state, view) for state in states]
-    words = [as_int64(state) for state in states]  # none at all where nothing is drawn
-    state_K1 = torch.tensor(words, dtype=torch.int64, device=index.device).view(-1, 1)
+    if not draws:
+        return index.new_empty((0, len(index)))
+    number = view if isinstance(view, int) else None
+    words = _states(seed, tuple(draws), number)
+    state_K1 = device_tables.on(index.device, words).view(-1, 1)
     if isinstance(view, Tensor):
-        state_K1 = mix(state_K1, view)
-    return mix(state_K1, index)
+        state_K1 = _finalize(state_K1 ^ view) + as_int64(_GOLDEN)
+    return _finalize(state_K1 ^ index)
+
+
+@device_tables.uncompiled
+@lru_cache(maxsize=64)  # of every pipeline in use, for this epoch's view and the next one's
+def _states(seed: int, draws: tuple[tuple[int, int], ...], view: int | None) -> tuple[int, ...]:
+    """Return the states before the last link, plus the constant that it adds, as int64."""
+    states = [derive_seed(seed, position, draw) for position, draw in draws]
+    if view is not None:
+        states = [mix_integer(state, view) for state in states]
+    return tuple(as_int64(state + _GOLDEN) for state in states)
+
+
+def upper_half(bits: Tensor) -> Tensor:
+    """Return the upper 32 bits of each word, int64 in [0, 2^32)."""
+    if torch.compiler.is_compiling() or bits.ndim == 0 or bits.stride(-1) != 1:
+        return _shift_right(bits, 32)
+    return bits.view(torch.uint32)[..., _UPPER::2].to(torch.int64)
 
 
 def integers(bits: Tensor, bound: int | Tensor) -> Tensor:
@@ -86,12 +118,25 @@ def integers(bits: Tensor, bound: int | Tensor) -> Tensor:
     No value's probability is further than 2^-32 from 1/bound.
     """
     assert isinstance(bound, Tensor) or 0 < bound < 1 << 31
-    return (_shift_right(bits, 32) * bound) >> 32
+    return (upper_half(bits) * bound) >> 32
+
+
+def integers_between(bits: Tensor, limits: Sequence[tuple[int, int]]) -> Tensor:
+    """Uniform int64 [K, B] from the lowest to the highest value of each draw.
+
+    Args:
+        bits: int64 [K, B].
+        limits: K pairs (lowest, highest), of less than 2^31 values, below 2^31 either way.
+    """
+    device = bits.device
+    counts = device_tables.on(device, tuple(high - low + 1 for low, high in limits))
+    lowest = device_tables.on(device, tuple(low << 32 for low, _ in limits))
+    return lowest.view(-1, 1).addcmul(upper_half(bits), counts.view(-1, 1)) >> 32
 
 
 def bernoulli(bits: Tensor, probability: float) -> Tensor:
     """True with `probability`, which is rounded to a multiple of 2^-32."""
-    return _shift_right(bits, 32) < round(probability * (1 << 32))
+    return upper_half(bits) < round(probability * (1 << 32))
 
 
 def permutation(num_samples: int, *fields: int) -> Tensor:
@@ -99,5 +144,5 @@ def permutation(num_samples: int, *fields: int) -> Tensor:
 
     The keys that are sorted all differ: for one state, a link of the chain is a bijection.
     """
-    state = torch.tensor(as_int64(derive_seed(*fields)))
+    state = as_int64(derive_seed(*fields))
     return torch.argsort(mix(state, torch.arange(num_samples)), stable=True)

@@ -48,6 +48,12 @@ def smooth(count, channels=3, height=12, width=10):
 IMAGES = {"noise": noise, "smooth": smooth}
 
 
+def both_axes(box):
+    """Starts and lengths, [2, B] each."""
+    top, left, height, width = box
+    return torch.stack((top, left)), torch.stack((height, width))
+
+
 def boxes(count, height, width, seed=1):
     """Top, left, height and width, int64 [count] each, of boxes of all sizes."""
     generator = torch.Generator().manual_seed(seed)
@@ -187,7 +193,7 @@ def test_resampling_gives_the_documented_pixels(old, size, interpolation, antial
 def test_resized_crop_is_that_specified(size, interpolation, antialias, channels):
     images = noise(12, channels, 17, 13)
     box = boxes(12, 17, 13)
-    found = resampling.resized_crop(images, *box, size, interpolation, antialias)
+    found = resampling.resized_crop(images, *both_axes(box), size, interpolation, antialias)
     for sample, image in enumerate(images.numpy()):
         one = [x[sample] for x in box]
         expected = resampled_box(image, one, size, interpolation, antialias)
@@ -256,7 +262,7 @@ def test_resize_is_at_most_a_grey_level_from_torchvision(size, antialias):
 @pytest.mark.parametrize("antialias", [True, False])
 def test_resized_crop_is_close_to_torchvision(kind, old, new, antialias):
     images, box = IMAGES[kind](64, 3, old, old), boxes(64, old, old)
-    found = resampling.resized_crop(images, *box, (new, new), antialias=antialias)
+    found = resampling.resized_crop(images, *both_axes(box), (new, new), antialias=antialias)
     per_sample = zip(images, *(x.tolist() for x in box), strict=True)
     expected = torch.stack(
         [reference.resized_crop(*one, [new, new], antialias=antialias) for one in per_sample]
@@ -271,7 +277,7 @@ def test_resized_crop_is_close_to_torchvision(kind, old, new, antialias):
 @pytest.mark.parametrize(("old", "new"), [(32, 32), (64, 32), (50, 28)])
 def test_nearest_resized_crop_equals_torchvision_but_for_its_rounding(old, new):
     images, box = noise(64, 3, old, old), boxes(64, old, old)
-    found = resampling.resized_crop(images, *box, (new, new), "nearest")
+    found = resampling.resized_crop(images, *both_axes(box), (new, new), "nearest")
     per_sample = zip(images, *(x.tolist() for x in box), strict=True)
     expected = torch.stack(
         [reference.resized_crop(*one, [new, new], "nearest") for one in per_sample]
@@ -351,7 +357,9 @@ def drawn_boxes(crop, height, width, count):
     boxes = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            resampling, "resized_crop", lambda images, *box: boxes.extend(box[:4]) or images
+            resampling,
+            "resized_crop",
+            lambda images, start, length, *_: boxes.extend((*start, *length)) or images,
         )
         crop(
             torch.empty(1, 1, 1, 1, dtype=torch.uint8).expand(count, 1, height, width),
@@ -472,9 +480,11 @@ def test_batch_and_order_do_not_matter(name, channels, height, width):
 @pytest.mark.parametrize("antialias", [True, False])
 def test_boxes_cut_out_first_are_the_same(monkeypatch, interpolation, antialias):
     images, box = noise(40, 3, 33, 57), boxes(40, 33, 57)
-    found = resampling.resized_crop(images, *box, (20, 24), interpolation, antialias)
+    found = resampling.resized_crop(images, *both_axes(box), (20, 24), interpolation, antialias)
     monkeypatch.setattr(resampling, "_LARGE", 0)
-    assert found.equal(resampling.resized_crop(images, *box, (20, 24), interpolation, antialias))
+    assert found.equal(
+        resampling.resized_crop(images, *both_axes(box), (20, 24), interpolation, antialias)
+    )
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

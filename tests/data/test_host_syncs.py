@@ -70,3 +70,22 @@ def test_counts_are_the_same_again_and_names_differ():
     cases = list(all_cases())
     assert len({case.name for case in cases}) == len(cases)
     assert count(cases[0]) == count(cases[0])
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast, of steps
+@pytest.mark.parametrize("case", list(all_cases()), ids=lambda case: case.name)
+def test_a_batch_waits_for_nothing(case):
+    found = count(case)
+    assert (found.host_syncs, found.blocking_copies, found.stopped_at) == (0, 0, None)
+    assert found.async_copies <= case.most_async_copies
+
+
+HALF = {"random_resized_crop": 56, "trivial_augment_wide": 99, "rand_augment": 177,
+        "color_jitter": 296}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_eager_views_launch_few_kernels(name):
+    """At most half of what commit 624cdaf launched for 128 images of 32 px."""
+    case = next(case for case in all_cases() if case.name == f"views: {name}")
+    assert count(case).kernels <= HALF[name]

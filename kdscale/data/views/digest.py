@@ -30,7 +30,7 @@ def digest(pixels: Tensor) -> Tensor:
     keys_W = _word_keys(words_BW.shape[1], pixels.device)
     total_B = mix(keys_W, words_BW).sum(1)
     shape = derive_seed(_KEY, *pixels.shape[1:])
-    return mix(total_B, torch.tensor(as_int64(shape), device=pixels.device)) & 0xFFFFFFFF
+    return mix(total_B, as_int64(shape)) & 0xFFFFFFFF
 
 
 def _words(pixels: Tensor) -> Tensor:
@@ -47,5 +47,4 @@ def _words(pixels: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _word_keys(num_words: int, device: torch.device) -> Tensor:
-    state = torch.tensor(as_int64(_KEY))
-    return mix(state, torch.arange(num_words)).to(device)
+    return mix(as_int64(_KEY), torch.arange(num_words)).to(device)

@@ -10,9 +10,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar
 
-import torch
-from torch import Tensor
-from torch._compile import _disable_dynamo
+from kdscale.data.device_tables import uncompiled
 
 UNITS_PER_DEGREE = 64
 """Angles are integers: 64ths of a degree."""
@@ -40,28 +38,7 @@ def _table(function: Callable[Arguments, list[int]]) -> Callable[Arguments, tupl
         with localcontext(_CONTEXT):
             return tuple(function(*args, **kwargs))
 
-    return _uncompiled(computed)
-
-
-def _uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Exclude a function from compilation: neither decimal numbers nor caches can be compiled.
-
-    `torch.compiler.disable` would import the compiler here, for every command: 150 MB and a second.
-    This imports it at the first call.
-    """
-    return _disable_dynamo(function)
-
-
-def on(device: torch.device, table: tuple[int, ...]) -> Tensor:
-    """A table as int64 on a device."""
-    return _on(device, table)
-
-
-@_uncompiled
-@lru_cache(maxsize=128)
-def _on(device: torch.device, table: tuple[int, ...]) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(table, dtype=torch.int64, device=device)
+    return uncompiled(computed)
 
 
 @_table

@@ -261,8 +261,10 @@ class Pipeline:
 
     def _enumerated(self, draws: Sequence[tuple[int, int]], view: View, index: Tensor) -> Tensor:
         """Bits that lead to outcome (view + a number drawn for the sample) of all outcomes."""
+        if not draws:
+            return index.new_empty((0, len(index)))
         choices = self._choices()
-        state = torch.tensor(as_int64(derive_seed(_ALL, self.seed)), device=index.device)
+        state = as_int64(derive_seed(_ALL, self.seed))
         total = prod(choices.values())
         # The view is reduced first: near 2**63 the sum would overflow.
         outcome = (integers(mix(state, index), total) + view % total) % total
@@ -271,8 +273,6 @@ class Pipeline:
             # The word that every draw of `count` values, integer or bernoulli, reads as its value.
             words[draw] = (outcome % count) * _LARGEST_WORD // max(count - 1, 1) << 32
             outcome = outcome // count
-        if not draws:
-            return index.new_empty((0, len(index)))
         return torch.stack([words[draw] for draw in draws])
 
     def _choices(self) -> dict[tuple[int, int], int]:

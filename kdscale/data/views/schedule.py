@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from kdscale.data.rng import as_int64, derive_seed, integers, mix, permutation
@@ -38,8 +37,7 @@ class ViewSchedule:
         return order.to(index.device)[place]
 
     def _shift(self, block: Tensor) -> Tensor:
-        state = torch.tensor(as_int64(derive_seed(_SHIFT, self.seed)), device=block.device)
-        return integers(mix(state, block), self.num_views)
+        return integers(mix(as_int64(derive_seed(_SHIFT, self.seed)), block), self.num_views)
 
 
 @lru_cache(maxsize=64)  # asked at every step

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdscale.data.device_tables import device_table
 from kdscale.data.views import lookup_tables
-from kdscale.data.views.functional.masking import chunked
+from kdscale.data.views.functional.masking import chunked, on_host
 
 Interpolation = Literal["nearest", "bilinear"]
 
@@ -47,7 +48,7 @@ def source_coordinates(matrix_B6: Tensor, height: int, width: int) -> Tensor:
     For `gather_pixels`: matrices that come again and again need not be multiplied out each time.
     """
     padded_shape = torch.Size((1, 1, height + 2 * _BORDER, width + 2 * _BORDER))
-    return _places(*_sources(matrix_B6, padded_shape, _PLACE_ONE // 2), padded_shape)
+    return _places(_sources(matrix_B6, padded_shape, _PLACE_ONE // 2), padded_shape)
 
 
 def gather_pixels(images: Tensor, place_BHW: Tensor, fill: int) -> Tensor:
@@ -64,9 +65,9 @@ def _affine(images: Tensor, matrix_B6: Tensor, interpolation: Interpolation, fil
 
 def _bilinear(padded: Tensor, matrix_B6: Tensor) -> Tensor:
     # rounded to 256ths when the lowest four bits are dropped
-    x_BHW, y_BHW = _sources(matrix_B6, padded.shape, 8)
-    right_B1P, below_B1P = _fraction(x_BHW), _fraction(y_BHW)
-    place_BHW = _places(x_BHW, y_BHW, padded.shape)
+    source_B2HW = _sources(matrix_B6, padded.shape, 8)
+    right_B1P, below_B1P = _fractions(source_B2HW)
+    place_BHW = _places(source_B2HW, padded.shape)
     row = padded.shape[3]
     corners = (_take(padded, place_BHW, k).to(torch.float32) for k in (0, 1, row, row + 1))
     upper = next(corners).lerp_(next(corners), right_B1P)
@@ -74,40 +75,45 @@ def _bilinear(padded: Tensor, matrix_B6: Tensor) -> Tensor:
     return rounded(upper.lerp_(lower, below_B1P))
 
 
-def _sources(matrix_B6: Tensor, padded_shape: torch.Size, more: int) -> tuple[Tensor, Tensor]:
-    """Columns and rows, int32 [B, H, W] in 4096ths of a pixel, 0 the middle of the first one.
+def _sources(matrix_B6: Tensor, padded_shape: torch.Size, more: int) -> Tensor:
+    """Columns and rows, int32 [B, 2, H, W] in 4096ths of a pixel, 0 the middle of the first one.
 
     Each term is rounded to 4096ths on its own: what is done for every pixel then fits int32.
     `more` is added to both.
     """
     height, width = (size - 2 * _BORDER for size in padded_shape[2:])
-    a, b, c, d, e, f = matrix_B6.unsqueeze(-1).unbind(1)
-    device = matrix_B6.device
-    # Twice the distance from the middle: whole numbers also where that lies between pixels.
+    x_W, y_H, middle_21 = _axes(height, width, matrix_B6.device)
+    by_x, by_y, shift = matrix_B6.reshape(-1, 2, 3).split(1, 2)
+    by_row_B2H = torch.add(middle_21, shift, alpha=2).addcmul(by_y, y_H)
+    # from 131072ths to 4096ths
+    both = torch.cat((by_x * x_W, by_row_B2H), 2).add_(16).bitwise_right_shift_(5)
+    columns, rows = both.clamp_(-_FARTHEST, _FARTHEST - 1).to(torch.int32).split((width, height), 2)
+    source_B2HW: Tensor = columns.unsqueeze(2) + rows.add_(more).unsqueeze(3)
+    return source_B2HW
+
+
+@device_table
+def _axes(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Twice the distance from the middle of each column and row, and the middle in 131072ths.
+
+    Twice: whole numbers also where the middle lies between pixels.
+    """
     x_W = 2 * torch.arange(width, device=device) - (width - 1)
     y_H = 2 * torch.arange(height, device=device) - (height - 1)
-    x_BHW = _sum(a * x_W, b * y_H + 2 * c + ((width - 1) << 16), more)
-    return x_BHW, _sum(d * x_W, e * y_H + 2 * f + ((height - 1) << 16), more)
+    middle = torch.tensor(((width - 1) << 16, (height - 1) << 16), device=device)
+    return x_W, y_H, middle.view(2, 1)
 
 
-def _sum(by_column_BW: Tensor, by_row_BH: Tensor, more: int) -> Tensor:
-    """The sum for every pixel, from 131072ths to 4096ths."""
-    columns, rows = (
-        ((term + 16) >> 5).clamp_(-_FARTHEST, _FARTHEST - 1).to(torch.int32)
-        for term in (by_column_BW, by_row_BH)
-    )
-    return columns.unsqueeze(1) + rows.add_(more).unsqueeze(2)
-
-
-def _places(x_BHW: Tensor, y_BHW: Tensor, padded_shape: torch.Size) -> Tensor:
+def _places(source_B2HW: Tensor, padded_shape: torch.Size) -> Tensor:
     """Where each padded plane holds a place (overwritten), int64 [B, H, W].
 
     Places are rounded down to pixels; those farther out than the border are moved onto it.
     """
     padded_height, padded_width = padded_shape[2:]
     # Counted from the first pixel of the border on.
-    column = (x_BHW.bitwise_right_shift_(12)).clamp_(-_BORDER, padded_width - 2 * _BORDER)
-    row = (y_BHW.bitwise_right_shift_(12)).clamp_(-_BORDER, padded_height - 2 * _BORDER)
+    column, row = source_B2HW.bitwise_right_shift_(12).unbind(1)
+    column.clamp_(-_BORDER, padded_width - 2 * _BORDER)
+    row.clamp_(-_BORDER, padded_height - 2 * _BORDER)
     first_pixel = _BORDER * padded_width + _BORDER
     return column.add_(row, alpha=padded_width).add_(first_pixel).to(torch.int64)
 
@@ -119,15 +125,17 @@ def _take(padded: Tensor, place_BHW: Tensor, ahead: int = 0) -> Tensor:
     return padded.flatten(2)[..., ahead:].gather(2, place_BCP)
 
 
-def _fraction(axis_BHW: Tensor) -> Tensor:
-    """How far a place lies behind a pixel, in whole 256ths of a pixel: float32 [B, 1, H W]."""
-    fraction = (axis_BHW >> 4).bitwise_and_(255).to(torch.float32).mul_(1 / 256)
-    return fraction.view(len(fraction), 1, -1)
+def _fractions(source_B2HW: Tensor) -> tuple[Tensor, Tensor]:
+    """How far places lie behind a pixel, in whole 256ths of a pixel: both float32 [B, 1, H W]."""
+    fractions = (source_B2HW >> 4).bitwise_and_(255).to(torch.float32).mul_(1 / 256)
+    right, below = fractions.flatten(2).split(1, 1)
+    return right, below
 
 
 def rounded(grey_levels: Tensor) -> Tensor:
-    """float32 to uint8, halves up, in place; by way of int16, which is twice as fast."""
-    return grey_levels.add_(0.5).to(torch.int16).to(torch.uint8)
+    """float32 to uint8, halves up, in place; by way of int16, twice as fast on a CPU."""
+    grey_levels.add_(0.5)
+    return (grey_levels.to(torch.int16) if on_host(grey_levels) else grey_levels).to(torch.uint8)
 
 
 # --------------------------------------------------------------------------- matrices for affine
@@ -137,6 +145,12 @@ def rotation_matrix(angle_B: Tensor) -> Tensor:
     """Inverse matrices, int64 [B, 6], of turns counter-clockwise, in 64ths of a degree."""
     cosine, sine, zero = _cosine(angle_B), _sine(angle_B), torch.zeros_like(angle_B)
     return torch.stack((cosine, -sine, zero, sine, cosine, zero), 1)
+
+
+@device_table
+def rotation_matrices(lowest: int, highest: int, device: torch.device) -> Tensor:
+    """`rotation_matrix` of all angles from the lowest to the highest, int64 [angles, 6]."""
+    return rotation_matrix(torch.arange(lowest, highest + 1, device=device))
 
 
 def affine_matrix(
@@ -167,13 +181,8 @@ def affine_matrix(
 
 
 def _sine(angle: Tensor) -> Tensor:
-    quarter = 90 * lookup_tables.UNITS_PER_DEGREE
-    angle = angle % (4 * quarter)
-    in_half = angle % (2 * quarter)
-    sine = lookup_tables.on(angle.device, lookup_tables.sines())[
-        quarter - (in_half - quarter).abs()
-    ]
-    return torch.where(angle < 2 * quarter, sine, -sine)
+    sines, _ = _tables(angle.device)
+    return sines[angle % len(sines)]
 
 
 def _cosine(angle: Tensor) -> Tensor:
@@ -181,7 +190,17 @@ def _cosine(angle: Tensor) -> Tensor:
 
 
 def _tangent(angle: Tensor) -> Tensor:
-    return lookup_tables.on(angle.device, lookup_tables.tangents())[angle.abs()] * angle.sign()
+    _, tangents = _tables(angle.device)
+    return tangents[angle + len(tangents) // 2]
+
+
+@device_table
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sines of a whole turn, and tangents of all angles of less than 90 degrees either way."""
+    sine = torch.tensor(lookup_tables.sines(), device=device)
+    tangent = torch.tensor(lookup_tables.tangents(), device=device)
+    half = torch.cat((sine, sine[1:-1].flip(0)))
+    return torch.cat((half, -half)), torch.cat((-tangent[1:].flip(0), tangent))
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ floating point makes torchvision's differ.
 import torch
 from torch import Tensor
 
+from kdscale.data import device_tables
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional.masking import chunked
 
@@ -20,6 +21,9 @@ LARGEST_FACTOR = 16
 """Beyond it, sums could leave int32."""
 _GREY_WEIGHTS = (1253677, 2462056, 478151)  # 0.2989, 0.587 and 0.114
 _GREY_BITS = 22  # in so fine parts, as many as int32 holds: floor then hardly ever differs
+
+_RECIPROCALS = (1 << 16, *(-(-255 * 65536 // span) for span in range(1, 256)))
+"""Of spans of grey levels, in 65536ths; a span of 0 is to stay as it is."""
 
 
 def brightness(images: Tensor, factor_B: Tensor) -> Tensor:
@@ -93,7 +97,7 @@ def gaussian_blur(images: Tensor, sigma_B: Tensor, kernel_size: int, largest_sig
         largest_sigma: how far the table of weights reaches.
     """
     table = lookup_tables.gaussian(kernel_size, largest_sigma)
-    weights = lookup_tables.on(images.device, table).to(torch.int32).view(largest_sigma, -1)
+    weights = device_tables.on(images.device, table).to(torch.int32).view(largest_sigma, -1)
     return chunked(_blur, images, weights[sigma_B - 1])
 
 
@@ -115,44 +119,68 @@ def _scale(images: Tensor, factor_B: Tensor, offset_B: Tensor) -> Tensor:
     return _finish(sums.add_(_per_sample(offset_B).to(torch.int32)))
 
 
+def grey_of(pixels: Tensor) -> Tensor:
+    """The grey image of int32 [B, C, H, W], int32 [B, 1, H, W]."""
+    if pixels.shape[1] == 1:
+        return pixels
+    red, green, blue = pixels.split(1, 1)
+    grey: Tensor = (red * _GREY_WEIGHTS[0]).add_(green, alpha=_GREY_WEIGHTS[1])
+    return grey.add_(blue, alpha=_GREY_WEIGHTS[2]).bitwise_right_shift_(_GREY_BITS)
+
+
 def _grey(images: Tensor) -> Tensor:
-    """The grey image, int32 [B, 1, H, W]."""
-    if images.shape[1] == 1:
-        return images.to(torch.int32)
-    red, green, blue = (
-        images[:, c : c + 1].to(torch.int32).mul_(w) for c, w in enumerate(_GREY_WEIGHTS)
-    )
-    return red.add_(green).add_(blue).bitwise_right_shift_(_GREY_BITS)
+    return grey_of(images.to(torch.int32))
 
 
 def _contrast(images: Tensor, factor_B: Tensor) -> Tensor:
+    grey = _grey(images)
+    return _scale(images, factor_B, mean_part(grey, ONE - factor_B))
+
+
+def mean_part(grey: Tensor, share_B: Tensor) -> Tensor:
+    """The mean of each grey image times its share, rounded down: int64 [B].
+
+    Inside of the floor of (pixel · factor + x) / 4096, x may be rounded down first.
+    """
     # A row's sum fits in int32, of which torch makes sums seven times faster than of int64.
-    total_B = _grey(images).sum(-1, dtype=torch.int32).sum((1, 2))
-    num_pixels = images.shape[-2] * images.shape[-1]
-    # Inside of the floor of (pixel · factor + x) / 4096, x may be rounded down first.
-    offset_B = _quotient(total_B * (ONE - factor_B), num_pixels)
-    return _scale(images, factor_B, offset_B)
+    total_B = grey.sum(-1, dtype=torch.int32).sum((1, 2))
+    return _quotient(total_B * share_B, grey.shape[-2] * grey.shape[-1])
 
 
 def _saturation(images: Tensor, factor_B: Tensor) -> Tensor:
     factor = _per_sample(factor_B).to(torch.int32)
-    return _finish(images.to(torch.int32).mul_(factor).add_(_grey(images).mul_(ONE - factor)))
+    return _finish(images.to(torch.int32).mul_(factor).addcmul_(_grey(images), ONE - factor))
 
 
 def _sharpness(images: Tensor, factor_B: Tensor) -> Tensor:
     pixels = images.to(torch.int16).contiguous()
-    # floor((2 · sum + 13) / 26), the mean rounded: exact for sums up to 13 · 255
-    mean = _neighbours(pixels).to(torch.int32).mul_(2 * 10083).add_(13 * 10083)
-    mean = mean.bitwise_right_shift_(18).view(images.shape)
     factor = _per_sample(factor_B).to(torch.int32)
+    mean = _mean(_neighbours(pixels).to(torch.int32))
     blend = _finish(mean.mul_(ONE - factor).add_(pixels.to(torch.int32).mul_(factor)))
     sharpened = images.clone(memory_format=torch.contiguous_format)
     sharpened[..., 1:-1, 1:-1] = blend[..., 1:-1, 1:-1]
     return sharpened
 
 
+def mean_of_neighbours(pixels: Tensor) -> Tensor:
+    """Rounded mean of 3x3 pixels, the middle one five times; the outermost pixels are their own.
+
+    Both int32 [B, C, H, W].
+    """
+    if min(pixels.shape[-2:]) <= 2:
+        return pixels
+    mean = pixels.clone(memory_format=torch.contiguous_format)
+    mean[..., 1:-1, 1:-1] = _mean(_neighbours(pixels.contiguous()))[..., 1:-1, 1:-1]
+    return mean
+
+
+def _mean(sums: Tensor) -> Tensor:
+    """floor((2 · sum + 13) / 26), overwriting the sums: exact up to 13 · 255."""
+    return sums.mul_(2 * 10083).add_(13 * 10083).bitwise_right_shift_(18)
+
+
 def _neighbours(pixels: Tensor) -> Tensor:
-    """Sums of 3x3 pixels, the middle one five times; what stands for the outermost is void.
+    """Sums of 3x3 pixels, [B, C, H, W] as they are; what stands for the outermost is void.
 
     All pixels of a batch in one line: twice as fast as line by line, where these are short.
     """
@@ -161,39 +189,58 @@ def _neighbours(pixels: Tensor) -> Tensor:
     inner = slice(width + 1, -width - 1)
     sums = torch.zeros_like(line)
     sums[inner] = (rows[:-2] + rows[1:-1]).add_(rows[2:]).add_(line[inner], alpha=4)
-    return sums
+    return sums.view(pixels.shape)
 
 
 def _autocontrast(images: Tensor) -> Tensor:
-    least, most = (extreme.to(torch.int32) for extreme in _extremes(images))
-    span = most - least
-    flat = (span == 0).to(torch.int32)  # a channel of one grey level stays
-    # floor(255 · n / span) = floor(n · ceil(255 · 65536 / span) / 65536) for 0 <= n <= span <= 255
-    divisor = span + flat
-    reciprocal = _quotient(255 * 65536 + divisor - 1, divisor)
-    reciprocal = reciprocal * (1 - flat) + 65536 * flat
-    stretched = images.to(torch.int32).sub_(least * (1 - flat)).mul_(reciprocal)
+    least, reciprocal = _stretch(images)
+    stretched = images.to(torch.int32).sub_(least).mul_(reciprocal)
     return stretched.bitwise_right_shift_(16).to(torch.uint8)
 
 
-def _extremes(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest grey level of each channel, uint8 [B, C, 1, 1]."""
-    return images.amin((-2, -1), keepdim=True), images.amax((-2, -1), keepdim=True)
+def autocontrast_levels(images: Tensor) -> Tensor:
+    """What `autocontrast` makes of the grey levels that a channel has: uint8 [B, C, 1, 256].
+
+    Those that it does not have become anything.
+    """
+    least, reciprocal = _stretch(images)
+    level = device_tables.on(images.device, tuple(range(256)))
+    return (level - least).mul_(reciprocal).bitwise_right_shift_(16).to(torch.uint8)
+
+
+def _stretch(images: Tensor) -> tuple[Tensor, Tensor]:
+    """What to subtract in each channel (uint8), what to multiply with then (int32, 65536ths).
+
+    [B, C, 1, 1] both. A channel of one grey level stays.
+    """
+    least = images.amin((-2, -1), keepdim=True)
+    # floor(255 · n / span) = floor(n · ceil(255 · 65536 / span) / 65536) for 0 <= n <= span <= 255
+    span = (images.amax((-2, -1), keepdim=True) - least).to(torch.int64)
+    return least * (span > 0), device_tables.on(images.device, _RECIPROCALS)[span].to(torch.int32)
 
 
 def _equalize(images: Tensor) -> Tensor:
-    batch, channels, height, width = images.shape
-    pixels = images.reshape(batch * channels, height * width).to(torch.int64)
+    pixels = images.flatten(0, 1).flatten(1).to(torch.int64)
+    return equalized_levels(images, pixels).gather(1, pixels).view(images.shape)
+
+
+def equalized_levels(images: Tensor, pixels: Tensor) -> Tensor:
+    """What `equalize` makes of each grey level in each channel, uint8 [B · C, 256].
+
+    Args:
+        images: uint8 [B, C, H, W].
+        pixels: the same as int64 [B · C, H · W].
+    """
     one = torch.ones((), dtype=torch.int32, device=images.device).expand(pixels.shape)
     histogram = torch.zeros(len(pixels), 256, dtype=torch.int32, device=images.device)
     histogram.scatter_add_(1, pixels, one)
     brightest = images.amax((-2, -1)).view(-1, 1).to(torch.int64)
-    step = _quotient(height * width - histogram.gather(1, brightest), 255)
+    step = _quotient(pixels.shape[1] - histogram.gather(1, brightest), 255)
     # For integers below 2^52, the floor of their float64 quotient is exact, and it is faster.
     below = histogram.cumsum(1, dtype=torch.int32).sub_(histogram).add_(_quotient(step, 2))
     levels = below.to(torch.float64).div_(step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
     same = torch.arange(256, dtype=torch.uint8, device=images.device)
-    return torch.where(step > 0, levels, same).gather(1, pixels).view(images.shape)
+    return torch.where(step > 0, levels, same)
 
 
 def _hue(images: Tensor, turn_B: Tensor) -> Tensor:

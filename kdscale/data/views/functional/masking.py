@@ -8,6 +8,14 @@ from torch import Tensor
 _PART = 1 << 17  # pixels; int32 copies of so many stay in a core's own cache: 3 times faster
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Whether values may decide what is computed: on a CPU, outside of compiled code.
+
+    On a device that would be a synchronisation in every batch.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def chunked(
     function: Callable[..., Tensor], images: Tensor, *parameters: Tensor, pixels: int = _PART
 ) -> Tensor:
@@ -22,8 +30,7 @@ def chunked(
     threads = torch.get_num_threads()
     pixels *= 1 if threads == 1 else 2 * threads  # enough for all of them to share
     samples = max(1, pixels // max(1, images[:1].numel()))
-    whole = images.device.type != "cpu" or torch.compiler.is_compiling()
-    if whole or len(images) <= samples:
+    if not on_host(images) or len(images) <= samples:
         return function(images, *parameters)
     parts = zip(*(tensor.split(samples) for tensor in (images, *parameters)), strict=True)
     first = function(*next(parts))
@@ -38,9 +45,10 @@ def chunked(
 def where_chosen(function: Callable[[Tensor], Tensor], images: Tensor, chosen_B: Tensor) -> Tensor:
     """The images, those with a true in bool `chosen_B` replaced by what `function` makes of them.
 
-    Which samples are chosen is asked of the device, a synchronisation: the functions that are run
-    so cost more than that, and most samples are often not chosen.
+    On a CPU the function runs on the chosen samples alone, which are often few.
     """
+    if not on_host(images):
+        return torch.where(chosen_B.view(-1, 1, 1, 1), function(images), images)
     rows = chosen_B.nonzero().flatten()
     if not len(rows):
         return images
@@ -59,8 +67,7 @@ def dispatch_by_kind(
 ) -> Tensor:
     """Run S rounds, in each of which every sample goes through the function of its own kind.
 
-    The number of samples of each kind is asked of the device once for all rounds, a
-    synchronisation: otherwise every kind would have to run on every sample.
+    For CPUs: a device would be waited for.
 
     Args:
         images: [B, C, H, W].

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdscale.data.device_tables import device_table
 from kdscale.data.views.functional.affine import Interpolation, rounded
-from kdscale.data.views.functional.masking import chunked
+from kdscale.data.views.functional.masking import chunked, on_host
 
 _WEIGHT_ONE = 1 << 14
 _SMALL = 48  # pixels a side, up to which the weights of all boxes fit into memory
@@ -23,10 +24,8 @@ _LARGE = 1 << 16  # pixels; from here on the box alone is worth a step of its ow
 
 def resized_crop(
     images: Tensor,
-    top_B: Tensor,
-    left_B: Tensor,
-    height_B: Tensor,
-    width_B: Tensor,
+    start_2B: Tensor,
+    length_2B: Tensor,
     size: tuple[int, int],
     interpolation: Interpolation = "bilinear",
     antialias: bool = True,
@@ -38,29 +37,26 @@ def resized_crop(
 
     Args:
         images: uint8 [B, C, H, W].
-        top_B: int64, first row of the box; all boxes lie inside of the images.
-        left_B: first column.
-        height_B: at least 1.
-        width_B: at least 1.
+        start_2B: int64, first row and first column of the box; all boxes lie inside of the images.
+        length_2B: numbers of rows and columns, at least 1.
         size: height and width of the result.
         interpolation: "nearest" takes the pixel that holds the left upper corner of the new one,
             as torchvision does.
         antialias: bilinear weights reach as far as the new pixels where these are the larger ones.
     """
-    on_cpu = images.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_cpu and images[:1].numel() >= _LARGE:
+    if on_host(images) and images[:1].numel() >= _LARGE:
         # Nothing outside of the box is needed, and here no device has to be waited for.
-        edges = torch.stack((top_B, left_B, top_B + height_B, left_B + width_B), 1).tolist()
+        edges = torch.cat((start_2B, start_2B + length_2B)).T.tolist()
         cut = [
             images[sample : sample + 1, :, top:bottom, left:right]
             for sample, (top, left, bottom, right) in enumerate(edges)
         ]
         return torch.cat([resize(image, size, interpolation, antialias) for image in cut])
     if interpolation == "bilinear" and _has_tables(images, size):
-        return _with_tables(images, (top_B, height_B), (left_B, width_B), size, antialias)
+        return _with_tables(images, start_2B, length_2B, size, antialias)
     taps = partial(_taps, interpolation=interpolation, antialias=antialias)
-    rows = taps(top_B, height_B, size[0], images.shape[2])
-    columns = taps(left_B, width_B, size[1], images.shape[3])
+    rows = taps(start_2B[0], length_2B[0], size[0], images.shape[2])
+    columns = taps(start_2B[1], length_2B[1], size[1], images.shape[3])
     return _resample_both(images, *rows, *columns)
 
 
@@ -74,11 +70,19 @@ def resize(
     if size == images.shape[2:]:
         return images.contiguous()
     parameters = []
-    for new, old in zip(size, images.shape[2:], strict=True):
-        start = torch.zeros(1, dtype=torch.int64, device=images.device)
-        taps = _taps(start, start + old, new, old, interpolation, antialias)
+    for sides in zip(size, images.shape[2:], strict=True):
+        taps = _taps_of_all(*sides, interpolation, antialias, images.device)
         parameters += [x.expand(len(images), -1, -1) for x in taps]
     return _resample_both(images, *parameters)
+
+
+@device_table
+def _taps_of_all(
+    new: int, old: int, interpolation: Interpolation, antialias: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`_taps` of whole images."""
+    start = torch.zeros(1, dtype=torch.int64, device=device)
+    return _taps(start, start + old, new, old, interpolation, antialias)
 
 
 def _resample_both(
@@ -99,28 +103,29 @@ def _has_tables(images: Tensor, size: tuple[int, int]) -> bool:
 
 
 def _with_tables(
-    images: Tensor,
-    rows: tuple[Tensor, Tensor],
-    columns: tuple[Tensor, Tensor],
-    size: tuple[int, int],
-    antialias: bool,
+    images: Tensor, start_2B: Tensor, length_2B: Tensor, size: tuple[int, int], antialias: bool
 ) -> Tensor:
-    """The crops of small images; `rows` and `columns` are start and length, int64 [B]."""
-    old_height, old_width = images.shape[2:]
-    row_table = _table_of_boxes(old_height, size[0], antialias, images.device)
-    column_table = _table_of_boxes(old_width, size[1], antialias, images.device)
-    return chunked(
-        partial(_as_products, row_table=row_table[0], column_table=column_table[1]),
-        images,
-        _box_number(*rows, old_height),
-        _box_number(*columns, old_width),
-        pixels=_PART,
+    """The crops of small images."""
+    old, device = images.shape[2:], images.device
+    row_table, column_table = (
+        _table_of_boxes(*sides, antialias, device) for sides in zip(old, size, strict=True)
     )
+    # Boxes are numbered by length, then by start.
+    row_box_B, column_box_B = _first_boxes(*old, device).gather(1, length_2B).add_(start_2B)
+    multiplied = partial(_as_products, row_table=row_table[0], column_table=column_table[1])
+    return chunked(multiplied, images, row_box_B, column_box_B, pixels=_PART)
 
 
-def _box_number(start_B: Tensor, length_B: Tensor, old_size: int) -> Tensor:
-    """By length, then by start: there are old_size - length + 1 boxes of each length."""
-    return (length_B - 1) * (2 * old_size - length_B + 2) // 2 + start_B
+@lru_cache(maxsize=8)
+def _first_boxes(height: int, width: int, device: torch.device) -> Tensor:
+    """How many boxes of an axis are shorter than each length, int64 [2, the longer side + 1].
+
+    There are size - length + 1 boxes of each length.
+    """
+    with torch.inference_mode(False):
+        length = torch.arange(max(height, width) + 1, device=device)
+        sizes = torch.tensor(((height,), (width,)), device=device)
+        return torch.div((length - 1) * (2 * sizes - length + 2), 2, rounding_mode="floor")
 
 
 @lru_cache(maxsize=8)

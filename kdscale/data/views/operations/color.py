@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from kdscale.data.rng import bernoulli, integers
+from kdscale.data import device_tables
+from kdscale.data.device_tables import device_table
+from kdscale.data.rng import bernoulli, integers, integers_between
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import grey_levels
-from kdscale.data.views.functional.masking import dispatch_by_kind, where_chosen
+from kdscale.data.views.functional.all_kinds import Blend, blend
+from kdscale.data.views.functional.masking import dispatch_by_kind, on_host, where_chosen
 from kdscale.data.views.operations.operation import (
     Native,
     check_interval,
@@ -27,6 +31,12 @@ from kdscale.errors import ConfigError
 _LARGEST_KERNEL = 63  # pixels; a larger one would need the sums' upper bits
 _LARGEST_SIGMA = 16  # pixels
 _ORDERS = tuple(place for order in permutations(range(4)) for place in order)  # [24 · 4]
+
+_JITTERS = (
+    grey_levels.brightness, grey_levels.contrast, grey_levels.saturation, grey_levels.hue,
+)  # fmt: skip
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3  # among these
+_NEUTRAL = 3  # among kinds of blends, where hue is none
 
 Jitter = float | tuple[float, float]
 """How far a factor may be from its middle, or its smallest and largest value."""
@@ -72,33 +82,70 @@ class ColorJitter(Native):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images in other colours."""
-        changes = {
-            kind: (function, low + integers(bits[kind + 1], high - low + 1))
-            for kind, (function, (low, high), neutral) in enumerate(self._ranges())
-            if (low, high) != (neutral, neutral)
-        }
+        order_B, *parameters = integers_between(bits, ((0, 23), *self._limits()))
+        kinds = self._kinds()
+        if len(kinds) < 2:  # then the order does not matter
+            for kind in kinds:
+                images = _JITTERS[kind](images, parameters[kind])
+            return images
+        if not on_host(images):
+            return self._change_all(images, order_B, parameters)
 
         def change(step: int, kind: int, part: Tensor, rows_B: Tensor) -> Tensor:
-            if kind not in changes:
-                return part
-            function, parameter_B = changes[kind]
-            return function(part, parameter_B[rows_B])
+            return _JITTERS[kind](part, parameters[kind][rows_B]) if kind in kinds else part
 
-        if len(changes) < 2:  # then the order does not matter
-            for function, parameter_B in changes.values():
-                images = function(images, parameter_B)
-            return images
-        orders = lookup_tables.on(images.device, _ORDERS).view(24, 4)
-        return dispatch_by_kind(images, orders[integers(bits[0], 24)].T, 4, change)
+        orders = device_tables.on(images.device, _ORDERS).view(24, 4)
+        return dispatch_by_kind(images, orders[order_B].T, 4, change)
 
-    def _ranges(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, int], int]]:
-        """Function, smallest and largest parameter, and the one that changes nothing."""
-        return [
-            (grey_levels.brightness, _bounds(self.brightness, 1.0), grey_levels.ONE),
-            (grey_levels.contrast, _bounds(self.contrast, 1.0), grey_levels.ONE),
-            (grey_levels.saturation, _bounds(self.saturation, 1.0), grey_levels.ONE),
-            (grey_levels.hue, _bounds(self.hue, 0.0), 0),
-        ]
+    def _limits(self) -> list[tuple[int, int]]:
+        """Smallest and largest factor of brightness, contrast and saturation, and turn of hue."""
+        factors = (self.brightness, self.contrast, self.saturation)
+        return [*(_bounds(factor, 1.0) for factor in factors), _bounds(self.hue, 0.0)]
+
+    def _kinds(self) -> list[int]:
+        """The kinds that change anything."""
+        neutral = (grey_levels.ONE, grey_levels.ONE, grey_levels.ONE, 0)
+        both = zip(self._limits(), neutral, strict=True)
+        return [kind for kind, (limits, value) in enumerate(both) if limits != (value, value)]
+
+    def _change_all(self, images: Tensor, order_B: Tensor, parameters: list[Tensor]) -> Tensor:
+        """The same without a question to the device: hue once, blends before and after it.
+
+        Each sample has a blend, if a neutral one, in every turn: `_turns`.
+        """
+        kind_TB = _turns(tuple(self._kinds()), images.device).index_select(1, order_B)
+        factors = torch.stack((*parameters[:3], torch.full_like(order_B, grey_levels.ONE)))
+        factor_TB = factors.to(torch.int32).gather(0, kind_TB)
+        grey_TB = (grey_levels.ONE - factor_TB) * (kind_TB == _SATURATION)
+        mean_TB = (grey_levels.ONE - factor_TB) * (kind_TB == _CONTRAST)
+        shares = torch.stack((factor_TB, grey_TB, mean_TB), 1).view(-1, 3, len(images), 1, 1, 1)
+        before = len(shares) // 2 if _HUE in self._kinds() else len(shares)
+        pixels = images.to(torch.int32)
+        for share in shares[:before]:
+            pixels = blend(pixels, Blend(*share))
+        if before < len(shares):
+            pixels = grey_levels.hue(pixels.to(torch.uint8), parameters[_HUE]).to(torch.int32)
+        for share in shares[before:]:
+            pixels = blend(pixels, Blend(*share))
+        return pixels.to(torch.uint8)
+
+
+@device_table
+def _turns(kinds: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which kind of blend each order has in its turns, int64 [T, 24]; _NEUTRAL where none.
+
+    As many turns before hue, which has none itself, as after it: an order may begin or end with
+    hue. Without hue, turns are those of the order.
+    """
+    turns = []
+    for start in range(0, len(_ORDERS), 4):
+        order = [kind for kind in _ORDERS[start : start + 4] if kind in kinds]
+        parts = [order]
+        if _HUE in kinds:
+            parts = [order[: order.index(_HUE)], order[order.index(_HUE) + 1 :]]
+        most = len(set(kinds) - {_HUE})
+        turns.append([kind for part in parts for kind in [*part, *[_NEUTRAL] * most][:most]])
+    return torch.tensor(turns, device=device).T.contiguous()
 
 
 def _check_jitter(

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from kdscale.data import device_tables
 from kdscale.data.rng import bernoulli, integers, mix
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional.masking import chunked
@@ -64,7 +65,7 @@ class RandomErasing(Native):
         """Height and width, int64 [B], of the first attempt that fits; 0 where none does."""
         low, high = (round(share * lookup_tables.ONE) for share in self.scale)
         area_AB = (low + integers(bits[:_ATTEMPTS], high - low + 1)) * (height * width)
-        ratios = lookup_tables.on(bits.device, lookup_tables.log_uniform(*self.ratio))
+        ratios = device_tables.on(bits.device, lookup_tables.log_uniform(*self.ratio))
         ratio_AB = ratios[integers(bits[_ATTEMPTS:], lookup_tables.QUANTILES)]
         # Four times the squares of height and width, rounded down
         height_AB = _half_up_root((4 * area_AB * ratio_AB) >> 32, height)

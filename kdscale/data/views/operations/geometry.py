@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.rng import bernoulli, integers
+from kdscale.data.device_tables import device_table
+from kdscale.data.rng import bernoulli, integers, integers_between
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import affine
 from kdscale.data.views.functional.affine import Interpolation
@@ -22,8 +23,8 @@ from kdscale.data.views.operations.operation import (
     check_name,
     check_probability,
     check_range,
+    limits_in,
 )
-from kdscale.data.views.operations.resizing import uniform
 from kdscale.errors import ConfigError
 
 _MOST_PADDING = 1024  # pixels; beyond it a crop would show hardly any image
@@ -75,10 +76,10 @@ class RandomCrop(Native):
         # is four times faster than gathering pixels.
         lines = padded.flatten().unfold(0, width, 1)
         padded_height, padded_width = padded.shape[-2:]
-        plane_BC1 = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
-        row_B1H = top_B.view(-1, 1, 1) + torch.arange(height, device=images.device)
-        start_BCH = (plane_BC1 * padded_height + row_B1H) * padded_width + left_B.view(-1, 1, 1)
-        return lines.index_select(0, start_BCH.flatten()).view(images.shape)
+        first_BCH = _first_pixels(batch, channels, height, padded_height, padded_width, bits.device)
+        start_B = left_B.add(top_B, alpha=padded_width)
+        line_BCH = first_BCH + start_B.view(-1, 1, 1)
+        return lines.index_select(0, line_BCH.flatten()).view(images.shape)
 
     def _pad(self, images: Tensor) -> Tensor:
         if self.padding_mode == "constant":
@@ -92,6 +93,15 @@ class RandomCrop(Native):
         if self.padding_mode == "edge":
             return position.clamp(0, size - 1)
         return (size - 1) - ((size - 1) - position.abs()).abs()
+
+
+@device_table
+def _first_pixels(
+    batch: int, channels: int, rows: int, height: int, width: int, device: torch.device
+) -> Tensor:
+    """Place of the first pixel of each row in the memory of a batch, int64 [B, C, rows]."""
+    plane_BC1 = torch.arange(batch * channels, device=device).view(batch, channels, 1)
+    return (plane_BC1 * height + torch.arange(rows, device=device)) * width
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +124,8 @@ class RandomHorizontalFlip(Native):
         flipped_B = bernoulli(bits[0], self.p)
         # Choosing whole images out of both versions is five times faster than `torch.where`.
         both = torch.cat((images, images.flip(-1)))
-        sample_B = torch.arange(len(images), device=images.device)
-        return both.index_select(0, sample_B + len(images) * flipped_B)
+        sample_B = _first_pixels(1, 1, len(images), 1, 1, bits.device).flatten()
+        return both.index_select(0, sample_B.add(flipped_B, alpha=len(images)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +146,10 @@ class RandomVerticalFlip(Native):
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them mirrored."""
         batch, channels, height, width = images.shape
-        flipped_B11 = bernoulli(bits[0], self.p).view(-1, 1, 1)
-        row_H = torch.arange(height, device=images.device)
-        first_BC = torch.arange(0, batch * channels * height, height, device=images.device)
-        line_BCH = first_BC.view(batch, channels, 1) + torch.where(
-            flipped_B11, height - 1 - row_H, row_H
-        )
         lines = images.contiguous().view(-1, width)
+        upright_BCH = _first_pixels(batch, channels, height, height, 1, bits.device)
+        flipped_B11 = bernoulli(bits[0], self.p).view(-1, 1, 1)
+        line_BCH = torch.where(flipped_B11, upright_BCH.flip(-1), upright_BCH)
         return lines.index_select(0, line_BCH.flatten()).view(images.shape)
 
 
@@ -161,7 +168,9 @@ class RandomRotation(Native):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The turned images, as large as before."""
-        matrix_B6 = affine.rotation_matrix(_angle(bits[0], self.degrees))
+        low, high = limits_in(lookup_tables.UNITS_PER_DEGREE, _both_ways(self.degrees))
+        matrices = affine.rotation_matrices(low, high, bits.device)
+        matrix_B6 = matrices.index_select(0, integers(bits[0], high - low + 1))
         return affine.affine(images, matrix_B6, self.interpolation, self.fill)
 
 
@@ -194,17 +203,21 @@ class RandomAffine(Native):
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The moved images, as large as before."""
-        height, width = images.shape[-2:]
-        share_x, share_y = self.translate or (0, 0)
-        shear_x, shear_y = self._shears()
-        matrix_B6 = affine.affine_matrix(
-            _angle(bits[0], self.degrees),
-            _shift(bits[1], share_x, width),
-            _shift(bits[2], share_y, height),
-            uniform(bits[3], self.scale or (1, 1), lookup_tables.ONE),
-            _angle(bits[4], shear_x),
-            _angle(bits[5], shear_y),
+        turn, (shear_x, shear_y) = lookup_tables.UNITS_PER_DEGREE, self._shears()
+        shifts = [
+            round(share * (_SHIFT_UNITS * side))
+            for share, side in zip(self.translate or (0, 0), images.shape[:-3:-1], strict=True)
+        ]
+        limits = (
+            limits_in(turn, _both_ways(self.degrees)),
+            *((-most, most) for most in shifts),
+            limits_in(lookup_tables.ONE, self.scale or (1, 1)),
+            limits_in(turn, _both_ways(shear_x)),
+            limits_in(turn, _both_ways(shear_y)),
         )
+        drawn = integers_between(bits, limits)
+        x, y = torch.div(drawn[1:3] + _SHIFT_UNITS // 2, _SHIFT_UNITS, rounding_mode="floor")
+        matrix_B6 = affine.affine_matrix(drawn[0], x, y, *drawn[3:])
         return affine.affine(images, matrix_B6, self.interpolation, self.fill)
 
     def _shears(self) -> tuple[Angle, Angle]:
@@ -229,13 +242,5 @@ def _check_map(operation: str, interpolation: str, fill: int) -> None:
     check_range(operation, "fill", fill, 0, 255, "grey levels")
 
 
-def _angle(bits: Tensor, limits: Angle) -> Tensor:
-    """Of `limits`, in 64ths of a degree."""
-    both = limits if isinstance(limits, tuple) else (-limits, limits)
-    return uniform(bits, both, lookup_tables.UNITS_PER_DEGREE)
-
-
-def _shift(bits: Tensor, share: float, side: int) -> Tensor:
-    """Whole pixels, uniform in -share·side..share·side before they are rounded."""
-    largest = round(share * (_SHIFT_UNITS * side))
-    return (integers(bits, 2 * largest + 1) - largest + _SHIFT_UNITS // 2) // _SHIFT_UNITS
+def _both_ways(limits: Angle) -> tuple[float, float]:
+    return limits if isinstance(limits, tuple) else (-limits, limits)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kdscale.data import device_tables
 from kdscale.data.rng import bernoulli, integers
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional.blending import blend, box_around, paste
@@ -110,7 +111,7 @@ class MixupOrCutmix(Mixing):
 
 def _weight(bits: Tensor, alpha: float, p: float) -> Tensor:
     """The own image's weight in 256ths, int64 [B]; all of it where nothing is mixed."""
-    table = lookup_tables.on(bits.device, lookup_tables.beta(alpha))
+    table = device_tables.on(bits.device, lookup_tables.beta(alpha))
     drawn = table[integers(bits[1], lookup_tables.QUANTILES)]
     return torch.where(bernoulli(bits[0], p), drawn, lookup_tables.LARGEST_WEIGHT)
 
@@ -118,7 +119,7 @@ def _weight(bits: Tensor, alpha: float, p: float) -> Tensor:
 def _box(weight_B: Tensor, bits: Tensor, size: torch.Size) -> Tensor:
     """Where the partner shows: both sides are sqrt(1 - weight) of the image's."""
     height, width = size[-2:]
-    root_B = lookup_tables.on(bits.device, _ROOTS)[lookup_tables.LARGEST_WEIGHT - weight_B]
+    root_B = device_tables.on(bits.device, _ROOTS)[lookup_tables.LARGEST_WEIGHT - weight_B]
     row_B, column_B = integers(bits[0], height), integers(bits[1], width)
     return box_around(row_B, column_B, root_B * height >> 17, root_B * width >> 17, size)
 

@@ -45,6 +45,11 @@ class Native:
         return None
 
 
+def limits_in(units: int, limits: tuple[float, float]) -> tuple[int, int]:
+    """Both limits in `units`, rounded."""
+    return round(limits[0] * units), round(limits[1] * units)
+
+
 def check_probability(operation: str, name: str, value: float) -> None:
     """Stop unless 0 <= value <= 1.
 

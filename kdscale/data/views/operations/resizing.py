@@ -11,11 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdscale.data.rng import integers
+from kdscale.data import device_tables
+from kdscale.data.rng import integers, integers_between
 from kdscale.data.views import lookup_tables
 from kdscale.data.views.functional import resampling
 from kdscale.data.views.functional.affine import Interpolation
-from kdscale.data.views.operations.operation import Native, check_interval, check_name, check_range
+from kdscale.data.views.functional.masking import on_host
+from kdscale.data.views.operations.operation import (
+    Native,
+    check_interval,
+    check_name,
+    check_range,
+    limits_in,
+)
 
 _LARGEST_SIZE = 1 << 14  # pixels
 _ATTEMPTS = 10  # at a crop that fits, as torchvision has it
@@ -109,19 +117,18 @@ class RandomResizedCrop(Native):
         # Both axes at once, [2, ...]: what counts in so small tensors is the number of steps.
         largest_2 = (images.shape[-2], images.shape[-1])
         sides_2B = self._box(bits[: 2 * _ATTEMPTS], largest_2)
-        drawn_B = sides_2B[1] > 0
-        middle_2 = lookup_tables.on(bits.device, self._middle_box(*largest_2))
-        sides_2B = torch.where(drawn_B, sides_2B, middle_2.view(2, 1))
-        left_over_2B = lookup_tables.on(bits.device, largest_2).view(2, 1) - sides_2B
-        start_2B = torch.where(drawn_B, integers(bits[-2:], left_over_2B + 1), left_over_2B >> 1)
-        box = (start_2B[0], start_2B[1], sides_2B[0], sides_2B[1])
+        drawn_1B = sides_2B[1:] > 0
+        middle_2 = device_tables.on(bits.device, self._middle_box(*largest_2))
+        sides_2B = torch.where(drawn_1B, sides_2B, middle_2.view(2, 1))
+        left_over_2B = device_tables.on(bits.device, largest_2).view(2, 1) - sides_2B
+        start_2B = torch.where(drawn_1B, integers(bits[-2:], left_over_2B + 1), left_over_2B >> 1)
         return resampling.resized_crop(
-            images, *box, _pair(self.size), self.interpolation, self.antialias
+            images, start_2B, sides_2B, _pair(self.size), self.interpolation, self.antialias
         )
 
     def _box(self, bits: Tensor, largest_2: tuple[int, int]) -> Tensor:
         """Height and width of the first attempt that fits, int64 [2, B]; 0 where none does."""
-        if bits.device.type != "cpu" or torch.compiler.is_compiling():
+        if not on_host(bits):
             return self._first_of(bits, largest_2)
         # Most first attempts fit: where no device has to be waited for, the others are made for
         # those samples alone that need them.
@@ -133,17 +140,21 @@ class RandomResizedCrop(Native):
 
     def _first_of(self, bits: Tensor, largest_2: tuple[int, int]) -> Tensor:
         """The same for any number of attempts, two draws each."""
-        ratios = lookup_tables.on(bits.device, lookup_tables.log_uniform(*self.ratio))
-        scale_AB = uniform(bits[::2], self.scale, lookup_tables.ONE)
-        ratio_AB = ratios[integers(bits[1::2], lookup_tables.QUANTILES)]
-        area_AB = (prod(largest_2) * scale_AB) >> 8  # 256ths of a pixel
+        attempts, device = len(bits) // 2, bits.device
+        limits = limits_in(lookup_tables.ONE, self.scale), (0, lookup_tables.QUANTILES - 1)
+        drawn = integers_between(bits, limits * attempts)
+        ratio_AB = device_tables.on(device, lookup_tables.log_uniform(*self.ratio))[drawn[1::2]]
+        area_AB = (drawn[::2] * prod(largest_2)) >> 8  # 256ths of a pixel
         height_AB = torch.div(area_AB << 10, ratio_AB, rounding_mode="floor")
         sides_2AB = (_square_root(torch.stack((height_AB, (area_AB * ratio_AB) >> 22))) + 1) >> 1
-        largest_211 = lookup_tables.on(bits.device, largest_2).view(2, 1, 1)
-        fits_AB = ((sides_2AB > 0) & (sides_2AB <= largest_211)).all(0)
-        # The first that fits, and no other, has no fitting one before it.
-        first_AB = fits_AB & (fits_AB.cumsum(0) == 1)
-        return (sides_2AB * first_AB).sum(1)
+        largest_211 = device_tables.on(device, largest_2).view(2, 1, 1)
+        fits_AB = (
+            sides_2AB == sides_2AB.clamp(min=device_tables.on(device, (1,)), max=largest_211)
+        ).all(0)
+        # The first that fits has the largest of these numbers; where none does, all are 0.
+        turns = device_tables.on(device, tuple(range(attempts, 0, -1))).view(-1, 1)
+        first_1B = (fits_AB * turns).argmax(0, keepdim=True)
+        return (sides_2AB * fits_AB).gather(1, first_1B.expand(2, 1, -1)).squeeze(1)
 
     def _middle_box(self, height: int, width: int) -> tuple[int, int]:
         """The largest box whose ratio is within the limits."""
@@ -167,12 +178,6 @@ def _pair(size: Size) -> tuple[int, int]:
 def _check_size(operation: str, size: Size) -> None:
     for side in _pair(size):
         check_range(operation, "size", side, 1, _LARGEST_SIZE, "pixels")
-
-
-def uniform(bits: Tensor, limits: tuple[float, float], units: int) -> Tensor:
-    """Uniform int64 from the first limit to the last, both in `units` and rounded."""
-    low, high = (round(limit * units) for limit in limits)
-    return low + integers(bits, high - low + 1)
 
 
 def _square_root(square: Tensor) -> Tensor:
