@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from kdscale.evaluation.teacher_predictions import (
     store_predictions,
 )
 from kdscale.evaluation.test_set import evaluation_file, own_test_set, own_training_set
-from kdscale.experiment.cache_spec import LIBRARIES
+from kdscale.experiment.cache_spec import library_versions
 from kdscale.experiment.datasets import clean_shape, test_images
 from kdscale.experiment.models import frozen_teacher, model_of
 from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_models
@@ -256,7 +255,7 @@ def _cost(
         "device": accelerator.device.type,
         "device_name": device_name(accelerator.device),
         "num_threads": torch.get_num_threads(),
-        "library_versions": {name: version(name) for name in LIBRARIES},
+        "library_versions": dict(library_versions()),
     }
 
 

@@ -1,8 +1,8 @@
 """From a recipe to the things it names: where configuration ends and plain objects begin."""
 
 from kdscale.experiment.cache_spec import (
-    LIBRARIES,
     check_recipe,
+    library_versions,
     required_manifest,
     stored_outputs_of,
 )
@@ -44,7 +44,6 @@ from kdscale.experiment.views import (
 )
 
 __all__ = [
-    "LIBRARIES",
     "Classifier",
     "Experiment",
     "Locations",
@@ -57,6 +56,7 @@ __all__ = [
     "fresh_views",
     "frozen_teacher",
     "frozen_teacher_or_random",
+    "library_versions",
     "mention_other_shape",
     "model_of",
     "model_to_train",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,22 @@ from kdscale.training.feature_student import with_features
 from kdscale.training.trial_step import unused_parameters
 from kdscale.training.unsaved_state import check_state_is_saved
 
-LIBRARIES = ("kdscale", "torch", "torchvision", "accelerate", "datasets", "zarr", "numpy", "pillow")
+_LIBRARIES = (
+    "kdscale",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "datasets",
+    "zarr",
+    "numpy",
+    "pillow",
+)
+
+
+@cache
+def library_versions() -> Mapping[str, str]:
+    """Return the versions of the libraries that pixels, logits and files depend on, by name."""
+    return {name: version(name) for name in _LIBRARIES}
 
 
 def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, ImageDataset]:
@@ -196,5 +212,5 @@ def required_manifest(
         num_classes=images.num_classes,
         shard_samples=min(recipe.cache.shard_samples, images.num_samples),
         bytes_per_target=encoding.bytes_per_target,
-        versions={name: version(name) for name in LIBRARIES},
+        versions=dict(library_versions()),
     )

@@ -3,8 +3,9 @@
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from kdscale.report.environment import Fact, subject
 from kdscale.report.figures.chart import svg_of
@@ -45,6 +46,14 @@ def render_page(
         _part(study, one, f"s{number}-" if len(studies) > 1 else "")
         for number, (study, one) in enumerate(zip(studies, views, strict=True), 1)
     ]
+    title = ", ".join(dict.fromkeys(part.name for part in parts))
+    return _template().render(
+        title=title, parts=parts, command=command, version=version, colours=COLOURS
+    )
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("kdscale.report"),
         autoescape=True,
@@ -54,10 +63,7 @@ def render_page(
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["svg"] = svg_of
-    title = ", ".join(dict.fromkeys(part.name for part in parts))
-    return environment.get_template("page.html").render(
-        title=title, parts=parts, command=command, version=version, colours=COLOURS
-    )
+    return environment.get_template("page.html")
 
 
 def _data_uri(picture: bytes) -> str:

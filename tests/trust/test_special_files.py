@@ -33,7 +33,7 @@ def _endless(path, _):
 SPECIAL = {"a link": _link_to_a_copy, "a pipe": _pipe, "an endless device": _endless}
 
 RESUME = ("train", "r.toml", *CACHED, "--run", "unfinished", "--resume")
-REPORT = ("report", "student", "--html", "-")
+REPORT = ("report", "student", "--markdown", "-")
 READ = {
     "student/recipe.toml": (EVALUATE, REPORT),
     "student/result.json": (EVALUATE, REPORT),

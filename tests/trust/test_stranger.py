@@ -106,7 +106,7 @@ def _assert_nothing_ran(folder, done):
     [
         ("evaluate", "theirs", "--seconds", "0"),
         ("export", "theirs", "--format", "safetensors"),
-        ("report", "theirs", "--html", "-"),
+        ("report", "theirs", "--markdown", "-"),
     ],
     ids=lambda command: command[0],
 )
