@@ -35,8 +35,9 @@ from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.models.checkpoints import read_tensors
 from kdscale.models.weights import read_metadata
 from kdscale.runs import checkpoint
-from kdscale.runs.folder import RunFolder, RunSpec, read_run_file
+from kdscale.runs.folder import RunFolder, read_run_file
 from kdscale.runs.log import read_sound_metrics
+from kdscale.runs.run_spec import RunSpec
 from kdscale.training.optim import create_optimizer
 from kdscale.training.resume import _loop_state
 from kdscale.training.trainer import TrainerState

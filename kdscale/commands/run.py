@@ -37,8 +37,9 @@ from kdscale.experiment.trained_models import Trust, given_teacher
 from kdscale.experiment.training_setup import section_of
 from kdscale.regular_files import read_regular
 from kdscale.report.run_results import Kind
-from kdscale.runs.folder import RunFolder, RunInputs, RunSpec, Targets
+from kdscale.runs.folder import RunFolder
 from kdscale.runs.lock import run_lock
+from kdscale.runs.run_spec import RunInputs, RunSpec, Targets
 from kdscale.tables.results_table import ResultsRow, results_table
 from kdscale.target_sources.ensemble import check_different, further_caches
 

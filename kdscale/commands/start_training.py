@@ -16,7 +16,7 @@ from kdscale.experiment.saved_runs import (
 )
 from kdscale.experiment.target_source import cache_being_built
 from kdscale.experiment.training_setup import section_of
-from kdscale.runs.folder import RunSpec
+from kdscale.runs.run_spec import RunSpec
 
 
 def start_training(

@@ -20,7 +20,7 @@ from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.training_setup import forward_pass, optimizer_step, section_of
 from kdscale.experiment.training_setup import objective as loss_of
 from kdscale.losses.objective import Objective
-from kdscale.runs.folder import RunSpec
+from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.base import LiveTeacher, TargetSource
 from kdscale.targets import Codec, Head, Targets, encode_features
 from kdscale.teacher.frozen_teacher import FrozenTeacher, TeacherOutput, concatenate

@@ -43,9 +43,10 @@ from kdscale.experiment.views import training_pipeline
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
 from kdscale.run_identity import stated_run
-from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
+from kdscale.runs.folder import RunFolder
 from kdscale.runs.lock import run_lock
 from kdscale.runs.log import MetricsLog
+from kdscale.runs.run_spec import RunInputs, RunSpec
 from kdscale.signals import orderly_stop
 from kdscale.target_sources.base import LiveTeacher, TargetSource
 from kdscale.target_sources.cached import CachedTargets

@@ -10,7 +10,7 @@ from kdscale.experiment.datasets import clean_shape
 from kdscale.models.deployable import pixels_of
 from kdscale.models.registry import num_parameters
 from kdscale.models.torchvision_weights import implied_options
-from kdscale.runs.folder import RunSpec
+from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.training.feature_student import unwrap_student
 from kdscale.training.trainer import Trainer

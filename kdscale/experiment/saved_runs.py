@@ -12,7 +12,8 @@ from kdscale.errors import RunError
 from kdscale.formatting import shortened
 from kdscale.run_identity import run_id
 from kdscale.runs import checkpoint
-from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.run_spec import RunInputs, RunSpec
 
 log = logging.getLogger(__name__)
 

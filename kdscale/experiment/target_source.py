@@ -23,7 +23,7 @@ from kdscale.experiment.models import frozen_teacher
 from kdscale.experiment.training_setup import features_required, section_of
 from kdscale.experiment.views import fresh_views, shared_views
 from kdscale.experiment.views import num_views as count_views
-from kdscale.runs.folder import RunSpec
+from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.clean_image import CleanImageTargets, check_partners

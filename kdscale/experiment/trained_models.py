@@ -10,7 +10,8 @@ from kdscale.errors import RunError
 from kdscale.experiment.saved_runs import find_teacher, is_finished, read_recipe
 from kdscale.formatting import in_counting_order
 from kdscale.regular_files import path_inside
-from kdscale.runs.folder import RunFolder, Weights
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.run_spec import Weights
 
 __all__ = [
     "TrainedModel",

@@ -11,7 +11,7 @@ from kdscale.errors import ConfigError
 from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
 from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.models.preprocess import Preprocess
-from kdscale.runs.folder import RunSpec
+from kdscale.runs.run_spec import RunSpec
 from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.forward_pass import ForwardPass

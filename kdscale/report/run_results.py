@@ -10,7 +10,8 @@ from kdscale.errors import RunError
 from kdscale.report.evaluation_file import ModelEvaluation, read_evaluation
 from kdscale.report.fields import dicts, excerpt, name_text, read_json, sound_metrics, tables_of
 from kdscale.report.training_log import Curve, read_log
-from kdscale.runs.folder import RunFolder, RunSpec
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.run_spec import RunSpec
 
 Kind = Literal["teacher", "alone", "online", "cache"]
 KINDS: tuple[Kind, ...] = ("teacher", "alone", "online", "cache")

@@ -6,19 +6,15 @@ that reports can use it.
 """
 
 import hashlib
-import logging
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt
+from typing import Any, TypeVar
 
 from kdscale.atomic_write import write_durably
 from kdscale.documents import (
     DAMAGE,
-    check_as,
     checksum_of,
     parse_as,
     read_object,
@@ -40,13 +36,7 @@ from kdscale.run_identity import (
     recipe_sum,
     stated_run,
 )
-
-log = logging.getLogger(__name__)
-
-Role = Literal["teacher", "student"]
-Targets = Literal["none", "cache", "teacher"]
-Weights = Literal["last", "best"]
-"""Weights of the last step, or those that are best on the validation split."""
+from kdscale.runs.run_spec import RunInputs, RunSpec, Weights, check_result
 
 _RECIPE, _RUN, _CONTENT, _RESULT = RECIPE_FILE, RUN_FILE, "content.json", "result.json"
 _METRICS, _CHECKPOINTS, _PRETRAINED = "metrics.jsonl", "checkpoints", "pretrained.json"
@@ -59,68 +49,6 @@ FILES_OF_A_START = frozenset({_RUN, _RECIPE, _CONTENT, _PRETRAINED})
 """Names of the files that are written before the first step, and again by the next start."""
 
 T = TypeVar("T")
-Share = Annotated[float, Field(ge=0, le=1)]
-Sha256s = Annotated[str, Field(pattern=r"^[0-9a-f+]+$", max_length=65 * 64)]
-"""Hexadecimal digests, with + between several."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunSpec:
-    """Model, targets and seed of a run, as stored in `run.json`."""
-
-    model: Role
-    targets: Targets
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-
-
-@dataclass(frozen=True, slots=True)
-class RunInputs:
-    """Data, teacher and cache that a run was trained on, as stored in `content.json`."""
-
-    dataset: str
-    """Fingerprint of the training split."""
-    test: str
-    """Fingerprint of the test split."""
-    teacher: str | None = None
-    """SHA-256 of the teacher's weights; several with + between them; None without one."""
-    cache: str | None = None
-    """Identity of the cache; several with + between them; None without one."""
-    windows: str | None = None
-    """The windows that the order of samples follows; None where all fits in memory.
-
-    A cache laid out anew has the same identity, but other shards and so other windows: half an
-    epoch in the old order and half in the new one would show samples twice.
-    """
-
-
-class _Row(BaseModel):
-    label: Literal["teacher", "alone", "online", "cache"]
-    results: Annotated[list[dict[str, Any]], Field(min_length=1)]
-
-
-class _Result(BaseModel):
-    """Fields of `result.json` that kdscale reads again; it may hold others."""
-
-    top1_accuracy: Share
-    role: Role
-    targets: Targets
-    seed: int
-    top5_accuracy: Share | None = None
-    macro_precision: Share | None = None
-    macro_recall: Share | None = None
-    calibration_error: Share | None = None
-    best_top1_accuracy: Share | None = None
-    last_top1_accuracy: Share | None = None
-    best_validation_accuracy: Share | None = None
-    train_seconds: NonNegativeFloat | None = None
-    build_seconds: NonNegativeFloat | None = None
-    num_parameters: NonNegativeInt | None = None
-    epochs: NonNegativeInt | None = None
-    steps: NonNegativeInt | None = None
-    model: str | None = None
-    cache: str | None = None
-    cache_path: str | None = None
-    rows: list[_Row] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +213,7 @@ class RunFolder:
                 else f"no run at {self.path}: name a folder that `kdscale train` or `kdscale run` "
                 "wrote"
             )
-        return self._read(_RESULT, _checked_result, "remove it, and run with --resume")
+        return self._read(_RESULT, check_result, "remove it, and run with --resume")
 
     def read_recipe_tables(self) -> tuple[str, dict[str, Any]]:
         """Return the recipe as TOML and as tables, whatever version of kdscale wrote them.
@@ -354,11 +282,6 @@ class RunFolder:
     def forget_content(self) -> None:
         """Remove `content.json`, of a start that got no further."""
         path_inside(self.path, _CONTENT).unlink(missing_ok=True)
-
-
-def _checked_result(table: dict[str, Any]) -> dict[str, Any]:
-    check_as(_Result, table)
-    return table
 
 
 def _without_sum(data: bytes) -> tuple[str, str | None]:

@@ -11,7 +11,8 @@ from kdscale.atomic_write import write_durably
 from kdscale.cache.lease import INTERVAL_SECONDS, living_builder
 from kdscale.errors import RunError
 from kdscale.experiment.saved_runs import find_teacher, is_finished
-from kdscale.runs.folder import RunFolder, Weights
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.run_spec import Weights
 from kdscale.sweep.search_space import unlabelled
 from kdscale.sweep.study import read_places
 from kdscale.sweep.sweep_folder import SweepFolder, read_folder

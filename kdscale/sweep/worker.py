@@ -37,8 +37,9 @@ from kdscale.experiment import Experiment, Locations, check_recipe
 from kdscale.experiment.saved_runs import check_same_run, is_begun, is_finished
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.regular_files import check_no_links
-from kdscale.runs.folder import RunFolder, RunInputs, RunSpec
+from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
+from kdscale.runs.run_spec import RunInputs, RunSpec
 from kdscale.sweep.search_space import planned
 from kdscale.sweep.study import Ended, Running, Study
 from kdscale.sweep.sweep_folder import SweepFolder, begin, in_turn, is_sweep

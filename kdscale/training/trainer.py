@@ -15,7 +15,7 @@ from kdscale.compilation import compile_errors
 from kdscale.data.loader import Batch, BatchLoader
 from kdscale.distributed import wait_for_device
 from kdscale.losses.objective import Objective, WeightedLosses
-from kdscale.runs.folder import Share
+from kdscale.runs.run_spec import Share
 from kdscale.target_sources.base import TargetSource
 from kdscale.training.forward_pass import ForwardPass
 from kdscale.training.optimizer_step import OptimizerStep

@@ -19,7 +19,7 @@ from kdscale.encodings import ENCODINGS
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.encoding import check_temperature, choose_encoding, mention_encoding
-from kdscale.runs.folder import RunSpec
+from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.buffer import stored_codec
 from kdscale.target_sources.cached import CachedTargets

@@ -14,7 +14,7 @@ from kdscale.errors import ConfigError
 from kdscale.experiment import Experiment, Locations
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
-from kdscale.runs.folder import RunSpec
+from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.ensemble import MEANS, Ensemble, normalised

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from kdscale.commands.train import train
 from kdscale.errors import ConfigError, Interrupted
 from kdscale.experiment import Experiment, Locations
-from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
+from kdscale.runs.run_spec import RunSpec
 
 CACHED = RunSpec("student", "cache", 0)
 STUDENT = {"model": "tiny_models:batch_norm", "options": None}

@@ -12,8 +12,9 @@ from kdscale.experiment import Experiment, Locations
 from kdscale.losses.objective import FeatureTerm
 from kdscale.models.weights import save_weights
 from kdscale.runs import checkpoint
-from kdscale.runs.folder import RunFolder, RunSpec
+from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
+from kdscale.runs.run_spec import RunSpec
 from kdscale.training.feature_student import StudentWithFeatures
 from kdscale.training.feature_student import with_features as wrap_student
 

@@ -25,7 +25,7 @@ from kdscale.experiment import Experiment, Locations
 from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
-from kdscale.runs.folder import RunSpec
+from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
 

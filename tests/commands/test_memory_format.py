@@ -10,8 +10,8 @@ from kdscale.commands.train import train
 from kdscale.config import load_recipe
 from kdscale.errors import Interrupted
 from kdscale.experiment import Experiment, Locations
-from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
+from kdscale.runs.run_spec import RunSpec
 
 CONVOLUTIONAL = {"model": "tiny_models:batch_norm_and_dropout", "options": {}}
 

@@ -18,8 +18,8 @@ from kdscale.experiment import Experiment, Locations
 from kdscale.models.weights import read_metadata
 from kdscale.report.training_log import read_log
 from kdscale.runs import checkpoint
-from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
+from kdscale.runs.run_spec import RunSpec
 
 TIMES = ("train_seconds", "images_per_second", "build_seconds", "reading", "checksum")
 

@@ -15,8 +15,9 @@ from kdscale.data.loader import BatchLoader, DeviceImages
 from kdscale.data.views.digest import digest
 from kdscale.distributed import create_accelerator
 from kdscale.experiment import Experiment, Locations
-from kdscale.runs.folder import RunFolder, RunSpec
+from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
+from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.training.forward_pass import ForwardPass

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from kdscale.commands.train import train
 from kdscale.experiment import Experiment, Locations
-from kdscale.runs.folder import RunSpec
 from kdscale.runs.log import read_metrics
+from kdscale.runs.run_spec import RunSpec
 
 TOLERANCE = 5e-6
 """As in tests/commands/test_two_processes.py."""
