@@ -232,7 +232,7 @@ def tiny_teacher(tmp_path_factory, load_table, shared_root):
     """Weights of a teacher that is nearly always right."""
     from kdscale.commands.train import train
     from kdscale.experiment import Experiment, Locations
-    from kdscale.runs.folder import RunSpec
+    from kdscale.runs.run_spec import RunSpec
 
     run = tmp_path_factory.mktemp("teacher") / "run"
     result = train(

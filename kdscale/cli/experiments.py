@@ -153,7 +153,7 @@ def train(
     from kdscale.commands.start_training import start_training
     from kdscale.experiment import Experiment
     from kdscale.experiment.saved_runs import default_run
-    from kdscale.runs.folder import RunSpec
+    from kdscale.runs.run_spec import RunSpec
 
     spec = RunSpec(model, targets, seed)
     cache = caches[0] if caches else None

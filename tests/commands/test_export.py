@@ -31,7 +31,7 @@ COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def run(tmp_path_factory, load_table, shared_root):
     """A finished student with batch-norm, whose run kept its best weights too."""
     from kdscale.commands.train import train
-    from kdscale.runs.folder import RunSpec
+    from kdscale.runs.run_spec import RunSpec
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     recipe = load_table(

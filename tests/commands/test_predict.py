@@ -19,7 +19,7 @@ def run(tmp_path_factory, load_table, shared_root):
     """A finished training of a student, without distillation."""
     from kdscale.commands.train import train
     from kdscale.experiment import Experiment, Locations
-    from kdscale.runs.folder import RunSpec
+    from kdscale.runs.run_spec import RunSpec
 
     folder = tmp_path_factory.mktemp("predict") / "run"
     table = load_table(student={"train": {"epochs": 6}, "options": {"hidden": 16}},
