@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreflightReport:
-    """What is known of a teacher once it was asked."""
+    """Accuracy, speed and fidelity of a teacher, measured on a sample of clean images."""
 
     top1_accuracy: float | None
-    """Of the training split, 0..1, estimated from a sample; None without labels."""
+    """Top-1 on the training split, 0..1, estimated from a sample; None without labels."""
     images_per_second: float
-    """Making the views included."""
+    """Speed of views and forward pass together."""
     fidelity: Mapping[str, Any]
     """See `kdscale.building.fidelity`."""
 
-    def told_in(self, required: Manifest) -> Manifest:
-        """A manifest that says it."""
+    def recorded_in(self, required: Manifest) -> Manifest:
+        """Return the manifest with these results."""
         teacher = {**required.teacher, "top1_accuracy": self.top1_accuracy}
         return replace(required, teacher=teacher, fidelity=self.fidelity)
 
@@ -56,7 +56,7 @@ def run_preflight(
         batches: of the teacher.
         resident: the images, on its device.
         images: what is known of them.
-        views: what it will be asked about.
+        views: the views of its forward pass.
         codec: codec of the cache.
         with_features: the teacher with all that will be stored of it.
 

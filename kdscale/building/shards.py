@@ -145,10 +145,10 @@ class ShardBuilder:
             pass
 
     def build_each(self, todo: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Build one (view, shard) after another, and say so after each; errors as of `build`.
+        """Build one (view, shard) after another, and yield each; errors as of `build`.
 
-        The images of the next shard are prepared while this one's are asked about, so `todo` is
-        asked for it then.
+        The images of the next shard are prepared during the forward passes of this one, so the next
+        item of `todo` is taken then.
         """
         begun: deque[tuple[int, int]] = deque()
 
@@ -157,11 +157,11 @@ class ShardBuilder:
                 begun.append((view, shard))
                 yield from self._plan(view, shard)
 
-        shown = self._images.render_each(self._pipeline, plans())
+        batches = self._images.render_each(self._pipeline, plans())
         began = perf_counter()
-        for first in shown:
+        for first in batches:
             view, shard = begun.popleft()
-            self._build(view, shard, chain([first], shown), began)
+            self._build(view, shard, chain([first], batches), began)
             yield view, shard
             began = perf_counter()
 
@@ -173,7 +173,7 @@ class ShardBuilder:
         sizes = [len(one) for chunk in chunks for one in chunk.split(self._teacher.batch_size)]
         return self._pipeline.plan(view, index, sizes, self._images.device)
 
-    def _build(self, view: int, shard: int, shown: Iterator[Batch], began: float) -> None:
+    def _build(self, view: int, shard: int, batches: Iterator[Batch], began: float) -> None:
         manifest, encoded, digests = self._writer.manifest, [], []
         start, stop = manifest.shard_range(shard)
         for first in range(start, stop, manifest.rows_together):
@@ -184,7 +184,7 @@ class ShardBuilder:
             features: list[dict[str, HostCopy]] = []
             done = first
             while done < last:
-                pixels = next(shown).pixels
+                pixels = next(batches).pixels
                 output = self._teacher.outputs(pixels)
                 outputs.append(replace(output, features={}))
                 # Off the device as they come, as they are stored: a shard's may be gigabytes.

@@ -67,7 +67,7 @@ def build(experiment: Experiment, *, num_views: int | None = None, part: Part = 
     with Leases(path) as leases:
         with main_process_first(experiment.accelerator):
             if experiment.accelerator.is_main_process:
-                _create_or_resume(experiment, path, first.told_in(required), leases)
+                _create_or_resume(experiment, path, first.recorded_in(required), leases)
         announce(path, read_manifest(path), first, part)
         _complete(experiment, path, leases, teacher, part)
     return path

@@ -1,4 +1,4 @@
-"""What a bug report needs to know of a machine: versions, GPUs, launch, and room for caches."""
+"""Facts about a machine for a bug report: versions, GPUs, launch, and room for caches."""
 
 import os
 import platform
@@ -67,7 +67,7 @@ def environment(cache_root: Path) -> dict[str, Any]:
 
 
 def _torch() -> dict[str, Any]:
-    """What torch sees of devices, or why it cannot be imported."""
+    """Return torch's version and devices, or the error of its import."""
     try:
         import torch
 
@@ -124,7 +124,7 @@ def _variables(names: Collection[str], prefixes: tuple[str, ...]) -> dict[str, s
 
 
 def _cache_root(folder: Path) -> dict[str, Any]:
-    """Where caches are, and the room on that disk."""
+    """Return the folder of caches, and the room on its disk."""
     exists, standing = folder.is_dir(), folder.absolute()
     while not standing.exists():
         standing = standing.parent

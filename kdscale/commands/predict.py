@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _SUFFIXES = {
     ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
-"""Of files that a folder's images are; a file that is named by itself may have any."""
+"""Endings of image files in folders; a file that is named by itself may have any."""
 _AT_ONCE = 64
 """Images of a batch, at most."""
 
@@ -56,7 +56,7 @@ class ImagePrediction:
     classes: tuple[str, ...] = ()
     """Most probable first."""
     probabilities: tuple[float, ...] = ()
-    """Of those classes, 0..1."""
+    """Probabilities of those classes, 0..1."""
     error: str | None = None
     """Why the image has no prediction; None where it has one."""
 
@@ -207,7 +207,7 @@ class _Opened:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What images of one batch have in common."""
+        """Return the properties that images of one batch have in common."""
         return () if self.pixels is None else tuple(self.pixels.shape)
 
 

@@ -42,10 +42,10 @@ class TimedLoop:
 
     steps: Steps
     prepare: Steps | None = None
-    """What is done before the clock starts."""
+    """Work that is done before the clock starts."""
 
     def timed(self, count: int) -> float:
-        """Seconds of so many steps."""
+        """Return the seconds of `count` steps."""
         if self.prepare is not None:
             self.prepare(count)
         synchronize()
@@ -71,7 +71,7 @@ class TimedSetup:
     num_processes: int = 1
     """Number of processes of which this one does its part."""
     compiled: bool = True
-    """Whether models are compiled where the recipe says so."""
+    """Whether models are compiled if the recipe has `compile`."""
 
     @property
     def settings(self) -> config.TrainSection:
@@ -124,7 +124,7 @@ class TimedSetup:
 
 
 def student_settings(recipe: config.Recipe) -> config.TrainSection:
-    """How a recipe's student is trained."""
+    """Return the training settings of a recipe's student."""
     return section_of(recipe, RunSpec("student", "none", 0))[1]
 
 

@@ -115,7 +115,7 @@ _QUANTILES = torch.tensor([0.5, 0.95], dtype=torch.float64)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself: a number means something on that device alone."""
+    """Return the name of a device, on which alone its latencies are valid."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     processor = Path("/proc/cpuinfo")

@@ -28,7 +28,7 @@ _MANY_TIED = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a pass over labelled samples gives, the same in every process."""
+    """Results of a pass over labelled samples, the same in every process."""
 
     counts: Counts
     predictions: Tensor

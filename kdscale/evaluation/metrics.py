@@ -21,8 +21,8 @@ _LARGEST = 1e6  # nats; also what a loss that is not a number counts as
 
 BINS = 15
 _ONE = 1 << 32
-"""What a confidence of 1 counts as: a float32 of at least 1/256 loses nothing, and sums of up to
-2^31 samples fit int64."""
+"""Integer for a confidence of 1: float32 values of at least 1/256 are exact, and sums of up to 2^31
+samples fit int64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ def summarize(counts: Counts) -> dict[str, float]:
 
 
 def details(counts: Counts, labels_N: Tensor, predictions_N: Tensor) -> dict[str, Any]:
-    """What stands behind the metrics, as JSON-ready values: calibration, confusions, each class.
+    """Return calibration, confusions and counts of each class, as JSON-ready values.
 
     Args:
         counts: of all samples.

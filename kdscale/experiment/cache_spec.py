@@ -134,7 +134,7 @@ def stored_outputs_of(
     teacher: FrozenTeacher,
     views: Pipeline | None = None,
 ) -> StoredOutputs:
-    """What the recipe's cache keeps of its teacher beside the logits.
+    """Return the teacher's outputs that the recipe's cache stores beside the logits.
 
     Raises:
         ConfigError: see `find_stored_outputs`.
@@ -148,7 +148,7 @@ def stored_outputs_of(
 
 
 def _encoding(recipe: config.Recipe, images: ImageDataset) -> Encoding:
-    """How the recipe's targets are stored."""
+    """Return the encoding of the recipe's targets."""
     encoding, _ = choose_encoding(recipe.cache, images.num_classes)
     if recipe.views.mode == "fixed":
         check_mixing(encoding, pipeline(recipe, images.num_samples))
@@ -156,7 +156,7 @@ def _encoding(recipe: config.Recipe, images: ImageDataset) -> Encoding:
 
 
 def _set(**fields: object) -> dict[str, object]:
-    """Those of newer fields of a recipe that are set: caches of before know nothing of them."""
+    """Return the fields that are set: manifests of earlier versions lack newer ones."""
     return {name: one for name, one in fields.items() if one is not None}
 
 

@@ -47,7 +47,7 @@ class Experiment:
     """Views that the teacher is run on, in place of the recipe's; from Python, a pipeline may hold
     callables (`TorchvisionOp`). None = the recipe's."""
     require_labels: bool | None = None
-    """Whether the training split must have labels; None = where the recipe's loss needs them."""
+    """Whether the training split must have labels; None = if the recipe's loss needs them."""
     random_teacher: bool = False
     """Whether a teacher without weights is created with random ones, to be timed."""
 

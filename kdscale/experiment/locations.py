@@ -9,7 +9,7 @@ from kdscale.cache.stores.store import Place
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locations:
-    """Where an experiment reads and writes; what its recipe does not say."""
+    """Locations that an experiment reads and writes, which its recipe does not name."""
 
     cache_root: Path
     """Folder of caches and of decoded images."""

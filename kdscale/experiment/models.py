@@ -227,7 +227,7 @@ def frozen_model(
 def _preprocess(
     recipe: config.Recipe, section: config.ModelSection, stated: object, what: str
 ) -> Preprocess:
-    """What the recipe says, else what the weights say, else (a student) the teacher's."""
+    """Return a section's preprocessing, else the weights', else (a student) the teacher's."""
     given = section.input
     if given is None and stated is None and what != "teacher":
         given = recipe.teacher.input

@@ -1,4 +1,4 @@
-"""Where a training begins: from pretrained weights, or from scratch, and saying which."""
+"""Start of a training from pretrained weights or from scratch, and its description."""
 
 import logging
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ class PretrainedInit:
     """The weights that a training starts from, as described in `pretrained.json`."""
 
     source: str
-    """As the recipe names it."""
+    """The weights' name in the recipe."""
     sha256: str | None
-    """Of its tensors; None: from scratch."""
+    """SHA-256 of the tensors; None for a training from scratch."""
     reason: str | None = None
-    """Why from scratch."""
+    """Reason for training from scratch; None with weights."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Empty where there is nothing to begin: from scratch, or a training that goes on."""
+    """The weights; empty for a training from scratch, or one that is resumed."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a run keeps it, and its result says it."""
+        """Return the description in `pretrained.json` and `result.json`."""
         return {"source": self.source, "sha256": self.sha256, "reason": self.reason}
 
     def put_into(self, model: nn.Module, section: config.ModelSection, what: str) -> None:

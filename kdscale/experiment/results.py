@@ -1,4 +1,4 @@
-"""What a training says of itself once it has ended, and its weights say of themselves."""
+"""Results of a training for `result.json`, and the description in a weights file's header."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ def result_of(
     settings: config.TrainSection,
     last: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What `result.json` says of any training; `last` is its last evaluation on the test split."""
+    """Return the fields of `result.json`; `last` is the last evaluation on the test split."""
     result = {
         **last,
         "best_top1_accuracy": loop.state.best_top1_accuracy,
@@ -54,7 +54,7 @@ def result_of(
 def reading_of(
     caches: Sequence[CachedTargets], loop: Trainer, train_seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """What it says of reading caches, since this process began, in so many seconds of training."""
+    """Return the field `reading` of `result.json`: reads since this process began."""
     used = loop.loader.num_samples / loop.accelerator.num_processes
     first, *others = (cached.reading(used / cached.manifest.num_samples) for cached in caches)
     reading = sum(others, first)

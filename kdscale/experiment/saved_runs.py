@@ -21,7 +21,7 @@ _ANOTHER_RUN = "name another --run"
 
 
 def of_caches(splits: RunInputs, caches: Sequence[Manifest]) -> RunInputs:
-    """What a student learns from that is taught by caches; several are named in their order."""
+    """Return the inputs of a student of caches; identities of several are joined in their order."""
     teachers = "+".join(one.teacher["weights_sha256"] for one in caches)
     return replace(splits, teacher=teachers, cache="+".join(one.id for one in caches))
 
@@ -120,7 +120,7 @@ def refuse_foreign_files(folder: Path, ours: str) -> None:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether the folder holds a result."""
+    """Return whether the folder has a result."""
     return RunFolder(run).is_finished
 
 
@@ -137,7 +137,7 @@ def finished_as(run: Path, recipe: config.Recipe, job: RunSpec) -> dict[str, Any
 
 
 def is_begun(run: Path) -> bool:
-    """Whether the folder holds a checkpoint to go on from."""
+    """Return whether the folder has a checkpoint to resume from."""
     return checkpoint.newest(RunFolder(run).checkpoints) is not None
 
 
@@ -172,12 +172,12 @@ def check_same_teacher(run: Path, recipe: config.Recipe, advice: str = _ANOTHER_
 
 
 def is_same_teacher(run: Path, recipe: config.Recipe) -> bool:
-    """Whether the finished run trained the teacher that a recipe describes."""
+    """Return whether the finished run trained the teacher that a recipe describes."""
     return is_finished(run) and not _changed(run, recipe, "teacher")
 
 
 def teacher_folder(folder: Path) -> Path:
-    """Where a recipe's own teacher is trained."""
+    """Return the folder in which a recipe's own teacher is trained."""
     return folder / "teacher"
 
 
@@ -254,7 +254,7 @@ def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str,
 
 
 def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
-    """What the training of a teacher depends on: one teacher serves any number of students."""
+    """Return the fields of a recipe that its teacher's training depends on."""
     asking = {
         "precision",
         "memory_format",

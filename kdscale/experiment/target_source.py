@@ -196,7 +196,7 @@ _FIXED = (
 
 
 def describe_caches(caches: Sequence[CachedTargets], recipe: config.Recipe) -> dict[str, Any]:
-    """What a result says of the caches that taught; of several, each with its weight."""
+    """Return the fields of `result.json` about caches; of several, each with its weight."""
     seconds = [cached.reader.build_seconds() for cached in caches]
     described: dict[str, Any] = {
         "cache": caches[0].manifest.id,

@@ -25,18 +25,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Which models that a folder's recipe names may run code of their own.
+    """The models of a folder's recipe that may run code of their own.
 
     A folder may come from a stranger, and `module:factory` in its recipe is code that they choose.
     """
 
     code: bool = False
-    """All of them: the user gave --trust-code."""
+    """Whether all models may: the user gave --trust-code."""
     recipe: config.Recipe | None = None
-    """Those that the recipe of this command names too, with the same options."""
+    """Recipe of this command, whose models may, with the same options; None without one."""
 
     def covers(self, section: config.ModelSection) -> bool:
-        """Whether the user answers for a section's model."""
+        """Return whether the user trusts a section's model."""
         own = () if self.recipe is None else (self.recipe.teacher, self.recipe.student)
         named = [(one.model, one.options) for one in own]
         return self.code or (section.model, section.options) in named
@@ -44,10 +44,10 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A trained model, and what is known of how it came about."""
+    """A trained model, and its origin as far as it is known."""
 
     name: str
-    """What a user knows it by."""
+    """Path of the model for users."""
     recipe: config.Recipe
     section: config.ModelSection
     """The recipe's, with its trained weights."""
@@ -60,21 +60,21 @@ class TrainedModel:
     origin: Path
     """The recipe file that names the model."""
     trust: Trust
-    """Which of the models that it names may run code of their own."""
+    """The models of the recipe that may run code of their own."""
     weights: Weights = "last"
     targets: str = "none"
     seed: int | None = None
     taught_by: str | None = None
     """SHA-256 of the teacher's weights, or several with + between them."""
     teacher: str | None = None
-    """Where the weights of the recipe's teacher are; None where they are not found."""
+    """File of the teacher's weights; None if it is not found."""
 
     def named_by(self, section: config.ModelSection) -> Path | None:
-        """The file that names a section's model; None where the user answers for the name."""
+        """Return the file that names a section's model; None if the user trusts the model."""
         return None if self.trust.covers(section) else self.origin
 
     def describe(self) -> dict[str, Any]:
-        """What an evaluation says of it."""
+        """Return the fields of `evaluation.json` about the model's origin."""
         return {
             "role": self.role,
             "targets": self.targets,

@@ -172,6 +172,6 @@ def intervals(settings: config.TrainSection, steps_per_epoch: int) -> Intervals:
 
 
 def patience(settings: config.TrainSection) -> PlateauTracker:
-    """What the validation split decides in a training section."""
+    """Return a new tracker of plateaus and early stopping with a section's settings."""
     reduce_after = settings.patience if settings.schedule == "plateau" else None
     return PlateauTracker(reduce_after, settings.stop_after)

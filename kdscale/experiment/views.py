@@ -28,7 +28,7 @@ def _pairing(recipe: config.Recipe, num_samples: int) -> MixPairs:
 
 
 def clean_pipeline(recipe: config.Recipe) -> Pipeline:
-    """What makes the images that are not augmented.
+    """Return the operations for images that are not augmented.
 
     Raises:
         ConfigError: an operation that draws at random, or mixes.
@@ -68,7 +68,7 @@ def training_pipeline(
 
 
 def num_views(recipe: config.Recipe) -> int:
-    """How many views the recipe's cache has."""
+    """Return the number of views of the recipe's cache."""
     views = pipeline(recipe, num_samples=0)
     if recipe.views.count == "all":
         return views.count_all()

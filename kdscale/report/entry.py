@@ -15,11 +15,11 @@ class Entry:
     """Runs that differ only in the seed: one row of the comparison."""
 
     kind: Kind
-    """What the models are and where their targets come from."""
+    """Role of the models and source of their targets."""
     runs: Sequence[Run]
     """The runs, by seed."""
     setting: str = ""
-    """What distinguishes the entry from others of its kind; empty where there are none."""
+    """Settings in which the entry differs from others of its kind; empty if it has none."""
 
     @property
     def label(self) -> str:

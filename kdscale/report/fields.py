@@ -26,14 +26,14 @@ _TEXTS = {"model", "device", "cache"}
 
 
 def is_number(value: object, low: float = 0.0, high: float = _LARGEST) -> TypeGuard[int | float]:
-    """Whether a value is a finite number in a range; booleans are no numbers."""
+    """Return whether a value is a finite number in a range; booleans are no numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return low <= value <= high  # NaN is not
 
 
 def is_whole(value: object, low: int = 0, high: float = _LARGEST) -> TypeGuard[int]:
-    """Whether a value is a whole number in a range."""
+    """Return whether a value is a whole number in a range."""
     return isinstance(value, int) and is_number(value, low, high)
 
 

@@ -66,7 +66,7 @@ class SweepResults:
     num_planned: int = 0
     """Number of trials that the sweep was started with; 0 where unknown."""
     among: str = ""
-    """What distinguishes the sweep from others of the report; empty where there are none."""
+    """Name of the sweep among several of the report; empty if it is the only one."""
 
     @property
     def num_trials(self) -> int:

@@ -14,7 +14,7 @@ class ResultsRow:
     """One kind of model in a comparison, with the results of its seeds."""
 
     label: Kind
-    """What the model is and where its targets come from."""
+    """Role of the models and source of their targets."""
     results: list[dict[str, Any]]
     """One `result.json` for each seed."""
 

@@ -304,7 +304,7 @@ def test_cache_that_is_not_there_is_named(refused):
         ({"weights": [1.0]}, "weights has 1 value for 2 teachers: give one for each"),
         (
             {"weights": [1.0, 0.0]},
-            "ensemble.weights.1 is 0.0: input should be greater than or equal to 1e-06",
+            "ensemble.weights.1 is 0.0: input should be greater than or equal to 0.000001",
         ),
         ({"mean": "median"}, "ensemble.mean is 'median'"),
     ],

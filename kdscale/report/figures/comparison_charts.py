@@ -1,4 +1,4 @@
-"""What accuracy costs: parameters, FLOPs, latency, and training time until the cache pays off."""
+"""Charts of accuracy against parameters, FLOPs and latency, and of training time with a cache."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
