@@ -27,6 +27,7 @@ from kdscale.data.rng import permutation
 from kdscale.data.views.batch_plan import View
 from kdscale.distributed import keep_freed_memory
 from kdscale.target_sources.cached import CachedTargets
+from kdscale.target_sources.memory_plan import EVERYTHING
 
 # --------------------------------------------------------------------------- a made-up cache
 
@@ -103,7 +104,7 @@ def pace(
     prepare_page_cache(path, cold=cold)
     keep_freed_memory()  # as a training on a CPU does
     began = perf_counter()
-    cached = CachedTargets.open(path, memory_bytes=memory_bytes)
+    cached = CachedTargets.open(path, memory=EVERYTHING if memory_bytes is None else memory_bytes)
     batches = _batches(cached, batch)
     cached.read(*next(batches))
     start_seconds = perf_counter() - began

@@ -32,6 +32,26 @@ class SideStream:
         """Return host memory for `copy`: pinned, so that a GPU copies it without the host."""
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._device.type == "cuda")
 
+    def follow(self) -> None:
+        """Let later copies begin after the work that the calling thread has given the device."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def copy_into(self, target: Tensor, values: Tensor) -> None:
+        """Start to copy host values into device memory; `arrival` tells when they are there."""
+        if self._device.type == "cpu":
+            target.copy_(values)
+            return
+        with torch.cuda.stream(self._stream):
+            target.copy_(values.pin_memory(), non_blocking=True)
+
+    def arrival(self) -> Callable[[], None]:
+        """Return a function: work that its caller gives the device follows all copies so far."""
+        if self._stream is None:
+            return lambda: None
+        arrived = self._stream.record_event()
+        return lambda: torch.cuda.current_stream(self._device).wait_event(arrived)
+
     def copy(self, pinned: Tensor) -> Callable[[], Tensor]:
         """Start a copy; the function returned gives its result to the stream that calls it."""
         if self._stream is None:

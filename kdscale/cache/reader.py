@@ -177,7 +177,15 @@ class CacheReader:
                 f"shard {shards[0]}: a view of {self.location} has shards "
                 f"0..{manifest.num_shards - 1}"
             )
-        stored = [one["module"] for one in manifest.features]
+        self.check_features(features)
+
+    def check_features(self, features: Sequence[str]) -> None:
+        """Check that the cache stores the features of modules.
+
+        Raises:
+            CacheMismatchError: naming those that it lacks.
+        """
+        stored = [one["module"] for one in self.manifest.features]
         lacking = [name for name in features if name not in stored]
         if lacking:
             raise CacheMismatchError(

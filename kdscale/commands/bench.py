@@ -148,7 +148,7 @@ def _temporary_cache(path: Path, experiment: Experiment) -> Path:
 
 def _open(cache: Path, experiment: Experiment, scratch: _Scratch) -> CachedTargets:
     memory = experiment.recipe.cache.targets_memory_bytes
-    cached = CachedTargets.open(cache, device=experiment.device, memory_bytes=memory)
+    cached = CachedTargets.open(cache, device=experiment.device, memory=memory)
     scratch.stack.callback(cached.close)
     return cached
 

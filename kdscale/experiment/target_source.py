@@ -74,13 +74,14 @@ def _open_caches(experiment: Experiment, spec: RunSpec, *, wait: bool) -> list[C
     check_different([(str(cache), own), *others])
     views, num_views = experiment.views, count_views(recipe)
     features = [feature.module for feature in features_required(recipe)]
-    fit = plan_memory(
+    memory = plan_memory(
         recipe.cache.targets_memory_bytes,
         [own, *(manifest for _, manifest in others)],
         num_views=num_views,
         together=views.pairing.within if views.pairing is not None else None,
         seed=spec.seed,
         features=features,
+        epochs=section_of(recipe, spec)[1].epochs,
     )
     copies = experiment.locations.copies
     places: list[Place] = [cache, *(place for place, _ in others)]
@@ -90,17 +91,16 @@ def _open_caches(experiment: Experiment, spec: RunSpec, *, wait: bool) -> list[C
             device=experiment.device,
             num_views=num_views,
             shift_every=recipe.views.shift_every,
-            epochs=section_of(recipe, spec)[1].epochs,
-            fit=fit,
+            memory=memory,
             patience=Patience() if wait else None,
             features=features,
         )
         for place in places
     ]
     _check_usable(experiment, opened)
-    if fit.windows is not None and recipe.views.mode == "fixed":
+    if memory.windows is not None and recipe.views.mode == "fixed":
         check_partners(own, views)
-    elif fit.windows is not None:
+    elif memory.windows is not None:
         _mention_partners_apart(own, views)
     return opened
 

@@ -35,12 +35,21 @@ _CHECKED_EVERY = 500  # batches, after that
 
 
 class CachedTargets:
-    """A cache, finished or with patience, as a source of targets, joined by (view, sample index).
+    """Targets of a cache, joined by (view, sample index).
 
-    What an epoch shows lies on the device, as it is stored: all of it, or a window where it does
-    not fit. What will be used next is read in a thread meanwhile. The pixels' digests are compared
-    with those that the teacher saw for the first samples of each epoch's views and one batch now
+    The targets of an epoch lie on the device as they are stored: all of them, or a window of them
+    where memory is limited. A thread prefetches what follows. Digests of pixels are compared with
+    those of the teacher's input: for the first samples of each epoch's views, and for one batch now
     and then.
+
+    Args:
+        reader: reader of the cache.
+        device: device that the targets are needed on.
+        num_views: number of views to use, the first ones; None: all.
+        shift_every: see `ViewSchedule`.
+        pipeline: renders the views of the teacher's input; None: as the manifest describes it.
+        features: modules of the teacher whose features the targets have.
+        memory: windows of an epoch, and prefetching.
     """
 
     def __init__(
@@ -52,28 +61,25 @@ class CachedTargets:
         pipeline: Pipeline | None = None,
         features: Sequence[str] = (),
         *,
-        fit: MemoryPlan = EVERYTHING,
-        epochs: int | None = None,
+        memory: MemoryPlan = EVERYTHING,
     ) -> None:
         self.reader = reader
         self.manifest: Manifest = reader.manifest
         self.num_views = num_views or reader.manifest.num_views
         self.device = device
         self.pipeline = pipeline or Pipeline.from_description(reader.manifest.views)
-        """What makes the pixels that the teacher saw."""
+        """Renders the pixels that the teacher's outputs belong to."""
         self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
-        """Which views epochs show: every view once in `num_views` epochs."""
-        self._memory = EpochMemory(
-            reader, self.schedule, device, fit, epochs=epochs, features=features
-        )
+        """View that an epoch uses: every view once in `num_views` epochs."""
+        self._memory = EpochMemory(reader, self.schedule, device, memory, features=features)
         self._num_batches = 0
-        self._num_checked = 0  # samples of the batches so far
+        self._num_checked = 0  # samples of the views in use
         self._checked: Hashable = None
         self._verdicts: deque[_Verdict] = deque()
 
     @property
     def windows(self) -> Windows | None:
-        """What the order of training has to follow; None where any order will do."""
+        """Windows that the order of training must follow; None: any order will do."""
         return self._memory.windows
 
     @classmethod
@@ -87,87 +93,75 @@ class CachedTargets:
         pipeline: Pipeline | None = None,
         features: Sequence[str] = (),
         patience: Patience | None = None,
-        memory_bytes: int | None = None,
-        together: int | None = None,
-        seed: int = 0,
-        epochs: int | None = None,
-        fit: MemoryPlan | None = None,
+        memory: MemoryPlan | int = EVERYTHING,
     ) -> Self:
         """Open the cache at `path`.
 
         Args:
-            path: the cache's folder or URL, or an open store.
-            device: where targets are wanted.
-            num_views: use only its first views.
+            path: folder or URL of the cache, or an open store.
+            device: device that the targets are needed on.
+            num_views: number of views to use, the first ones; None: all.
             shift_every: see `ViewSchedule`.
-            pipeline: what made the views, where it holds a callable of your own (`TorchvisionOp`),
-                which a manifest can only name.
-            features: modules of the teacher whose features the targets shall carry; no others are
-                read.
-            patience: of a cache that is being built, wait for what is not there yet.
-            memory_bytes: of targets to hold. Where what an epoch shows does not fit, samples must
-                be read in an order that follows `windows`, as `BatchLoader` does; None: any.
-            together: consecutive samples that are always in one window; None: those that the
-                views may mix, where they say so.
-            seed: of the order of training, which windows follow.
-            epochs: how many there will be, so that nothing is read for another one.
-            fit: of several caches that share memory and windows, instead of `memory_bytes`,
-                `together` and `seed`.
+            pipeline: pipeline of the views, needed if it has a callable of your own
+                (`TorchvisionOp`), which a manifest can only name.
+            features: modules of the teacher whose features the targets have; no others are read.
+            patience: waits for shards of a cache that is being built; None: the cache is finished.
+            memory: largest number of bytes of targets in memory, or a plan of `plan_memory`. Where
+                the targets of an epoch do not fit, samples must follow the order of `windows`, as
+                those of a `BatchLoader` do. By default any number of bytes.
 
         Raises:
             CacheNotFoundError, CacheIncompleteError, CacheCorruptError: it cannot be read.
-            CacheMismatchError: it has fewer views or features than requested.
-            ConfigError: the memory holds no window.
+            CacheMismatchError: it has fewer views or features than required.
+            ConfigError: no window fits into memory.
         """
         reader = CacheReader(path, patience, num_views or 1)
-        if num_views is not None and num_views > reader.manifest.num_views:
+        manifest = reader.manifest
+        if num_views is not None and num_views > manifest.num_views:
             raise CacheMismatchError(
-                f"{reader.location} has {number_of(reader.manifest.num_views, 'view')}, "
-                f"{num_views} are requested"
+                f"{reader.location} has {number_of(manifest.num_views, 'view')}, "
+                f"{num_views} are required: add views with `kdscale cache extend`"
             )
         if pipeline is not None:
-            views = {**pipeline.describe(), "count": reader.manifest.views.get("count")}
-            check_identity(reader.location, reader.manifest, replace(reader.manifest, views=views))
-        _check_features(reader, features)
-        reader.check_records(num_views or reader.manifest.num_views)
-        if reader.manifest.unverifiable is not None:
-            log.warning("%s: %s", reader.location, reader.manifest.unverifiable)
-        return cls(
-            reader,
-            torch.device(device),
-            num_views,
-            shift_every,
-            pipeline,
-            features,
-            fit=fit or _fit(reader.manifest, memory_bytes, num_views, together, seed, features),
-            epochs=epochs,
-        )
+            views = {**pipeline.describe(), "count": manifest.views.get("count")}
+            check_identity(reader.location, manifest, replace(manifest, views=views))
+        reader.check_features(features)
+        reader.check_records(num_views or manifest.num_views)
+        if manifest.unverifiable is not None:
+            log.warning("%s: %s", reader.location, manifest.unverifiable)
+        if isinstance(memory, int):
+            views_used = num_views or manifest.num_views
+            memory = plan_memory(memory, [manifest], num_views=views_used, features=features)
+        place = torch.device(device)
+        return cls(reader, place, num_views, shift_every, pipeline, features, memory=memory)
 
     def start_epoch(self, epoch: int) -> None:
-        """Bring in what the epoch shows first, and start to read what comes next."""
+        """Read the first targets of an epoch, and start to prefetch those that follow."""
         self._memory.start_epoch(epoch)
 
     def targets(self, batch: Batch) -> Targets:
-        """The targets of a batch, after checking its pixels where that is due."""
+        """Return the targets of a batch; its pixels are checked now and then."""
         return self.targets_of(batch.samples, batch.pixels)
 
     def read(self, view: View, index: Tensor, pixels: Tensor | None = None) -> Targets:
-        """The targets of samples `index` (int64 [B]) in a view.
+        """Return the targets of samples `index` (int64 [B]) in a view.
+
+        Numbers that lie on a GPU are copied to the host first, which waits for it.
 
         Args:
-            view: view number; int64 [B], as the schedule of a started epoch gives it, with
-                `shift_every`.
-            index: positions in the data set, in host memory.
-            pixels: the view's uint8 pixels [B, C, H, W], to be checked where that is due.
+            view: view number; int64 [B], of the schedule of a started epoch, with `shift_every`.
+            index: positions in the data set.
+            pixels: uint8 pixels of the view [B, C, H, W], which are checked now and then.
 
         Raises:
             OutOfRangeError: the cache has no such view, or no such samples.
-            ViewMismatchError: the pixels of this or an earlier batch are not those that the
-                teacher saw.
+            ViewMismatchError: the pixels of this or an earlier batch differ from the teacher's
+                input.
             CacheCorruptError: a chunk is missing or damaged.
             ConfigError: the samples are not of one window and the next.
         """
-        return self.targets_of(SampleViews.place(view, index, self.device), pixels)
+        view = view if isinstance(view, int) else view.cpu()
+        return self.targets_of(SampleViews.place(view, index.cpu(), self.device), pixels)
 
     def targets_of(self, samples: SampleViews, pixels: Tensor | None = None) -> Targets:
         """Return the targets of samples; arguments and errors as of `read`."""
@@ -179,7 +173,7 @@ class CachedTargets:
         return buffer.targets(rows)
 
     def check(self, samples: SampleViews, pixels: Tensor) -> None:
-        """Compare pixels with the digests of those that the teacher saw.
+        """Compare pixels with the stored digests of the teacher's input.
 
         A GPU's verdict is read when it has arrived, by a later call or by `finish_checks`.
 
@@ -192,13 +186,13 @@ class CachedTargets:
         """Wait for the verdicts that have not arrived yet.
 
         Raises:
-            ViewMismatchError: the pixels of an earlier batch are not those that the teacher saw.
+            ViewMismatchError: the pixels of an earlier batch differ from the teacher's input.
         """
         while self._verdicts:
             self._verdicts.popleft().raise_error()
 
     def check_is_due(self, num_samples: int) -> bool:
-        """Whether the next batch should be checked, which is then taken as done."""
+        """Return whether the next batch is to be checked, and count it as checked if so."""
         self._num_batches += 1
         if self._num_checked >= _CHECKED_SAMPLES and self._num_batches % _CHECKED_EVERY:
             return False
@@ -206,10 +200,10 @@ class CachedTargets:
         return True
 
     def reading(self, share: float = 1.0) -> ReadStats:
-        """What reading has cost so far.
+        """Return what reading has cost so far.
 
         Args:
-            share: of the samples that were brought in, those that this process was to show.
+            share: share of the samples in memory that this process trains on.
         """
         segments = self._memory.segments
         needed = share * segments.rows_used / max(1, segments.rows_read)
@@ -222,7 +216,7 @@ class CachedTargets:
         )
 
     def close(self) -> None:
-        """Stop reading ahead, and waiting."""
+        """Stop prefetching, and waiting for shards."""
         self.reader.close()
         self._memory.segments.close()
 
@@ -283,31 +277,3 @@ class _Verdict:
             "images, their order, the views' settings or the decoder have changed. Restore them, "
             "or build a new cache"
         )
-
-
-def _check_features(reader: CacheReader, features: Sequence[str]) -> None:
-    stored = [one["module"] for one in reader.manifest.features]
-    lacking = [name for name in features if name not in stored]
-    if lacking:
-        raise CacheMismatchError(
-            f"{reader.location} has the features of {', '.join(stored) or 'no module'}, those of "
-            f"{', '.join(lacking)} are requested: build a cache with them in cache.features"
-        )
-
-
-def _fit(
-    manifest: Manifest,
-    memory_bytes: int | None,
-    num_views: int | None,
-    together: int | None,
-    seed: int,
-    features: Sequence[str],
-) -> MemoryPlan:
-    if memory_bytes is None:
-        return EVERYTHING
-    if together is None:
-        together = manifest.views.get("pairing", {}).get("within")
-    views = num_views or manifest.num_views
-    return plan_memory(
-        memory_bytes, [manifest], num_views=views, together=together, seed=seed, features=features
-    )

@@ -5,6 +5,7 @@ Shapes: M members, B samples, C classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -96,8 +97,13 @@ class Ensemble:
         logits = [all_classes(one, "a mean of several teachers") for one in answers if one]
         assert len(logits) == len(answers), "every member of an ensemble answers"
         logits_MBC = torch.stack(logits)
-        weights_M = torch.tensor(self.weights, device=logits_MBC.device)
+        weights_M = _on_device(tuple(self.weights), logits_MBC.device)
         return DenseTargets(MEANS[self.mean](logits_MBC, weights_M, self.temperature))
+
+
+@lru_cache(maxsize=8)  # once, not a copy to the device in each step
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(weights, device=device)
 
 
 def normalised(weights: Sequence[float], members: int) -> list[float]:

@@ -1,40 +1,18 @@
-"""Bring the targets of an epoch into memory, window by window; one thread prefetches the next.
+"""Bring the targets of an epoch into memory, window by window, and prefetch the next window."""
 
-A segment is what is read together: all that an epoch needs, or one window of it. Memory has room
-for one segment or two; their rows are overwritten again and again.
-"""
-
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from threading import Event
-from time import perf_counter
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.concurrent import each
 from kdscale.data.views.batch_plan import SampleViews, View
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import ConfigError
-from kdscale.target_sources.buffer import TargetBuffer, row_bytes
+from kdscale.target_sources.buffer import DoubleBuffer, Segment, TargetBuffer
 from kdscale.target_sources.memory_plan import MemoryPlan
 from kdscale.transfers import to_device
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Shards that are read together, each sample in the view that its epoch uses."""
-
-    key: Hashable
-    """Identity of the content: segments with equal keys contain the same targets."""
-    shards: Sequence[int]
-    """Shard numbers, in the order of their rows in memory."""
-    view: Callable[[Tensor], View]
-    """Return the view of samples, given as int64 [B]."""
 
 
 def _same_view(one: View, other: View) -> bool:
@@ -42,152 +20,6 @@ def _same_view(one: View, other: View) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.equal(other)
     return isinstance(one, int) and isinstance(other, int) and one == other
-
-
-class DoubleBuffer:
-    """Memory for one segment or two: one in use, one that a thread fills meanwhile.
-
-    Args:
-        reader: reader of the cache.
-        rows: largest number of samples in a segment.
-        device: device that stores the rows.
-        ahead: whether there is room for a second segment, which `prefetch` fills.
-        features: modules of the teacher whose features are read too.
-    """
-
-    def __init__(
-        self,
-        reader: CacheReader,
-        rows: int,
-        device: torch.device,
-        *,
-        ahead: bool,
-        features: Sequence[str] = (),
-    ) -> None:
-        self.rows = rows
-        self.buffer = TargetBuffer.empty(reader, (1 + ahead) * rows, device, features)
-        """All rows; those of a segment begin at `start`."""
-        self.buffer_bytes = len(self.buffer) * row_bytes(reader.manifest, features)
-        """Size of the buffer in memory, in bytes."""
-        self.waited_seconds = 0.0
-        """Time spent waiting for segments that were not in memory when needed, in seconds."""
-        self.rows_read = 0
-        """Number of targets read, of any view."""
-        self.rows_used = 0
-        """Number of targets read that belong to a view in use, of `rows_read`."""
-        self._reader, self._ahead, self._features = reader, ahead, features
-        self._shard_bytes = reader.manifest.shard_samples * row_bytes(reader.manifest, features)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="targets")
-        self._closed = Event()
-        self._content: list[Hashable | None] = [None] * (1 + ahead)  # keys of complete segments
-        self._current: tuple[Hashable, int] | None = None
-        self._next: tuple[Hashable, int, Future[None]] | None = None
-
-    def is_current(self, key: Hashable) -> bool:
-        """Return whether the segment with this key is in use."""
-        return self._current is not None and self._current[0] == key
-
-    def start(self, key: Hashable) -> int:
-        """Return the first row of the segment in use, or of the next one, once it is read.
-
-        Raises:
-            CacheError: the segment could not be read.
-        """
-        if self._current is not None and self._current[0] == key:
-            return self._current[1] * self.rows
-        if key in self._content:
-            return self._content.index(key) * self.rows
-        assert self._next is not None, "one segment is in use at a time, and the next one"
-        assert self._next[0] == key, "one segment is in use at a time, and the next one"
-        self._wait(self._next[2])
-        return self._next[1] * self.rows
-
-    def use(self, segment: Segment) -> None:
-        """Replace the segment in use, reading the new one if it was not prefetched.
-
-        Raises:
-            CacheError: the segment cannot be read.
-        """
-        if self.is_current(segment.key):
-            return
-        coming, self._current, self._next = self._next, None, None
-        if coming is not None and coming[0] == segment.key:
-            self._wait(coming[2])
-            self._current = coming[:2]
-            return
-        if coming is not None and not coming[2].cancel():
-            coming[2].exception()  # wait; its error concerns nobody
-        if segment.key in self._content:
-            self._current = segment.key, self._content.index(segment.key)
-            return
-        began = perf_counter()
-        self._load(segment, 0)
-        self.waited_seconds += perf_counter() - began
-        self._current = segment.key, 0
-
-    def prefetch(self, segment: Segment) -> None:
-        """Start to read the segment that will be used next, if memory has room for it."""
-        if not self._ahead or self._current is None or self.is_current(segment.key):
-            return
-        if self._next is not None:
-            if self._next[0] == segment.key:
-                return
-            self._next[2].cancel()  # or it ends before this one begins: there is one thread
-            self._next = None
-        slot = 1 - self._current[1]
-        if self._content[slot] != segment.key:
-            self._next = segment.key, slot, self._thread.submit(self._load, segment, slot)
-
-    def close(self) -> None:
-        """Stop prefetching."""
-        self._closed.set()
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _wait(self, coming: "Future[None]") -> None:
-        if not coming.done():
-            began = perf_counter()
-            coming.exception()
-            self.waited_seconds += perf_counter() - began
-        coming.result()
-
-    def _load(self, segment: Segment, slot: int) -> None:
-        self._content[slot], row = None, slot * self.rows
-        read = partial(self._read_shard, segment)
-        for values, views in each(
-            self._reader.store, read, self._shards(segment), self._shard_bytes
-        ):
-            self.buffer.fill(row, values)
-            count = len(values["digests"])
-            self.rows_read += views * count
-            self.rows_used += count
-            row += count
-        self._content[slot] = segment.key
-
-    def _shards(self, segment: Segment) -> Iterator[int]:
-        """Yield the shards of a segment once they are committed, until `close`."""
-        for shard in segment.shards:
-            for view in self._views(segment, shard):
-                self._reader.wait(view, shard)
-            if self._closed.is_set():
-                raise CancelledError
-            yield shard
-
-    def _views(self, segment: Segment, shard: int) -> list[int]:
-        """Return the views that a segment uses of a shard."""
-        view = segment.view(torch.arange(*self._reader.manifest.shard_range(shard)))
-        return [view] if isinstance(view, int) else np.unique(view.numpy()).tolist()
-
-    def _read_shard(self, segment: Segment, shard: int) -> tuple[dict[str, np.ndarray], int]:
-        """Read each sample of a shard in its own view; return the number of views read, too."""
-        view = segment.view(torch.arange(*self._reader.manifest.shard_range(shard)))
-        rows, views = dict[str, np.ndarray](), self._views(segment, shard)
-        for number in views:
-            for name, values in self._reader.read_shard(number, shard, self._features).items():
-                merged = rows.setdefault(name, values)
-                if not isinstance(view, int):
-                    of_view = view.numpy() == number
-                    merged[of_view] = values[of_view]
-        return rows, len(views)
 
 
 class EpochMemory:
@@ -200,7 +32,6 @@ class EpochMemory:
         schedule: views that epochs use.
         device: device that stores the targets.
         plan: windows of an epoch, and whether the next segment is prefetched.
-        epochs: number of epochs, after which nothing is prefetched; None: no end.
         features: modules of the teacher whose features are read too.
     """
 
@@ -211,13 +42,12 @@ class EpochMemory:
         device: torch.device,
         plan: MemoryPlan,
         *,
-        epochs: int | None = None,
         features: Sequence[str] = (),
     ) -> None:
         manifest, self.windows = reader.manifest, plan.windows
         rows = manifest.num_samples if self.windows is None else self.windows.most_samples
         self.segments = DoubleBuffer(reader, rows, device, ahead=plan.ahead, features=features)
-        self._schedule, self._epochs, self._device = schedule, epochs, device
+        self._schedule, self._epochs, self._device = schedule, plan.epochs, device
         self._num_windows = 1 if self.windows is None else len(self.windows)
         self._shard_samples = manifest.shard_samples
         self._first_S = torch.arange(manifest.num_shards) * self._shard_samples

@@ -150,7 +150,7 @@ def test_nothing_is_read_but_what_is_requested(cache, monkeypatch):
 
 def test_feature_that_a_cache_has_not_is_refused_by_name(cache):
     with pytest.raises(
-        CacheMismatchError, match=r"of stem, body\.1, body, neck, those of layer9 are"
+        CacheMismatchError, match=r"of stem, body\.1, body, neck, not those of layer9: build"
     ):
         CachedTargets.open(cache, features=["stem", "layer9"])
 

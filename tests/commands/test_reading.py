@@ -13,17 +13,21 @@ SCRIPT = """
 import json, resource, sys
 import torch
 torch.set_num_threads(1)
+from kdscale.cache.reader import CacheReader
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.data.loader import Loader
+from kdscale.data.loader import BatchLoader
+from kdscale.target_sources.memory_plan import plan_memory
 from kdscale.data.views.pipeline import Pipeline
 
 path, memory, epochs = sys.argv[1], int(sys.argv[2]) or None, 3
-cached = CachedTargets.open(path, memory_bytes=memory, epochs=epochs)
+reader = CacheReader(path)
+plan = plan_memory(memory, [reader.manifest], num_views=reader.manifest.num_views, epochs=epochs)
+cached = CachedTargets(reader, torch.device("cpu"), memory=plan)
 count = cached.manifest.num_samples
 student = torch.nn.Linear(cached.manifest.num_classes, 1)
 class Images:
-    def ahead(self, size): return 0
-loader = Loader(
+    device = torch.device("cpu")
+loader = BatchLoader(
     Images(), torch.arange(count), Pipeline(()), cached.schedule,
     seed=0, global_batch_size=64, windows=cached.windows,
 )
@@ -61,7 +65,7 @@ def result(folder):
 def test_result_says_what_reading_cost(train, tmp_path):
     done = train("--run", "whole", cache={"targets_memory": "1 MiB"})
     assert done.exit_code == 0, done.stderr
-    assert "does not fit" not in done.stderr
+    assert "exceed" not in done.stderr
     whole = result(tmp_path / "whole")["reading"]
     assert whole["num_windows"] == 1
     assert whole["held_bytes"] == 2 * 128 * 20  # two epochs' views: 4 float32 logits and a digest
@@ -70,7 +74,7 @@ def test_result_says_what_reading_cost(train, tmp_path):
     assert whole["needed_bytes"] == whole["read_bytes"]
     done = train("--run", "parts", cache={"targets_memory": 3200})
     assert done.exit_code == 0, done.stderr
-    assert "2.5 KiB, does not fit cache.targets_memory, so it is read in 4 windows" in done.stderr
+    assert "2.5 KiB, exceed cache.targets_memory, so they are read in 4 windows" in done.stderr
     assert "1.00 times what was needed, into 1.3 KiB of memory; waited " in done.stderr
     parts = result(tmp_path / "parts")["reading"]
     assert parts["num_windows"] == 4
@@ -87,7 +91,7 @@ def test_held_out_samples_are_read_and_not_needed(train, tmp_path):
 def test_where_one_epoch_fits_and_not_two_the_log_says_what_would_help(train):
     done = train("--run", "out", cache={"targets_memory": 5000})
     assert done.exit_code == 0, done.stderr
-    assert "the next epoch's is not read meanwhile: cache.targets_memory of 6.9 KiB" in done.stderr
+    assert "those of the next epoch are not prefetched: cache.targets_memory of 6.9 KiB" in done.stderr
 
 
 def test_windows_learn_the_same_targets_in_another_order(train, tmp_path):

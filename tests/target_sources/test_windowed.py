@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.data.loader import Batch, BatchLoader
 from kdscale.data.views.mix_pairs import MixPairs
@@ -60,8 +61,13 @@ def memory(path, units, *, unit=SHARD):
 def opened(request):
     """Opens caches and closes them again."""
 
-    def make(path, **options):
-        cached = CachedTargets.open(path, **options)
+    def make(path, *, memory_bytes=None, together=None, epochs=None, **options):
+        manifest = read_manifest(path)
+        views = options.get("num_views") or manifest.num_views
+        plan = plan_memory(
+            memory_bytes, [manifest], num_views=views, together=together, epochs=epochs
+        )
+        cached = CachedTargets.open(path, **{"memory": plan, **options})
         request.addfinalizer(cached.close)
         return cached
 
@@ -305,7 +311,7 @@ def test_caches_that_teach_together_share_memory_and_windows(cache, opened, tmp_
     limit = 150 * sum(row_bytes(manifest) for manifest in manifests)
     fit = plan_memory(limit, manifests, num_views=VIEWS)
     assert fit.windows.unit_samples == 24
-    parts = [opened(path, fit=fit) for path in paths]
+    parts = [opened(path, memory=fit) for path in paths]
     whole = [opened(path) for path in paths]
     assert sum(one.reading().buffer_bytes for one in parts) < limit
     both, all_of_both = (Ensemble(some, [0.5, 0.5], "logits", 1.0) for some in (parts, whole))

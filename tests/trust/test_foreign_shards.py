@@ -22,6 +22,7 @@ from kdscale.cache.verify import verify
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.errors import CacheCorruptError, OutOfRangeError
 from kdscale.target_sources.cached import CachedTargets
+from kdscale.target_sources.memory_plan import EVERYTHING
 
 SHARDS = list(product(range(2), range(3)))  # (view, shard)
 
@@ -347,9 +348,9 @@ def test_info_and_verify_of_a_signed_manifest_with_wrong_fields_end_in_one_line(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("memory", [None, 6000])
+@pytest.mark.parametrize("memory", [EVERYTHING, 6000])
 def test_targets_beyond_the_cache_are_reported_with_the_range(tiny_cache, memory):
-    source = CachedTargets.open(Path(tiny_cache), memory_bytes=memory)
+    source = CachedTargets.open(Path(tiny_cache), memory=memory)
     source.start_epoch(0)
     last = source.manifest.num_samples - 1
     for view, index, said in (
