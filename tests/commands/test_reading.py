@@ -91,7 +91,7 @@ def test_held_out_samples_are_read_and_not_needed(train, tmp_path):
 def test_where_one_epoch_fits_and_not_two_the_log_says_what_would_help(train):
     done = train("--run", "out", cache={"targets_memory": 5000})
     assert done.exit_code == 0, done.stderr
-    assert "those of the next epoch are not prefetched: cache.targets_memory of 6.9 KiB" in done.stderr
+    assert "next epoch are not prefetched: cache.targets_memory of 6.9 KiB" in done.stderr
 
 
 def test_windows_learn_the_same_targets_in_another_order(train, tmp_path):
