@@ -6,10 +6,16 @@ part, write a file and name it here.
 
 from collections.abc import Iterator
 
-from sync_cases import steps, updates, views
+from sync_cases import losses, steps, targets, updates, views
 from sync_cases.counting import Case
 
-PARTS = {"views": views.cases, "steps": steps.cases, "updates": updates.cases}
+PARTS = {
+    "views": views.cases,
+    "steps": steps.cases,
+    "targets": targets.cases,
+    "losses": losses.cases,
+    "updates": updates.cases,
+}
 
 
 def all_cases() -> Iterator[Case]:

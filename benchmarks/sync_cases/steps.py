@@ -29,7 +29,7 @@ from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
 from kdscale.target_sources.buffer import row_bytes
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.clean_image import CleanImageTargets
-from kdscale.target_sources.memory_plan import EVERYTHING, plan_memory
+from kdscale.target_sources.memory_plan import plan_memory
 from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
 from kdscale.training.forward_pass import ForwardPass
 from kdscale.training.trainer import Trainer
@@ -136,14 +136,13 @@ def _source(targets: str, views: Pipeline, windows: bool) -> TargetSource:
     if targets == "teacher":
         return LiveTeacher(_teacher(), schedule)
     shown = Pipeline(()) if targets == "fixed" else views
-    manifest, fit = _manifest(shown), EVERYTHING
-    if windows:
-        memory = row_bytes(manifest) * _SAMPLES * 3 // 4
-        fit = plan_memory(memory, [manifest], num_views=2, together=None, seed=0)
+    manifest = _manifest(shown)
+    # One epoch: what is prefetched for another one is copied in another thread.
+    memory_bytes = row_bytes(manifest) * _SAMPLES * 3 // 4 if windows else None
+    memory = plan_memory(memory_bytes, [manifest], num_views=2, epochs=1)
     folder = tempfile.TemporaryDirectory()
     _write(Path(folder.name) / "cache", manifest)
-    # One epoch: what is prefetched for another one is copied in another thread.
-    found = CachedTargets.open(Path(folder.name) / "cache", device=CUDA, fit=fit, epochs=1)
+    found = CachedTargets.open(Path(folder.name) / "cache", device=CUDA, memory=memory)
     finalize(found, folder.cleanup)
     return found
 
