@@ -33,7 +33,7 @@ from kdscale.target_sources.memory_plan import plan_memory
 from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
 from kdscale.training.forward_pass import ForwardPass
 from kdscale.training.trainer import Trainer
-from sync_cases.counting import CUDA, Case
+from sync_cases.counting import CUDA, Case, SameThread
 
 _SAMPLES, _SIDE, _CLASSES, _BATCH, _SHARD = 1024, 32, 10, 128, 64
 _CLASS_NAMES = tuple(map(str, range(_CLASSES)))
@@ -67,13 +67,8 @@ def _images(memory_bytes: int | None = None) -> DeviceImages:
     split = ImageDataset(pixels, labels, _CLASS_NAMES, "", "synthetic", "train")
     images = DeviceImages(split, CUDA, memory_bytes)
     if memory_bytes is not None:  # what is counted is counted in this thread
-        images._pixels._threads = SimpleNamespace(submit=_at_once)  # type: ignore[attr-defined]
+        images._pixels._threads = SameThread()  # type: ignore[attr-defined]
     return images
-
-
-def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
-    done = function(*arguments)
-    return SimpleNamespace(result=lambda: done)
 
 
 def _views(operations: list[Any]) -> Pipeline:
@@ -137,12 +132,12 @@ def _source(targets: str, views: Pipeline, windows: bool) -> TargetSource:
         return LiveTeacher(_teacher(), schedule)
     shown = Pipeline(()) if targets == "fixed" else views
     manifest = _manifest(shown)
-    # One epoch: what is prefetched for another one is copied in another thread.
     memory_bytes = row_bytes(manifest) * _SAMPLES * 3 // 4 if windows else None
     memory = plan_memory(memory_bytes, [manifest], num_views=2, epochs=1)
     folder = tempfile.TemporaryDirectory()
     _write(Path(folder.name) / "cache", manifest)
     found = CachedTargets.open(Path(folder.name) / "cache", device=CUDA, memory=memory)
+    found._memory.segments._thread = SameThread()  # type: ignore[assignment]
     finalize(found, folder.cleanup)
     return found
 

@@ -19,10 +19,10 @@ from kdscale.encodings import ENCODINGS, create_encoding
 from kdscale.target_sources.buffer import TargetBuffer, row_bytes
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.ensemble import MEANS, Ensemble
-from kdscale.target_sources.memory_plan import MemoryPlan, plan_memory
+from kdscale.target_sources.memory_plan import SHARDS_IN_HAND, MemoryPlan, plan_memory
 from kdscale.targets import Head, as_tensor, create_codec, encode_features
 from kdscale.transfers import SideStream
-from sync_cases.counting import CUDA, Case
+from sync_cases.counting import CUDA, Case, SameThread
 
 _SAMPLES, _SHARD, _CLASSES, _BATCH, _INPUTS = 512, 64, 100, 128, 16
 _FEATURES: Mapping[str, tuple[int, ...]] = {"neck": (8,), "layer1": (4, 3, 3)}
@@ -90,15 +90,17 @@ def _open(
     manifest = _manifest(name, features)
     folder = tempfile.TemporaryDirectory()
     _write(Path(folder.name) / "cache", manifest)
-    # One epoch: what is prefetched for another one is copied in another thread.
     memory = MemoryPlan(epochs=1)
     if windows:
-        limit = row_bytes(manifest) * _SAMPLES * 3 // 4
+        # The second batch, which counts, is of the first window and the next one.
+        rows = _SAMPLES * 3 // 4 + SHARDS_IN_HAND * _SHARD
+        limit = row_bytes(manifest, features) * rows
         memory = plan_memory(limit, [manifest], num_views=2, epochs=1)
     found = CachedTargets.open(
         Path(folder.name) / "cache", device=CUDA, features=features, shift_every=shift_every,
         memory=memory,
     )  # fmt: skip
+    found._memory.segments._thread = SameThread()  # type: ignore[assignment]
     finalize(found, folder.cleanup)
     return found
 
