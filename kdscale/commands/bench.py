@@ -88,12 +88,13 @@ def bench(experiment: Experiment, *, seconds: float) -> dict[str, Any]:
             scratch = _Scratch(Path(folder), stack)
             cached = _open(cache, experiment, scratch)
             variants = _variants(setup, cached, scratch)
+            first = _first_steps(variants)
             once = _warm_up(variants)
             before = cached.reading()
             steps = _measure_steps(variants, once, seconds * _STEP_SHARE)
             reading = cached.reading().since(before).to_json(sum(steps.seconds["cached"]))
         build = _measure_build(experiment, Path(folder), seconds * (1 - _STEP_SHARE))
-    return _summary(experiment, steps, build) | {"reading": reading}
+    return _summary(experiment, steps, build) | {"first_step_seconds": first, "reading": reading}
 
 
 def _check_measurable(experiment: Experiment) -> None:
@@ -243,10 +244,15 @@ class _Timings:
     """Steps of each variant in a round."""
 
 
+def _first_steps(variants: Mapping[str, TimedLoop]) -> dict[str, float]:
+    """Return seconds of the first step of each variant, which sets up and compiles."""
+    return {name: round(variant.timed(1), 3) for name, variant in variants.items()}
+
+
 def _warm_up(variants: Mapping[str, TimedLoop]) -> dict[str, float]:
-    """Return approximate seconds of one step of each variant."""
+    """Return roughly the seconds of one step of each variant."""
     for variant in variants.values():
-        variant.timed(3)
+        variant.timed(2)
     return {name: variant.timed(2) / 2 for name, variant in variants.items()}
 
 

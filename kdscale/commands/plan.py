@@ -19,7 +19,7 @@ from kdscale.cache.size_estimate import num_files
 from kdscale.cache.stores.store import Place, is_remote
 from kdscale.cache.writer import ShardWriter
 from kdscale.commands.encoding_sizes import embedding_outputs, encoding_sizes
-from kdscale.commands.step_times import payback, step_seconds
+from kdscale.commands.step_times import channels_last_ratio, payback, step_seconds
 from kdscale.commands.timing import TimedSetup, student_settings, time_teacher
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.errors import CacheNotFoundError, LaunchError
@@ -112,6 +112,7 @@ def plan(
         "needed_bytes": 0 if existing.share == 1 else needed,
         "free_bytes": free,
         "whole_build_seconds": round(build, 6),
+        "channels_last_over_contiguous_time": channels_last_ratio(steps),
         **payback(experiment, build * (1 - existing.share), steps),
         "num_processes": num_processes,
         "device": experiment.device.type,

@@ -1,6 +1,7 @@
 """Seconds of training steps of each kind, and when a build has paid for itself."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -19,9 +20,11 @@ from kdscale.commands.timing import (
 )
 from kdscale.data.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.errors import ModelError
 from kdscale.experiment.datasets import sample_indices
 from kdscale.experiment.experiment import Experiment
 from kdscale.losses.objective import SUPERVISED
+from kdscale.models.registry import has_convolutions
 from kdscale.report.training_cost import break_even
 from kdscale.target_sources.base import NoTargets, TargetSource
 from kdscale.targets import Codec
@@ -37,7 +40,11 @@ KINDS = ("supervised", "cached", "online")
 def step_seconds(
     setup: TimedSetup, required: Manifest, codec: Codec, seconds: float
 ) -> dict[str, float]:
-    """Seconds a sample of training steps, by kind; medians of interleaved rounds."""
+    """Return seconds a sample of training steps, by kind; medians of interleaved rounds.
+
+    "channels_last" is the kind "cached" in that memory format, where the recipe says another one
+    and the student has convolutions that take it.
+    """
     tiny = _variants(
         replace(setup, batch_size=SMALLEST_BATCH * setup.num_processes, compiled=False),
         required,
@@ -52,7 +59,10 @@ def step_seconds(
     setup = replace(setup, batch_size=size or setup.batch_size)
     loader = setup.loader(ViewSchedule(1, 0))
     samples = loader.num_samples / loader.steps_per_epoch
-    measured = _measure(_variants(setup, required, codec), seconds)
+    variants = _variants(setup, required, codec)
+    with suppress(ModelError):  # models that call `view` do not take it
+        variants |= _channels_last(setup, required, codec)
+    measured = _measure(variants, seconds)
     return {kind: step / samples for kind, step in measured.items()}
 
 
@@ -71,6 +81,27 @@ def _variants(setup: TimedSetup, required: Manifest, codec: Codec) -> dict[str, 
         prepare = partial(staged.stage, trainer) if kind == "cached" else None
         found[kind] = TimedLoop(partial(_continue, trainer), prepare)
     return found
+
+
+def _channels_last(setup: TimedSetup, required: Manifest, codec: Codec) -> dict[str, TimedLoop]:
+    """Return the steps of the kind "cached" in channels last; none where that is no question.
+
+    Raises:
+        ModelError: the student does not take it.
+    """
+    recipe, schedule = setup.experiment.recipe, ViewSchedule(required.num_views, 0)
+    undecided = setup.settings.memory_format == "contiguous" and not setup.settings.compile
+    if not undecided or not has_convolutions(setup.experiment.student(0).model):
+        return {}
+    staged = StagedTargets(setup.experiment.train_set, codec, schedule, setup.experiment.device)
+    trainer = setup.trainer(staged, soft_objective(recipe), memory_format="channels_last")
+    prepare = partial(staged.stage, trainer)
+    return {"channels_last": TimedLoop(partial(_continue, trainer), prepare)}
+
+
+def channels_last_ratio(steps: Mapping[str, float]) -> float | None:
+    """Return the time of a step in channels last over one as the recipe has it; None: unknown."""
+    return round(steps["channels_last"] / steps["cached"], 4) if "channels_last" in steps else None
 
 
 def _continue(trainer: Trainer, count: int) -> None:

@@ -105,10 +105,24 @@ class TimedSetup:
             windows=windows,
         )
 
-    def trainer(self, source: TargetSource, objective: Objective) -> Trainer:
-        """Create a student and its trainer, at step 0."""
+    def trainer(
+        self,
+        source: TargetSource,
+        objective: Objective,
+        memory_format: config.MemoryFormat | None = None,
+    ) -> Trainer:
+        """Create a student and its trainer, at step 0.
+
+        Args:
+            source: targets of the steps.
+            objective: their loss.
+            memory_format: of the student; None = the recipe's.
+
+        Raises:
+            ModelError: the student does not take the memory format.
+        """
         settings, accelerator = self.settings, self.experiment.accelerator
-        student = self.experiment.student(seed=0)
+        student = self.experiment.student(seed=0, memory_format=memory_format)
         loader = self.loader(source.schedule, source.windows)
         model = accelerator.prepare(student.model)
         device, batch_size = accelerator.device, self.process_batch

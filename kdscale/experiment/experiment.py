@@ -136,11 +136,13 @@ class Experiment:
         """The student's losses."""
         return objective(self.recipe)
 
-    def student(self, seed: int) -> Classifier:
-        """Create the student with initial weights drawn from `seed`."""
-        return model_to_train(
-            self.recipe, self.recipe.student, self.train_set, seed=seed, what="student"
-        )
+    def student(self, seed: int, memory_format: config.MemoryFormat | None = None) -> Classifier:
+        """Create the student with initial weights drawn from `seed`; None = the recipe's format."""
+        section = self.recipe.student
+        if memory_format is not None and section.train is not None:
+            settings = section.train.model_copy(update={"memory_format": memory_format})
+            section = section.model_copy(update={"train": settings})
+        return model_to_train(self.recipe, section, self.train_set, seed=seed, what="student")
 
     def oom_safe(self, teacher: FrozenTeacher) -> OomSafeTeacher:
         """Return a teacher that splits batches of the recipe's size where memory is short."""

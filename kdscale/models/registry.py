@@ -150,6 +150,11 @@ def check_model(
         )
 
 
+def has_convolutions(model: nn.Module) -> bool:
+    """Return whether a model has convolutions of images, which a memory format may speed up."""
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
 def lay_out_channels_last(
     model: nn.Module, *, channels: int, size: int | tuple[int, int], what: str = "student"
 ) -> None:

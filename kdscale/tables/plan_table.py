@@ -12,6 +12,9 @@ _STUDENTS = {
     "online": "a student with an online teacher",
 }
 
+_WORTH_A_CHANGE = 0.95
+"""Share of a step's time below which a faster setting is suggested."""
+
 
 def plan_table(found: Mapping[str, Any]) -> str:
     """Return sizes by encoding, disk space, times, and when the cache pays off."""
@@ -26,7 +29,18 @@ def plan_table(found: Mapping[str, Any]) -> str:
     cluster = found["cluster"]
     if cluster is not None:
         parts += [_cluster_line(cluster), Table(["figure", "value"], cluster_rows(cluster)).text()]
-    return "\n\n".join([*parts, _verdict(found)])
+    return "\n\n".join([*parts, *_suggestions(found), _verdict(found)])
+
+
+def _suggestions(found: Mapping[str, Any]) -> list[str]:
+    """Return settings of the recipe with which steps are faster here, as sentences."""
+    ratio = found["channels_last_over_contiguous_time"]
+    if ratio is None or ratio > _WORTH_A_CHANGE:
+        return []
+    return [
+        "student.train.memory_format = 'channels_last' makes the student's steps "
+        f"{100 * (1 - ratio):.0f} % shorter here, and moves logits by rounding alone."
+    ]
 
 
 def _cluster_line(cluster: Mapping[str, Any]) -> str:

@@ -24,6 +24,8 @@ _RATIOS = {
 }
 
 
+_LONG_FIRST_STEP = 5.0
+"""Seconds of a first step above which the first steps are printed."""
 _READING = (
     "Targets: {held_bytes:,} bytes of memory, an epoch in {windows}; "
     "{waited_share:.2%} of the steps' time spent waiting; {read_amplification:.2f} bytes read "
@@ -47,6 +49,9 @@ def bench_table(found: Mapping[str, Any]) -> str:
         Table(["training step", "images/s"], rates).text(),
         Table(["ratio of times", "median", "smallest .. largest round"], ratios).text(),
     ]
+    if max((first := found.get("first_step_seconds", {"": 0})).values()) > _LONG_FIRST_STEP:
+        each = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in first.items())
+        parts.append(f"First steps, which set up and compile, are not in these figures: {each}.")
     if "reading" in found:
         windows = number_of(found["reading"]["num_windows"], "window")
         parts.append(_READING.format(**found["reading"], windows=windows))

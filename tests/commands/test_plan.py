@@ -254,6 +254,27 @@ def test_disk_that_is_too_small_is_reported_and_is_no_failure(plan, taught, monk
 
 
 @pytest.mark.parametrize(
+    ("student", "measured"), [("mlp", False), ("batch_norm", True), ("viewing", False)]
+)
+def test_channels_last_is_measured_where_the_student_can_take_it(plan, taught, student, measured):
+    student = {"model": f"tiny_models:{student}", "options": {} if student == "mlp" else None}
+    found = plan(taught(student=student))
+    assert (found["channels_last_over_contiguous_time"] is not None) == measured
+    changed = {**student, "train": {"epochs": 3, "memory_format": "channels_last"}}
+    if measured:
+        assert plan(taught(student=changed))["channels_last_over_contiguous_time"] is None
+
+
+@pytest.mark.parametrize(("ratio", "suggested"), [(0.5, True), (0.97, False), (None, False)])
+def test_channels_last_is_suggested_where_it_is_faster(plan, taught, ratio, suggested):
+    from kdscale.tables.plan_table import plan_table
+
+    text = plan_table({**plan(taught()), "channels_last_over_contiguous_time": ratio})
+    line = "student.train.memory_format = 'channels_last' makes the student's steps 50 % shorter"
+    assert (line in text) == suggested
+
+
+@pytest.mark.parametrize(
     ("build", "cached", "online", "expected"),
     [
         (10.0, 1.0, 3.0, 5),
