@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kdscale.version import __version__
 
 if TYPE_CHECKING:
+    from kdscale.api.build_cache import build_cache
+    from kdscale.api.cached_dataset import CachedDataset
     from kdscale.data.image_dataset import load_images
     from kdscale.data.views.pipeline import Pipeline
     from kdscale.losses.logits import kl_loss
@@ -13,14 +15,25 @@ if TYPE_CHECKING:
 
 # Imported on first use: `kdscale --help` and `kdscale cache info` must not pay for torch.
 _PUBLIC = {
+    "CachedDataset": "kdscale.api.cached_dataset",
     "CachedTargets": "kdscale.target_sources.cached",
     "Pipeline": "kdscale.data.views.pipeline",
+    "build_cache": "kdscale.api.build_cache",
     "kl_loss": "kdscale.losses.logits",
     "load_images": "kdscale.data.image_dataset",
     "load_student": "kdscale.models.deployable",
 }
 
-__all__ = ["CachedTargets", "Pipeline", "__version__", "kl_loss", "load_images", "load_student"]
+__all__ = [
+    "CachedDataset",
+    "CachedTargets",
+    "Pipeline",
+    "__version__",
+    "build_cache",
+    "kl_loss",
+    "load_images",
+    "load_student",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,6 @@ import sys
 
 import click
 
-from kdscale import __version__
 from kdscale.cli.caches import cache_group
 from kdscale.cli.experiments import (
     bench,
@@ -27,6 +26,7 @@ from kdscale.cli.experiments import (
 from kdscale.cli.group import Group, print_terminated, start_logging
 from kdscale.cli.sweeps import sweep_group
 from kdscale.signals import ending_at_once, terminated
+from kdscale.version import __version__
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-import kdscale
 from kdscale.cli.options import (
     STORED,
     LocationOptions,
@@ -162,7 +161,7 @@ def _worker_command(chosen: RecipeOptions, where: LocationOptions, patience: int
     return [*command, *(word for option in options for word in option)]
 
 
-_ROOT = str(Path(kdscale.__file__).resolve().parents[1])
+_ROOT = str(Path(__file__).resolve().parents[2])
 _WORKER = f"import sys; sys.path.append({_ROOT!r}); from kdscale.__main__ import start; start()"
 """Program of a worker, for an installed kdscale and for one in the current folder."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 from packaging.requirements import Requirement
 
-import kdscale
+from kdscale.version import __version__
 
 _EXTRA_OF_DEVELOPERS = "dev"
 _READ_BY_LIBRARIES = (
@@ -51,8 +51,8 @@ def environment(cache_root: Path) -> dict[str, Any]:
     """
     packages, extras = _requirements()
     return {
-        "kdscale": kdscale.__version__,
-        "installed_at": str(Path(kdscale.__file__).parent),
+        "kdscale": __version__,
+        "installed_at": str(Path(__file__).parents[1]),
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),

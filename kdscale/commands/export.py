@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale import __version__
 from kdscale.atomic_write import rename_durably, storage_error, temporary_folder
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
@@ -21,6 +20,7 @@ from kdscale.models.deployable import Deployable, pixels_of
 from kdscale.models.formats import FORMATS, Forward, explained
 from kdscale.models.untrusted import is_code
 from kdscale.teacher.frozen_teacher import freeze
+from kdscale.version import __version__
 
 log = logging.getLogger(__name__)
 

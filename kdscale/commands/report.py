@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from kdscale import __version__
 from kdscale.atomic_write import write_durably, write_output
 from kdscale.cache.manifest import Manifest
 from kdscale.errors import KdscaleError
@@ -18,6 +17,7 @@ from kdscale.report.model import Comparison
 from kdscale.report.page import render_page
 from kdscale.report.page_sections import ViewsImage, sections_of
 from kdscale.runs.folder import RunFolder
+from kdscale.version import __version__
 
 log = logging.getLogger(__name__)
 

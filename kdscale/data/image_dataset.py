@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kdscale.data.decoded_folder import StoredImages
 from kdscale.data.decoded_store import open_or_decode
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.encoded_split import EncodedSplit
@@ -116,12 +117,17 @@ def load_images(
             "data: %s of split %r of %s with several frames or pages: the first of each is read",
             number_of(stored.several_frames, "image"), encoded.split, source, extra={"once": True},
         )  # fmt: skip
+    return of_stored(encoded, stored, source)
+
+
+def of_stored(encoded: EncodedSplit, stored: StoredImages, name: str) -> ImageDataset:
+    """Return the data set of a split whose pixels are stored."""
     return ImageDataset(
         pixels=stored.pixels,
         labels=stored.labels,
         classes=encoded.classes,
         fingerprint=stored.fingerprint,
-        name=source,
+        name=name,
         split=encoded.split,
         keys=stored.keys,
         row_check=stored.row_check,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from kdscale import config
 from kdscale.building.stored_outputs import StoredOutputs
@@ -20,6 +21,7 @@ from kdscale.experiment.datasets import test_images, training_images
 from kdscale.experiment.locations import Locations
 from kdscale.experiment.models import (
     Classifier,
+    frozen_module,
     frozen_teacher,
     frozen_teacher_or_random,
     model_to_train,
@@ -50,6 +52,11 @@ class Experiment:
     """Whether the training split must have labels; None = if the recipe's loss needs them."""
     random_teacher: bool = False
     """Whether a teacher without weights is created with random ones, to be timed."""
+
+    given_images: ImageDataset | None = None
+    """The training split, where Python code gives one in place of the recipe's source."""
+    given_teacher: nn.Module | None = None
+    """The teacher, where Python code gives one in place of the recipe's model and weights."""
 
     @classmethod
     def with_trained_teacher(cls, recipe: config.Recipe, locations: Locations) -> "Experiment":
@@ -85,6 +92,8 @@ class Experiment:
         Raises:
             DataError: it cannot be read, or labels are required and missing.
         """
+        if self.given_images is not None:
+            return self.given_images
         labelled = self.require_labels
         if labelled is None:
             labelled = self.recipe.loss.hard_weight > 0
@@ -123,6 +132,9 @@ class Experiment:
         Raises:
             WeightsError: no weights are known, and `random_teacher` is False.
         """
+        if self.given_teacher is not None:
+            classes = self.train_set.num_classes
+            return frozen_module(self.recipe, self.given_teacher, classes, self.few_views)
         load = frozen_teacher_or_random if self.random_teacher else frozen_teacher
         return load(self.recipe, self.train_set, self.locations.teacher_weights, self.device)
 

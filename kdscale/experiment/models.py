@@ -224,6 +224,35 @@ def frozen_model(
     )
 
 
+def frozen_module(
+    recipe: config.Recipe, module: nn.Module, num_classes: int, pixels: torch.Tensor
+) -> FrozenTeacher:
+    """Return a module that Python code gives as a frozen teacher; the recipe states its input.
+
+    Args:
+        recipe: its `[teacher]` states input and precision.
+        module: the teacher.
+        num_classes: of the data set.
+        pixels: a few views, uint8 [B, C, H, W], on the device of the teacher.
+
+    Raises:
+        ModelError: it does not take the views, or does not give logits of the classes.
+    """
+    section = recipe.teacher
+    preprocess = _preprocess(recipe, section, None, "teacher")
+    check_model(
+        module,
+        num_classes=num_classes,
+        channels=preprocess.channels,
+        size=preprocess.size or (pixels.shape[2], pixels.shape[3]),
+        what="teacher",
+    )
+    return freeze(
+        module, preprocess, precision=section.precision, memory_format=section.memory_format,
+        device=pixels.device,
+    )  # fmt: skip
+
+
 def _preprocess(
     recipe: config.Recipe, section: config.ModelSection, stated: object, what: str
 ) -> Preprocess:

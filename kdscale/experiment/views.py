@@ -67,9 +67,9 @@ def training_pipeline(
     return pipeline(recipe, num_samples)
 
 
-def num_views(recipe: config.Recipe) -> int:
-    """Return the number of views of the recipe's cache."""
-    views = pipeline(recipe, num_samples=0)
+def num_views(recipe: config.Recipe, views: Pipeline | None = None) -> int:
+    """Return the number of views of the cache; `views` stand in for the recipe's operations."""
+    views = views or pipeline(recipe, num_samples=0)
     if recipe.views.count == "all":
         return views.count_all()
     if recipe.views.count > 1 and not any(o.num_draws for o in views.operations):

@@ -1,0 +1,190 @@
+"""A data set for any loader and any trainer: pixels of views, labels and the teacher's logits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdscale.api.given_views import Views, pipeline_of
+from kdscale.cache.manifest import read_manifest
+from kdscale.data.given_images import MapDataset, images_of
+from kdscale.data.image_dataset import ImageDataset
+from kdscale.data.loader import Batch, DeviceImages
+from kdscale.errors import CacheMismatchError, ConfigError, OutOfRangeError
+from kdscale.formatting import number_of
+from kdscale.target_sources.cached import CachedTargets
+from kdscale.targets import all_classes
+
+_CPU = torch.device("cpu")
+
+
+class CachedDataset(Dataset[tuple[Tensor, ...]]):
+    """The views of an epoch with their labels and the teacher's logits, from a finished cache.
+
+    A sample is `(pixels, label, logits)`, with the teacher's features behind them if any are
+    requested: pixels uint8 [C, H, W], label int64 [], logits float32 [classes]. Where the views mix
+    samples, the label is float32 [classes], the share of each class. The images are read from the
+    data set, the views are made anew, and their digests are compared with those that the teacher
+    was given, as in kdscale's own training.
+
+    Call `set_epoch` before each epoch, as of a `DistributedSampler`; workers that persist see it.
+    `__getitems__` makes a whole batch at once, which `DataLoader` uses. Each worker process holds
+    the targets of one epoch: samples times the stored bytes of a target.
+
+    Args:
+        cache: folder or URL of the cache.
+        dataset: the data set that the cache was built of, in the same order.
+        views: those of the cache, where they are transforms of your own, which a cache only names.
+        num_views: use only the cache's first views; None = all.
+        features: modules of the teacher whose stored features are wanted.
+        cache_root: folder of decoded images.
+
+    Raises:
+        CacheError: the cache is not there, not finished or damaged.
+        CacheMismatchError: it was built of another data set, or other views.
+        ConfigError: its views need transforms of your own.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path,
+        dataset: MapDataset | ImageDataset,
+        *,
+        views: Views | None = None,
+        num_views: int | None = None,
+        features: Sequence[str] = (),
+        cache_root: str | Path = "cache",
+    ) -> None:
+        manifest = read_manifest(cache)
+        if isinstance(dataset, ImageDataset):
+            self._images = dataset
+        else:
+            self._images = images_of(
+                dataset,
+                class_names=manifest.dataset["classes"],
+                name=str(manifest.dataset["source"]),
+                root=Path(cache_root),
+            )
+        if self._images.fingerprint != manifest.dataset["fingerprint"]:
+            raise CacheMismatchError(
+                f"{cache} was built of other images, labels or classes than this data set "
+                f"({number_of(manifest.num_samples, 'sample')}, here "
+                f"{number_of(len(self._images.labels), 'sample')}): give the data set that it was "
+                "built of, in the same order"
+            )
+        self._pipeline = None
+        if views is not None:
+            seed = manifest.views["seed"]
+            self._pipeline = pipeline_of(views, num_samples=manifest.num_samples, seed=seed)
+        self._cache, self._num_views, self._features = cache, num_views, tuple(features)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._opened: tuple[CachedTargets, DeviceImages] | None = None
+        self._started = -1
+        self.class_names = tuple(self._images.classes)
+        """In the order of the logits."""
+        self._check_views(manifest.views)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self._images.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view that every sample has; workers see it before their next batch."""
+        if epoch < 0:
+            raise OutOfRangeError(f"epoch {epoch}: epochs are counted from 0")
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """Return one sample.
+
+        Raises:
+            OutOfRangeError: an `IndexError`: there is no such sample.
+            ViewMismatchError: the pixels are not those that the teacher was given.
+        """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """Return several samples, made together."""
+        count = len(self)
+        outside = [one for one in indices if not -count <= one < count]
+        if outside:
+            raise OutOfRangeError(f"sample {outside[0]}: the data set has samples 0..{count - 1}")
+        targets, images = self._open()
+        index = torch.tensor([one % count for one in indices], dtype=torch.int64)
+        view = targets.schedule.view(self._started, index)
+        batch = images.render_views(targets.pipeline, view, index)
+        found = targets.targets(batch)
+        targets.finish_checks()
+        columns: list[Tensor] = [
+            batch.pixels,
+            self._labels(batch),
+            all_classes(found, "a data set"),
+        ]
+        columns += [found.features[name] for name in self._features]
+        return list(zip(*(one.unbind(0) for one in columns), strict=True))
+
+    def _labels(self, batch: Batch) -> Tensor:
+        if batch.mix is None:
+            return batch.labels
+        classes = len(self.class_names)
+        own, other = (
+            torch.nn.functional.one_hot(one, classes).float()
+            for one in (batch.labels, batch.mix.labels_B)
+        )
+        share = batch.mix.weight_B[:, None]
+        return share * own + (1 - share) * other
+
+    def _open(self) -> tuple[CachedTargets, DeviceImages]:
+        """Open the cache in this process, and bring in the targets of the epoch."""
+        if self._opened is None:
+            targets = CachedTargets.open(
+                self._cache,
+                num_views=self._num_views,
+                pipeline=self._pipeline,
+                features=self._features,
+            )
+            self._opened = targets, DeviceImages(self._images, _CPU)
+        epoch = int(self._epoch)
+        if epoch != self._started:
+            self._opened[0].start_epoch(epoch)
+            self._started = epoch
+        return self._opened
+
+    def _check_views(self, described: Mapping[str, Any]) -> None:
+        """Refuse a cache of transforms of a user's own that are not given."""
+        own = [one["name"] for one in described["operations"] if ":" in one["name"]]
+        if own and self._pipeline is None:
+            raise ConfigError(
+                f"{self._cache} has views by a transform of your own, {own[0]!r}: give it again "
+                "(views=[...])"
+            )
+        self._open()
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading ahead; the next sample opens the cache again."""
+        if self._opened is not None:
+            self._opened[0].close()
+        self._opened, self._started = None, -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: it opens the cache and maps the pixels by itself."""
+        state = self.__dict__ | {"_opened": None, "_started": -1}
+        pixels = self._images.pixels
+        if isinstance(pixels, np.memmap) and pixels.filename is not None:
+            state["_images"] = replace(self._images, pixels=np.empty(0, dtype=np.uint8))
+            state["_pixels_file"] = str(pixels.filename)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` returned."""
+        file = state.pop("_pixels_file", None)
+        if file is not None:
+            pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+            state["_images"] = replace(state["_images"], pixels=pixels)
+        self.__dict__.update(state)

@@ -1,0 +1,264 @@
+"""A cache of any model on any data set, from Python; and a data set of both, for any loader."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+import kdscale
+from kdscale.errors import CacheMismatchError, ConfigError, DataError
+
+SCALE = {"mean": [0.5], "std": [0.25]}
+FLIP_AND_CROP = [{"name": "random_crop", "padding": 1}, "random_horizontal_flip"]
+SAMPLES = 24
+
+
+class Teacher(nn.Module):
+    """A linear model with dropout: what it says depends on its mode."""
+
+    def __init__(self, channels=1):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64 * channels, 4))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return Teacher()
+
+
+def pixels(count=SAMPLES, channels=1):
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (count, 8, 8, channels), dtype=np.uint8)
+
+
+class Arrays:
+    """A map-style data set of grey arrays and labels."""
+
+    classes = ["a", "b", "c", "d"]  # noqa: RUF012
+
+    def __init__(self, kind=lambda array: array[:, :, 0]):
+        self.images, self.kind = pixels(), kind
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.kind(self.images[index]), index % 4
+
+
+def build(teacher, dataset, tmp_path, views=FLIP_AND_CROP, **changes):
+    settings = {"num_views": 2, "encoding": "float32", "cache_root": tmp_path / "root"}
+    return kdscale.build_cache(
+        teacher, dataset, views, tmp_path / "one.zarr", **SCALE, **settings | changes
+    )
+
+
+def opened(tmp_path, dataset, **changes):
+    return kdscale.CachedDataset(
+        tmp_path / "one.zarr", dataset, cache_root=tmp_path / "root", **changes
+    )
+
+
+@torch.no_grad()
+def answers(teacher, images):
+    teacher.eval()
+    return teacher((images.float() / 255 - 0.5) / 0.25)
+
+
+# --------------------------------------------------------------------------- building
+
+
+def test_logits_are_those_of_the_teacher_on_the_same_pixels(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    dataset = opened(tmp_path, Arrays())
+    assert len(dataset) == SAMPLES
+    assert dataset.class_names == ("a", "b", "c", "d")
+    seen = set()
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        images, labels, logits = zip(*(dataset[i] for i in range(SAMPLES)), strict=True)
+        assert [int(one) for one in labels] == [i % 4 for i in range(SAMPLES)]
+        assert images[0].dtype == torch.uint8
+        torch.testing.assert_close(torch.stack(logits), answers(teacher, torch.stack(images)))
+        seen.add(torch.stack(images).numpy().tobytes())
+    assert len(seen) == 2  # views differ by epoch
+
+
+def test_teacher_is_left_as_it_was(teacher, tmp_path):
+    teacher.train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    build(teacher, Arrays(), tmp_path)
+    assert teacher.training
+    assert teacher.layers[1].training
+    assert all(one.requires_grad for one in teacher.parameters())
+    assert all(tensor.equal(before[name]) for name, tensor in teacher.state_dict().items())
+
+
+KINDS = {
+    "array [H, W]": lambda array: array[:, :, 0],
+    "array [H, W, C]": lambda array: array,
+    "tensor [C, H, W]": lambda array: torch.tensor(array).permute(2, 0, 1),
+    "Pillow": lambda array: Image.fromarray(array[:, :, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_the_same_in_whatever_form_they_come(kind, teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    other = opened(tmp_path, Arrays(KINDS[kind]))  # refused if a pixel differed
+    assert other[3][0].shape == (1, 8, 8)
+
+
+def test_paths_and_mappings_are_read_too(teacher, tmp_path):
+    for number, array in enumerate(pixels()):
+        Image.fromarray(array[:, :, 0]).save(tmp_path / f"{number}.png")
+    samples = [{"image": tmp_path / f"{i}.png", "label": i % 4} for i in range(SAMPLES)]
+    build(teacher, Arrays(), tmp_path)
+    names = kdscale.build_cache(
+        teacher, samples, FLIP_AND_CROP, tmp_path / "paths.zarr", **SCALE, num_views=2,
+        class_names=Arrays.classes, encoding="float32", cache_root=tmp_path / "root",
+    )  # fmt: skip
+    assert opened(tmp_path, samples)[5][2].equal(
+        kdscale.CachedDataset(names, samples, cache_root=tmp_path / "root")[5][2]
+    )
+
+
+def test_command_line_reads_it_and_a_second_build_finds_it(teacher, tmp_path, kdscale):
+    path = build(teacher, Arrays(), tmp_path)
+    before = (path / "zarr.json").stat().st_mtime_ns
+    build(teacher, Arrays(), tmp_path)
+    assert (path / "zarr.json").stat().st_mtime_ns == before
+    assert kdscale("cache", "verify", path).exit_code == 0
+
+
+def test_another_teacher_is_refused_by_field(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    with torch.no_grad():
+        teacher.layers[2].weight[0, 0] += 1
+    with pytest.raises(CacheMismatchError, match="weights_sha256"):
+        build(teacher, Arrays(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([], "is empty"),
+        ([(np.zeros((8, 8), np.float32), 0)] * 4, "float32 pixels, wanted uint8"),
+        ([(torch.zeros(8, 8, 3, dtype=torch.uint8), 0)] * 4, r"wanted \[C, H, W\]"),
+        ([(3, 0)] * 4, "is a int, wanted a Pillow image"),
+        ([(np.zeros((8, 8), np.uint8), "cat")] * 4, "has the label 'cat'"),
+        ([(np.zeros((8, 8), np.uint8), 0), (np.zeros((8, 8), np.uint8),)] * 4, "have no label"),
+        ([{"foto": 1}], "has the keys foto"),
+    ],
+)
+def test_samples_that_are_no_images_are_refused_by_name(samples, message, teacher, tmp_path):
+    with pytest.raises(DataError, match=message):
+        build(teacher, samples, tmp_path)
+    assert not (tmp_path / "one.zarr").exists()
+
+
+def test_labels_beyond_the_class_names_are_refused(teacher, tmp_path):
+    with pytest.raises(DataError, match="label 3, and 2 class names"):
+        build(teacher, Arrays(), tmp_path, class_names=["a", "b"])
+
+
+# --------------------------------------------------------------------------- views
+
+
+def jitter(image):
+    """A transform of a user's own, which draws from torch's generator."""
+    return (image.float() * (0.5 + torch.rand(()) / 2)).to(torch.uint8)
+
+
+def test_transforms_of_torchvision_and_of_your_own_are_replayed(teacher, tmp_path):
+    views = [v2.RandomCrop(8, padding=1), jitter, "random_horizontal_flip"]
+    build(teacher, Arrays(), tmp_path, views)
+    dataset = opened(tmp_path, Arrays(), views=views)
+    image, _, logits = dataset[7]
+    torch.testing.assert_close(logits[None], answers(teacher, image[None]))
+
+
+def test_transform_of_your_own_is_asked_for_by_name(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path, [jitter])
+    with pytest.raises(ConfigError, match=r"jitter.*views=\[\.\.\.\]"):
+        opened(tmp_path, Arrays())
+
+
+def test_other_views_than_the_caches_are_refused(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    with pytest.raises(CacheMismatchError, match="views"):
+        opened(tmp_path, Arrays(), views=["random_horizontal_flip"])
+
+
+def test_transform_without_a_name_is_refused(teacher, tmp_path):
+    with pytest.raises(ConfigError, match="no name by which"):
+        build(teacher, Arrays(), tmp_path, [lambda image: image])
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def test_data_set_of_other_images_is_refused(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    other = Arrays()
+    other.images = other.images.copy()
+    other.images[5, 0, 0] ^= 1
+    with pytest.raises(CacheMismatchError, match="other images"):
+        opened(tmp_path, other)
+
+
+@pytest.mark.parametrize("index", [SAMPLES, -SAMPLES - 1])
+def test_unknown_sample_is_an_index_error_with_the_range(index, teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    dataset = opened(tmp_path, Arrays())
+    with pytest.raises(IndexError, match=r"0\.\.23"):
+        dataset[index]
+    assert dataset[-1][2].equal(dataset[SAMPLES - 1][2])
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_any_loader_gives_the_samples_of_the_epoch(workers, teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    dataset = opened(tmp_path, Arrays())
+    loader = DataLoader(dataset, 8, num_workers=workers, persistent_workers=workers > 0)
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        images, labels, logits = (torch.cat(one) for one in zip(*loader, strict=True))
+        assert labels.tolist() == [i % 4 for i in range(SAMPLES)]
+        torch.testing.assert_close(logits, answers(teacher, images))
+        dataset.close()
+        torch.testing.assert_close(dataset[3][0], images[3])
+
+
+def test_data_set_is_sent_to_a_process_without_its_pixels(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    dataset = opened(tmp_path, Arrays())
+    sent = dataset.__getstate__() | {"_epoch": torch.zeros((), dtype=torch.int64)}
+    assert sent["_images"].pixels.nbytes == 0
+    copy = kdscale.CachedDataset.__new__(kdscale.CachedDataset)
+    copy.__setstate__(sent)
+    assert copy[4][0].equal(dataset[4][0])
+
+
+def test_mixed_views_have_shares_of_classes_for_labels(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path, ["mixup"])
+    image, label, logits = opened(tmp_path, Arrays())[2]
+    assert label.dtype == torch.float32
+    assert float(label.sum()) == pytest.approx(1)
+    torch.testing.assert_close(logits[None], answers(teacher, image[None]))
+
+
+def test_features_follow_the_logits(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path, features=["layers.0"])
+    image, _, _, features = opened(tmp_path, Arrays(), features=["layers.0"])[2]
+    expected = ((image.float() / 255 - 0.5) / 0.25).flatten()
+    torch.testing.assert_close(features, expected, atol=2e-3, rtol=1e-3)
