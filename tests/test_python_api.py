@@ -18,17 +18,15 @@ def readme_loop():
 @pytest.fixture
 def own_model():
     torch.manual_seed(0)
-    student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
-    return {"student": student, "optimizer": torch.optim.Adam(student.parameters(), 0.01)}
+    student, teacher = (
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)) for _ in range(2)
+    )
+    optimizer = torch.optim.Adam(student.parameters(), 0.01)
+    return {"student": student, "teacher": teacher, "optimizer": optimizer}
 
 
-def place_readme_paths(folder, dataset, cache):
-    shutil.copytree(dataset, folder / "path/to/my-data")
-    shutil.copytree(cache, folder / "cache/mine.zarr")
-
-
-def test_readme_loop_learns_from_the_cache(tmp_path, monkeypatch, dataset, tiny_cache, own_model):
-    place_readme_paths(tmp_path, dataset, tiny_cache)
+def test_readme_loop_learns_from_its_cache(tmp_path, monkeypatch, dataset, own_model):
+    shutil.copytree(dataset, tmp_path / "path/to/my-data")
     monkeypatch.chdir(tmp_path)
     before = own_model["student"][1].weight.detach().clone()
     exec(readme_loop(), own_model)  # noqa: S102  (our own README)
@@ -36,15 +34,19 @@ def test_readme_loop_learns_from_the_cache(tmp_path, monkeypatch, dataset, tiny_
     assert own_model["loss"].isfinite()
 
 
-def test_readme_loop_is_stopped_when_the_pixels_are_others(
-    tmp_path, monkeypatch, dataset, tiny_cache, own_model
+def test_readme_loop_is_stopped_when_the_images_are_others(
+    tmp_path, monkeypatch, dataset, own_model, make_dataset
 ):
-    from kdscale.errors import ViewMismatchError
+    from kdscale.errors import CacheMismatchError
 
-    place_readme_paths(tmp_path, dataset, tiny_cache)
+    folder = tmp_path / "path/to/my-data"
+    shutil.copytree(dataset, folder)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ViewMismatchError, match="not the pixels"):
-        exec(readme_loop().replace("(pixels, view,", "(255 - pixels, view,"), own_model)  # noqa: S102
+    exec(readme_loop(), own_model)  # noqa: S102
+    shutil.rmtree(folder)
+    make_dataset(folder, seed=5)
+    with pytest.raises(CacheMismatchError, match="fingerprint"):
+        exec(readme_loop(), own_model)  # noqa: S102
 
 
 def test_public_names_are_there():
