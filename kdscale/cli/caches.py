@@ -34,7 +34,7 @@ from kdscale.formatting import number_of
 
 @click.group(name="cache")
 def cache_group() -> None:
-    """Build, extend, list, verify and repair caches of teacher logits."""
+    """Build, extend, list, verify and repair caches of logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,11 @@ def cache_plan(
     machines: _ClusterOptions,
     as_json: bool,
 ) -> None:
-    """Estimate size and build time of a cache, and from how many students on it saves time.
+    """Estimate size, build time and break-even of a cache.
 
-    Measures the teacher and some training steps on this machine. Writes decoded images only. With
-    --nodes, --gpus-per-node or --teacher-images-per-second: also what the cache takes on a cluster.
+    Measures the teacher and some training steps on this machine. Writes decoded images only.
+    With --nodes, --gpus-per-node or --teacher-images-per-second: also what the cache takes on a
+    cluster.
     """
     recipe = chosen.load()
     from kdscale.building.cluster_estimate import Cluster
@@ -104,8 +105,8 @@ def cache_plan(
 def cache_build(chosen: RecipeOptions, where: LocationOptions, part: str | None) -> None:
     """Run the teacher on every view once, and store its logits.
 
-    A stopped build is resumed, a finished cache is reused. Any number of builders, on any machines
-    that see the cache, share the work.
+    A stopped build is resumed, a finished cache is reused. Any number of builders, on any
+    machines that see the cache, share the work.
     """
     from kdscale.building.part import choose_part
 
@@ -126,9 +127,10 @@ def cache_build(chosen: RecipeOptions, where: LocationOptions, part: str | None)
 def cache_extend(
     path: Place, num_views: int, chosen: RecipeOptions, where: LocationOptions, as_json: bool
 ) -> None:
-    """Run the teacher on more views, until the cache has N; stored views stay unchanged.
+    """Run the teacher on more views, until the cache has N.
 
-    The cache's id stays the same, students can read it meanwhile, and a stopped build is resumed.
+    Stored views and the cache's id stay the same, students can read it meanwhile, and a stopped
+    build is resumed.
     """
     recipe = chosen.load()
     from kdscale.commands.extend import extend
@@ -216,10 +218,11 @@ def cache_verify(
     where: LocationOptions,
     as_json: bool,
 ) -> None:
-    """Compare every byte of a cache with its checksums; exit code 1 if one is wrong.
+    """Compare every byte of a cache with its checksums.
 
-    With --teacher N --recipe RECIPE, also render N random views and run the teacher on them again:
-    pixels must be equal, and logits within the tolerance.
+    The exit code is 1 if one is wrong. With --teacher N --recipe RECIPE, also render N random
+    views and run the teacher on them again: pixels must be equal, and logits within the
+    tolerance.
     """
     from kdscale.cache.verify import verify
 
@@ -248,7 +251,7 @@ def cache_verify(
 @cache_root_options
 @json_option
 def cache_repair(path: Place, chosen: RecipeOptions, where: LocationOptions, as_json: bool) -> None:
-    """Rebuild the shards that `verify` finds missing or corrupt, and nothing else."""
+    """Rebuild the shards that are missing or corrupt."""
     recipe = chosen.load()
     from kdscale.commands.repair_cache import repair
 
@@ -266,9 +269,10 @@ def cache_repair(path: Place, chosen: RecipeOptions, where: LocationOptions, as_
 @click.argument("url", type=PLACE)
 @json_option
 def cache_push(path: Place, url: Place, as_json: bool) -> None:
-    """Copy a finished cache to a store such as s3://BUCKET/NAME.zarr, and check it there.
+    """Copy a finished cache to a store, and check it there.
 
-    After a stop, the same command resumes. Another cache at URL is never replaced.
+    URL is for example s3://BUCKET/NAME.zarr. After a stop, the same command resumes. Another
+    cache at URL is never replaced.
     """
     _copy(path, url, as_json)
 
@@ -343,7 +347,7 @@ def cache_show(
     cache_root: Path,
     seed: int,
 ) -> None:
-    """Draw stored views of some images, with the teacher's most probable classes."""
+    """Draw views of some images with the teacher's predictions."""
     from kdscale.commands.preview import preview_cache
 
     picture = preview_cache(

@@ -61,7 +61,7 @@ class TrainedModelOptions:
               show_default=True, help="Folder of the results.")  # fmt: skip
 @cache_root_option
 def quickstart(run: Path, cache_root: Path) -> None:
-    """Distill a CNN into an MLP on embedded data, in about a minute on a CPU."""
+    """Distill a CNN into an MLP on embedded data, in about a minute."""
     from kdscale.commands.quickstart import quickstart as start
 
     print_text(start(folder=run, cache_root=cache_root))
@@ -94,9 +94,10 @@ def recipes(name: str | None, reference: bool) -> None:
               help="Number of students of each kind: seeds 0, 1, ...")  # fmt: skip
 @click.option("--online", is_flag=True, help="Also train students with the teacher at every step.")
 def run(chosen: RecipeOptions, where: LocationOptions, seeds: int, online: bool) -> None:
-    """Train the teacher, build the cache, train students without and with distillation.
+    """Train teacher and students from one cache, and compare them.
 
-    Finished parts in the run's folder are reused: after a stop, the same command resumes.
+    Students are trained without and with distillation, and evaluated. Finished parts in the
+    run's folder are reused: after a stop, the same command resumes.
     """
     recipe = chosen.load()
     from kdscale.commands.run import run_recipe
@@ -196,9 +197,10 @@ def evaluate(
     trust_code: bool,
     as_json: bool,
 ) -> None:
-    """Evaluate finished runs on the test split: accuracy, calibration, FLOPs, latency, memory.
+    """Evaluate finished runs on the test split.
 
-    RUN is a run's folder, or that of a whole recipe or sweep: then all finished runs in it. Results
+    Measures accuracy, calibration, agreement with the teacher, FLOPs, latency and memory. RUN
+    is a run's folder, or that of a whole recipe or sweep: then all finished runs in it. Results
     are written to evaluation.json in each run's folder.
     """
     from kdscale.commands.evaluate import Evaluation
@@ -234,10 +236,11 @@ def export(
     cache_root: Path,
     as_json: bool,
 ) -> None:
-    """Export a finished run's model: uint8 pixels in, logits out, preprocessing inside.
+    """Export a finished run's model with its preprocessing.
 
-    The file is run on test images first: one whose logits differ from those of the run's weights is
-    discarded. It carries the names of the classes.
+    The exported model takes uint8 pixels and returns logits. The file is run on test images
+    first: one whose logits differ from those of the run's weights is discarded. It carries the
+    names of the classes.
     """
     from kdscale.commands.export import export as start
     from kdscale.experiment.trained_models import Trust, trained_model_of
@@ -280,9 +283,9 @@ def report(
 ) -> None:
     """Report on runs: a page, Markdown, CSV, or figures for papers.
 
-    RUN is the folder of a single run, of a whole recipe (`kdscale run`) or of a sweep. FILE may be
-    - for standard output; existing files are replaced. Missing results are listed, each with the
-    command that measures it.
+    RUN is the folder of a single run, of a whole recipe (`kdscale run`) or of a sweep. FILE may
+    be - for standard output; existing files are replaced. Missing results are listed, each with
+    the command that measures it.
     """
     named = {"html": html, "markdown": markdown, "csv": csv}
     files: dict[Any, Path] = {kind: path for kind, path in named.items() if path is not None}
@@ -313,7 +316,7 @@ def report(
               help="Total time to spend on measurements.")  # fmt: skip
 @json_option
 def bench(chosen: RecipeOptions, where: LocationOptions, seconds: float, as_json: bool) -> None:
-    """Measure training steps and the build, against bare PyTorch loops."""
+    """Measure training steps and the build against bare PyTorch."""
     recipe = chosen.load()
     from kdscale.commands.bench import bench as start
     from kdscale.tables.timing_table import bench_table
@@ -337,7 +340,7 @@ def views_command(
     where: LocationOptions,
     seed: int,
 ) -> None:
-    """Draw a recipe's views of some images, before anything is built."""
+    """Draw a recipe's views of some images."""
     recipe = chosen.load()
     from kdscale.commands.preview import preview_views
     from kdscale.experiment import Experiment
@@ -369,9 +372,9 @@ def predict(
 ) -> None:
     """Classify images of your own with a trained model.
 
-    RUN is the folder of a finished run, or a file that `kdscale export` wrote. IMAGE is an image
-    file, or a folder: then all images below it. An image that cannot be read is stated, the others
-    are classified, and the exit code is 1.
+    RUN is the folder of a finished run, or a file that `kdscale export` wrote. IMAGE is an
+    image file, or a folder: then all images below it. An image that cannot be read is stated,
+    the others are classified, and the exit code is 1.
     """
     from kdscale.atomic_write import write_output
     from kdscale.commands.predict import image_files, open_classifier
@@ -393,7 +396,7 @@ def predict(
 @cache_root_option
 @json_option
 def env(cache_root: Path, as_json: bool) -> None:
-    """Versions, devices, launch and free space, to paste into a bug report."""
+    """Print versions, devices, launch and free disk space."""
     from kdscale.commands.env import environment
 
     found = environment(cache_root)

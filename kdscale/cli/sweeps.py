@@ -85,9 +85,9 @@ folder_argument = click.argument("folder", type=STORED)
 
 @click.group(name="sweep", cls=_RecipeOrCommand)
 def sweep_group() -> None:
-    """Train many students from one cache, with the settings of a recipe's [sweep].
+    """Train many students from one cache.
 
-    The teacher runs once. The same command, started again here or on another machine that shares
+    The recipe's [sweep] lists them, and the teacher runs once. The same command, started again here or on another machine that shares
     the folder, joins the sweep; the trials of killed workers are resumed.
     """
 
@@ -185,7 +185,7 @@ def _check_optuna() -> None:
 @storage_option
 @json_option
 def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
-    """Print a sweep's trials, the best ones first, and the time spent."""
+    """Print a sweep's trials, the best ones first, and its duration."""
     _check_optuna()
     from kdscale.sweep.status import status
     from kdscale.tables.sweep_table import sweep_table
@@ -199,7 +199,7 @@ def sweep_status(folder: Path, storage: str | None, as_json: bool) -> None:
 @storage_option
 @json_option
 def sweep_best(folder: Path, storage: str | None, as_json: bool) -> None:
-    """Print the best trial of a sweep so far, and the command that trains it again."""
+    """Print the best trial, and the command that trains it again."""
     _check_optuna()
     from kdscale.sweep.status import best
     from kdscale.tables.sweep_table import best_text
