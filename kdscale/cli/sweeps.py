@@ -87,8 +87,9 @@ folder_argument = click.argument("folder", type=STORED)
 def sweep_group() -> None:
     """Train many students from one cache.
 
-    The recipe's [sweep] lists them, and the teacher runs once. The same command, started again here or on another machine that shares
-    the folder, joins the sweep; the trials of killed workers are resumed.
+    The recipe's [sweep] lists them, and the teacher runs once. The same command, started again
+    here or on another machine that shares the folder, joins the sweep; the trials of killed
+    workers are resumed.
     """
 
 
