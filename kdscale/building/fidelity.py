@@ -111,7 +111,7 @@ def _pull(stored: Targets, student_BC: Tensor, temperature: float) -> Tensor:
     """The probabilities that the soft loss pulls a student to.
 
     Its gradient is T times the student's probabilities minus these. A bucket pulls its classes in
-    proportion to what the student gives them: it says nothing of which it should be.
+    proportion to what the student gives them: which of them it should be is unknown.
     """
     if isinstance(stored, DenseTargets):
         return _log_probabilities(stored, temperature).exp()

@@ -94,8 +94,8 @@ def check_space(path: Place, required: Manifest) -> None:
 def space(path: Place, required: Manifest) -> tuple[int, int | None]:
     """Bytes that a build may write, were nothing compressed, and bytes that are free.
 
-    A cache that is there may keep more features than a recipe asks for, of further views too. A
-    remote store does not say how many are free.
+    An existing cache may store more features than a recipe requires, of further views too. A
+    remote store does not know its free bytes.
     """
     with suppress(CacheNotFoundError, CacheCorruptError):
         required = replace(required, features=read_manifest(path).features)

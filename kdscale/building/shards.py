@@ -235,7 +235,7 @@ class ShardBuilder:
         try:
             chunks = [one.result() for one in encoded]
             values = {array: np.concatenate([one[array] for one in chunks]) for array in chunks[0]}
-            # Stored plus one, so that an absent chunk, which reads as 0, is told from a digest.
+            # Stored plus one, so that an absent chunk, which reads as 0, differs from a digest.
             values["digests"] = (digests.copy.get() + 1).numpy().astype("uint64")
             seconds, self._computed = digests.seconds_after(self._computed)
             self._writer.write(view, shard, values, seconds, check)

@@ -34,7 +34,7 @@ class Fault(NamedTuple):
     state: str
     """`missing` or `corrupt`."""
     reason: str
-    """For people; empty where `missing` says it all."""
+    """Text for messages; empty where `missing` is enough."""
 
 
 class ShardContent(NamedTuple):
@@ -43,7 +43,7 @@ class ShardContent(NamedTuple):
     state: str
     """`ok`, `missing` or `corrupt`."""
     reason: str
-    """Why it is not ok, for people; empty where `missing` says it all."""
+    """Why it is not ok, for messages; empty where `missing` is enough."""
     objects: dict[str, bytes]
     """Bytes of the objects by key, if `ok`."""
 

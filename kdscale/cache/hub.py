@@ -120,7 +120,7 @@ def parse(url: str) -> tuple[str, str | None]:
 
 @contextmanager
 def _messages(url: str) -> Iterator[None]:
-    """What the Hub says, in a line."""
+    """Turn errors of the Hub into one line each."""
     try:
         yield
     except RepositoryNotFoundError:
@@ -240,5 +240,5 @@ kdscale cache pull {url}
 
 ## Licence
 
-Not stated yet: it is for the owner of this repository to say, and depends on the teacher and the images.
+Not stated yet: the owner of this repository states it; it depends on the teacher and the images.
 """  # noqa: E501

@@ -86,7 +86,7 @@ def _once(manifest: Manifest) -> dict[str, ArrayLayout]:
         whole["keys"] = ((manifest.num_samples,), "uint64", 0, ("sample",))
     if manifest.target_encoding.uses_head:
         classes, size = manifest.num_classes, manifest.embedding_size
-        assert size is not None, "a manifest of this encoding says how large it is"
+        assert size is not None, "a manifest of this encoding states its size"
         whole["head_weight"] = ((classes, size), "float32", _NAN, ("class", "value"))
         whole["head_bias"] = ((classes,), "float32", _NAN, ("class",))
     return {name: ArrayLayout(of[0], of[0], *of) for name, of in whole.items()}
@@ -247,8 +247,8 @@ def decode(name: str, objects: Mapping[str, bytes]) -> "zarr.Array[Any]":
 
     Bytes that were compared with their checksums are decoded as they are, and not read again.
     """
-    held: dict[str, Any] = {key: Buffer.from_bytes(data) for key, data in objects.items()}
-    return zarr.open_array(MemoryStore(held), path=name, mode="r")
+    buffers: dict[str, Any] = {key: Buffer.from_bytes(data) for key, data in objects.items()}
+    return zarr.open_array(MemoryStore(buffers), path=name, mode="r")
 
 
 class Encoder:

@@ -1,4 +1,4 @@
-"""What a cache says of itself: the manifest, its identity and how two of them differ.
+"""The description of a cache, stored in it: the manifest, its identity and how two of them differ.
 
 The manifest is the `kdscale` attribute of the group's `zarr.json`, so any Zarr reader shows it. It
 is JSON only: `kdscale cache info` reads it without importing Zarr or NumPy. `cache/README.md` is
@@ -132,7 +132,7 @@ class Manifest:
 
     @property
     def build_seconds(self) -> float:
-        """Seconds the build took, over all processes and resumes; 0 where it does not say."""
+        """Seconds the build took, over all processes and resumes; 0 where it is not recorded."""
         return float(self.build.get("seconds", 0.0))
 
     @property
@@ -316,7 +316,7 @@ def _damaged(path: str, reason: str = "") -> CacheCorruptError:
 def describe(cache: Location, manifest: Manifest) -> dict[str, Any]:
     """The JSON object of `kdscale cache info`: the manifest and the bytes stored.
 
-    A finished cache says how many they are: to look at 80,000 files takes a second.
+    A finished cache records them: listing 80,000 files takes a second.
     """
     table = manifest.to_json()
     table.pop("checksums")
@@ -353,7 +353,7 @@ def check_identity(
         path: where it lies.
         cache: its manifest.
         required: the required manifest.
-        explain: where the data sets differ, says in what.
+        explain: returns in what the data sets differ, where they do.
 
     Raises:
         CacheMismatchError: names every differing field with both values.

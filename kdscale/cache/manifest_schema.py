@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from kdscale.encodings import ENCODINGS, create_encoding
 
@@ -37,9 +37,9 @@ def check_table(table: Mapping[str, Any]) -> None:
     _check_counts(table)
     _check_encoding(table)
     _check_features(table.get("features", []))
-    _check_dataset(_object(table, "dataset"), table)
-    _check_views(_object(table, "views"), table)
-    _check_teacher(_object(table, "teacher"))
+    _check_dataset(_object("dataset", table["dataset"]), table)
+    _check_views(_object("views", table["views"]), table)
+    _check_teacher(_object("teacher", table["teacher"]))
     _check_build(table)
 
 
@@ -67,203 +67,190 @@ def check_values(value: Any, depth: int = 0) -> None:
 
 
 def _check_counts(table: Mapping[str, Any]) -> None:
-    if type(table["complete"]) is not bool:
-        raise _unfit("complete", table["complete"], "true or false")
-    for name in ("num_views", "num_samples", "num_classes", "shard_samples"):
-        _integer(table, name)
-    num_samples, shard_samples = table["num_samples"], table["shard_samples"]
+    _require(type(table["complete"]) is bool, "complete", table["complete"], "true or false")
+    num_views, num_samples, _, shard_samples = (
+        _integer(name, table[name])
+        for name in ("num_views", "num_samples", "num_classes", "shard_samples")
+    )
     num_shards = -(-num_samples // shard_samples)
-    if table["num_views"] * num_shards > MAX_SHARDS:
+    if num_views * num_shards > MAX_SHARDS:
         raise FieldError(
-            f"num_views is {table['num_views']} and a view has {num_shards} shards, wanted at most "
+            f"num_views is {num_views} and a view has {num_shards} shards, wanted at most "
             f"{MAX_SHARDS} shards in all"
         )
     chunk = table.get("chunk_samples")
     if chunk is not None:
-        _integer(table, "chunk_samples")
-        largest = -(-num_samples // chunk) * chunk
-        if shard_samples % chunk or shard_samples > largest:
-            raise _unfit("chunk_samples", chunk, f"a divisor of shard_samples ({shard_samples})")
+        largest = -(-num_samples // _integer("chunk_samples", chunk)) * chunk
+        fits = shard_samples % chunk == 0 and shard_samples <= largest
+        _require(fits, "chunk_samples", chunk, f"a divisor of shard_samples ({shard_samples})")
 
 
 def _check_encoding(table: Mapping[str, Any]) -> None:
     encoding, num_classes = table["encoding"], table["num_classes"]
-    if not isinstance(encoding, str) or encoding not in ENCODINGS:
-        raise _unfit("encoding", encoding, f"one of {', '.join(ENCODINGS)}")
+    known = isinstance(encoding, str) and encoding in ENCODINGS
+    _require(known, "encoding", encoding, f"one of {', '.join(ENCODINGS)}")
     settings = ENCODINGS[encoding].settings
     for name in (name for one in ENCODINGS.values() for name in one.settings):
         if (name in table) != (name in settings):
             raise FieldError(f"{name} and the encoding {encoding!r} do not go together")
-    if "top_k" in settings and _integer(table, "top_k") >= num_classes:
-        raise _unfit("top_k", table["top_k"], f"less than num_classes ({num_classes})")
+    if "top_k" in settings:
+        fits = _integer("top_k", table["top_k"]) < num_classes
+        _require(fits, "top_k", table["top_k"], f"less than num_classes ({num_classes})")
     if "temperatures" in settings:
         _check_temperatures(table["temperatures"])
     if "embedding_size" in settings:
-        _integer(table, "embedding_size")
+        _integer("embedding_size", table["embedding_size"])
     fields = {name: table[name] for name in settings}
     wanted = create_encoding(encoding, num_classes, **fields).bytes_per_target
-    if _integer(table, "bytes_per_target") != wanted:
-        raise _unfit("bytes_per_target", table["bytes_per_target"], f"{wanted} for {encoding}")
+    stated = _integer("bytes_per_target", table["bytes_per_target"])
+    _require(stated == wanted, "bytes_per_target", stated, f"{wanted} for {encoding}")
 
 
-def _check_temperatures(temperatures: Any) -> None:
+def _check_temperatures(given: Any) -> None:
+    positive = isinstance(given, list) and all(_is_number(one) and one > 0 for one in given)
+    ascending = positive and all(one < other for one, other in pairwise(given))
     wanted = "ascending numbers, the first at most 1 and the last at least 1"
-    if not isinstance(temperatures, list) or not temperatures:
-        raise _unfit("temperatures", temperatures, wanted)
-    if not all(_is_number(one) and one > 0 for one in temperatures):
-        raise _unfit("temperatures", temperatures, wanted)
-    ascending = all(one < other for one, other in pairwise(temperatures))
-    if not ascending or temperatures[0] > 1 or temperatures[-1] < 1:
-        raise _unfit("temperatures", temperatures, wanted)
+    _require(ascending and given and given[0] <= 1 <= given[-1], "temperatures", given, wanted)
 
 
 def _check_features(features: Any) -> None:
-    if not isinstance(features, list):
-        raise _unfit("features", features, "an array")
-    modules = []
+    _require(isinstance(features, list), "features", features, "an array")
+    fields = {"module", "pool", "shape"}
     for one in features:
-        if not isinstance(one, Mapping) or one.keys() != {"module", "pool", "shape"}:
-            raise _unfit("features", one, "objects with module, pool and shape")
+        complete = isinstance(one, Mapping) and one.keys() == fields
+        _require(complete, "features", one, "objects with module, pool and shape")
         module, shape = one["module"], one["shape"]
-        if not isinstance(module, str) or not _MODULE.fullmatch(module):
-            raise _unfit("features.module", module, "the name of a module")
+        named = isinstance(module, str) and _MODULE.fullmatch(module)
+        _require(named, "features.module", module, "the name of a module")
         if one["pool"] is not None:
-            _integer(one, "pool", "features.pool")
-        if not isinstance(shape, list) or not 1 <= len(shape) <= 3:
-            raise _unfit("features.shape", shape, "1 to 3 integers")
-        for size in shape:
-            _integer({"shape": size}, "shape", "features.shape")
-        if math.prod(shape) > _MAX_COUNT:
-            raise _unfit("features.shape", shape, f"at most {_MAX_COUNT} values")
-        modules.append(module)
-    if len(set(modules)) != len(modules):
-        raise _unfit("features", modules, "each module once")
+            _integer("features.pool", one["pool"])
+        sized = isinstance(shape, list) and 1 <= len(shape) <= 3
+        _require(sized, "features.shape", shape, "1 to 3 integers")
+        count = math.prod(_integer("features.shape", size) for size in shape)
+        _require(count <= _MAX_COUNT, "features.shape", shape, f"at most {_MAX_COUNT} values")
+    modules = [one["module"] for one in features]
+    _require(len(set(modules)) == len(modules), "features", modules, "each module once")
 
 
 def _check_dataset(dataset: Mapping[str, Any], table: Mapping[str, Any]) -> None:
-    _hash(dataset, "fingerprint", "dataset.fingerprint")
-    if dataset["num_samples"] != table["num_samples"] or type(dataset["num_samples"]) is not int:
-        raise _unfit("dataset.num_samples", dataset["num_samples"], str(table["num_samples"]))
-    classes = dataset["classes"]
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise _unfit("dataset.classes", classes, "an array of names")
+    _hash("dataset.fingerprint", dataset["fingerprint"])
+    num_samples, classes = dataset["num_samples"], dataset["classes"]
+    equal = type(num_samples) is int and num_samples == table["num_samples"]
+    _require(equal, "dataset.num_samples", num_samples, str(table["num_samples"]))
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    _require(named, "dataset.classes", classes, "an array of names")
     if len(classes) != table["num_classes"]:
         raise FieldError(
             f"dataset.classes has {len(classes)} names, wanted num_classes ({table['num_classes']})"
         )
-    if "keys" in dataset and dataset["keys"] not in _KINDS_OF_KEYS:
-        raise _unfit("dataset.keys", dataset["keys"], " or ".join(_KINDS_OF_KEYS))
+    if "keys" in dataset:
+        known = dataset["keys"] in _KINDS_OF_KEYS
+        _require(known, "dataset.keys", dataset["keys"], " or ".join(_KINDS_OF_KEYS))
     for name in ("source", "split"):
-        _text_or_none(dataset[name], f"dataset.{name}")
+        _text_or_null(f"dataset.{name}", dataset[name])
     for name in ("image_column", "label_column"):
-        _text_or_none(dataset.get(name), f"dataset.{name}")
+        _text_or_null(f"dataset.{name}", dataset.get(name))
 
 
 def _check_views(views: Mapping[str, Any], table: Mapping[str, Any]) -> None:
     for name in ("generator", "seed"):
-        if type(views[name]) is not int:
-            raise _unfit(f"views.{name}", views[name], "an integer")
+        _require(type(views[name]) is int, f"views.{name}", views[name], "an integer")
     operations = views["operations"]
-    if not isinstance(operations, list):
-        raise _unfit("views.operations", operations, "an array")
+    _require(isinstance(operations, list), "views.operations", operations, "an array")
     for one in operations:
-        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str):
-            raise _unfit("views.operations", one, "objects with a name")
-    count = views.get("count", table["num_views"])
-    if type(count) is not int or count != table["num_views"]:
-        raise _unfit("views.count", count, f"num_views ({table['num_views']})")
-    if type(views.get("enumerated", True)) is not bool:
-        raise _unfit("views.enumerated", views["enumerated"], "true")
+        named = isinstance(one, Mapping) and isinstance(one.get("name"), str)
+        _require(named, "views.operations", one, "objects with a name")
+    count, num_views = views.get("count", table["num_views"]), table["num_views"]
+    equal = type(count) is int and count == num_views
+    _require(equal, "views.count", count, f"num_views ({num_views})")
+    enumerated = views.get("enumerated", True)
+    _require(type(enumerated) is bool, "views.enumerated", enumerated, "true")
     if "pairing" in views:
-        _check_pairing(_object(views, "pairing"))
+        _check_pairing(_object("pairing", views["pairing"]))
 
 
 def _check_pairing(pairing: Mapping[str, Any]) -> None:
-    unknown = pairing.keys() - {"num_samples", "validation", "within"}
-    if unknown:
-        raise _unfit("views.pairing", sorted(unknown)[0], "num_samples, validation or within")
-    _integer(pairing, "num_samples", "views.pairing.num_samples")
+    unknown = sorted(pairing.keys() - {"num_samples", "validation", "within"})
+    wanted = "num_samples, validation or within"
+    _require(not unknown, "views.pairing", "".join(unknown[:1]), wanted)
+    _integer("views.pairing.num_samples", pairing["num_samples"])
     if "within" in pairing:
-        _integer(pairing, "within", "views.pairing.within")
-    validation = pairing.get("validation", 0.0)
-    if not _is_number(validation) or not 0 <= validation < 1:
-        raise _unfit("views.pairing.validation", validation, "a share below 1")
+        _integer("views.pairing.within", pairing["within"])
+    share = pairing.get("validation", 0.0)
+    below = _is_number(share) and 0 <= share < 1
+    _require(below, "views.pairing.validation", share, "a share below 1")
 
 
 def _check_teacher(teacher: Mapping[str, Any]) -> None:
-    _hash(teacher, "weights_sha256", "teacher.weights_sha256")
-    for name in ("preprocess", "options"):
-        if name == "preprocess" or name in teacher:
-            _object(teacher, name)
+    _hash("teacher.weights_sha256", teacher["weights_sha256"])
+    _object("preprocess", teacher["preprocess"])
+    _object("options", teacher.get("options", {}))
     for name in ("precision", "memory_format"):
-        if not isinstance(teacher[name], str):
-            raise _unfit(f"teacher.{name}", teacher[name], "text")
-    _text_or_none(teacher["model"], "teacher.model")
-    accuracy = teacher.get("top1_accuracy")
-    if accuracy is not None and (not _is_number(accuracy) or not 0 <= accuracy <= 1):
-        raise _unfit("teacher.top1_accuracy", accuracy, "0 to 1, or null")
+        _require(isinstance(teacher[name], str), f"teacher.{name}", teacher[name], "text")
+    _text_or_null("teacher.model", teacher["model"])
+    top1 = teacher.get("top1_accuracy")
+    share = top1 is None or (_is_number(top1) and 0 <= top1 <= 1)
+    _require(share, "teacher.top1_accuracy", top1, "0 to 1, or null")
 
 
 def _check_build(table: Mapping[str, Any]) -> None:
     """Check what is only reported: fidelity, build, versions and checksums."""
-    _check_fidelity(_object(table, "fidelity"), table)
-    build = _object(table, "build")
+    _check_fidelity(_object("fidelity", table["fidelity"]), table)
+    build = _object("build", table["build"])
     seconds = build.get("seconds", 0.0)
-    if not _is_number(seconds) or seconds < 0:
-        raise _unfit("build.seconds", seconds, "a number of at least 0")
+    _require(
+        _is_number(seconds) and seconds >= 0, "build.seconds", seconds, "a number of at least 0"
+    )
     for name, least in (("num_processes", 1), ("bytes", 0)):
         if name in build:
-            _integer(build, name, f"build.{name}", least)
-    versions = _object(table, "versions")
-    if not all(isinstance(version, str) for version in versions.values()):
-        raise _unfit("versions", versions, "texts")
-    for key, stated in _object(table, "checksums").items():
-        _hash({"checksum": stated}, "checksum", f"checksums.{key[:80]}")
+            _integer(f"build.{name}", build[name], least)
+    versions = _object("versions", table["versions"])
+    texts = all(isinstance(version, str) for version in versions.values())
+    _require(texts, "versions", versions, "texts")
+    for key, stated in _object("checksums", table["checksums"]).items():
+        _hash(f"checksums.{key[:80]}", stated)
 
 
 def _check_fidelity(fidelity: Mapping[str, Any], table: Mapping[str, Any]) -> None:
     if "num_samples" in fidelity:
-        _integer(fidelity, "num_samples", "fidelity.num_samples")
+        _integer("fidelity.num_samples", fidelity["num_samples"])
     for name in ("top1_agreement", "max_probability_error"):
-        if name in fidelity and not _is_number(fidelity[name]):
-            raise _unfit(f"fidelity.{name}", fidelity[name], "a number")
+        value = fidelity.get(name, 0.0)
+        _require(_is_number(value), f"fidelity.{name}", value, "a number")
     mass = fidelity.get("tail_mass")
     if mass is not None:
-        grid = table.get("temperatures", [])
-        if not isinstance(mass, list) or not all(map(_is_number, mass)) or len(mass) != len(grid):
-            raise _unfit("fidelity.tail_mass", mass, "a number for each of the temperatures")
+        numbers = isinstance(mass, list) and all(map(_is_number, mass))
+        fits = numbers and len(mass) == len(table.get("temperatures", []))
+        _require(fits, "fidelity.tail_mass", mass, "a number for each of the temperatures")
 
 
-def _object(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = table[name]
-    if not isinstance(value, Mapping):
-        raise _unfit(name, value, "an object")
-    return value
+def _require(condition: object, name: str, value: object, wanted: str) -> None:
+    """Raise an error that names a field, its value and what was wanted, unless it fits."""
+    if not condition:
+        text = repr(value)
+        excerpt = text if len(text) <= 60 else f"{text[:57]}..."
+        raise FieldError(f"{name} is {excerpt}, wanted {wanted}")
 
 
-def _integer(table: Mapping[str, Any], name: str, label: str = "", least: int = 1) -> int:
-    value = table[name]
-    if type(value) is not int or not least <= value <= _MAX_COUNT:
-        raise _unfit(label or name, value, f"an integer from {least} to {_MAX_COUNT}")
-    return value
+def _object(name: str, value: Any) -> Mapping[str, Any]:
+    _require(isinstance(value, Mapping), name, value, "an object")
+    return cast(Mapping[str, Any], value)
+
+
+def _integer(name: str, value: Any, least: int = 1) -> int:
+    fits = type(value) is int and least <= value <= _MAX_COUNT
+    _require(fits, name, value, f"an integer from {least} to {_MAX_COUNT}")
+    return int(value)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _hash(table: Mapping[str, Any], name: str, label: str) -> None:
-    value = table[name]
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise _unfit(label, value, "64 hexadecimal digits")
+def _hash(name: str, value: object) -> None:
+    fits = isinstance(value, str) and _SHA256.fullmatch(value)
+    _require(fits, name, value, "64 hexadecimal digits")
 
 
-def _text_or_none(value: object, label: str) -> None:
-    if value is not None and not isinstance(value, str):
-        raise _unfit(label, value, "text or null")
-
-
-def _unfit(name: str, value: object, wanted: str) -> FieldError:
-    text = repr(value)
-    excerpt = text if len(text) <= 60 else f"{text[:57]}..."
-    return FieldError(f"{name} is {excerpt}, wanted {wanted}")
+def _text_or_null(name: str, value: object) -> None:
+    _require(value is None or isinstance(value, str), name, value, "text or null")

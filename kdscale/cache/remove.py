@@ -3,11 +3,13 @@
 import json
 from contextlib import suppress
 
-from kdscale.cache.lease import FOLDER, MANIFEST, Leases, is_claim, living_builder
+from kdscale.cache.lease import MANIFEST, Leases
+from kdscale.cache.lease_files import FOLDER, is_lease
 from kdscale.cache.manifest import MANIFEST_KEY
 from kdscale.cache.owned_keys import is_owned
 from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.stores.store import Location, Store, open_store
+from kdscale.cache.wait import living_builder
 from kdscale.cache.writer import is_free
 from kdscale.errors import CacheError, CacheNotFoundError, UnsafePathError
 
@@ -62,14 +64,14 @@ def remove_cache(cache: Location) -> list[str]:
     store = open_store(cache)
     check_removable(store)
     with Leases(store) as claims, claims.exclusive(MANIFEST):
-        keys = [key for key, _ in store.keys("") if not is_claim(key)]
+        keys = [key for key, _ in store.keys("") if not is_lease(key)]
         ours = [key for key in keys if is_owned(key)]
         store.remove(MANIFEST_KEY)
         for key in sorted(ours, key=_turn):
             with suppress(UnsafePathError):  # a link, or a pipe: named as what is left
                 store.remove(key, durable=False)
     for key, _ in list(store.keys(FOLDER)):
-        if is_claim(key):
+        if is_lease(key):
             store.remove(key, durable=False)
     store.prune("")
     return [key for key, _ in store.keys("")]
@@ -93,5 +95,5 @@ def _is_left_over(store: Store) -> bool:
 
 
 def _turn(key: str) -> tuple[bool, bool]:
-    """Chunks before what says that they are an array's."""
+    """Sort chunks before the metadata of their array."""
     return key == _RECORDS, key.endswith("zarr.json")

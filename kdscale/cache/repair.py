@@ -51,7 +51,7 @@ def discard_bad_shards(
         StorageError: the disk is full, read-only or not permitted.
     """
     store = open_store(cache)
-    with changing_manifest(store) as held:
+    with changing_manifest(store) as leases:
         manifest = read_manifest(store) if restored is None else restored
         found = check_shards(store, manifest)
         if found.ok and restored is None:
@@ -61,10 +61,10 @@ def discard_bad_shards(
             _make_way(store, RECORDS_METADATA)
             store.write(RECORDS_METADATA, objects[RECORDS_METADATA])
             found = _together(found, check_shards(store, manifest))  # its shards can be judged now
-        _remove_records(store, manifest, found.bad_shards, held)
+        _remove_records(store, manifest, found.bad_shards, leases)
         for key in objects:
             _make_way(store, key)
-        write_metadata(store, replace(manifest, complete=False), labels, held, once)
+        write_metadata(store, replace(manifest, complete=False), labels, leases, once)
     if restored is None:
         return found
     return replace(found, corrupt_shards=(MANIFEST_KEY, *found.corrupt_shards))
@@ -117,12 +117,12 @@ def restored_manifest(
 
     Args:
         cache: where it lies.
-        required: what the recipe asks for; number of views and size of shards are the cache's.
+        required: what the recipe requires; number of views and size of shards are the cache's.
         labels: int64 [N], those of the data set.
         once: see `fixed_objects`; the images' keys are left out where the cache has none.
 
     Raises:
-        CacheCorruptError: what is left does not say that the cache is the recipe's.
+        CacheCorruptError: what is left does not show that the cache is the recipe's.
     """
     store = open_store(cache)
     path, remains = store.location, store.read(MANIFEST_KEY)
@@ -173,7 +173,7 @@ def _names(remains: bytes, required: Manifest) -> bool:
 def _shapes(
     store: Store, metadata: str, num_samples: int
 ) -> Iterator[tuple[int, int, int | None, bool]]:
-    """What the metadata of an array leave open or say of a cache.
+    """What the metadata of an array state of a cache, or leave open.
 
     Number of views, samples of a shard and of a chunk, and whether records are bound to the cache.
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdscale.cache.checked_objects import Fault, ShardContent, fixed_objects_of, read_shard_objects
 from kdscale.cache.layout import RECORDS_METADATA, parse_shard_name, shard_name
-from kdscale.cache.lease import is_claim
+from kdscale.cache.lease_files import is_lease
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.owned_keys import is_owned
 from kdscale.cache.records import CommitRecords, Record
@@ -101,7 +101,7 @@ _MOST_NAMED = 10
 
 
 def _is_known(key: str) -> bool:
-    return is_owned(key) or is_claim(key)
+    return is_owned(key) or is_lease(key)
 
 
 def check_shards(cache: Location, manifest: Manifest) -> VerifyReport:
@@ -157,7 +157,7 @@ _MANY_SHARDS = 100_000
 def _views_begun(store: Store, manifest: Manifest) -> set[int] | None:
     """Views with a commit record, of a cache that claims very many shards; None of another one.
 
-    A manifest can claim millions of shards that nobody wrote; to ask for each takes minutes.
+    A manifest can claim millions of shards that nobody wrote; a request for each takes minutes.
     """
     if manifest.num_views * manifest.num_shards <= _MANY_SHARDS:
         return None

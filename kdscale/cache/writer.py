@@ -20,7 +20,8 @@ from kdscale.cache.layout import (
     shard_name,
     shard_objects,
 )
-from kdscale.cache.lease import MANIFEST, Leases, is_claim
+from kdscale.cache.lease import MANIFEST, Leases
+from kdscale.cache.lease_files import is_lease
 from kdscale.cache.manifest import (
     MANIFEST_KEY,
     Manifest,
@@ -43,7 +44,7 @@ def create_or_resume(
     cache: Location,
     required: Manifest,
     labels: np.ndarray,
-    claims: Leases | None = None,
+    leases: Leases | None = None,
     once: Mapping[str, np.ndarray] | None = None,
 ) -> Manifest:
     """Make a place a cache that `required` can be written to.
@@ -55,7 +56,7 @@ def create_or_resume(
         cache: where it lies, or shall lie.
         required: the manifest of the cache to be.
         labels: int64 [N], -1 where unlabelled.
-        claims: of this builder; its own for the moment when None.
+        leases: of this builder; None = some of its own, for the call.
         once: see `fixed_objects`.
 
     Raises:
@@ -75,7 +76,7 @@ def create_or_resume(
     found = _fitting(store, required)  # first, so that nothing is written into another's folder
     if found is not None and found.complete and found.num_views >= required.num_views:
         return found
-    with changing_manifest(store, claims) as held:
+    with changing_manifest(store, leases) as held:
         found = _fitting(store, required)
         if found is None:
             return write_metadata(store, replace(required, complete=False), labels, held, once)
@@ -85,9 +86,9 @@ def create_or_resume(
 
 
 @contextmanager
-def changing_manifest(cache: Location, claims: Leases | None = None) -> Iterator[Leases]:
-    """Be the only builder that changes the manifest; gives the claims that hold it."""
-    with Leases(cache) if claims is None else nullcontext(claims) as ours, ours.exclusive(MANIFEST):
+def changing_manifest(cache: Location, leases: Leases | None = None) -> Iterator[Leases]:
+    """Be the only builder that changes the manifest; yields the leases that ensure it."""
+    with Leases(cache) if leases is None else nullcontext(leases) as ours, ours.exclusive(MANIFEST):
         yield ours
 
 
@@ -128,7 +129,7 @@ def is_free(cache: Location) -> bool:
         keys = [key for key, _ in open_store(cache).keys("")]
     except NotADirectoryError:
         return False
-    return all(_BEGUN.fullmatch(key) or is_claim(key) for key in keys)
+    return all(_BEGUN.fullmatch(key) or is_lease(key) for key in keys)
 
 
 _BEGUN = re.compile(r"\.zarr\.json\.[^/]*\.tmp")
@@ -143,7 +144,7 @@ def write_metadata(
 ) -> Manifest:
     """Write an unfinished manifest, then what it vouches for; repeatable after a kill.
 
-    In this order nobody finds metadata of more views under a manifest that says complete.
+    In this order nobody finds metadata of more views under a manifest of a complete cache.
     """
     store = open_store(cache)
     check = partial(held.check, MANIFEST)
@@ -267,15 +268,15 @@ class ShardWriter:
 
 
 def finish(
-    cache: Location, manifest: Manifest, build: Mapping[str, Any], claims: Leases | None = None
+    cache: Location, manifest: Manifest, build: Mapping[str, Any], leases: Leases | None = None
 ) -> Manifest:
     """Declare the cache complete: the last write of a build, by whichever builder comes first.
 
     Args:
         cache: where it lies.
         manifest: what the caller has built.
-        build: what the manifest shall say of the build, beside its seconds.
-        claims: as of `create_or_resume`.
+        build: the manifest's `build`, without its seconds and bytes.
+        leases: as of `create_or_resume`.
 
     Returns:
         The manifest of the complete cache.
@@ -285,7 +286,7 @@ def finish(
         StorageError: the disk is full, read-only or not permitted.
     """
     store = open_store(cache)
-    with changing_manifest(store, claims) as held:
+    with changing_manifest(store, leases) as held:
         found = read_manifest(store)  # another builder may have finished, or added views
         if found.complete and found.num_views >= manifest.num_views:
             return found

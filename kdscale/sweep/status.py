@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.atomic_write import write_durably
-from kdscale.cache.lease import INTERVAL_SECONDS, living_builder
+from kdscale.cache.lease import INTERVAL_SECONDS
+from kdscale.cache.wait import living_builder
 from kdscale.errors import RunError
 from kdscale.experiment.saved_runs import find_teacher, is_finished
 from kdscale.runs.folder import RunFolder

@@ -16,9 +16,11 @@ import pytest
 import synthetic
 
 from kdscale.cache import lease as module
-from kdscale.cache.lease import Leases, is_claim, living_builder
+from kdscale.cache.lease import Leases
+from kdscale.cache.lease_files import is_lease
 from kdscale.cache.stores import local as folder_module
 from kdscale.cache.stores.local import LocalFolder
+from kdscale.cache.wait import living_builder
 from kdscale.cache.writer import ShardWriter, create_or_resume
 from kdscale.errors import ClaimLostError, StorageError
 
@@ -91,7 +93,7 @@ def test_claim_names_host_and_process(builder, tmp_path):
     said = json.loads((tmp_path / "claims/part.0").read_text())
     assert said["pid"] == os.getpid()
     assert set(said) == {"builder", "host", "pid", "machine", "started"}
-    assert all(is_claim(f"claims/{file.name}") for file in (tmp_path / "claims").iterdir())
+    assert all(is_lease(f"claims/{file.name}") for file in (tmp_path / "claims").iterdir())
 
 
 def test_counter_moves_while_a_builder_lives(builder, tmp_path):
@@ -434,7 +436,7 @@ def test_clearing_removes_what_the_dead_left_and_nothing_that_is_held(builder, t
 def test_folder_of_something_else_is_no_claims_folder(tmp_path):
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims/insurance.pdf").write_text("mine")
-    assert not is_claim("claims/insurance.pdf")
+    assert not is_lease("claims/insurance.pdf")
     manifest = synthetic.asked()
     with pytest.raises(StorageError, match="is not a cache"):
         create_or_resume(tmp_path, manifest, synthetic.labels(manifest))

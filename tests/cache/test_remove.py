@@ -10,11 +10,12 @@ import pytest
 import synthetic
 
 from kdscale.cache import lease as claiming
-from kdscale.cache.lease import Leases, living_builder
+from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.remove import check_removable, remove_cache
 from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.verify import verify
+from kdscale.cache.wait import living_builder
 from kdscale.errors import CacheError, CacheNotFoundError
 
 

@@ -60,7 +60,7 @@ class ReadThrough:
         return self._remote.requests
 
     def read(self, key: str, sound: Sound | None = None) -> bytes:
-        """All bytes of an object; `sound` says whether a copy will do."""
+        """Return all bytes of an object, of a copy where `sound` accepts its bytes."""
         if sound is None or not self._usable:
             return self._remote.read(key)
         copy = path_inside(self._root, f"{self._folder.name}/{check_key(key, self.location)}")

@@ -52,8 +52,8 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Write a small object that is not there; False where it is. Of many, one succeeds.
 
-        A store that cannot tell its own earlier attempt from another's may say True where the very
-        bytes are there: let them name their writer.
+        A store that cannot tell its own earlier attempt from another's may return True where the
+        very bytes are there: let them name their writer.
 
         Raises:
             StorageError: it cannot be written.
