@@ -25,7 +25,7 @@ from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.config import parse_bytes
 from kdscale.data.rng import permutation
 from kdscale.data.views.batch_plan import View
-from kdscale.distributed import keep_freed_memory
+from kdscale.distributed import reuse_freed_memory
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.memory_plan import EVERYTHING
 
@@ -102,7 +102,7 @@ def pace(
     next batch is due, as if a device computed. What comes too late moves all that follows.
     """
     prepare_page_cache(path, cold=cold)
-    keep_freed_memory()  # as a training on a CPU does
+    reuse_freed_memory()  # as a training on a CPU does
     began = perf_counter()
     cached = CachedTargets.open(path, memory=EVERYTHING if memory_bytes is None else memory_bytes)
     batches = _batches(cached, batch)

@@ -26,7 +26,7 @@ from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.distributed import keep_freed_memory
+from kdscale.distributed import reuse_freed_memory
 
 BATCH_SIZE = 512
 _FETCHED_AHEAD = 2  # batches a worker, as is torch's default
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=ROWS)
     parser.add_argument("--cache-root", type=Path, default=Path("cache"))
     a = parser.parse_args()
-    keep_freed_memory()  # as every command does; torchvision's workers inherit it
+    reuse_freed_memory()  # as every command does; torchvision's workers inherit it
     split = load_images(a.source, split="train", root=a.cache_root)
     workers = os.cpu_count() or 1
     found: dict[str, Any] = {"workers": workers, "threads": torch.get_num_threads()}

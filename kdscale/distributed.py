@@ -1,4 +1,4 @@
-"""Processes and devices: what every stage asks of Accelerate before it starts."""
+"""Processes and devices under Accelerate: launch checks, broadcasts, agreed stops."""
 
 import ctypes
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,13 @@ from kdscale.launcher import check_device, check_environment, check_world_size
 from kdscale.signals import StopRequest
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT_BYTES, _OLD_LIMIT = 1 << 30, 1 << 25
+_REUSED_BYTES, _OLD_LIMIT = 1 << 30, 1 << 25
 
 T = TypeVar("T")
 
 
 def create_accelerator() -> Accelerator:
-    """Accelerate for this process, once it is sure that the launch is what it seems.
+    """Create the accelerator of this process, after the launch was checked.
 
     Precision is the recipe's, part by part, so Accelerate's own setting is off.
 
@@ -36,7 +36,7 @@ def create_accelerator() -> Accelerator:
     accelerator = Accelerator(mixed_precision="no")
     check_device(accelerator.device.type)
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
+        reuse_freed_memory()
     check_world_size(accelerator.num_processes)
     return accelerator
 
@@ -49,28 +49,28 @@ def expect_unused_parameters(accelerator: Accelerator) -> None:
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
-def keep_freed_memory() -> None:
-    """Make glibc keep the large buffers that each step frees, for the next step to use.
+def reuse_freed_memory() -> None:
+    """Make glibc reuse the large buffers that each step frees in the next step.
 
-    By default it gives them back to the system and asks for them again, page by page: on two busy
-    cores of a virtual machine that cost more than half of a small student's step.
+    By default it returns them to the system and requests them anew, page by page: on two busy cores
+    of a virtual machine that cost more than half of a small student's step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _REUSED_BYTES)
         # Before 2.35 glibc refuses more than 32 MiB.
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) or mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT)
+        mallopt(_M_MMAP_THRESHOLD, _REUSED_BYTES) or mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT)
 
 
 def wait_for_device(device: torch.device) -> None:
-    """Wait for what a device still has to do, or it would be timed as somebody else's work."""
+    """Wait until a device has done its queued work, which would be timed with later work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """The main process runs the block alone, then the others do: it may fill a store they share.
+    """Run the block in the main process alone, then in the others: it may fill a shared store.
 
     An error of the main process ends them all, so none waits for what never comes.
     """
@@ -92,7 +92,7 @@ def main_process_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 def broadcast_from_main(accelerator: Accelerator, value: T) -> T:
-    """The main process's value, in every process."""
+    """Return the main process's value in every process."""
     values = [value]
     if accelerator.num_processes > 1:
         broadcast_object_list(values)
@@ -110,7 +110,7 @@ def means_over_processes(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the device's memory is full; a CPU raises a plain RuntimeError."""
+    """Return whether an error means full device memory; a CPU raises a plain RuntimeError."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or "can't allocate memory" in str(error)
 

@@ -1,4 +1,4 @@
-"""Check that a launch is what it seems, and asks for nothing that kdscale does not do."""
+"""Check that a launch is what it seems, with no setting that kdscale would not follow."""
 
 import os
 
@@ -13,8 +13,8 @@ _WANTED = (
 )
 
 _WHOLE_MODELS = (
-    "each process trains the whole model (DistributedDataParallel), and checkpoints hold it under "
-    "its own names: launch with distributed_type MULTI_GPU, as launch/multi_gpu.yaml does"
+    "each process trains the whole model (DistributedDataParallel), and checkpoints contain it "
+    "under its own names: launch with distributed_type MULTI_GPU, as launch/multi_gpu.yaml does"
 )
 _UNSUPPORTED = {
     "ACCELERATE_USE_FSDP": ("FSDP", f"it splits a model over processes; {_WHOLE_MODELS}"),
@@ -53,7 +53,7 @@ _RECIPE_DECIDES = {
 
 
 def check_environment() -> None:
-    """Stop where the environment holds half a launch, or one that the recipe contradicts.
+    """Stop where the environment contains half a launch, or one that the recipe contradicts.
 
     Raises:
         LaunchError: RANK or LOCAL_RANK is set without the rest, a value is no such number, or the

@@ -34,24 +34,24 @@ def section_of(
         )
     if spec.targets == "teacher" and recipe.views.mode == "fixed":
         raise ConfigError(
-            "views.mode = 'fixed' takes the answers to the clean images from a cache: train "
+            "views.mode = 'fixed' takes the logits of the clean images from a cache: train "
             "with --targets cache, without --online"
         )
     if spec.targets == "teacher" and recipe.ensemble.caches:
         raise ConfigError(
-            "ensemble.caches names teachers that answer from caches: train with --targets "
+            "ensemble.caches names teachers whose logits are in caches: train with --targets "
             "cache, without --online, or leave the section out"
         )
     return section, section.train
 
 
 def supervised(settings: config.TrainSection) -> Objective:
-    """Cross-entropy on the labels alone."""
+    """Return the loss of a supervised training: cross-entropy on the labels."""
     return replace(SUPERVISED, label_smoothing=settings.label_smoothing)
 
 
 def objective(recipe: config.Recipe) -> Objective:
-    """The recipe's losses."""
+    """Return the recipe's losses."""
     loss, train = recipe.loss, recipe.student.train
     return Objective(
         loss.hard_weight,
@@ -70,7 +70,7 @@ def objective(recipe: config.Recipe) -> Objective:
 
 
 def features_required(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
-    """The modules of the teacher that the losses ask for, pooled as the recipe's cache has them."""
+    """Return the modules of the teacher that the losses need, pooled as in the recipe's cache."""
     required = {term.teacher for term in objective(recipe).features}
     return tuple(
         FeatureSpec(f.module, f.pool) for f in recipe.cache.features if f.module in required
@@ -78,7 +78,7 @@ def features_required(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
 
 
 def optimizer(settings: config.TrainSection, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a training section."""
+    """Create the optimizer of a training section."""
     decay = settings.weight_decay
     on_gpu = all(parameter.is_cuda for parameter in model.parameters())
     return create_optimizer(
@@ -150,7 +150,7 @@ def forward_pass(
 
 
 def schedule(settings: config.TrainSection, steps_per_epoch: int) -> Schedule:
-    """The learning rates of a training section."""
+    """Return the learning rates of a training section."""
     return Schedule(
         settings.schedule,
         settings.learning_rate,
@@ -162,7 +162,7 @@ def schedule(settings: config.TrainSection, steps_per_epoch: int) -> Schedule:
 
 
 def intervals(settings: config.TrainSection, steps_per_epoch: int) -> Intervals:
-    """The steps at which a training logs, evaluates, saves and ends."""
+    """Return the steps at which a training logs, evaluates, saves and ends."""
     return Intervals(
         log=settings.log_every,
         evaluate=settings.evaluate_every * steps_per_epoch,

@@ -14,11 +14,11 @@ _REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def with_whole_batches(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with batch-norm over all processes; weights and their names stay what they are.
+    """Return the model with batch-norm over all processes; weights and their names stay.
 
     Args:
-        model: its batch-norms are replaced in place; itself, where it is one.
-        device: which it will be trained on. torch's own `SyncBatchNorm` works on GPUs only.
+        model: the model; its batch-norms are replaced in place, itself where it is one.
+        device: the device it will be trained on. torch's own `SyncBatchNorm` works on GPUs only.
 
     Raises:
         ModelError: a layer of its own is built upon batch-norm, and would lose what it adds.
@@ -52,7 +52,7 @@ class WholeBatchNorm(_BatchNorm):
         mean_C = all_reduce_sum(values.sum(dims)) / count
         centred = values - mean_C.view(shape)
         variance_C = all_reduce_sum(centred.square().sum(dims)) / count
-        self._keep(mean_C.detach(), variance_C.detach(), count)
+        self._update_statistics(mean_C.detach(), variance_C.detach(), count)
         normalised = centred * (variance_C + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             normalised = normalised * self.weight.view(shape)
@@ -60,11 +60,13 @@ class WholeBatchNorm(_BatchNorm):
             normalised = normalised + self.bias.view(shape)
         return normalised.to(inputs.dtype)
 
-    def _keep(self, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
-        """Running statistics, as batch-norm has them: the unbiased variance, by momentum."""
+    def _update_statistics(self, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
+        """Update running statistics as batch-norm does: unbiased variance, by momentum."""
         if self.running_mean is None or self.running_var is None:
             return
-        assert self.num_batches_tracked is not None, "whoever keeps statistics counts batches"
+        assert self.num_batches_tracked is not None, (
+            "running statistics come with a count of batches"
+        )
         self.num_batches_tracked.add_(1)
         share = self.momentum
         if share is None:  # the mean of all batches
@@ -73,11 +75,11 @@ class WholeBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance_C * (count / max(count - 1, 1)), share)
 
     def _check_input_dim(self, inputs: Tensor) -> None:
-        """Any number of positions: the model was written for its own."""
+        """Accept any number of positions: the model was written for its own."""
 
 
 def _like(module: nn.Module) -> WholeBatchNorm:
-    """With the same parameters, buffers, settings and mode."""
+    """Return a `WholeBatchNorm` with the same parameters, buffers, settings and mode."""
     assert isinstance(module, _BatchNorm)
     norm = WholeBatchNorm(
         module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
@@ -87,7 +89,7 @@ def _like(module: nn.Module) -> WholeBatchNorm:
 
 
 def _own_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that are batch-norm and something else."""
+    """Yield the modules that are batch-norm and something else."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and type(module) not in _REPLACED:
             yield name, module

@@ -1,4 +1,4 @@
-"""A student and what only its training needs: its features, and adapters that map them."""
+"""A student in training with feature losses: its features, and adapters that map them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _ADAPTERS = derive_seed(0x61646170746572)  # "adapter"
 
 
 class StudentWithFeatures(nn.Module):
-    """A student that gives, while it is trained, features beside its logits.
+    """A student that returns features beside its logits in training mode.
 
     Adapters are parts of it, so that they are trained, saved in checkpoints and shared by processes
     with the student. In evaluation mode it is the student.
@@ -25,7 +25,7 @@ class StudentWithFeatures(nn.Module):
         student: gives logits.
         terms: the losses between features.
         adapters: what maps the student's features before each of them; None maps nothing.
-        with_logits: whether the loss asks for the logits too. Where it does not, they are given
+        with_logits: whether the loss needs the logits too. Where it does not, they are returned
             without their gradient: processes that share gradients wait for all that could come.
 
     Raises:
@@ -50,7 +50,7 @@ class StudentWithFeatures(nn.Module):
             find_module(modules, name, "the student").register_forward_hook(self._noting(name))
 
     def forward(self, inputs: Tensor) -> Any:
-        """Logits [B, C]; in training with the features of each term."""
+        """Return logits [B, C]; in training mode with the features of each term."""
         if not self.training:
             return self.student(inputs)
         seen = self._seen = {}
@@ -92,7 +92,7 @@ def with_features(
     *,
     with_logits: bool = True,
 ) -> nn.Module:
-    """The student, with what its feature losses need; as it is where there are none.
+    """Return the student with the features and adapters of its losses; itself without such losses.
 
     Args:
         student: on the CPU, not yet trained.
@@ -122,7 +122,7 @@ def with_features(
 
 
 def _check_compared(term: FeatureTerm, mapped: Tensor, teacher_shape: Sequence[int]) -> None:
-    """Raise here, before the first step, what the loss says of such shapes."""
+    """Raise the error of a loss between such shapes before the first step."""
     try:
         term.compare(mapped, mapped.new_zeros(len(mapped), *teacher_shape))
     except ConfigError as error:
@@ -130,14 +130,14 @@ def _check_compared(term: FeatureTerm, mapped: Tensor, teacher_shape: Sequence[i
 
 
 def _of(term: FeatureTerm, error: ConfigError) -> ConfigError:
-    """With the modules that it is about."""
+    """Return the error with the modules that it is about."""
     return ConfigError(
         f"loss.features with student = {term.student!r} and teacher = {term.teacher!r}: {error}"
     )
 
 
 def unwrap_student(model: nn.Module) -> nn.Module:
-    """The student alone: what is saved, exported and counted."""
+    """Return the student alone, which is saved, exported and counted."""
     return model.student if isinstance(model, StudentWithFeatures) else model
 
 
@@ -152,7 +152,7 @@ def _adapter(term: FeatureTerm, student: Sequence[int], teacher: Sequence[int]) 
 
 @torch.no_grad()
 def _features_of(model: StudentWithFeatures, inputs: Tensor) -> Sequence[Tensor]:
-    """What a forward pass gives, with nothing changed by it: statistics, dropout, mode."""
+    """Return the features of a forward pass that changes no statistics, dropout or mode."""
     parts = [(part, part.training) for part in model.modules()]
     model.eval()
     model.training = True  # of itself alone

@@ -111,7 +111,7 @@ class OptimizerStep:
         }
 
     def describe_scale(self) -> dict[str, float]:
-        """Return what log and result say of the loss scale; empty without one."""
+        """Return the loss scale's fields of log and result; empty without one."""
         state = self.scale_state()
         return {
             field: state[name]

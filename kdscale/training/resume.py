@@ -47,8 +47,8 @@ def restore_or_begin(run: Path, loop: Trainer) -> MetricsLog:
     newest = broadcast_from_main(accelerator, newest)
     if newest is not None:
         model = accelerator.unwrap_model(loop.model)
-        who = accelerator.process_index, accelerator.num_processes
-        checkpoint.restore(newest, model, loop.optimizer_step.optimizer, *who)
+        process = accelerator.process_index, accelerator.num_processes
+        checkpoint.restore(newest, model, loop.optimizer_step.optimizer, *process)
         loop.restore(_loop_state(newest))
         log.info("going on from step %d of %s", loop.state.step, run)
         _check_best(folder, loop)

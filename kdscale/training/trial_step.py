@@ -1,4 +1,4 @@
-"""One step of a training in miniature, before the first: does the model train at all?"""
+"""A trial step before the first one: whether the model can be trained at all."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def unused_parameters(
     model: nn.Module, inputs: Tensor, *, num_classes: int, precision: str, what: str
 ) -> list[str]:
-    """Pass images forward and backward in training mode; leaves model and generators as they were.
+    """Return parameters without a gradient in a trial step, which changes nothing.
 
     Args:
         model: as it is trained, on the device of the inputs; with the features of its losses.
@@ -28,8 +28,8 @@ def unused_parameters(
         what: the model's part, for messages: "teacher" or "student".
 
     Returns:
-        Names of the trainable parameters that no loss reaches: processes that share gradients have
-        to know that there are such.
+        Names of the trainable parameters that no loss reaches, for which processes that share
+        gradients have to be prepared.
 
     Raises:
         ModelError: the model cannot be trained, or does not give logits in training mode.
@@ -59,7 +59,7 @@ def unused_parameters(
 
 
 def mention_unused(names: Sequence[str], what: str) -> None:
-    """Say which parameters stay as they were at the start."""
+    """Log which parameters training leaves as they are."""
     log.info(
         "%s: %s get no gradient and stay as they are (%s%s)", what,
         number_of(len(names), "parameter tensor"), ", ".join(names[:3]),
@@ -68,7 +68,7 @@ def mention_unused(names: Sequence[str], what: str) -> None:
 
 
 def _loss(outputs: object, num_images: int, num_classes: int, what: str) -> Tensor:
-    """Anything that every output with a gradient is a part of."""
+    """Return a scalar that depends on every output with a gradient."""
     logits, features = outputs, ()
     if isinstance(outputs, tuple) and len(outputs) == 2 and isinstance(outputs[1], tuple):
         logits, features = outputs  # a student with the features of its losses

@@ -1,8 +1,8 @@
-"""State that a model learns in its forward passes and that no file holds.
+"""State that a model learns in its forward passes and that no file contains.
 
-Weights and checkpoints hold what `state_dict` gives. A module may update other tensors, too:
+Weights and checkpoints contain what `state_dict` returns. A module may update other tensors, too:
 buffers registered with `persistent=False`, or plain attributes. A model that was saved would then
-answer otherwise than the one that was trained, and a resumed training would go on from another
+give other logits than the trained one, and a resumed training would go on from another
 state.
 """
 
@@ -45,8 +45,8 @@ def check_state_is_saved(model: nn.Module, inputs: Tensor, what: str) -> None:
     )
     if changed:
         raise ModelError(
-            f"{what}: its forward passes change {', '.join(changed[:3])}, which no file would hold "
-            "(state_dict leaves it out): register it with register_buffer(..., persistent=True), "
+            f"{what}: its forward passes change {', '.join(changed[:3])}, which no file would "
+            "contain (state_dict leaves it out): register it with register_buffer(..., persistent=True), "
             "or do not change it in training"
         )
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Called before each epoch: waits until all that the epoch shows has been built.
+    """Called before each epoch: waits until all views of the epoch have been built.
 
     All processes of a launch wait together, so that they stop together.
     """
@@ -46,7 +46,7 @@ class Turn:
 
         Raises:
             Interrupted: a signal stopped the run; the state is saved.
-            CacheIncompleteError: nobody builds; the state is saved.
+            CacheIncompleteError: no builder is alive; the state is saved.
         """
         for cached in self.caches:
             pending = []
@@ -87,7 +87,7 @@ class Turn:
 
 
 def _given_up(watch: Watch, wanted: str) -> str | None:
-    """Why there is nothing to wait for any more, if so."""
+    """Return why the wait is in vain; None where it is not."""
     try:
         watch.check(wanted)
     except CacheIncompleteError as error:
@@ -107,7 +107,7 @@ def wait_for_manifest(cache: Location) -> Manifest:
     """The manifest of a cache that may not have been begun.
 
     Raises:
-        CacheIncompleteError: nobody begins it.
+        CacheIncompleteError: no build begins it.
     """
     store = open_store(cache)
     try:
@@ -121,10 +121,10 @@ def wait_for_manifest(cache: Location) -> Manifest:
 
 
 def wait_for_cache(root: Path, required: Manifest) -> Path:
-    """A cache below `root` that fits, as soon as somebody has begun one.
+    """Return a cache below `root` that fits, once a build has begun one.
 
     Raises:
-        CacheIncompleteError: nobody begins one.
+        CacheIncompleteError: no build begins one.
     """
 
     def mention() -> None:

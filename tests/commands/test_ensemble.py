@@ -184,7 +184,7 @@ def test_whole_recipe_runs_with_an_ensemble_found_below_the_root(
     assert len(result_of(tmp_path, "runs/tiny")["caches"]) == 2
     online = kdscale("run", recipe, "--cache-root", shared_root, "--run", "o", "--online")
     assert online.exit_code == 2
-    assert "ensemble.caches names teachers that answer from caches" in online.stderr
+    assert "ensemble.caches names teachers whose logits are in caches" in online.stderr
 
 
 def test_fixed_mode_takes_the_mean_of_clean_answers(

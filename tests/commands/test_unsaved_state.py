@@ -11,7 +11,7 @@ def test_state_that_no_file_would_hold_is_refused_before_training(
     model = {"model": "tiny_models:counting", "options": {"kind": kind}}
     done = kdscale(*command, write_recipe(student=model), "--run", "run")
     assert done.exit_code == 1
-    assert "student: its forward passes change mean, which no file would hold" in done.stderr
+    assert "student: its forward passes change mean, which no file would contain" in done.stderr
     assert not list(tmp_path.glob("run/**/step-*"))
 
 
