@@ -13,6 +13,7 @@ from torch import Tensor
 from kdscale.errors import KdscaleError, MainProcessError
 from kdscale.launcher import check_device, check_environment, check_world_size
 from kdscale.signals import StopRequest
+from kdscale.transfers import HostCopy
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _REUSED_BYTES, _OLD_LIMIT = 1 << 30, 1 << 25
@@ -119,10 +120,41 @@ def any_process_stopped(request: StopRequest, accelerator: Accelerator) -> bool:
     """Return whether any process received a signal to stop; all processes must call this."""
     if accelerator.num_processes == 1:
         return request.received is not None
+    return _take_over(request, _signals(request, accelerator))
+
+
+def _signals(request: StopRequest, accelerator: Accelerator) -> Tensor:
+    """Return the signal of each process, at its index, 0 for none: on the device."""
     own = torch.zeros(accelerator.num_processes, dtype=torch.int64, device=accelerator.device)
     own[accelerator.process_index] = request.received or 0
-    signals = accelerator.reduce(own, "sum")  # the signal of each process, at its index
+    found: Tensor = accelerator.reduce(own, "sum")
+    return found
+
+
+def _take_over(request: StopRequest, signals: Tensor) -> bool:
     largest = int(signals.max())
     if largest:  # never back to none: one may have come in just now
         request.received = largest
     return bool(largest)
+
+
+class StopPoll:
+    """Polls whether any process received a signal to stop, without waiting for a GPU.
+
+    On GPUs each poll returns what the one before exchanged: all processes get the same answer at
+    the same poll, and the exchange has the time of the steps between them.
+    """
+
+    def __init__(self, request: StopRequest, accelerator: Accelerator) -> None:
+        self._request, self._accelerator = request, accelerator
+        self._exchanged: HostCopy | None = None
+
+    def __call__(self) -> bool:
+        """Return whether any process is to stop; all processes must call this equally often."""
+        if self._accelerator.num_processes == 1:
+            return self._request.received is not None
+        if self._accelerator.device.type != "cuda":
+            return any_process_stopped(self._request, self._accelerator)
+        earlier = self._exchanged
+        self._exchanged = HostCopy(_signals(self._request, self._accelerator))
+        return earlier is not None and _take_over(self._request, earlier.get())

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdscale.data.loader import DeviceImages
-from kdscale.distributed import any_process_stopped, means_over_processes
+from kdscale.distributed import StopPoll, means_over_processes
 from kdscale.errors import DivergedError, PrunedError
 from kdscale.evaluation.evaluator import evaluate
 from kdscale.models.weights import save_weights
@@ -90,6 +90,7 @@ class StepCallback:
     given_up: bool = False
     still_ours: Callable[[], None] = lambda: None
     """Raises if another command has taken the run's folder over; called before each write."""
+    _poll: StopPoll | None = field(default=None, init=False)
 
     def __call__(self, loop: Trainer) -> None:
         """Do what is due.
@@ -140,8 +141,13 @@ class StepCallback:
     def _is_stopping(self, loop: Trainer) -> bool:
         if loop.accelerator.num_processes == 1:
             return self.stop.received is not None
-        asking = due(loop.state.step, _STOP_EVERY, self.cadence.last)
-        return asking and any_process_stopped(self.stop, loop.accelerator)
+        polls = due(loop.state.step, _STOP_EVERY, self.cadence.last)
+        return polls and self._any_process_stopped(loop)
+
+    def _any_process_stopped(self, loop: Trainer) -> bool:
+        if self._poll is None:
+            self._poll = StopPoll(self.stop, loop.accelerator)
+        return self._poll()
 
     def save(self, loop: Trainer) -> None:
         """A checkpoint to resume from.
@@ -196,7 +202,7 @@ class StepCallback:
         assert self.evaluator is not None, "without an evaluator, evaluation is never due"
 
         def stop_if_requested() -> None:
-            if any_process_stopped(self.stop, loop.accelerator):
+            if self._any_process_stopped(loop):
                 self._save_and_stop(loop)
 
         found = self.evaluator(loop, stop_if_requested)
