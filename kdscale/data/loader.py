@@ -141,7 +141,7 @@ def _shared(images: ImageDataset, pixels: np.ndarray, device: torch.device) -> T
 
 
 def _affordable_bytes(pixels: np.ndarray, device: torch.device) -> int:
-    """Return the device memory that images may take if nothing is said of it."""
+    """Return the device memory that images may take where no limit is set."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return pixels.nbytes
     return int(_RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])

@@ -227,7 +227,7 @@ def _decoded(
     """One image with the first `stop` operations applied: uint8 [1, C, H, W]."""
     whole = torch.from_numpy(images.decode(sample))[None]
     pixels = pipeline.apply(whole, view, torch.tensor([sample]), 0, stop)
-    # A crop may be a window into the whole image, which would be kept in memory with it.
+    # A crop may be a window into the whole image, which would stay in memory with it.
     return pixels.contiguous() if stop else pixels
 
 

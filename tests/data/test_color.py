@@ -208,10 +208,10 @@ def test_memory_layout_does_not_matter_and_input_stays(entry, memory):
         other = images(16, width=44)[..., ::2]
     else:
         other = pixels[:1].expand(16, -1, -1, -1)
-    kept = other.clone()
+    original = other.clone()
     found = draw(operation, other, index)
     assert found.equal(draw(operation, other.contiguous(), index))
-    assert other.equal(kept)
+    assert other.equal(original)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (3, 3), (1, 9)])

@@ -132,9 +132,9 @@ def test_squares_are_centred_on_any_pixel_and_cut_off_at_the_border(size):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sample_depends_on_neither_batch_nor_memory(operation, channels):
     pixels, index = images(512, channels, 9, 10), torch.arange(512)
-    kept = pixels.clone()
+    original = pixels.clone()
     whole = draw(operation, pixels, index)
-    assert pixels.equal(kept)
+    assert pixels.equal(original)
     assert (whole.dtype, whole.shape, whole.is_contiguous()) == (torch.uint8, pixels.shape, True)
     order = torch.randperm(512, generator=torch.Generator().manual_seed(2))
     assert draw(operation, pixels[order], index[order]).equal(whole[order])

@@ -50,13 +50,13 @@ def test_all_views_are_counted(operations, count):
 def test_every_view_is_another_picture_and_none_is_missing(operations, seed):
     views, images = finite(*operations, seed=seed), distinct_images(5)
     count, index = views.count_all(), torch.arange(5)
-    shown = torch.stack([views(images, view, index) for view in range(count)])
+    rendered = torch.stack([views(images, view, index) for view in range(count)])
     for sample in range(5):
-        assert len(shown[:, sample].flatten(1).unique(dim=0)) == count
+        assert len(rendered[:, sample].flatten(1).unique(dim=0)) == count
         drawn = Pipeline.parse(operations, 3)(
             images[sample : sample + 1].expand(500, -1, -1, -1), 0, torch.arange(500)
         )
-        possible = {bytes(view.numpy()) for view in shown[:, sample]}
+        possible = {bytes(view.numpy()) for view in rendered[:, sample]}
         assert {bytes(view.numpy()) for view in drawn} <= possible
 
 
@@ -64,8 +64,8 @@ def test_an_epoch_shows_different_outcomes_of_different_samples():
     """All samples of an epoch flipped alike would be another augmentation."""
     views = finite(FLIP)
     images = distinct_images(1).expand(2000, -1, -1, -1)
-    shown = views(images, 0, torch.arange(2000))
-    flipped = (shown == images.flip(-1)).flatten(1).all(1)
+    rendered = views(images, 0, torch.arange(2000))
+    flipped = (rendered == images.flip(-1)).flatten(1).all(1)
     assert abs(flipped.double().mean() - 0.5) < 0.05
 
 

@@ -78,7 +78,7 @@ def opened(folder, split="train", **options):
     return open_source(str(folder), split=split, require_labels=True, options=options)
 
 
-def said(folder, split="train", **options):
+def line_about(folder, split="train", **options):
     """The line that a command logs about a split."""
     return describe_split(opened(folder, split, **options))
 
@@ -144,7 +144,7 @@ def test_metadata_that_lists_all_images_is_read_as_ever(tmp_path):
     assert found.classes == ("cat", "dog")
 
 
-# --------------------------------------------------------------------------- read, or said
+# --------------------------------------------------------------------------- read, or reported
 
 READ_BY_CONTENT = {
     "without suffix": "train/dog/picture",
@@ -188,7 +188,7 @@ PASSED_OVER = {
 def test_companion_is_passed_over_and_reported(tmp_path, name):
     write(tmp_path / "set", PETS)
     write(tmp_path / "set", {name: b"something"})
-    line = said(tmp_path / "set")
+    line = line_about(tmp_path / "set")
     assert line.startswith("data: 2 images of 2 classes (cat, dog), split 'train' of ")
     assert re.search(f"passed over: {PASSED_OVER[name]}", line)
 
@@ -423,7 +423,7 @@ def test_card_that_names_files_elsewhere_is_refused_by_name(tmp_path, path):
 
 def test_control_characters_in_names_of_classes_and_files_are_escaped(tmp_path):
     write(tmp_path / "set", {"train/a\x1b[31m\nb/0.ppm": ppm(0), "train/c/1.ppm": ppm(1)})
-    assert r"(a\x1b[31m\nb, c)" in said(tmp_path / "set")
+    assert r"(a\x1b[31m\nb, c)" in line_about(tmp_path / "set")
     write(tmp_path / "set", {"train/c/x\n\x1b[2J.png": b"no image"})
     with pytest.raises(DataError) as refused:
         load(tmp_path / "set", tmp_path)
@@ -447,7 +447,7 @@ def test_several_formats_of_tables_are_refused(tmp_path):
 def test_files_beside_tables_are_reported(tmp_path):
     write_table(tmp_path / "set" / "train.parquet")
     write(tmp_path / "set", {"notes.txt": b"", "extra.zip": b"PK", "a.json": b"", "b.json": b""})
-    line = said(tmp_path / "set")
+    line = line_about(tmp_path / "set")
     assert "2 files .json" in line
     assert "1 other file (extra.zip)" in line
 
@@ -523,7 +523,7 @@ def test_one_of_several_configurations_is_chosen(tmp_path):
     with pytest.raises(DataError, match=r"no configuration 'huge': it has small, large"):
         load(tmp_path / "set", tmp_path, config="huge")
     assert load(tmp_path / "set", tmp_path, config="large").num_samples == 3
-    line = said(tmp_path / "set", config="small")
+    line = line_about(tmp_path / "set", config="small")
     assert "2 images" in line
     assert "1 other file (large/train.parquet)" in line
 

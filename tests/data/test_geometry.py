@@ -464,9 +464,9 @@ def test_fixed_sizes_are_known():
 def test_batch_and_order_do_not_matter(name, channels, height, width):
     operation, images = OPERATIONS[name], noise(300, channels, height, width)
     drawn = bits(operation, 300)
-    kept = images.clone()
+    original = images.clone()
     found = operation(images, drawn)
-    assert images.equal(kept)
+    assert images.equal(original)
     assert found.dtype is torch.uint8
     assert found.is_contiguous()
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))

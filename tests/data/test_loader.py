@@ -73,8 +73,8 @@ def test_every_view_of_every_sample_is_used_once_a_cycle(split):
     for cycle in range(2):
         first = cycle * 3 * found.steps_per_epoch
         batches = [found.batch(first + step) for step in range(3 * found.steps_per_epoch)]
-        shown = [(batch.view, i) for batch in batches for i in batch.index.tolist()]
-        assert sorted(shown) == [(view, i) for view in range(3) for i in range(5, 47)]
+        rendered = [(batch.view, i) for batch in batches for i in batch.index.tolist()]
+        assert sorted(rendered) == [(view, i) for view in range(3) for i in range(5, 47)]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
@@ -91,11 +91,11 @@ def test_batch_splits_into_nearly_equal_pieces(split, parts):
 
 def test_images_share_the_memory_of_a_read_only_array(split):
     assert as_tensor(split.pixels).data_ptr() == split.pixels.ctypes.data
-    kept = split.pixels.copy()
+    original = split.pixels.copy()
     pixels, labels = DeviceImages(split, torch.device("cpu")).gather(torch.tensor([3, 0]))
     pixels.zero_()
     assert labels.tolist() == [21, 0]
-    np.testing.assert_array_equal(split.pixels, kept)
+    np.testing.assert_array_equal(split.pixels, original)
 
 
 @pytest.mark.parametrize("options", [{}, {"process_index": 1, "num_processes": 2}])

@@ -144,9 +144,9 @@ def test_box_covers_the_share_that_was_drawn():
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_probability_0_shows_the_sample_itself(name):
-    shown = images().render_views(pipeline({"name": name, "p": 0.0}), 1, torch.arange(40))
-    assert shown.pixels.equal(torch.from_numpy(image_set().pixels))
-    assert (shown.mix.weight_B == 1).all()
+    rendered = images().render_views(pipeline({"name": name, "p": 0.0}), 1, torch.arange(40))
+    assert rendered.pixels.equal(torch.from_numpy(image_set().pixels))
+    assert (rendered.mix.weight_B == 1).all()
 
 
 def test_switch_chooses_for_each_sample():
@@ -154,9 +154,9 @@ def test_switch_chooses_for_each_sample():
     bits = bits_KB(9, [(0, draw) for draw in range(5)], 0, torch.arange(4000))
     mixed, share = MixupOrCutmix(switch_p=0.25).mix(own, other, bits)
     cut, outside = Cutmix(1.0).mix(own, other, bits)
-    blended, kept = Mixup(0.8).mix(own, other, bits)
+    blended, share_of_first = Mixup(0.8).mix(own, other, bits)
     is_cut = (mixed == cut).flatten(1).all(1) & (share == outside)
-    is_blended = (mixed == blended).flatten(1).all(1) & (share == kept)
+    is_blended = (mixed == blended).flatten(1).all(1) & (share == share_of_first)
     assert (is_cut | is_blended).all()
     assert abs(is_cut.double().mean() - 0.25) < 0.04  # both where a weight is 1
 
@@ -194,13 +194,13 @@ def test_partner_has_the_pixels_of_its_own_view():
     before = Pipeline.parse([CROP, FLIP], 3)
     pixels = torch.from_numpy(image_set().pixels)
     plain = before(pixels, 5, torch.arange(40))
-    shown = images().render_views(views, 5, torch.arange(40))
-    whole = shown.mix.weight_B == 1
-    none = shown.mix.weight_B == 0
+    rendered = images().render_views(views, 5, torch.arange(40))
+    whole = rendered.mix.weight_B == 1
+    none = rendered.mix.weight_B == 0
     assert whole.any()
     assert none.any()
-    assert shown.pixels[whole].equal(plain[whole])
-    assert shown.pixels[none].equal(plain[shown.mix.index_B[none]])
+    assert rendered.pixels[whole].equal(plain[whole])
+    assert rendered.pixels[none].equal(plain[rendered.mix.index_B[none]])
 
 
 def test_operations_after_a_mixture_see_the_mixture():
@@ -227,10 +227,10 @@ def test_partners_share_a_batch_and_every_sample_is_used_once(count):
     found = loader(views, samples)
     for epoch in range(3):
         steps = range(epoch * found.steps_per_epoch, (epoch + 1) * found.steps_per_epoch)
-        shown = [found.batch(step) for step in steps]
-        assert sorted(torch.cat([b.index for b in shown]).tolist()) == samples.tolist()
-        strangers = sum(len(set(b.mix.index_B.tolist()) - set(b.index.tolist())) for b in shown)
-        assert strangers <= 2 * (count % 2) * len(shown)  # an odd one out shifts the pairs
+        rendered = [found.batch(step) for step in steps]
+        assert sorted(torch.cat([b.index for b in rendered]).tolist()) == samples.tolist()
+        strangers = sum(len(set(b.mix.index_B.tolist()) - set(b.index.tolist())) for b in rendered)
+        assert strangers <= 2 * (count % 2) * len(rendered)  # an odd one out shifts the pairs
 
 
 def test_held_out_samples_never_show_in_training():

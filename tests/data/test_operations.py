@@ -79,10 +79,10 @@ def test_operation_leaves_its_input_alone_and_keeps_type_and_shape(name):
     arguments = REQUIRED.get(name, {})
     operation = OPERATIONS[name](**arguments)
     pixels = images(5)
-    kept = pixels.clone()
+    original = pixels.clone()
     draws = [(0, draw) for draw in range(operation.num_draws)]
     found = operation(pixels, bits_KB(1, draws, 0, torch.arange(5)))
-    assert pixels.equal(kept)
+    assert pixels.equal(original)
     sides = arguments["size"] if name in RESIZING else pixels.shape[2:]
     assert (found.dtype, found.shape) == (torch.uint8, (*pixels.shape[:2], *sides))
     assert found.is_contiguous()

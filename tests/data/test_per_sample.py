@@ -116,9 +116,9 @@ def test_spelling_of_numbers_does_not_matter():
 def test_transform_without_draws_is_finite_and_draws_nothing():
     views = Pipeline.parse([{"name": "v2.CenterCrop", "size": 8}, FLIP], enumerated=True)
     assert (views.operations[0].num_draws, views.count_all()) == (0, 2)
-    shown = views(images(), 0, torch.arange(6))
+    rendered = views(images(), 0, torch.arange(6))
     middle = images()[..., 4:12, 4:12]
-    assert all(s.equal(m) or s.equal(m.flip(-1)) for s, m in zip(shown, middle, strict=True))
+    assert all(s.equal(m) or s.equal(m.flip(-1)) for s, m in zip(rendered, middle, strict=True))
 
 
 def test_other_library_versions_are_refused():

@@ -198,9 +198,9 @@ def test_schedule_gives_the_documented_views(num_views, seed, views):
 @given(num_views=st.integers(1, 30), seed=SEEDS, cycle=st.integers(0, 1000))
 def test_every_cycle_shows_every_view_once(num_views, seed, cycle):
     epochs = range(cycle * num_views, (cycle + 1) * num_views)
-    shown = [ViewSchedule(num_views, seed).view(epoch, ALL) for epoch in epochs]
-    assert sorted(shown) == list(range(num_views))
-    assert shown == [replay.view_of_epoch(epoch, num_views, seed) for epoch in epochs]
+    rendered = [ViewSchedule(num_views, seed).view(epoch, ALL) for epoch in epochs]
+    assert sorted(rendered) == list(range(num_views))
+    assert rendered == [replay.view_of_epoch(epoch, num_views, seed) for epoch in epochs]
 
 
 # --------------------------------------------------------------------------- errors
@@ -254,5 +254,5 @@ def test_every_operation_is_specified():
 
 @pytest.mark.parametrize("name", [*OPERATIONS, *MIXING])
 def test_every_operation_has_a_known_answer(name):
-    shown = {row[0] for row in replay.known_answers("views")}
-    assert any(f'"name":"{name}"' in DOCUMENTED[pipeline] for pipeline in shown)
+    rendered = {row[0] for row in replay.known_answers("views")}
+    assert any(f'"name":"{name}"' in DOCUMENTED[pipeline] for pipeline in rendered)

@@ -104,10 +104,10 @@ def test_rounds_follow_one_another(interpolation):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sample_depends_on_neither_batch_nor_memory(operation, channels):
     pixels, index = images(512, channels, 9, 8), torch.arange(512)
-    kept = pixels.clone()
+    original = pixels.clone()
     bits = bits_KB(1, [(2, draw) for draw in range(operation.num_draws)], 5, index)
     whole = operation(pixels, bits)
-    assert pixels.equal(kept)
+    assert pixels.equal(original)
     order = torch.randperm(512, generator=torch.Generator().manual_seed(2))
     assert operation(pixels[order], bits[:, order]).equal(whole[order])
     assert operation(pixels[3:4], bits[:, 3:4]).equal(whole[3:4])

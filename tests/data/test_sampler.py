@@ -103,11 +103,11 @@ def test_processes_together_show_the_batch_of_one(num_samples, num_processes):
 
 def test_samples_that_are_cut_differ_from_epoch_to_epoch():
     parts = [loader(13, process_index=index, num_processes=4) for index in range(4)]
-    shown = [
+    rendered = [
         {i for part in parts for step in epoch_of(part, epoch) for i in step} for epoch in range(40)
     ]
-    assert all(len(epoch) == 12 for epoch in shown)
-    assert len({min(set(range(13)) - epoch) for epoch in shown}) > 5
+    assert all(len(epoch) == 12 for epoch in rendered)
+    assert len({min(set(range(13)) - epoch) for epoch in rendered}) > 5
 
 
 def test_resumed_loader_shows_the_same_samples():

@@ -21,8 +21,8 @@ INDEX = torch.arange(200)
 def test_every_sample_shows_every_view_once_in_a_cycle(num_views, seed, cycle, shift_every):
     schedule = ViewSchedule(num_views, seed, shift_every)
     epochs = range(cycle * num_views, (cycle + 1) * num_views)
-    shown = torch.stack([schedule.view(epoch, INDEX) for epoch in epochs])
-    assert (shown.sort(0).values == torch.arange(num_views).view(-1, 1)).all()
+    rendered = torch.stack([schedule.view(epoch, INDEX) for epoch in epochs])
+    assert (rendered.sort(0).values == torch.arange(num_views).view(-1, 1)).all()
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,4 +1,4 @@
-"""Images of several sizes: decoded when they are shown, with views that are the same as ever."""
+"""Images of several sizes: decoded when they are used, with views that are the same as ever."""
 
 import gc
 import json
@@ -77,10 +77,10 @@ def image_set(folder, tmp_path_factory):
 
 @pytest.fixture
 def images(image_set):
-    return shown(image_set)
+    return device_images(image_set)
 
 
-def shown(image_set, clean=CLEAN):
+def device_images(image_set, clean=CLEAN):
     """The set's images, with a clean crop."""
     return DeviceImages(replace(image_set, clean=clean), CPU)
 
@@ -95,7 +95,7 @@ def pipeline_of(name):
 
 
 def one_by_one(image_set, pipeline, view, index):
-    """Views by the definition: each sample decoded and shown alone, in this thread."""
+    """Views by the definition: each sample decoded and rendered alone, in this thread."""
 
     def rendered(plan):
         views, samples = plan.images.view, plan.images.index
@@ -165,7 +165,7 @@ def test_clean_operations_apply_to_sets_of_one_size_too(tmp_path):
     assert found.one_size
     index = torch.tensor([2, 0])
     expected = Pipeline.parse(CLEAN)(torch.from_numpy(found.pixels[index.numpy()]), 0, index)
-    assert shown(found).gather(index)[0].equal(expected)
+    assert device_images(found).gather(index)[0].equal(expected)
 
 
 def test_views_without_a_size_are_refused(image_set, images):
@@ -173,7 +173,7 @@ def test_views_without_a_size_are_refused(image_set, images):
     with pytest.raises(ConfigError, match=rf"images differ in size \({heights} pixels\)"):
         images.render_views(Pipeline.parse([FLIP]), 0, torch.arange(2))
     with pytest.raises(ConfigError, match="no operation of the pipeline gives them one"):
-        shown(image_set, ()).gather(torch.arange(2))
+        device_images(image_set, ()).gather(torch.arange(2))
 
 
 def test_an_operation_that_does_not_keep_its_word_is_refused(images):
@@ -282,7 +282,7 @@ def test_what_is_not_waited_for_is_called_off_and_its_threads_end(image_set, mon
 
     monkeypatch.setattr(pixel_sources, "_num_cores", lambda: 2)
     monkeypatch.setattr(EncodedImages, "decode", slow)
-    before, images = set(threading.enumerate()), shown(image_set)
+    before, images = set(threading.enumerate()), device_images(image_set)
     crop = pipeline_of("crop")
     coming = images.prefetch(crop, crop.plan(0, torch.arange(NUM_SAMPLES))[0])
     wait_until(lambda: len(begun) == 2)
@@ -305,7 +305,7 @@ def test_error_of_a_decoder_names_the_sample(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])  # the header is sound
     found = load_images(str(tmp_path / "set"), split="train", root=tmp_path / "root")
     place = r"row 4 of split 'train' of .*set \(.*3\.jpg\) cannot be decoded: .*Repair or remove it"
-    images = shown(found)
+    images = device_images(found)
     for _ in range(2):
         with pytest.raises(DataError, match=place):
             images.gather(torch.arange(6))
@@ -385,7 +385,9 @@ def test_all_modes_and_formats_are_decoded_by_the_same_rules(tmp_path):
     assert grey[0].equal(grey[1])
     expected = torch.from_numpy(np.asarray(deep) >> 8).to(torch.uint8).expand(3, 6, 10)
     assert decoded(found, order.index(7))[0].equal(expected)
-    assert shown(found, [{"name": "center_crop", "size": 6}]).gather(torch.arange(8))[0].shape == (
+    assert device_images(found, [{"name": "center_crop", "size": 6}]).gather(torch.arange(8))[
+        0
+    ].shape == (
         8,
         3,
         6,
@@ -398,7 +400,7 @@ def test_set_of_greys_keeps_one_channel(tmp_path, mode):
     pictures = [(picture(number, mode), ".png", {}) for number in range(4)]
     found = load(write_all(tmp_path / "set", pictures), tmp_path / "root")
     assert found.pixels.headers.channels == 1
-    assert shown(found).gather(torch.arange(4))[0].shape == (4, 1, 8, 8)
+    assert device_images(found).gather(torch.arange(4))[0].shape == (4, 1, 8, 8)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -421,7 +423,7 @@ def test_sizes_that_only_decoding_shows_are_noticed(tmp_path, monkeypatch):
 
 
 def stored(root):
-    """What is kept of a set, beside locks and the images' keys."""
+    """What is stored of a set, beside locks and the images' keys."""
     found = (root / "images").iterdir()
     return [path for path in found if not path.name.startswith(".") and path.suffix != ".keys"]
 

@@ -1,4 +1,4 @@
-"""Windows: samples that are shown near each other, where not all fit memory; how random that is."""
+"""Windows: samples near each other in an epoch, where not all fit memory; how random that is."""
 
 from itertools import pairwise
 
@@ -40,7 +40,7 @@ def order(found, epoch):
     return torch.cat([found.index(step) for step in steps])
 
 
-def shown(windows, epoch):
+def order_of(windows, epoch):
     """As a loader has it, without one: quick enough for large sets."""
     index = replay.permutation(windows.num_samples, replay.chain(1), windows.seed, epoch)
     index = torch.from_numpy(index)
@@ -128,7 +128,7 @@ def test_batch_larger_than_a_window_is_refused():
 
 
 def lag_correlation(values):
-    """Of what is shown with what is shown next."""
+    """Correlation of a sample with the next one."""
     centred = values.double() - values.double().mean()
     return float((centred[1:] * centred[:-1]).mean() / centred.square().mean())
 
@@ -139,7 +139,7 @@ def test_labels_of_a_sorted_set_correlate_no_more_than_documented(units):
     num_samples, num_units, epochs = 20000, 200, 20
     labels = torch.arange(num_samples) // 2000
     windows = Windows(num_samples, num_samples // num_units, units, 0)
-    found = [lag_correlation(labels[shown(windows, epoch)]) for epoch in range(epochs)]
+    found = [lag_correlation(labels[order_of(windows, epoch)]) for epoch in range(epochs)]
     documented = (1 - units / num_units) / units
     assert sum(found) / epochs == pytest.approx(documented, rel=0.25, abs=0.002)
     whole = [lag_correlation(labels[torch.randperm(num_samples)]) for _ in range(epochs)]
@@ -150,7 +150,7 @@ def test_labels_of_a_sorted_set_correlate_no_more_than_documented(units):
 def test_labels_in_no_order_do_not_correlate():
     labels = torch.randint(0, 10, (20000,), generator=torch.Generator().manual_seed(0))
     windows = Windows(20000, 100, 5, 0)
-    found = [lag_correlation(labels[shown(windows, epoch)]) for epoch in range(20)]
+    found = [lag_correlation(labels[order_of(windows, epoch)]) for epoch in range(20)]
     assert abs(sum(found) / 20) < 0.006
 
 
@@ -177,7 +177,7 @@ def shared_again(orders, size):
 def test_samples_share_a_batch_again_as_seldom_as_documented(units, num_units):
     num_samples, size = 20000, 50
     windows = Windows(num_samples, num_samples // num_units, units, 0)
-    ours = shared_again([shown(windows, epoch) for epoch in range(9)], size)
+    ours = shared_again([order_of(windows, epoch) for epoch in range(9)], size)
     whole = (size - 1) / (num_samples - 1)
     documented = 1 + len(windows) / units
     assert ours / whole == pytest.approx(documented, rel=0.15)

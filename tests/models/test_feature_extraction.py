@@ -112,7 +112,7 @@ def twice():
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (Ends(nn.LogSoftmax(1)), "its last layer is 'after', a LogSoftmax, which is not linear"),
         (Ends(nn.ReLU()), "its last layer is 'after', a ReLU, which is not linear"),
@@ -127,10 +127,10 @@ def twice():
         (nn.Sequential(nn.Conv2d(3, 5, 2), nn.Flatten()), "its last layer is '0', a Conv2d"),
     ],
 )
-def test_model_that_ends_otherwise_is_refused_and_its_last_layer_named(model, said):
+def test_model_that_ends_otherwise_is_refused_and_its_last_layer_named(model, message):
     torch.manual_seed(0)
     images = torch.randn(16, 3, 2, 2)
-    with pytest.raises(ConfigError, match=said) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         find_head(model.eval(), lambda: run(model, images))
     assert "set cache.encoding = 'float16'" in str(error.value)
     assert hooks(model) == 0
@@ -168,12 +168,14 @@ IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 def of_module(model, name, images, precision="float32"):
     """What a module gives, copied at once: the plain way."""
-    kept = []
+    outputs = []
     module = model.get_submodule(name)
-    hook = module.register_forward_hook(lambda _m, _i, output: kept.append(output.float().clone()))
+    hook = module.register_forward_hook(
+        lambda _m, _i, output: outputs.append(output.float().clone())
+    )
     run(model, images, precision)
     hook.remove()
-    return kept[0]
+    return outputs[0]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -223,7 +225,7 @@ def test_tokens_are_heard():
 
 
 @pytest.mark.parametrize(
-    ("tap", "said"),
+    ("tap", "message"),
     [
         (FeatureSpec("layr3"), "has no module 'layr3': did you mean 'layer3'"),
         (
@@ -244,8 +246,8 @@ def test_tokens_are_heard():
         ),
     ],
 )
-def test_module_that_will_not_do_is_refused_and_what_would_is_named(network, tap, said):
-    with pytest.raises(ConfigError, match=said):
+def test_module_that_will_not_do_is_refused_and_what_would_is_named(network, tap, message):
+    with pytest.raises(ConfigError, match=message):
         heard(network, IMAGES, [tap])
     assert hooks(network) == 0
 
@@ -269,16 +271,16 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("pair", "'pair' of the teacher gives a tuple, wanted one tensor: .*'inner' are inside"),
         ("shared", "'shared' is called more than once in a forward pass"),
         ("idle", "'idle' takes no part in the teacher's forward pass"),
     ],
 )
-def test_module_without_one_output_is_refused(name, said):
+def test_module_without_one_output_is_refused(name, message):
     model = Odd()
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         heard(model, torch.randn(2, 3, 2, 2), [FeatureSpec(name)])
     assert hooks(model) == 0
     assert heard(model, torch.randn(2, 3, 2, 2), [FeatureSpec("pair.inner")])[

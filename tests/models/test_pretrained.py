@@ -85,7 +85,7 @@ def test_counters_of_batch_norm_may_be_missing(trained):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"conv1.0.weight": None}, r"missing or of another shape conv1\.0\.weight; unexpected no"),
         ({"conv1.0.weight": torch.zeros(24, 1, 3, 3)}, r"another shape conv1\.0\.weight, fc\.we"),
@@ -93,11 +93,11 @@ def test_counters_of_batch_norm_may_be_missing(trained):
         ({"conv1.0.weight": torch.full((24, 3, 3, 3), torch.nan)}, r"NaN or infinity in conv1\.0"),
     ],
 )
-def test_tensors_of_another_model_are_refused_and_the_model_left_as_it_is(trained, change, said):
+def test_tensors_of_another_model_are_refused_and_the_model_left_as_it_is(trained, change, message):
     theirs = {name: t for name, t in (trained | change).items() if t is not None}
     model = create(5)
     before = tensors_sha256(model)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         adopt(model, theirs, source="weights.safetensors")
     assert tensors_sha256(model) == before
 
