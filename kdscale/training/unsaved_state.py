@@ -46,8 +46,8 @@ def check_state_is_saved(model: nn.Module, inputs: Tensor, what: str) -> None:
     if changed:
         raise ModelError(
             f"{what}: its forward passes change {', '.join(changed[:3])}, which no file would "
-            "contain (state_dict leaves it out): register it with register_buffer(..., persistent=True), "
-            "or do not change it in training"
+            "contain (state_dict leaves it out): register it with register_buffer(..., "
+            "persistent=True), or do not change it in training"
         )
 
 
