@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -64,16 +63,3 @@ def _document(layout: ArrayLayout, order: dict[str, Any]) -> dict[str, Any]:
         "codecs": codecs,
         "dimension_names": list(layout.dimension_names),
     }
-
-
-_MOST_COMPRESSED = 1 << 15
-"""Bytes that a stored byte can stand for: zstd's blocks have 4 bytes or more for 128 KiB."""
-
-
-def can_hold(layout: ArrayLayout, data: bytes) -> bool:
-    """Whether an object is large enough for what it should hold, so that it may be decoded.
-
-    Decoding takes memory for what the manifest claims; this limits it to what is stored.
-    """
-    claimed = int(np.dtype(layout.dtype).itemsize) * prod(layout.objects)
-    return claimed <= _MOST_COMPRESSED * len(data)

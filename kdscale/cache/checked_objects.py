@@ -7,11 +7,12 @@ shard's objects.
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
-from kdscale.cache.array_metadata import can_hold, describes
+from kdscale.cache.array_metadata import describes
 from kdscale.cache.layout import (
     ArrayLayout,
     arrays,
@@ -23,8 +24,7 @@ from kdscale.cache.layout import (
 )
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.records import Record
-from kdscale.cache.stores.concurrent import each
-from kdscale.cache.stores.store import Sound, Store
+from kdscale.cache.stores.store import Sound, Store, each
 from kdscale.errors import CacheCorruptError, StorageError
 
 
@@ -106,7 +106,7 @@ def read_shard_objects(
             return ShardContent(state, f"{key} is not there", {})
         if state == "corrupt":
             return ShardContent(state, f"{key} is not the object of its commit record", {})
-        if not can_hold(layouts[name], data):
+        if not _can_hold(layouts[name], data):
             return ShardContent("corrupt", f"{key} is too small for its samples", {})
         objects[key] = data
     return ShardContent("ok", "", objects)
@@ -136,7 +136,7 @@ def _fixed_object(
     if key.endswith("/zarr.json"):
         if not describes(data, layout):
             return Fault("corrupt", "it does not describe the array of the manifest")
-    elif not can_hold(layout, data):
+    elif not _can_hold(layout, data):
         return Fault("corrupt", f"its {len(data)} bytes cannot hold what the manifest states")
     return data
 
@@ -156,3 +156,16 @@ def _read(store: Store, key: str, sound: Sound) -> tuple[bytes, str]:
 
 def _has_crc(expected: int, data: bytes) -> bool:
     return zlib.crc32(data) == expected
+
+
+_MOST_COMPRESSED = 1 << 15
+"""Bytes that a stored byte can stand for: zstd's blocks have 4 bytes or more for 128 KiB."""
+
+
+def _can_hold(layout: ArrayLayout, data: bytes) -> bool:
+    """Whether an object is large enough for what it should hold, so that it may be decoded.
+
+    Decoding takes memory for what the manifest claims; this limits it to what is stored.
+    """
+    claimed = int(np.dtype(layout.dtype).itemsize) * prod(layout.objects)
+    return claimed <= _MOST_COMPRESSED * len(data)

@@ -25,8 +25,7 @@ from kdscale.cache.layout import (
 )
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.records import CommitRecords
-from kdscale.cache.stores.concurrent import each
-from kdscale.cache.stores.store import Location, Store, is_remote, open_store
+from kdscale.cache.stores.store import Location, Store, each, is_remote, open_store
 from kdscale.cache.wait import Patience
 from kdscale.errors import (
     CacheCorruptError,

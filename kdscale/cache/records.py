@@ -18,8 +18,7 @@ from numcodecs.zstd import Zstd
 
 from kdscale.cache.layout import record_fields, record_object, shard_arrays, shard_name
 from kdscale.cache.manifest import Manifest
-from kdscale.cache.stores.concurrent import each
-from kdscale.cache.stores.store import Store
+from kdscale.cache.stores.store import Store, each
 from kdscale.documents import canonical
 from kdscale.errors import StorageError
 

@@ -10,8 +10,7 @@ from kdscale.cache.lease_files import is_lease
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.owned_keys import is_owned
 from kdscale.cache.records import CommitRecords, Record
-from kdscale.cache.stores.concurrent import each
-from kdscale.cache.stores.store import Location, Store, open_store
+from kdscale.cache.stores.store import Location, Store, each, open_store
 from kdscale.errors import CacheCorruptError
 from kdscale.formatting import number_of
 

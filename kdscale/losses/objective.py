@@ -20,7 +20,7 @@ from kdscale.losses.logits import (
 )
 from kdscale.losses.target_class import dkd_loss, nkd_loss
 from kdscale.published_losses import LOGIT_LOSSES
-from kdscale.targets import Mix, Targets, TopKTargets, all_classes
+from kdscale.targets import Mix, Targets, TopKTargets, needs_all_classes
 
 Need = Literal["labels", "one label", "all classes", "whole batch", "features"]
 """What a loss may ask for: a label of each sample; that views mix no second one into it; the
@@ -239,9 +239,11 @@ class Objective:
     ) -> Tensor:
         """The loss from what the targets hold: all classes, or the largest and the rest."""
         loss = SOFT_LOSSES[self.kind]
-        if isinstance(targets, TopKTargets) and loss.of_largest and not self.standardize:
+        if isinstance(targets, TopKTargets):
+            if loss.of_largest is None or self.standardize:
+                raise needs_all_classes(targets, self._what)
             return loss.of_largest(logits_BC, targets, self.temperature)
-        teacher_BC = all_classes(targets, self._what)
+        teacher_BC = targets.logits_BC
         if self.standardize:
             logits_BC, teacher_BC = standardized(logits_BC), standardized(teacher_BC)
         if loss.labels and mix is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from kdscale.cache.layout import arrays, read_arrays
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.concurrent import each
+from kdscale.cache.stores.store import each
 from kdscale.data.views.batch_plan import View
 from kdscale.targets import Codec, Head, Targets, as_tensor, create_codec
 from kdscale.transfers import SideStream

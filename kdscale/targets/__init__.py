@@ -10,6 +10,7 @@ from kdscale.targets.types import (
     all_classes,
     log_sums,
     mixed_targets,
+    needs_all_classes,
     tail_weights,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "encode_features",
     "log_sums",
     "mixed_targets",
+    "needs_all_classes",
     "tail_weights",
 ]

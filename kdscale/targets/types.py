@@ -205,19 +205,24 @@ class Mix:
     """float32 [B], share of a sample's own label, 0..1."""
 
 
-def all_classes(targets: Targets, what: str) -> Tensor:
-    """The logits of all classes, [B, C], for `what`, which cannot do without them.
-
-    Raises:
-        ConfigError: the targets keep the largest alone.
-    """
-    if isinstance(targets, DenseTargets):
-        return targets.logits_BC
-    raise ConfigError(
+def needs_all_classes(targets: TopKTargets, what: str) -> ConfigError:
+    """Return the error for `what`, which cannot be computed from the largest logits alone."""
+    return ConfigError(
         f"{what} needs the logits of all {targets.num_classes} classes, the cache stores the "
         f"largest {targets.ids_BK.shape[1]} (cache.encoding = {TopK.name!r}): build a cache with "
         f"cache.encoding = {FULL_ENCODINGS}"
     )
+
+
+def all_classes(targets: Targets, what: str) -> Tensor:
+    """Return the logits of all classes, [B, C], for `what`.
+
+    Raises:
+        ConfigError: the targets have the largest logits alone.
+    """
+    if isinstance(targets, DenseTargets):
+        return targets.logits_BC
+    raise needs_all_classes(targets, what)
 
 
 def mixed_targets(own: Targets, other: Targets, weight_B: Tensor) -> DenseTargets:
