@@ -27,7 +27,8 @@ from kdscale.experiment.datasets import (
     two_views,
 )
 from kdscale.experiment.experiment import Experiment
-from kdscale.experiment.models import Classifier, model_to_train
+from kdscale.experiment.model_checks import Classifier
+from kdscale.experiment.models import model_to_train
 from kdscale.experiment.pretrained_init import PretrainedInit, find_pretrained_init
 from kdscale.experiment.results import reading_of, result_of, weights_metadata
 from kdscale.experiment.saved_runs import keep_content, of_caches, open_run

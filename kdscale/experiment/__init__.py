@@ -17,8 +17,8 @@ from kdscale.experiment.datasets import (
 )
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.locations import Locations
+from kdscale.experiment.model_checks import Classifier
 from kdscale.experiment.models import (
-    Classifier,
     frozen_teacher,
     frozen_teacher_or_random,
     model_of,

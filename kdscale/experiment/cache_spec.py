@@ -1,4 +1,4 @@
-"""The cache that a recipe asks for, and whether all of it can be had."""
+"""The cache that a recipe requires, and whether it can be built."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +27,8 @@ from kdscale.experiment.datasets import (
     two_views,
 )
 from kdscale.experiment.encoding import check_temperature, choose_encoding
-from kdscale.experiment.models import Classifier, frozen_model, model_of
+from kdscale.experiment.model_checks import Classifier
+from kdscale.experiment.models import frozen_model, model_of
 from kdscale.experiment.training_setup import objective
 from kdscale.experiment.views import (
     cached_pipeline,
@@ -167,15 +168,15 @@ def required_manifest(
     views: Pipeline | None = None,
     outputs: StoredOutputs | None = None,
 ) -> Manifest:
-    """The manifest of the cache that a recipe asks for.
+    """Return the manifest of the cache that a recipe requires.
 
     Args:
         recipe: the recipe.
         images: its training split.
-        teacher: what `FrozenTeacher.describe` says of its teacher.
+        teacher: its teacher's `FrozenTeacher.describe`.
         views: the views of the teacher's forward pass; None for the recipe's.
-        outputs: what `stored_outputs_of` says of its teacher. Without, sizes that only the
-            teacher knows are left open: the manifest will do to be compared with a cache's.
+        outputs: its teacher's `stored_outputs_of`. None: sizes that only the teacher determines
+            are left out; the manifest can then only be compared with a cache's.
     """
     views = views or cached_pipeline(recipe, images.num_samples)
     encoding = _encoding(recipe, images)

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def check_loss(objective: Objective, images: ImageDataset, views: Pipeline) -> None:
-    """Stop where images or views are not what the loss asks for.
+    """Stop if the loss cannot be computed on these images or views.
 
     Args:
         objective: the losses.
@@ -115,10 +115,10 @@ def mention_steps(settings: config.TrainSection, num_samples: int, steps_per_epo
 
 
 def mention_loss(objective: Objective, epochs: int, accumulation: int) -> None:
-    """Say so where the loss will not be quite what it is taken for."""
+    """Warn about settings of the loss that have no effect, or another one than it seems."""
     if not objective.with_logits:
         log.warning(
-            "loss.hard_weight and loss.soft_weight are 0: features alone teach this student, and "
+            "loss.hard_weight and loss.soft_weight are 0: features alone train this student, and "
             "what follows them, its head at least, stays as it was at the start"
         )
     if objective.soft_weight and (reached := objective.warmup(epochs - 1)) < 1:

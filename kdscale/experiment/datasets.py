@@ -31,7 +31,7 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
     Args:
         recipe: the recipe.
         root: where decoded images lie.
-        labelled: whether a loss asks for labels. Without labels, the test split names the classes.
+        labelled: whether a loss needs labels. Without labels, the test split names the classes.
     """
     images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
     _check_distinguishes(images, labelled=labelled)
@@ -135,7 +135,7 @@ def mention_shared_images(train: ImageDataset, test: ImageDataset) -> None:
 
 
 def mention_other_shape(train: ImageDataset, test: ImageDataset) -> None:
-    """Say so where a model will be evaluated on images of another size, or of other channels."""
+    """Warn if a model will be evaluated on images of another size, or of other channels."""
     (channels, *size), (test_channels, *test_size) = (clean_shape(one) for one in (train, test))
     if (channels, size) != (test_channels, test_size):
         log.warning(

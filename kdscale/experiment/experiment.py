@@ -19,8 +19,8 @@ from kdscale.distributed import create_accelerator
 from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of
 from kdscale.experiment.datasets import test_images, training_images
 from kdscale.experiment.locations import Locations
+from kdscale.experiment.model_checks import Classifier
 from kdscale.experiment.models import (
-    Classifier,
     frozen_module,
     frozen_teacher,
     frozen_teacher_or_random,

@@ -59,10 +59,10 @@ class PretrainedInit:
 def find_pretrained_init(
     run: Path, section: config.ModelSection, what: str, *, main: bool
 ) -> PretrainedInit | None:
-    """The pretrained weights that a section asks to begin from; None where it asks for none.
+    """Return the pretrained weights that a section names; None if it names none.
 
-    A training that goes on does not read them again. The main process decides, first, whether they
-    are to be had.
+    A resumed training does not read them again. The main process decides, first, whether they are
+    available.
 
     Args:
         run: the folder of the training.
@@ -88,7 +88,7 @@ def find_pretrained_init(
 
 
 def _read_note(path: Path) -> PretrainedInit:
-    """Return what a training began from, without its tensors.
+    """Return the noted initial weights of a training, without tensors.
 
     Raises:
         RunError: the note is missing or damaged.

@@ -1,4 +1,4 @@
-"""A run's folder: begun once, resumed only as what it is, never overwritten."""
+"""Start, resume and compare runs: a run resumes with its own settings, and is never overwritten."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def of_caches(splits: RunInputs, caches: Sequence[Manifest]) -> RunInputs:
 
 
 def keep_content(run: Path, content: RunInputs, *, main: bool) -> None:
-    """Note what a run learns from, or stop where it has begun to learn from something else.
+    """Store the inputs of a run at its start; stop if a resumed run has other inputs.
 
     Raises:
         RunError: naming what has changed, with both values.
@@ -43,7 +43,7 @@ def keep_content(run: Path, content: RunInputs, *, main: bool) -> None:
 
 
 def check_content(run: Path, content: RunInputs) -> None:
-    """Stop unless a finished run learned from this; by which windows no longer matters.
+    """Stop unless a finished run was trained on these inputs, in whatever windows.
 
     Raises:
         RunError: naming what has changed, with both values.
@@ -55,7 +55,7 @@ def check_content(run: Path, content: RunInputs) -> None:
 
 def _refuse_other(run: Path, before: RunInputs, content: RunInputs) -> None:
     changed = config.differences(asdict(before), asdict(content))
-    refuse_changed(run, changed, "learned from something else")
+    refuse_changed(run, changed, "was trained on other inputs")
 
 
 def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, main: bool) -> None:
@@ -100,7 +100,7 @@ def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, ma
 
 
 def refuse_foreign_files(folder: Path, ours: str) -> None:
-    """Stop before writing among files that are no run's; `ours` tells a folder of kdscale's.
+    """Stop before writing among files that are no run's; `ours` marks a folder of kdscale's.
 
     Raises:
         RunError: naming some of the files.
@@ -255,16 +255,10 @@ def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str,
 
 def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:
     """Return the fields of a recipe that its teacher's training depends on."""
-    asking = {
-        "precision",
-        "memory_format",
-        "batch_size",
-        "compile",
-        "classes",
-    }  # of its forward pass
+    of_forward_pass = {"precision", "memory_format", "batch_size", "compile", "classes"}
     settings = {
         "data": recipe.data.model_dump(exclude=_FREE["data"]),
-        "teacher": recipe.teacher.model_dump(exclude=asking),
+        "teacher": recipe.teacher.model_dump(exclude=of_forward_pass),
     }
     if recipe.teacher.train is None or recipe.teacher.train.operations is None:
         # A teacher trains on a new view each epoch, whatever views the cache has.

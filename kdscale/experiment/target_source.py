@@ -126,7 +126,7 @@ def cache_being_built(experiment: Experiment) -> Path:
     """Return the cache below the cache root that fits the recipe, once its build has begun.
 
     Raises:
-        CacheIncompleteError: nobody begins one.
+        CacheIncompleteError: no build of one starts.
         WeightsError: the teacher, by which it would be found, is not known.
     """
     teacher = _describe_teacher(experiment)

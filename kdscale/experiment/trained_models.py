@@ -56,7 +56,7 @@ class TrainedModel:
     """Precision of its training, or of its forward pass."""
     memory_format: str
     evaluation: Path
-    """The file for what an evaluation finds."""
+    """File of its evaluation."""
     origin: Path
     """The recipe file that names the model."""
     trust: Trust

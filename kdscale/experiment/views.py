@@ -83,7 +83,7 @@ def num_views(recipe: config.Recipe, views: Pipeline | None = None) -> int:
 def fresh_views(
     recipe: config.Recipe, settings: config.TrainSection, num_samples: int
 ) -> ViewSchedule:
-    """Another view each epoch, for who asks no cache: labels and a clean answer cost nothing."""
+    """Return a schedule with a new view each epoch, for trainings without a cache of views."""
     views = training_pipeline(recipe, settings, num_samples)
     count = settings.epochs if any(one.num_draws for one in views.operations) else 1
     if views.enumerated:
@@ -92,7 +92,7 @@ def fresh_views(
 
 
 def shared_views(recipe: config.Recipe) -> ViewSchedule:
-    """The schedule of the recipe's cache, and of a teacher that answers in its stead."""
+    """Return the schedule of the recipe's cache, and of a live teacher in its place."""
     return ViewSchedule(num_views(recipe), recipe.views.seed, recipe.views.shift_every)
 
 

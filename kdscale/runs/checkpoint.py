@@ -1,7 +1,7 @@
 """Resumable state: a folder `step-N` that is there whole or not at all. No pickles.
 
 Tensors are safetensors, the rest is JSON; all have checksums, which are compared before anything is
-taken from them. Every process writes its own random state; the main one writes what is shared and
+read from them. Every process writes its own random state; the main one writes what is shared and
 then publishes the folder by renaming it. The last two are retained, in case the newest is damaged.
 """
 
@@ -79,7 +79,7 @@ def publish(folder: Path, step: int) -> None:
 
 
 def drop_unpublished(folder: Path) -> None:
-    """Remove what a start that got no further had begun to write, maybe with other processes."""
+    """Remove the unpublished checkpoint of a start that failed."""
     shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)
 
 
@@ -107,7 +107,7 @@ def newest_sound(folder: Path) -> Path | None:
             continue
         for other, why in damaged:
             log.warning("%s; going on from the one before it, %s", why, path.name)
-            with suppress(OSError):  # read-only: the next checkpoint will say so
+            with suppress(OSError):  # read-only: writing the next checkpoint fails
                 other.rename(other.with_name(f"{_DAMAGED}{other.name}"))
         return path
     if damaged:

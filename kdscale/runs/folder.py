@@ -189,14 +189,14 @@ class RunFolder:
         return self._read(_RUN, lambda table: parse_as(RunSpec, table), "name another --run")
 
     def read_content(self) -> RunInputs | None:
-        """Return what the run learned from; None where it does not say.
+        """Return the inputs of the run; None if it has no `content.json`.
 
         Raises:
             RunError: `content.json` is damaged.
         """
         if not (self.path / _CONTENT).exists():
             return None
-        advice = "remove it; what the run learned from is then not known"
+        advice = "remove it; the inputs of the run are then not known"
         return self._read(_CONTENT, lambda table: parse_as(RunInputs, table), advice)
 
     def read_result(self) -> dict[str, Any]:

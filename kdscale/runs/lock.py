@@ -25,7 +25,7 @@ _RUN = "run"
 
 @contextmanager
 def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[Callable[[], None]]:
-    """Hold a run's folder, or that of a recipe's runs, for a block: one launch at a time does.
+    """Lock a run's folder, or that of a recipe's runs, for a block: one launch at a time.
 
     What a killed process held is free at once, and on another machine once it has been watched for
     as long as a builder's claim. So a process that stood still for that long may have lost it:

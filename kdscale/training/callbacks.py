@@ -29,10 +29,10 @@ from kdscale.training.trainer import Trainer, due
 log = logging.getLogger(__name__)
 
 Watch = Callable[[float, Mapping[str, Mapping[str, float]]], bool]
-"""Told of each evaluation: epochs done, and metrics by split. Says whether to go on."""
+"""Called after each evaluation with epochs and metrics by split; returning False ends the run."""
 
 NEVER = sys.maxsize
-_STOP_EVERY = 10  # steps between asking the other processes whether to stop
+_STOP_EVERY = 10  # steps between checks whether another process was stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class StepCallback:
     patience: PlateauTracker = field(default_factory=PlateauTracker)
     last: dict[str, float] | None = None
     watch: Watch | None = None
-    """Of one process; what it ends can be resumed."""
+    """See `Watch`; in trainings of one process. A run that it ends can be resumed."""
     given_up: bool = False
     still_ours: Callable[[], None] = lambda: None
     """Raises if another command has taken the run's folder over; called before each write."""
@@ -95,8 +95,8 @@ class StepCallback:
     def __call__(self, loop: Trainer) -> None:
         """Do what is due.
 
-        What is saved is the state before an evaluation, and that it is due: who goes on from there
-        begins with it, so that a stop need not wait for one, however long it takes.
+        A checkpoint is written before an evaluation, and notes that it is due: a resumed run starts
+        with it, so a stop never waits for one.
 
         Raises:
             Interrupted: a signal stopped the run; the state is saved.

@@ -112,4 +112,4 @@ def test_loss_that_leaves_the_head_untrained_is_mentioned(caplog):
         mention_loss(Objective(0.0, 0.1, feature_weight=1.0, feature_terms=hint), 5, 1)
         assert not caplog.text
         mention_loss(Objective(0.0, 0.0, feature_weight=1.0, feature_terms=hint), 5, 1)
-    assert "features alone teach this student, and what follows them, its head" in caplog.text
+    assert "features alone train this student, and what follows them, its head" in caplog.text
