@@ -212,7 +212,7 @@ def _open_hub(name: str, config: str | None, revision: str | None) -> _Opened:
         with _quiet_unless_terminal():
             splits = dict(load_dataset(name, config, revision=revision))
         stored = (settings.HF_CACHE_HOME, settings.HF_DATASETS_CACHE, HF_HUB_CACHE)
-        return _Opened(splits, tuple(Path(one).absolute() for one in stored))
+        return _Opened(splits, tuple(folder for one in stored for folder in _both(Path(one))))
     except Exception as error:
         _raise_if_unwritable(error)
         if match := _CONFIG_PROBLEM.search(str(error)):

@@ -139,6 +139,26 @@ def test_path_that_leads_outside_the_data_folder_is_refused(tmp_path, source, pa
     assert "\n" not in str(error.value)
 
 
+def test_files_of_the_hub_are_read_from_the_cache_of_datasets_alone(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    write(tmp_path / "elsewhere", {"1.png": 1, "2.png": 2})
+    (tmp_path / "hf").symlink_to(tmp_path / "elsewhere")  # the cache of datasets
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+    def from_the_hub(*_, **__):
+        rows = {"image": [str(folders[-1] / f"{n}.png") for n in (1, 2)], "label": [0, 1]}
+        return datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features))
+
+    monkeypatch.setattr(datasets, "load_dataset", from_the_hub)
+    folders = []
+    for folder in (tmp_path / "hf", tmp_path / "elsewhere"):
+        folders.append(folder)
+        assert opened("user/pictures").num_files == 2
+    folders.append(write(tmp_path / "other", {"1.png": 1, "2.png": 2}))
+    with pytest.raises(DataError, match=r"row 0 of split 'train' of user/pictures names"):
+        opened("user/pictures")
+
+
 # --------------------------------------------------------------------------- frames
 
 
