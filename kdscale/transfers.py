@@ -38,8 +38,8 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def copy_into(self, target: Tensor, values: Tensor) -> None:
-        """Start to copy host values into device memory; `arrival` tells when they are there."""
-        if self._device.type == "cpu":
+        """Start to copy host values into device memory; work follows it after `arrival`."""
+        if self._device.type != "cuda":
             target.copy_(values)
             return
         with torch.cuda.stream(self._stream):
@@ -71,9 +71,9 @@ class SideStream:
 
     def moment(self) -> "torch.cuda.Event | None":
         """Return an event that follows the work of the calling stream so far."""
-        return (
-            None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
-        )
+        if self._stream is None:
+            return None
+        return torch.cuda.current_stream(self._device).record_event()
 
     @contextmanager
     def after(self, moment: "torch.cuda.Event | None") -> Iterator[None]:
@@ -92,7 +92,7 @@ class SideStream:
 class HostCopy:
     """A device tensor on its way to host memory.
 
-    The copy follows the work that the device has been given so far; `ready` tells whether it has
+    The copy follows the work that the device has been given so far; `ready` is whether it has
     arrived, and `get` waits for it.
     """
 

@@ -327,8 +327,8 @@ class BatchLoader:
         pairs = torch.stack((samples[first], partner[first]), dim=1)
         shuffled = pairs[self._shuffled(epoch, pairs[:, 0])]
         single = shuffled[:, 0] == shuffled[:, 1]
-        keep = torch.stack((torch.ones_like(single), ~single), dim=1)
-        return shuffled[keep]
+        is_used = torch.stack((torch.ones_like(single), ~single), dim=1)
+        return shuffled[is_used]
 
     def _shuffled(self, epoch: int, samples: Tensor) -> Tensor:
         """Return the positions of samples in the order of an epoch: window by window."""

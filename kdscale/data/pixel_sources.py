@@ -26,7 +26,7 @@ from kdscale.errors import ConfigError
 from kdscale.transfers import SideStream
 
 _PREFETCHED_BATCHES = 2
-_AHEAD_PER_DECODER = 4  # samples: small batches alone would not keep all decoders busy
+_AHEAD_PER_DECODER = 4  # samples: small batches alone would leave decoders idle
 _MOST_DECODERS = 16
 _WHOLE_IMAGES = 2 * _MOST_DECODERS
 """Of a batch, waiting at once for transforms of the caller: a photograph may take 100 MB."""
@@ -146,7 +146,7 @@ class _PrefetchedBatch:
         self._begin(pairs[:_WHOLE_IMAGES] if self._alone else pairs)
 
     def __del__(self) -> None:
-        # Not weakref.finalize: its list of tasks would keep the error of one, whose traceback
+        # Not weakref.finalize: its list of tasks would refer to the error of one, whose traceback
         # leads here, for ever.
         for begun in self._begun.values():
             begun.cancel()
@@ -161,7 +161,7 @@ class _PrefetchedBatch:
     def _begin(self, pairs: Sequence[tuple[int, int]]) -> None:
         for pair in pairs:
             if pair not in self._begun:
-                # Not a method: what waits in the queue would keep this object alive, and be decoded
+                # Not a method: what waits in the queue would refer to this object, and be decoded
                 # though nobody waits for it, after an error or at the end.
                 self._begun[pair] = self._threads.submit(
                     _decoded, self._images, self._pipeline, self._in_thread, *pair
@@ -241,7 +241,7 @@ def _pairs(samples: SampleViews) -> list[tuple[int, int]]:
 def _compute_alone() -> None:
     """One thread for torch's work on one image, as torch does in its own loader's thread.
 
-    The caller's thread, which has begun to compute, keeps as many as it had.
+    The caller's thread, which has begun to compute, goes on with as many as it had.
     """
     torch.get_num_threads()  # or the first parallel work of this thread would set it anew
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Who is mixed with whom: a perfect matching of the samples, another one in each view."""
+"""Partners for mixing: a perfect matching of the samples, another one in each view."""
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,27 +15,27 @@ _PAIRS = derive_seed(0x7061697273)  # "pairs"
 
 @dataclass(frozen=True, slots=True)
 class MixPairs:
-    """Matches samples in pairs, so that whoever shows both needs each image once.
+    """Matches samples in pairs, so that a batch of both needs each image once.
 
-    Samples that are trained on and samples that are held out to validate on are never paired with
-    each other: nothing of what a model is chosen by is seen in training.
+    Samples of the training and of the validation split are never paired with each other: nothing
+    of what a model is chosen by is seen in training.
     """
 
     num_samples: int
     validation: float = 0.0
-    """Share of the samples that is held out."""
+    """Share of the samples in the validation split."""
     within: int | None = None
-    """Consecutive samples that are paired among themselves; None: all of them."""
+    """Number of consecutive samples that are paired among themselves; None: all of them."""
 
     def partners(self, seed: int, view: int) -> Tensor:
-        """The partner of every sample: int64 [N]; the odd one out of a group is its own.
+        """Return the partner of every sample: int64 [N]; the odd one out of a group is its own.
 
         Within blocks, there is a group of each kind in every block.
         """
         return _partners(self, seed, view)
 
     def describe(self) -> dict[str, Any]:
-        """As a manifest has it."""
+        """Return the fields for a manifest."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

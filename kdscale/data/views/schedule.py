@@ -1,4 +1,4 @@
-"""Which view of a sample an epoch shows."""
+"""Which view of a sample an epoch uses."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +12,7 @@ _SHIFT = derive_seed(0x7368696674)  # "shift"
 
 @dataclass(frozen=True, slots=True)
 class ViewSchedule:
-    """Shows each of `num_views` views once in every cycle of as many epochs.
+    """Uses each of `num_views` views once in every cycle of as many epochs.
 
     The order within a cycle is a function of (seed, cycle), so coverage is equal, no view waits for
     a fixed turn, and an epoch resumed in its middle goes on as it began.
@@ -21,14 +21,14 @@ class ViewSchedule:
     num_views: int
     seed: int
     shift_every: int | None = None
-    """Consecutive samples that show the same view in an epoch; None: all of them.
+    """Number of consecutive samples that have the same view in an epoch; None: all of them.
 
     Each such block goes through a cycle from another place, so that an epoch mixes views while
     every block still reads one view of its own.
     """
 
     def view(self, epoch: int, index: Tensor) -> int | Tensor:
-        """The view that an epoch shows: one for all samples, or int64 [B] for `index` [B]."""
+        """Return the view of an epoch: one for all samples, or int64 [B] for `index` [B]."""
         cycle, position = divmod(epoch, self.num_views)
         order = _order(self.num_views, self.seed, cycle)
         if self.shift_every is None:
@@ -40,6 +40,6 @@ class ViewSchedule:
         return integers(mix(as_int64(derive_seed(_SHIFT, self.seed)), block), self.num_views)
 
 
-@lru_cache(maxsize=64)  # asked at every step
+@lru_cache(maxsize=64)
 def _order(num_views: int, seed: int, cycle: int) -> Tensor:
     return permutation(num_views, seed, cycle)
