@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from test_flips import AGAIN, BEST, EVALUATE, REPORT, RESUME
 
 from kdscale.errors import RunError
+from kdscale.report.fields import read_json
+from kdscale.runs.folder import RunFolder, read_run_file, write_evaluation
 from kdscale.runs.log import read_metrics
 
 EXPORT = ("export", "student", "--format", "safetensors", "--out", "out.safetensors")
@@ -106,6 +108,22 @@ def test_log_of_another_run_decides_no_trial_of_a_sweep(box, other_runs):
     shutil.copy(other_runs / "seed" / "metrics.jsonl", student)
     with pytest.raises(RunError, match=r"metrics\.jsonl is of another run"):
         read_metrics(student)
+
+
+@pytest.mark.parametrize("file", ["result.json", "teacher-evaluation.json"])
+def test_file_of_another_recipe_is_refused_in_a_whole_recipes_folder(tmp_path, file):
+    one, other = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "other")
+    for folder in (one, other):
+        folder.path.mkdir()
+        folder.write_recipe(f'name = "{folder.path.name}"\n')
+        result = {"top1_accuracy": 0.5, "role": "student", "targets": "none", "seed": 0}
+        folder.write_result(result | {"rows": [{"label": "teacher", "results": [result]}]})
+        write_evaluation(folder.given_teacher_file, {"version": 1})
+    assert read_run_file(one.path / file)
+    shutil.copy(other.path / file, one.path)
+    with pytest.raises(RunError, match=rf"{file} is of another run \(recipe-"):
+        read_run_file(one.path / file)
+    assert "is of another run" in read_json(one.path / file)[1][0], "named in reports"
 
 
 def test_whole_run_moved_elsewhere_is_its_own(box):
