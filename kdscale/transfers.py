@@ -73,7 +73,8 @@ class SideStream:
         """Return an event that follows the work of the calling stream so far."""
         if self._stream is None:
             return None
-        return torch.cuda.current_stream(self._device).record_event()
+        event: torch.cuda.Event = torch.cuda.current_stream(self._device).record_event()
+        return event
 
     @contextmanager
     def after(self, moment: "torch.cuda.Event | None") -> Iterator[None]:
