@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from kdscale.api.build_cache import build_cache
     from kdscale.api.cached_dataset import CachedDataset
     from kdscale.data.image_dataset import load_images
+    from kdscale.data.source import SourceOptions
     from kdscale.data.views.pipeline import Pipeline
     from kdscale.losses.logits import kl_loss
     from kdscale.models.deployable import load_student
@@ -18,6 +19,7 @@ _PUBLIC = {
     "CachedDataset": "kdscale.api.cached_dataset",
     "CachedTargets": "kdscale.target_sources.cached",
     "Pipeline": "kdscale.data.views.pipeline",
+    "SourceOptions": "kdscale.data.source",
     "build_cache": "kdscale.api.build_cache",
     "kl_loss": "kdscale.losses.logits",
     "load_images": "kdscale.data.image_dataset",
@@ -28,6 +30,7 @@ __all__ = [
     "CachedDataset",
     "CachedTargets",
     "Pipeline",
+    "SourceOptions",
     "__version__",
     "build_cache",
     "kl_loss",
