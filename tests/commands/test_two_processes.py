@@ -327,3 +327,18 @@ def test_accuracy_over_seeds_is_that_of_one_process_where_losses_are_not(folder,
         more = found[name] - alone  # each seed begins with the same weights
         assert abs(more.mean()) < 4 * more.std() / len(SEEDS) ** 0.5 + 0.005
         assert more.mean() > -0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knob", ["compile=true", "precision=float16"])
+def test_two_processes_train_faster_steps_like_plain_ones(folder, knob):
+    """Compiled around DistributedDataParallel; and with a loss scale, which is that of all."""
+    common = ["train", "tiny.toml", "--cache-root", "cache", "--targets", "teacher"]
+    name = knob.partition("=")[0]
+    faster = ["--set", f"student.train.{knob}", "--set", "student.train.accumulation=2"]
+    launch_two(folder, [[*common, "--run", f"faster-{name}", *faster]])
+    run_alone(folder, [[*common, "--run", f"plain-{name}"]])
+    ours, theirs = (folder / f"{kind}-{name}" for kind in ("faster", "plain"))
+    assert losses(ours) == pytest.approx(losses(theirs), abs=0.02)
+    weights, expected = (load_file(run / "weights.safetensors") for run in (ours, theirs))
+    assert weights.keys() == expected.keys()
