@@ -8,7 +8,8 @@ from itertools import chain, count
 from pathlib import Path
 
 from kdscale.cache.lease import MANIFEST, Leases
-from kdscale.cache.manifest import Manifest, bytes_stored, read_manifest
+from kdscale.cache.manifest import Manifest, read_manifest
+from kdscale.cache.stored_bytes import bytes_stored
 from kdscale.cache.stores.store import Place
 from kdscale.cache.writer import is_free
 from kdscale.errors import (

@@ -16,7 +16,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from kdscale.atomic_write import temporary_folder
-from kdscale.cache.manifest import MANIFEST_KEY, Manifest, describe, read_manifest
+from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
+from kdscale.cache.stored_bytes import describe
 from kdscale.cache.stores.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.errors import CacheMismatchError, CacheNotFoundError, ConfigError, StorageError

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from kdscale.cache.manifest_diff import ABSENT, differences, short
 from kdscale.cache.manifest_schema import FieldError, check_table
 from kdscale.cache.stores.store import Location, Store, is_remote, open_store
 from kdscale.documents import canonical
@@ -20,11 +19,12 @@ from kdscale.encodings import Encoding, Float16, Float32, create_encoding
 from kdscale.errors import (
     CacheCorruptError,
     CacheError,
-    CacheMismatchError,
     CacheNotFoundError,
     StorageError,
 )
 
+ABSENT = "(nothing)"
+"""Stands for the value of a field that is not there."""
 MANIFEST_KEY = "zarr.json"
 """The object that holds it: the group's metadata."""
 FORMAT_VERSION = 3
@@ -311,75 +311,6 @@ def _damaged(path: str, reason: str = "") -> CacheCorruptError:
         f"the manifest of {path} is damaged{because}: "
         f"`kdscale cache repair {path} --recipe RECIPE` writes it anew"
     )
-
-
-def describe(cache: Location, manifest: Manifest) -> dict[str, Any]:
-    """The JSON object of `kdscale cache info`: the manifest and the bytes stored.
-
-    A finished cache records them: listing 80,000 files takes a second.
-    """
-    table = manifest.to_json()
-    table.pop("checksums")
-    if manifest.complete and "bytes" in manifest.build:
-        document = open_store(cache).size(MANIFEST_KEY) or 0
-        return {**table, "bytes": manifest.build["bytes"] + document}
-    return {**table, "bytes": bytes_stored(cache)}
-
-
-def content_bytes(cache: Location) -> int:
-    """Bytes of what belongs to a cache, but for its manifest: `build.bytes`."""
-    return sum(size for key, size in open_store(cache).keys("") if _is_content(key))
-
-
-def _is_content(key: str) -> bool:
-    folder, _, name = key.rpartition("/")
-    return bool(folder) and not folder.startswith("claims") and not name.startswith(".")
-
-
-def bytes_stored(cache: Location) -> int:
-    """Bytes of all that lies at a cache's place; it may be being built."""
-    return sum(size for _, size in open_store(cache).keys(""))
-
-
-def check_identity(
-    path: object,
-    cache: Manifest,
-    required: Manifest,
-    explain: Callable[[], Sequence[str]] | None = None,
-) -> None:
-    """Check that the cache at `path`, named in messages, matches the required manifest.
-
-    Args:
-        path: where it lies.
-        cache: its manifest.
-        required: the required manifest.
-        explain: returns in what the data sets differ, where they do.
-
-    Raises:
-        CacheMismatchError: names every differing field with both values.
-    """
-    differing = list(differences(cache.identity, required.identity))
-    differing += cache.lacks(required)
-    if cache.num_views < required.num_views:
-        differing.append(("views.count", cache.num_views, required.num_views))
-    if not differing:
-        return
-    lines = [
-        f"  {name}: the cache has {short(ours)}, the recipe asks for {short(theirs)}"
-        for name, ours, theirs in differing[:_SHOWN]
-    ]
-    if len(differing) > _SHOWN:
-        lines.append(f"  and {len(differing) - _SHOWN} more")
-    if explain is not None and any(name.startswith("dataset.") for name, *_ in differing):
-        lines += [f"  {line}" for line in explain()]
-    raise CacheMismatchError(
-        f"{path} holds other targets than the recipe asks for:\n"
-        + "\n".join(lines)
-        + "\nChange the recipe, name another --cache, or build one with `kdscale cache build`."
-    )
-
-
-_SHOWN = 20  # differing fields
 
 
 def _pooling(pool: int | None) -> str:

@@ -17,14 +17,9 @@ from kdscale.cache.layout import (
     with_plain_objects,
 )
 from kdscale.cache.lease import MANIFEST, Leases
-from kdscale.cache.manifest import (
-    MANIFEST_KEY,
-    Manifest,
-    content_bytes,
-    read_manifest,
-    write_manifest,
-)
+from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.stored_bytes import content_bytes
 from kdscale.cache.stores.store import Location, Store, is_remote, open_store
 from kdscale.cache.writer import ShardWriter, changing_manifest, create_or_resume
 from kdscale.errors import CacheError, CacheMismatchError, CacheNotFoundError, StorageError

@@ -25,14 +25,14 @@ from kdscale.cache.lease_files import is_lease
 from kdscale.cache.manifest import (
     MANIFEST_KEY,
     Manifest,
-    check_identity,
-    content_bytes,
     group_document,
     read_manifest,
     write_manifest,
 )
+from kdscale.cache.manifest_diff import check_identity
 from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.records import CommitRecords, Record
+from kdscale.cache.stored_bytes import content_bytes
 from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, ConfigError, StorageError
 from kdscale.formatting import number_of

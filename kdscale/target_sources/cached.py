@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from kdscale.cache.manifest import Manifest, check_identity
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.manifest_diff import check_identity
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.store import Location
 from kdscale.cache.wait import Patience

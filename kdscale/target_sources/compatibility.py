@@ -7,7 +7,8 @@ import numpy as np
 
 from kdscale.cache.checked_objects import read_once
 from kdscale.cache.dataset_diff import Rows, changes
-from kdscale.cache.manifest import Manifest, check_identity
+from kdscale.cache.manifest import Manifest
+from kdscale.cache.manifest_diff import check_identity
 from kdscale.cache.stores.store import Location, open_store
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.errors import CacheError

@@ -16,13 +16,12 @@ from kdscale.cache.manifest import (
     FORMAT_VERSION,
     Manifest,
     canonical,
-    check_identity,
-    content_bytes,
-    describe,
     group_document,
     read_manifest,
     write_manifest,
 )
+from kdscale.cache.manifest_diff import check_identity
+from kdscale.cache.stored_bytes import content_bytes, describe
 from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheNotFoundError
 
 
@@ -324,7 +323,8 @@ def test_reading_manifests_imports_neither_zarr_nor_numpy(cache, module):
     code = (
         f"import sys, kdscale.cache.{module}\n"
         "from pathlib import Path\n"
-        "from kdscale.cache.manifest import describe, read_manifest\n"
+        "from kdscale.cache.manifest import read_manifest\n"
+        "from kdscale.cache.stored_bytes import describe\n"
         "path = Path(sys.argv[1]); describe(path, read_manifest(path))\n"
         "print(*sorted({'zarr', 'numpy', 'numcodecs', 'torch', 'pydantic'} & set(sys.modules)))"
     )

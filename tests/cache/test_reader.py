@@ -174,7 +174,8 @@ def refuse(event, args):  # what a read-only disk does, to root too
     if changes or (event == "open" and args[2] & 3 and str(path) in str(args[0])):
         raise OSError(30, "Read-only file system", str(args[0]))
 
-from kdscale.cache.manifest import describe, read_manifest
+from kdscale.cache.manifest import read_manifest
+from kdscale.cache.stored_bytes import describe
 from kdscale.cache.wait import Patience
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.catalog import list_caches
