@@ -287,7 +287,7 @@ def test_features_are_stored_as_float16_and_named_where_they_do_not_fit():
 
 def test_features_of_two_images_are_not_mixed():
     targets = DenseTargets(torch.randn(4, 5), {"stem": torch.randn(4, 3)})
-    with pytest.raises(ConfigError, match="is not a mean of what it gives of the two"):
+    with pytest.raises(ConfigError, match="are no mean of what a module gives of the two"):
         mixed_targets(targets, targets, torch.ones(4))
 
 

@@ -57,7 +57,7 @@ class HintRegressor(nn.Module):
     Args:
         student_shape: one sample's features, [D] or [C, H, W].
         teacher_shape: the teacher's, likewise.
-        kernel_size: of maps: odd, so that they keep their size.
+        kernel_size: kernel of the map, odd, so that maps do not change their size.
 
     Raises:
         ConfigError: one is a vector and the other a map, or the kernel is even.

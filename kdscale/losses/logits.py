@@ -1,8 +1,8 @@
 """Losses from the student's logits, the teacher's targets and the labels.
 
 Each is a mean over the batch, computed in float32 or wider from logits of any precision. Where a
-temperature T softens student and teacher alike, the loss carries the factor T², which keeps the
-gradient's size about the same at every T; each docstring says so, or why not.
+temperature T softens student and teacher alike, the loss has the factor T², so that the
+gradient's size is about the same at every T; each docstring states it, or why it has none.
 
 Shapes: B samples, C classes, K stored classes.
 """

@@ -23,24 +23,24 @@ from kdscale.published_losses import LOGIT_LOSSES
 from kdscale.targets import Mix, Targets, TopKTargets, needs_all_classes
 
 Need = Literal["labels", "one label", "all classes", "whole batch", "features"]
-"""What a loss may ask for: a label of each sample; that views mix no second one into it; the
-teacher's logits of all classes; all samples of a step together, which one process may have a part
-of; what modules inside the teacher give."""
+"""Requirements of a loss: a label of each sample; only one label of each, so no mixed images; the
+teacher's logits of all classes; all samples of a step, of which one process may have a part;
+outputs of modules inside the teacher."""
 
 
 @dataclass(frozen=True, slots=True)
 class SoftLoss:
-    """How a student's logits are compared with the teacher's, and what that asks for."""
+    """A loss between the student's and the teacher's logits, and its requirements."""
 
     of_all: Callable[..., Tensor]
-    """From student's and teacher's logits [B, C], then labels, then the temperature, where it takes
-    them; its own weights by keyword."""
+    """Function of the student's and the teacher's logits [B, C], then labels, then the temperature,
+    if it takes them; weights of its parts by keyword."""
     of_largest: Callable[[Tensor, TopKTargets, float], Tensor] | None = None
-    """From top-k targets; None where those do not say enough."""
+    """Function of the student's logits and top-k targets; None if it requires all classes."""
     labels: bool = False
-    """Whether it takes labels, one of each sample."""
+    """Whether the function takes labels, one of each sample."""
     whole_batch: bool = False
-    """Whether it relates the samples of a batch to one another."""
+    """Whether the loss relates the samples of a batch to one another."""
 
 
 SOFT_LOSSES = {
@@ -87,7 +87,7 @@ class FeatureLoss:
     mapped: bool = False
     """Whether an adapter maps the student's features first."""
     whole_batch: bool = False
-    """Whether it relates the samples of a batch to one another."""
+    """Whether the loss relates the samples of a batch to one another."""
 
 
 FEATURE_LOSSES = {
@@ -99,7 +99,7 @@ FEATURE_LOSSES = {
 
 
 def _as_they_are(values_B: Tensor) -> Tensor:
-    """What one process has is the whole batch."""
+    """Return the values: one process has the whole batch."""
     return values_B
 
 
@@ -137,19 +137,19 @@ class Objective:
     kind: str = "kd"
     """One of `SOFT_LOSSES`."""
     options: Mapping[str, float] = field(default_factory=dict)
-    """Weights of the loss's parts, other than those it was published with."""
+    """Weights of the loss's parts that differ from the published ones."""
     standardize: bool = False
     """Whether logits of both are brought to mean 0 and deviation 1 first."""
     warmup_epochs: int = 0
     """Over so many epochs the soft weight rises: from its n-th part in the first to all of it."""
     feature_weight: float = 0.0
     feature_terms: tuple[FeatureTerm, ...] = ()
-    """Whose sum it weighs."""
+    """Losses between features; `feature_weight` is the weight of their sum."""
     label_smoothing: float = 0.0
     """Share of a label that the cross-entropy spreads evenly over all classes, 0..1."""
     gather: Callable[[Tensor], Tensor] = _as_they_are
-    """Makes a step's samples of those of one process, for losses that relate them to one another.
-    Where processes share a step, their gradients are averaged: it has to add up what comes back."""
+    """Gathers a step's samples from all processes, for losses that relate them to one another.
+    Processes average their gradients, so its backward pass must sum those of all processes."""
 
     def __post_init__(self) -> None:
         if self.kind not in SOFT_LOSSES:
@@ -163,7 +163,7 @@ class Objective:
 
     @property
     def requires(self) -> frozenset[Need]:
-        """What the terms of weight above 0 ask for."""
+        """Requirements of the terms of weight above 0."""
         needs: set[Need] = {"labels"} if self.hard_weight else set()
         if self.soft_weight:
             loss = SOFT_LOSSES[self.kind]
@@ -177,12 +177,12 @@ class Objective:
 
     @property
     def features(self) -> tuple[FeatureTerm, ...]:
-        """The losses between features, where they weigh anything."""
+        """Losses between features; none if their weight is 0."""
         return self.feature_terms if self.feature_weight else ()
 
     @property
     def with_logits(self) -> bool:
-        """Whether the student's logits weigh anything."""
+        """Whether a term of the student's logits has a weight above 0."""
         return self.hard_weight > 0 or self.soft_weight > 0
 
     def __call__(
@@ -237,7 +237,7 @@ class Objective:
     def _soft_loss(
         self, logits_BC: Tensor, targets: Targets, labels_B: Tensor, mix: Mix | None
     ) -> Tensor:
-        """The loss from what the targets hold: all classes, or the largest and the rest."""
+        """Return the loss from logits of all classes, or from the largest and the rest."""
         loss = SOFT_LOSSES[self.kind]
         if isinstance(targets, TopKTargets):
             if loss.of_largest is None or self.standardize:
@@ -259,7 +259,7 @@ class Objective:
 
     @property
     def _what(self) -> str:
-        """For messages: the field that asks."""
+        """Name of the recipe's field, for messages."""
         kind = f"loss.kind = {self.kind!r}"
         return f"{kind} with loss.standardize" if self.standardize else kind
 

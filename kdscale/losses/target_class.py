@@ -65,7 +65,7 @@ def nkd_loss(
     with Normalized Loss and Customized Soft Labels" (ICCV 2023): -(Tₜ log Sₜ + γ λ² Σ N(Tᵢ) log
     N(Sᵢ)), the sum over i ≠ t. λ, the temperature, softens the second term alone, which carries
     the factor λ². The others are those but the label's class, as in the paper: a published version
-    of the authors' code keeps it among them by a mask of ones.
+    of the authors' code leaves it among them by a mask of ones.
 
     A student that agrees has no gradient from the second term, but its loss is not 0.
 

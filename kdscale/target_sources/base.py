@@ -1,7 +1,4 @@
-"""Where targets come from: nowhere, a live teacher, or a cache (`cached.py`).
-
-The loop cannot tell them apart.
-"""
+"""Sources of targets: none, a live teacher, or a cache (`cached.py`), with one interface."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,20 +13,20 @@ from kdscale.teacher.frozen_teacher import FrozenTeacher
 
 
 class TargetSource(Protocol):
-    """What answers a batch with targets."""
+    """Gives the targets of each batch."""
 
     @property
     def schedule(self) -> ViewSchedule:
-        """Which views epochs show."""
+        """View that an epoch uses."""
         ...
 
     @property
     def windows(self) -> Windows | None:
-        """What the order of training has to follow; None where any order will do."""
+        """Windows that the order of training must follow; None: any order will do."""
         ...
 
     def start_epoch(self, epoch: int) -> None:
-        """Get ready for an epoch."""
+        """Prepare for an epoch, before its first batch."""
         ...
 
     def finish_checks(self) -> None:
@@ -37,7 +34,7 @@ class TargetSource(Protocol):
         ...
 
     def targets(self, batch: Batch) -> Targets | None:
-        """The targets of a batch, on the device; None where there are none."""
+        """Return the targets of a batch, on the device; None in supervised training."""
         ...
 
 
@@ -49,28 +46,28 @@ class NoTargets:
     windows: None = None
 
     def start_epoch(self, epoch: int) -> None:
-        """Nothing to get ready."""
+        """Do nothing: there is nothing to prepare."""
 
     def finish_checks(self) -> None:
-        """Nothing is checked."""
+        """Do nothing: nothing is checked."""
 
     def targets(self, batch: Batch) -> None:
-        """None."""
+        """Return None."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveTeacher:
-    """Online distillation: the teacher answers at every step."""
+    """Online distillation: a forward pass of the teacher at every step."""
 
     teacher: FrozenTeacher
     schedule: ViewSchedule
     windows: None = None
 
     def start_epoch(self, epoch: int) -> None:
-        """Nothing to get ready."""
+        """Do nothing: there is nothing to prepare."""
 
     def finish_checks(self) -> None:
-        """Nothing is checked."""
+        """Do nothing: nothing is checked."""
 
     def targets(self, batch: Batch) -> DenseTargets:
         """Return the teacher's logits of the batch's pixels, and the requested features."""

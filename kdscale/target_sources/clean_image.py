@@ -1,4 +1,4 @@
-"""Fixed mode: the teacher's answers to the clean images, for comparison."""
+"""Fixed mode: targets of clean images, for comparison."""
 
 from kdscale.cache.manifest import Manifest
 from kdscale.data.loader import Batch, DeviceImages
@@ -11,14 +11,14 @@ from kdscale.targets import Targets, mixed_targets
 
 
 def check_partners(clean: Manifest, views: Pipeline) -> None:
-    """Where answers are held by windows, those to both images of a mixture have to be in one.
+    """Check that both images of a mixture are in one window, where targets are read by windows.
 
     Raises:
-        ConfigError: they need not be.
+        ConfigError: they may be in different windows.
     """
     if views.pairing is not None and views.pairing.within is None:
         raise ConfigError(
-            "views.mode is 'fixed' and the views mix images, so the answers to both are needed at "
+            "views.mode is 'fixed' and the views mix images, so the targets of both are needed at "
             "once, but an epoch's do not fit cache.targets_memory: set a larger one, or "
             f"views.pair_within = {clean.shard_samples}"
         )
@@ -27,8 +27,8 @@ def check_partners(clean: Manifest, views: Pipeline) -> None:
 class CleanImageTargets:
     """The teacher's targets for clean images, whatever views the student gets.
 
-    The way of most known systems, for comparison only: the targets belong to other pixels than the
-    student sees. Of mixed images the targets are mixed like the labels.
+    The method of most known systems, for comparison only: the targets belong to other pixels than
+    the student's input. Targets of mixed images are mixed like the labels.
     """
 
     def __init__(self, clean: CachedTargets, images: DeviceImages, schedule: ViewSchedule) -> None:
@@ -37,15 +37,15 @@ class CleanImageTargets:
 
     @property
     def windows(self) -> Windows | None:
-        """Those in which the clean answers are read."""
+        """Windows in which the targets of clean images are read."""
         return self.clean.windows
 
     def start_epoch(self, epoch: int) -> None:
-        """The clean answers are the same in each, brought in in another order perhaps."""
+        """Prepare for an epoch: its targets are those of all epochs, by other windows perhaps."""
         self.clean.start_epoch(epoch)
 
     def targets(self, batch: Batch) -> Targets:
-        """The targets of a batch's clean images; those are checked where that is due."""
+        """Return the targets of a batch's clean images; their pixels are checked now and then."""
         clean = batch.samples.in_view(0)
         if self.clean.check_is_due(len(clean)):
             self.clean.check(clean, self._images.gather(clean.host_index)[0])

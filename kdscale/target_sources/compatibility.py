@@ -50,6 +50,6 @@ def differing_images(cache: Location, manifest: Manifest, images: ImageDataset) 
 
 
 def with_keys(required: Manifest, images: ImageDataset) -> tuple[Manifest, dict[str, np.ndarray]]:
-    """A manifest that says that the images' keys are stored, and those keys, to be stored."""
+    """Return a manifest with the kind of the images' keys, and the keys to store."""
     dataset = {**required.dataset, "keys": images.key_kind}
     return replace(required, dataset=dataset), {"keys": images.image_keys()}

@@ -1,4 +1,4 @@
-"""Several teachers, one student: the weighted mean of what several sources answer.
+"""Several teachers, one student: the weighted mean of the targets of several sources.
 
 Shapes: M members, B samples, C classes.
 """
@@ -24,7 +24,7 @@ from kdscale.targets import DenseTargets, all_classes
 
 
 def mean_of_probabilities(logits_MBC: Tensor, weights_M: Tensor, temperature: float) -> Tensor:
-    """Logits whose softmax at `temperature` is the members' mean probability there.
+    """Return logits whose softmax at `temperature` is the mean probability of the members.
 
     T·log(sum_i w_i softmax(z_i / T)): the arithmetic mean of Hinton, Vinyals & Dean, "Distilling
     the Knowledge in a Neural Network" (2015), section 1.
@@ -57,7 +57,7 @@ MEANS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Several sources of targets as one; they show the same views of the same images."""
+    """Several sources of targets as one; all use the same views of the same images."""
 
     members: Sequence[TargetSource]
     weights: Sequence[float]
@@ -69,16 +69,16 @@ class Ensemble:
 
     @property
     def schedule(self) -> ViewSchedule:
-        """That of each member."""
+        """View that an epoch uses, the same for each member."""
         return self.members[0].schedule
 
     @property
     def windows(self) -> Windows | None:
-        """Those of each member."""
+        """Windows of the targets, the same for each member."""
         return self.members[0].windows
 
     def start_epoch(self, epoch: int) -> None:
-        """Get all members ready."""
+        """Prepare all members for an epoch."""
         for member in self.members:
             member.start_epoch(epoch)
 
@@ -88,14 +88,14 @@ class Ensemble:
             member.finish_checks()
 
     def targets(self, batch: Batch) -> DenseTargets:
-        """The mean of the members' answers to a batch.
+        """Return the mean of the members' targets of a batch.
 
         Raises:
-            ConfigError: a member does not hold all classes.
+            ConfigError: a member has no logits of all classes.
         """
-        answers = [member.targets(batch) for member in self.members]
-        logits = [all_classes(one, "a mean of several teachers") for one in answers if one]
-        assert len(logits) == len(answers), "every member of an ensemble answers"
+        targets = [member.targets(batch) for member in self.members]
+        logits = [all_classes(one, "a mean of several teachers") for one in targets if one]
+        assert len(logits) == len(targets), "every member of an ensemble gives targets"
         logits_MBC = torch.stack(logits)
         weights_M = _on_device(tuple(self.weights), logits_MBC.device)
         return DenseTargets(MEANS[self.mean](logits_MBC, weights_M, self.temperature))
@@ -107,7 +107,7 @@ def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def normalised(weights: Sequence[float], members: int) -> list[float]:
-    """Weights divided by their sum; equal ones where none are given."""
+    """Return weights divided by their sum; equal ones if there are none."""
     shares = list(weights) or [1.0] * members
     return [one / sum(shares) for one in shares]
 
@@ -124,7 +124,7 @@ def further_caches(
         root: where caches lie.
 
     Raises:
-        ConfigError: one keeps the largest logits alone, of which there is no exact mean.
+        ConfigError: one stores the largest logits alone, of which there is no exact mean.
         CacheMismatchError: one is of other images or views; every field is named.
         CacheNotFoundError, CacheCorruptError: one cannot be read.
     """
@@ -141,7 +141,7 @@ def further_caches(
 
 
 def _place(name: str, root: Path) -> str:
-    """A path as it is where there is something, else below the caches' root."""
+    """Return a path if something is there, else the path below the root of caches."""
     if "://" in name or Path(name).exists() or not (root / name).exists():
         return name
     return str(root / name)
@@ -158,7 +158,7 @@ def _check_classes(place: str, manifest: Manifest) -> None:
 
 
 def check_different(caches: Sequence[tuple[str, Manifest]]) -> None:
-    """Stop where two caches of an ensemble hold the same answers.
+    """Check that no two caches of an ensemble store the same targets.
 
     Raises:
         ConfigError: naming both.
@@ -167,7 +167,7 @@ def check_different(caches: Sequence[tuple[str, Manifest]]) -> None:
     for place, manifest in caches:
         if manifest.id in seen:
             raise ConfigError(
-                f"{place} holds the same answers as {seen[manifest.id]} (id {manifest.id}): leave "
+                f"{place} stores the same targets as {seen[manifest.id]} (id {manifest.id}): leave "
                 "one of them out, and give the other a larger weight"
             )
         seen[manifest.id] = place

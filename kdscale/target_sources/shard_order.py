@@ -1,4 +1,4 @@
-"""Which shards an epoch needs, and so in which order to build them for a student that waits."""
+"""Order in which to build shards for a student that waits: as its epochs use them."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from kdscale.data.views.schedule import ViewSchedule
 def shards_of_epoch(
     schedule: ViewSchedule, manifest: Manifest, epoch: int
 ) -> Iterator[tuple[int, int]]:
-    """(view, shard) of everything that an epoch shows, shard by shard."""
+    """Yield (view, shard) of all targets of an epoch, shard by shard."""
     for shard in range(manifest.num_shards):
         start, stop = manifest.shard_range(shard)
         every = schedule.shift_every or manifest.num_samples

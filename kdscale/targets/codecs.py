@@ -194,7 +194,7 @@ class EmbeddingCodec(Codec):
                 "the input of the teacher's last layer is not finite, or beyond float16's "
                 f"{_FLOAT16_LIMIT:.0f}: set cache.encoding = 'float16', which stores its logits"
             )
-        # Every batch is checked: the first one need not show that the head is not all.
+        # Every batch is checked: the head may be all of the first one and not of others.
         if not self.linear.gives(logits_BC, half_BD):
             raise CacheError(
                 "the teacher's logits are not its last layer's input times its weight plus its "

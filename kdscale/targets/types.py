@@ -1,4 +1,4 @@
-"""What a student is pulled towards.
+"""Targets of a student, as tensors.
 
 Shapes: B samples, C classes, K stored classes, G temperatures of a grid, D values before the head.
 
@@ -33,24 +33,24 @@ class DenseTargets:
     features: Features = field(default_factory=dict)
 
     def rows(self, index_B: Tensor) -> Self:
-        """Those of some samples, int64 [B]."""
+        """Return the targets of some samples, int64 [B]."""
         logits_BC = self.logits_BC.index_select(0, index_B)
         return replace(self, logits_BC=logits_BC, features=_rows(self.features, index_B))
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """Return a copy on a device."""
         logits_BC = self.logits_BC.to(device)
         return replace(self, logits_BC=logits_BC, features=_moved(self.features, device))
 
     def most_probable(self, count: int) -> tuple[Tensor, Tensor]:
-        """The largest probabilities at temperature 1 and their classes, both [B, count]."""
+        """Return the largest probabilities at temperature 1 and their classes, [B, count]."""
         best = self.logits_BC.softmax(1).topk(min(count, self.logits_BC.shape[1]))
         return best.values, best.indices
 
 
 @dataclass(frozen=True, slots=True)
 class TopKTargets:
-    """The largest logits, and how much the other classes weigh together at some temperatures."""
+    """The largest logits, and the log-sum-exp of the others at some temperatures."""
 
     ids_BK: Tensor
     """int32 [B, K]: the stored classes, the most probable first."""
@@ -63,12 +63,12 @@ class TopKTargets:
     features: Features = field(default_factory=dict)
 
     def rows(self, index_B: Tensor) -> Self:
-        """Those of some samples, int64 [B]."""
+        """Return the targets of some samples, int64 [B]."""
         taken = self._with(lambda values: values.index_select(0, index_B))
         return replace(taken, features=_rows(self.features, index_B))
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """Return a copy on a device."""
         moved = self._with(lambda values: values.to(device))
         return replace(moved, features=_moved(self.features, device))
 
@@ -90,12 +90,12 @@ class TopKTargets:
         return torch.cat([self.logits_BK / temperature, tail_B.unsqueeze(1)], dim=1)
 
     def most_probable(self, count: int) -> tuple[Tensor, Tensor]:
-        """The largest probabilities at temperature 1 and their classes, both [B, count]."""
+        """Return the largest probabilities at temperature 1 and their classes, [B, count]."""
         probabilities = self.bucket_logits(1.0).softmax(1)[:, :-1]
         return probabilities[:, :count], self.ids_BK[:, :count].long()
 
     def _log_tail(self, temperature: float) -> Tensor:
-        """The tail's log-sum-exp, float32 [B]: as stored on the grid, interpolated off it."""
+        """Return the tail's log-sum-exp, float32 [B]; it is interpolated off the grid."""
         at_infinity, weights = tail_weights(temperature, self.temperatures)
         terms = [w * self.tails_BG[:, g] for g, w in enumerate(weights) if w]
         sum_B = sum(terms[1:], terms[0])
@@ -122,7 +122,7 @@ class Head:
         return self.weight_CD.shape[1]
 
     def __call__(self, inputs_BD: Tensor) -> Tensor:
-        """The logits, float32 [B, C]."""
+        """Return the logits, float32 [B, C]."""
         return linear(inputs_BD.float(), self.weight_CD, self.bias_C)
 
     def gives(self, logits_BC: Tensor, inputs_BD: Tensor) -> bool:
@@ -136,16 +136,16 @@ class Head:
         return bool((difference_BC.abs() <= sizes_BC / 64 + 1e-6).all())
 
     def to(self, device: torch.device) -> "Head":
-        """The same on a device."""
+        """Return a copy on a device."""
         return Head(self.weight_CD.to(device), self.bias_C.to(device))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is stored once in a cache, by array name."""
+        """Return the arrays that a cache stores once, by name."""
         return {"head_weight": self.weight_CD.cpu().numpy(), "head_bias": self.bias_C.cpu().numpy()}
 
     @classmethod
     def parse(cls, arrays: Mapping[str, np.ndarray]) -> "Head":
-        """From what was stored."""
+        """Create a head from stored arrays."""
         return cls(*(torch.from_numpy(arrays[name]) for name in ("head_weight", "head_bias")))
 
 
@@ -177,7 +177,7 @@ def tail_weights(
         raise ConfigError(
             f"temperature {temperature:g} is beyond the cache's grid, {temperatures[0]:g} to "
             f"{temperatures[-1]:g}: set loss.temperature within it, or build a cache with "
-            f"{temperature:g} in cache.temperatures, or with an encoding that keeps all classes"
+            f"{temperature:g} in cache.temperatures, or with an encoding that stores all classes"
         )
     if temperature in temperatures:
         return 0.0, tuple(float(temperature == one) for one in temperatures)
@@ -195,7 +195,7 @@ def tail_weights(
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Whom the samples of a batch are mixed with."""
+    """Partners that the samples of a batch are mixed with."""
 
     index_B: Tensor
     """int64 [B], the partners' positions in the data set."""
@@ -226,26 +226,26 @@ def all_classes(targets: Targets, what: str) -> Tensor:
 
 
 def mixed_targets(own: Targets, other: Targets, weight_B: Tensor) -> DenseTargets:
-    """What a teacher that saw both images clean would say of their mixture.
+    """Return targets of mixtures of two images from the targets of both.
 
-    Its probabilities (temperature 1) are the weighted means of both; what is returned are their
-    logarithms, [B, C].
+    Probabilities (temperature 1) are the weighted means of both; their logarithms, [B, C], are the
+    logits.
 
     Raises:
-        ConfigError: the targets do not hold all classes, or they carry features.
+        ConfigError: the targets lack logits of all classes, or they have features.
     """
     if own.features:
         raise ConfigError(
-            "what a module gives of a mixed image is not a mean of what it gives of the two: with "
+            "features of a mixed image are no mean of what a module gives of the two: with "
             "features, leave views.mode = 'fixed', or the operation that mixes"
         )
     weight_B1 = weight_B.unsqueeze(1)
-    one_BC, two_BC = (all_classes(t, "mixing the teacher's answers") for t in (own, other))
+    one_BC, two_BC = (all_classes(t, "mixing targets") for t in (own, other))
     own_BC = one_BC.log_softmax(1) + weight_B1.log()
     other_BC = two_BC.log_softmax(1) + (1 - weight_B1).log()
     return DenseTargets(torch.logaddexp(own_BC, other_BC))
 
 
 def log_sums(logits_BC: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Log-sum-exp of logits over each of some temperatures, [B, G]."""
+    """Return the log-sum-exp of logits over each of some temperatures, [B, G]."""
     return torch.stack([(logits_BC / one).logsumexp(1) for one in temperatures], dim=1)

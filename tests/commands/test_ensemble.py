@@ -291,7 +291,7 @@ def test_the_same_answers_twice_are_refused(
     caches = ("--cache", tiny_cache, "--cache", cache_copy)
     done = kdscale("train", recipe, "--targets", "cache", *caches)
     assert done.exit_code == 2
-    assert f"{cache_copy} holds the same answers as {tiny_cache}" in done.stderr
+    assert f"{cache_copy} stores the same targets as {tiny_cache}" in done.stderr
 
 
 def test_cache_that_is_not_there_is_named(refused):
