@@ -1,6 +1,7 @@
 """Views of 128 images of 32 px on the device: each operation alone, mixing, whole pipelines."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -60,13 +61,20 @@ def cases() -> Iterator[Case]:
         yield Case(f"views: {name}", partial(_views, operations))
     yield Case("views: crop and flip, a view for each sample", partial(_views, [CROP, FLIP], True))
     yield Case("views: mixup, a view for each sample", partial(_views, ["mixup"], True))
+    yield Case("views: crop and flip, not drawn ahead", partial(_views, [CROP, FLIP], ahead=False))
     yield Case("views: all of 4", partial(_all_views, ["random_vertical_flip", FLIP]))
     yield Case("view digest", _digest)
 
 
-def _views(operations: list[Any], view_each: bool = False) -> Callable[[], object]:
+def _views(
+    operations: list[Any], view_each: bool = False, ahead: bool = True
+) -> Callable[[], object]:
     pipeline = Pipeline.parse(operations, 0, pairing=MixPairs(NUM_SAMPLES))
-    return partial(_rendered, pipeline, _images(), _plan(_view(view_each), pipeline.mixes))
+    plan = _plan(_view(view_each), pipeline.mixes)
+    if ahead:  # as `PlannedBatches` draws for 64 batches at a time
+        words = pipeline.draw(plan.samples.view, plan.samples.index)
+        plan = replace(plan, words=words, image_words=words)
+    return partial(_rendered, pipeline, _images(), plan)
 
 
 def _all_views(operations: list[Any]) -> Callable[[], object]:

@@ -4,12 +4,16 @@ It runs here on a CPU, as it would on a GPU.
 """
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kdscale.data.rng import bits_KB
+from kdscale.data.views import batch_plan
+from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.operation_registry import OPERATIONS, parse_operation
+from kdscale.data.views.pipeline import Pipeline
 
 JITTER = {"brightness": 0.9, "contrast": [0.0, 16.0], "saturation": 0.7, "hue": 0.5}
 ARGUMENTS = {
@@ -59,3 +63,54 @@ def test_device_path_equals_host_path(monkeypatch, entry, shape):
     as_on_a_device(monkeypatch)
     for pixels, made in zip(both, expected, strict=True):
         assert operation(pixels, bits).equal(made)
+
+
+CROP, FLIP = {"name": "random_crop", "padding": 2}, "random_horizontal_flip"
+PIPELINES = {
+    "mixed": [CROP, "mixup_or_cutmix", {"name": "random_erasing", "value": "random"}],
+    "plain": [{"name": "random_resized_crop", "size": 8}, FLIP],
+    "nothing drawn": [{"name": "center_crop", "size": 6}],
+}
+
+
+@pytest.mark.parametrize("views", [3, torch.arange(1000) % 3], ids=["one view", "a view each"])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_words_drawn_ahead_for_many_batches_give_the_same_views(monkeypatch, name, views):
+    pipeline = Pipeline.parse(PIPELINES[name], 7, pairing=MixPairs(1000))
+    pixels = torch.randint(0, 256, (1000, 3, 9, 9), dtype=torch.uint8)
+    index = torch.randperm(1000)
+
+    def rendered():
+        plans = pipeline.plan(views, index, 12)
+        for plan in [plans[70], *plans]:  # resumed, then from the start
+            made = pipeline.render(pixels[plan.images.host_index], plan)
+            yield made.pixels, plan.words
+
+    expected = list(rendered())
+    assert all(words is None for _, words in expected)
+    monkeypatch.setattr(batch_plan, "_draws_ahead", lambda device: True)
+    found = list(rendered())
+    assert all(words is not None for _, words in found)
+    assert all(one.equal(other) for (one, _), (other, _) in zip(found, expected, strict=True))
+
+
+COMPILED = {
+    "crop and flip": [CROP, FLIP],
+    "policy": [{"name": "random_resized_crop", "size": 8}, "rand_augment", "random_erasing"],
+    "mixed": [CROP, {"name": "color_jitter", **JITTER}, "mixup_or_cutmix", "random_equalize"],
+}
+
+
+@pytest.mark.slow  # the compiler takes half a minute for each
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_views_equal_eager_ones(monkeypatch, name):
+    """As on a GPU, but by the compiler's code for CPUs."""
+    pipeline = Pipeline.parse(COMPILED[name], 7, pairing=MixPairs(200))
+    pixels = images("smooth", (3, 10, 9)).repeat(2, 1, 1, 1)[:200]
+    plans = list(pipeline.plan(1, torch.randperm(200), 80))
+    expected = [pipeline.render(pixels[plan.images.host_index], plan).pixels for plan in plans]
+    monkeypatch.setattr("kdscale.data.views.pipeline.on_host", lambda tensor: False)
+    compiled = replace(pipeline, compiled=True)
+    for plan, made in zip(plans, expected, strict=True):
+        assert compiled.render(pixels[plan.images.host_index], plan).pixels.equal(made)
+    assert compiled.describe() == pipeline.describe()

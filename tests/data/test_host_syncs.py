@@ -80,8 +80,10 @@ def test_a_batch_waits_for_nothing(case):
     assert found.async_copies <= case.most_async_copies
 
 
-HALF = {"random_resized_crop": 56, "trivial_augment_wide": 99, "rand_augment": 177,
-        "color_jitter": 296}  # fmt: skip
+HALF = {
+    "crop and flip": 18, "random_resized_crop": 56, "trivial_augment_wide": 99, "rand_augment": 177,
+    "color_jitter": 296,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HALF)

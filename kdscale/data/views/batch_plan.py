@@ -5,7 +5,7 @@ the device. Batches that follow one another are planned together, an epoch or a 
 and their numbers are copied to the device at once: a batch is a slice of them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Self
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from kdscale.transfers import to_device
+
+_BATCHES_DRAWN = 64
 
 View = int | Tensor
 """A view number: one for all samples, or int64 [B]."""
@@ -62,6 +64,44 @@ class BatchPlan:
     """The sample that each one is mixed with, in the same view; None where nothing is mixed."""
     place: Tensor | None = None
     """int64 [2 B] on the device: position in `images` of each sample, then of each partner."""
+    words: Tensor | None = None
+    """int64 [draws, B], random words of the samples for all operations; None: not drawn ahead."""
+    image_words: Tensor | None = None
+    """int64 [draws, N], the same of `images`."""
+
+
+Draw = Callable[[View, Tensor], Tensor]
+"""Gives the random words of samples in views for all operations of a pipeline, int64 [draws, B]."""
+
+
+class _Words:
+    """Random words of samples, drawn for many batches at a time: a batch is a slice of them.
+
+    On a device, where the dozen small kernels of a draw cost as much for one batch as for many.
+    """
+
+    def __init__(self, draw: Draw, samples: SampleViews, parts: list[slice]) -> None:
+        self._draw, self._samples, self._parts = draw, samples, parts
+        self._block = -1
+        self._words_KB: Tensor | None = None
+        self._start = 0
+
+    def __getitem__(self, number: int) -> Tensor | None:
+        if not _draws_ahead(self._samples.index.device):
+            return None
+        block = number // _BATCHES_DRAWN
+        if block != self._block or self._words_KB is None:
+            parts = self._parts[block * _BATCHES_DRAWN : (block + 1) * _BATCHES_DRAWN]
+            drawn = self._samples[parts[0].start : parts[-1].stop]
+            self._words_KB = self._draw(drawn.view, drawn.index)
+            self._block, self._start = block, parts[0].start
+        part = self._parts[number]
+        return self._words_KB[:, part.start - self._start : part.stop - self._start]
+
+
+def _draws_ahead(device: torch.device) -> bool:
+    """Whether a draw for many batches is cheaper: on a CPU, that for one stays in its cache."""
+    return device.type != "cpu"
 
 
 class PlannedBatches:
@@ -72,6 +112,7 @@ class PlannedBatches:
         index: int64 [N] in host memory, samples in the order of their batches.
         sizes: numbers of samples of the batches, of sum N.
         device: device of the images.
+        draw: gives random words; on a device, those of many batches at a time.
         partner: int64 [N] in host memory, sample that each one is mixed with; None where nothing
             is mixed.
     """
@@ -82,10 +123,12 @@ class PlannedBatches:
         index: Tensor,
         sizes: Iterable[int],
         device: torch.device,
+        draw: Draw,
         partner: Tensor | None = None,
     ) -> None:
         self._parts = _slices(sizes)
         self._samples = SampleViews.place(view, index, device)
+        self._words = _Words(draw, self._samples, self._parts)
         self._partners: SampleViews | None = None
         if partner is None:
             return
@@ -95,6 +138,7 @@ class PlannedBatches:
         views = [of for of, _, _ in once if isinstance(of, Tensor)]
         images = torch.cat([images for _, images, _ in once])
         self._images = SampleViews.place(torch.cat(views) if views else view, images, device)
+        self._image_words = _Words(draw, self._images, self._image_parts)
         self._place = to_device(torch.cat([place for _, _, place in once]), device)
 
     def __len__(self) -> int:
@@ -107,10 +151,11 @@ class PlannedBatches:
         part = self._parts[number]
         samples = self._samples[part]
         if self._partners is None:
-            return BatchPlan(samples, samples)
+            return BatchPlan(samples, samples, words=self._words[number])
         images = self._images[self._image_parts[number]]
         place = self._place[2 * part.start : 2 * part.stop]
-        return BatchPlan(samples, images, self._partners[part], place)
+        words, image_words = self._words[number], self._image_words[number]
+        return BatchPlan(samples, images, self._partners[part], place, words, image_words)
 
 
 def _slices(sizes: Iterable[int]) -> list[slice]:

@@ -1,7 +1,7 @@
 """A pipeline of operations: images and (view, index) in, the view's pixels out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from kdscale.data.rng import GENERATOR_VERSION, as_int64, bits_KB, derive_seed, integers, mix
-from kdscale.data.views.batch_plan import BatchPlan, PlannedBatches, View
+from kdscale.data.views.batch_plan import BatchPlan, PlannedBatches, SampleViews, View
+from kdscale.data.views.functional.masking import on_host
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.mixing import Mixing
 from kdscale.data.views.operations.operation import Operation
 from kdscale.data.views.operations.operation_registry import NAMES, parse_operation
 from kdscale.data.views.operations.torchvision_op import TorchvisionOp
+from kdscale.data.views.run_operations import compiled_run, run_operations
 from kdscale.errors import ConfigError
 
 _ALL = derive_seed(0x616C6C)  # "all"
@@ -49,6 +51,8 @@ class Pipeline:
     """Who is mixed with whom."""
     enumerated: bool = False
     """Views count through all outcomes instead of drawing them."""
+    compiled: bool = field(default=False, compare=False)
+    """Compile the operations where images lie on a GPU; the views are the same, bit for bit."""
 
     def __post_init__(self) -> None:
         mixing = [_name(o) for o in self.operations if isinstance(o, Mixing)]
@@ -194,7 +198,7 @@ class Pipeline:
             sizes = [len(index)]
         elif isinstance(sizes, int):
             sizes = [len(part) for part in index.split(sizes)]
-        return PlannedBatches(view, index, sizes, device, partner)
+        return PlannedBatches(view, index, sizes, device, self.draw, partner)
 
     def render(self, images: Tensor, plan: BatchPlan, done: int = 0) -> RenderedViews:
         """Render the views of a planned batch.
@@ -204,20 +208,22 @@ class Pipeline:
             plan: samples, and partners if the pipeline mixes.
             done: number of leading operations that have been applied to the images.
         """
-        samples, each = plan.samples, plan.images
+        samples, each, end = plan.samples, plan.images, len(self.operations)
         if not self.mixes:
-            return RenderedViews(self.apply(images, samples.view, samples.index, done))
+            words = self._words(samples, plan.words, done, end)
+            return RenderedViews(self._run(images, words, done, end))
         assert plan.place is not None, "the plan is of this pipeline"
         position, mixing = next(
             (position, operation)
             for position, operation in enumerate(self.operations)
             if isinstance(operation, Mixing)
         )
-        images = self.apply(images, each.view, each.index, done, position)
+        words = self._words(each, plan.image_words, done, position)
+        images = self._run(images, words, done, position)
         own, other = (images.index_select(0, part) for part in plan.place.tensor_split(2))
-        bits = self._bits(position, position + 1, samples.view, samples.index)
-        mixed, weight = mixing.mix(own, other, bits)
-        pixels = self.apply(mixed, samples.view, samples.index, position + 1)
+        words = self._words(samples, plan.words, position, end)
+        mixed, weight = mixing.mix(own, other, words[: mixing.num_draws])
+        pixels = self._run(mixed, words[mixing.num_draws :], position + 1, end)
         return RenderedViews(pixels, weight)
 
     def partner(self, view: View, index: Tensor) -> Tensor:
@@ -236,28 +242,48 @@ class Pipeline:
     ) -> Tensor:
         """The operations from number `start` up to `stop`, none of which mixes."""
         stop = len(self.operations) if stop is None else stop
-        if start == stop or not len(images):
-            return images
-        bits, first = self._bits(start, stop, view, index.to(images.device)), 0
-        for operation in self.operations[start:stop]:
-            assert not isinstance(operation, Mixing), (
-                "partners' images are at hand in `render` alone"
-            )
-            images = operation(images, bits[first : first + operation.num_draws])
-            first += operation.num_draws
-        return images
+        words = self.draw(view, index.to(images.device), start, stop)
+        return self._run(images, words, start, stop)
 
-    def _bits(self, start: int, stop: int, view: View, index: Tensor) -> Tensor:
-        """The random bits of some operations, int64 [draws, B]."""
+    def draw(self, view: View, index: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """The random words of samples for operations number `start` up to `stop`.
+
+        Args:
+            view: view number, one for all or int64 [B].
+            index: int64 [B].
+            start: first operation.
+            stop: the one after the last; None: all of them.
+
+        Returns:
+            int64 [draws, B], on the device of `index`.
+        """
         view = view if isinstance(view, int) else view.to(index.device)
         draws = [
             (position, draw)
-            for position in range(start, stop)
+            for position in range(start, len(self.operations) if stop is None else stop)
             for draw in range(self.operations[position].num_draws)
         ]
         if self.enumerated:
             return self._enumerated(draws, view, index)
         return bits_KB(self.seed, draws, view, index)
+
+    def _words(self, of: SampleViews, ahead: Tensor | None, start: int, stop: int) -> Tensor:
+        """Those of some operations, from what was drawn ahead for all of them if anything was."""
+        if ahead is None:
+            return self.draw(of.view, of.index, start, stop)
+        first, last = (
+            sum(operation.num_draws for operation in self.operations[:position])
+            for position in (start, stop)
+        )
+        return ahead[first:last]
+
+    def _run(self, images: Tensor, words: Tensor, start: int, stop: int) -> Tensor:
+        """The operations from number `start` up to `stop`, with words of theirs alone."""
+        if start == stop or not len(images):
+            return images
+        compiled = self.compiled and not on_host(images)
+        run = compiled_run() if compiled else run_operations
+        return run(self.operations[start:stop], images, words)
 
     def _enumerated(self, draws: Sequence[tuple[int, int]], view: View, index: Tensor) -> Tensor:
         """Bits that lead to outcome (view + a number drawn for the sample) of all outcomes."""
