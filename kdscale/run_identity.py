@@ -36,7 +36,7 @@ def run_id(folder: Path) -> str | None:
 
     Raises:
         RunError: `run.json` is damaged.
-        UnsafePathError: it is a link or a special file.
+        UnsafePathError: it is a special file.
     """
     job = _job(folder)
     if job is None:
@@ -93,8 +93,8 @@ def check_start(path: Path, digest: str) -> None:
 def recipe_sum(folder: Path) -> str | None:
     """Return the checksum in the last line of a folder's recipe; None if there is no such line."""
     try:
-        text = read_document(folder / RECIPE_FILE, root=folder).decode()
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        text = read_document(folder / RECIPE_FILE).decode()
+    except (OSError, UnicodeDecodeError):
         return None
     return text.rpartition(RECIPE_SUM)[2].strip() if RECIPE_SUM in text else None
 
@@ -103,7 +103,7 @@ def _job(folder: Path) -> dict[str, Any] | None:
     """Return the content of `run.json`; None if there is none."""
     path = folder / RUN_FILE
     try:
-        job = read_object(path, root=folder)
+        job = read_object(path)  # a link is followed: the weights beside it may be one, too
         if not isinstance(job.get(START, {}), dict):
             raise ValueError(f"{START} is no JSON object")
         return job

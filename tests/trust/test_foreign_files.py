@@ -145,6 +145,21 @@ def test_weights_outside_of_a_run_are_nobodys(box):
     assert sandbox.run(load, cwd=folder).crash is None
 
 
+def test_weights_in_a_run_of_links_are_loaded(box):
+    """As `huggingface_hub` lays out a download."""
+    folder = box()
+    (folder / "snapshot").mkdir()
+    for file in (folder / "student").iterdir():
+        (folder / "snapshot" / file.name).symlink_to(file)
+
+    def load():
+        import kdscale
+
+        kdscale.load_student(folder / "snapshot" / "weights.safetensors")
+
+    assert sandbox.run(load, cwd=folder).crash is None
+
+
 def test_files_that_state_no_run_are_refused_in_a_run_that_states_one(box):
     folder = box()
     file = folder / "student" / "result.json"
