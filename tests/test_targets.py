@@ -198,7 +198,7 @@ def test_what_needs_all_classes_refuses_top_k_by_name():
     targets = there_and_back(torch.randn(4, 5), "topk")
     with pytest.raises(ConfigError, match=r"logit_mse needs the logits of all 5 .* largest 2"):
         all_classes(targets, "logit_mse")
-    with pytest.raises(ConfigError, match="mixing the teacher's answers needs the logits"):
+    with pytest.raises(ConfigError, match="mixing targets needs the logits"):
         mixed_targets(targets, targets, torch.ones(4))
     dense = DenseTargets(torch.randn(4, 5))
     assert all_classes(dense, "logit_mse") is dense.logits_BC
