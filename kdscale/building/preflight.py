@@ -19,8 +19,8 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import wait_for_device
 from kdscale.formatting import number_of
 from kdscale.targets import Codec
-from kdscale.teacher.checks import inspect_teacher
 from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
+from kdscale.teacher.output_checks import inspect_teacher
 
 log = logging.getLogger(__name__)
 

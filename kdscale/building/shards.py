@@ -22,8 +22,8 @@ from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ClaimLostError
 from kdscale.targets import create_codec, encode_features
-from kdscale.teacher.checks import check_finite_logits
 from kdscale.teacher.frozen_teacher import OomSafeTeacher, TeacherOutput, concatenate
+from kdscale.teacher.output_checks import check_finite_logits
 from kdscale.transfers import HostCopy, SideStream
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from kdscale.experiment.experiment import Experiment
 from kdscale.formatting import bytes_text
 from kdscale.target_sources.compatibility import with_keys
 from kdscale.targets import create_codec
-from kdscale.teacher.checks import inspect_teacher
+from kdscale.teacher.output_checks import inspect_teacher
 
 log = logging.getLogger(__name__)
 

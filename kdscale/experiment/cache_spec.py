@@ -39,8 +39,8 @@ from kdscale.experiment.views import (
 )
 from kdscale.models.feature_extraction import FeatureSpec, find_module, named
 from kdscale.target_sources.ensemble import further_caches
-from kdscale.teacher.checks import inspect_outputs
 from kdscale.teacher.frozen_teacher import FrozenTeacher
+from kdscale.teacher.output_checks import inspect_outputs
 from kdscale.training.feature_student import with_features
 from kdscale.training.trial_step import unused_parameters
 from kdscale.training.unsaved_state import check_state_is_saved

@@ -30,7 +30,7 @@ from kdscale.target_sources.clean_image import CleanImageTargets, check_partners
 from kdscale.target_sources.compatibility import check_compatible
 from kdscale.target_sources.ensemble import Ensemble, check_different, further_caches, normalised
 from kdscale.target_sources.memory_plan import plan_memory
-from kdscale.teacher.checks import inspect_teacher
+from kdscale.teacher.output_checks import inspect_teacher
 from kdscale.training.wait_for_build import wait_for_cache, wait_for_manifest
 
 log = logging.getLogger(__name__)

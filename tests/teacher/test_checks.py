@@ -16,9 +16,9 @@ from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import create_model
 from kdscale.models.weights import load_weights
-from kdscale.teacher.checks import inspect_outputs, inspect_teacher
 from kdscale.teacher.frozen_teacher import OomSafeTeacher, freeze
 from kdscale.teacher.label_order import find_relabelling
+from kdscale.teacher.output_checks import inspect_outputs, inspect_teacher
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess((0.4,), (0.25,), None)
