@@ -146,7 +146,12 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
         }
         for (way, number, busy), found in sorted(passes.items())
     ]  # fmt: skip
-    return {"images": count, "rounds": rounds, "cores": len(os.sched_getaffinity(0)), "rows": rows}
+    return {
+        "images": count,
+        "rounds": rounds,
+        "cores": len(os.sched_getaffinity(0)),
+        "decoding": rows,
+    }
 
 
 def main() -> None:

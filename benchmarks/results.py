@@ -133,6 +133,8 @@ def _table(found: dict[str, Any]) -> str:
         return _codecs_tables(found)
     if "cases" in found:
         return _syncs_table(found)
+    if "decoding" in found:
+        return _decoding_table(found)
     if "rounds" in found:
         return f"{bench_table(found)}\n\n{_COUNTS.format(**found)}"
     rows = [[key, _number(value)] for key, value in found.items()]
@@ -283,6 +285,26 @@ def _digests_table(rows: dict[str, dict[str, int]]) -> str:
     header = ["what was compared", "samples", "pixels differ", "misses", "false alarms"]
     keys = ("samples", "pixels_differ", "misses", "false_alarms")
     return Table(header, [[n, *[f"{r[k]:,}" for k in keys]] for n, r in rows.items()]).text()
+
+
+def _decoding_table(found: dict[str, Any]) -> str:
+    """Speed of each way to decode, and of the main thread beside it."""
+    header = [
+        "workers",
+        "main thread",
+        "images/s",
+        "core ms an image",
+        "main thread's operations/s",
+    ]
+    lines = [
+        [
+            f"{row['number']} {row['workers']}", row["main thread"],
+            f"{row['images_per_second']:.1f} ± {row['deviation']:.1f}",
+            f"{row['core_ms_per_image']:.2f}", f"{row['operations_per_second']:,.0f}",
+        ]
+        for row in found["decoding"]
+    ]  # fmt: skip
+    return Table(header, lines).text()
 
 
 def _syncs_table(found: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ class DecodeOnDemand:
 
     Threads, not processes: Pillow's codecs let go of the interpreter. A JPEG of 500 x 375 took 1.7
     ms of a core's time in a thread; in a process 2.7 ms, with the way back of its pixels, and each
-    process 2 s at its start.
+    process 2 s at its start. `docs/results/decoding.md` compares both beside a busy main thread.
     """
 
     def __init__(self, images: EncodedImages, device: torch.device) -> None:
