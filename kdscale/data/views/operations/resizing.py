@@ -148,9 +148,7 @@ class RandomResizedCrop(Native):
         height_AB = torch.div(area_AB << 10, ratio_AB, rounding_mode="floor")
         sides_2AB = (_square_root(torch.stack((height_AB, (area_AB * ratio_AB) >> 22))) + 1) >> 1
         largest_211 = device_tables.on(device, largest_2).view(2, 1, 1)
-        fits_AB = (
-            sides_2AB == sides_2AB.clamp(min=device_tables.on(device, (1,)), max=largest_211)
-        ).all(0)
+        fits_AB = ((sides_2AB > 0) & (sides_2AB <= largest_211)).all(0)
         # The first that fits has the largest of these numbers; where none does, all are 0.
         turns = device_tables.on(device, tuple(range(attempts, 0, -1))).view(-1, 1)
         first_1B = (fits_AB * turns).argmax(0, keepdim=True)
