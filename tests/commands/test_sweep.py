@@ -413,7 +413,7 @@ def test_best_trial_whose_run_is_gone_is_named(sweep, kdscale, sweep_recipe, sta
     assert sweep(sweep_recipe(student={"train": {"epochs": 1}})).exit_code == 0
     name = status()["best"]["trial"]
     (tmp_path / "s" / "trials" / name).rename(tmp_path / "moved")
-    assert_refused(kdscale("sweep", "best", "s"), 1, f"trial {name} of s is the best", "is gone")
+    assert_refused(kdscale("sweep", "best", "s"), 1, f"trial {name} of s is the best", "is missing")
     assert status()["trials"]["finished"] == 2
 
 
