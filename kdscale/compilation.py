@@ -13,6 +13,9 @@ from kdscale.errors import ModelError
 CompileMode = Literal[True, "reduce-overhead"]
 """True (torch's default mode), or the mode of `torch.compile` that records CUDA graphs."""
 
+_RECORDING_CALLS = 3
+"""Calls until CUDA graphs are recorded: one compiles, one warms up, one records."""
+
 
 class CompiledModel:
     """A model whose forward and backward passes are compiled for batches of one size.
@@ -33,6 +36,14 @@ class CompiledModel:
         self.model, self.batch_size, self.what = model, batch_size, what
         named = None if mode is True else mode
         self._compiled: Callable[[Tensor], Any] = torch.compile(model, mode=named, dynamic=False)
+        self._compiling_calls = 1 if mode is True else _RECORDING_CALLS
+        self.calls = 0
+        """Batches that went through the compiled model."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next batch costs no compiling any more."""
+        return self.calls >= self._compiling_calls
 
     def __call__(self, inputs: Tensor) -> Any:
         """Return what the model gives for a batch.
@@ -43,7 +54,9 @@ class CompiledModel:
         if len(inputs) != self.batch_size:
             return self.model(inputs)
         with compile_errors(self.what):
-            return self._compiled(inputs)
+            found = self._compiled(inputs)
+        self.calls += 1
+        return found
 
 
 @contextmanager

@@ -268,6 +268,10 @@ def test_every_problem_is_listed_at_once(recipe_table):
     [
         ({"loss": {"hard_weight": 0, "soft_weight": 0}}, "nothing would be learned"),
         (
+            {"student": {"train": {"compile": "reduce-overhead", "accumulation": 2}}},
+            "CUDA graphs reuse the memory of gradients",
+        ),
+        (
             {"student": {"train": {"optimizer": "sgd", "nesterov": True, "momentum": 0.0}}},
             "wanted a momentum above 0",
         ),

@@ -99,3 +99,19 @@ def test_decay_groups_decay_matrices_and_convolutions_alone():
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 3, 3), (2, 4)]
     assert [tuple(p.shape) for p in free["params"]] == [(4,), (4,), (2,)]
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+
+
+def test_momentum_begins_at_zero_where_the_first_update_is_left_out():
+    """A fused optimizer leaves out updates of gradients that are not finite, in float16."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # memory that nobody has written is NaN
+    try:
+        parameter = torch.nn.Parameter(torch.zeros(4))
+        optimizer = create_optimizer("sgd", [parameter], learning_rate=0.1, fused=True)
+        for gradient, found_inf in ((float("inf"), 1.0), (1.0, 0.0)):
+            parameter.grad = torch.full((4,), gradient)
+            optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(found_inf)
+            optimizer.step()
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert parameter.tolist() == pytest.approx([-0.1] * 4)

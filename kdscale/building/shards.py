@@ -56,19 +56,20 @@ class ShardQueue:
         self._writer, self._leases, self._part = writer, leases, part
         committed = writer.committed()
         self._refused = {one for one in map(parse_shard_name, writer.refused) if one is not None}
-        for name, reason in writer.refused.items() if part.index == 0 else ():
-            log.warning("%s is built anew: %s", name, reason)
         self.missing = [one for one in order if not committed[one]]
         """(view, shard) pairs that were not committed at the last refresh."""
         own = part.select(order)
+        for name, reason in writer.refused.items():
+            if parse_shard_name(name) in own or (part.index == 0 and part.count > 1):
+                log.warning("%s is built anew: %s", name, reason)
         self._first = [one for one in self.missing if one in own]
 
     def claim_each(self) -> Iterator[Shard]:
         """Take a lease on one missing shard after another, and yield those that were free.
 
-        The first call goes through this builder's part, each later one through its share of what
-        nobody builds. Whether a shard is committed is read before its lease is requested, since
-        that is one request, and once more under the lease.
+        The first call goes through this builder's part, each later one through what nobody builds,
+        its own share of that first. Whether a shard is committed is read before its lease is
+        requested, since that is one request, and once more under the lease.
         """
         candidates = deque(self._candidates())
         while candidates:
@@ -86,8 +87,9 @@ class ShardQueue:
         own, self._first = self._first, []
         if own:
             return own
-        free = self._free(self.missing, listed=True)
-        return free[self._part.index :: self._part.count] or free
+        free, part = self._free(self.missing, listed=True), self._part
+        shares = [free[(part.index + k) % part.count :: part.count] for k in range(part.count)]
+        return [one for share in shares for one in share]
 
     def _free(self, shards: Sequence[Shard], *, listed: bool = False) -> list[Shard]:
         """Return the shards that are neither committed nor under a living builder's lease.

@@ -179,6 +179,16 @@ class TrainSection(ConfigSection):
     )
 
     @model_validator(mode="after")
+    def _recorded_graphs_take_whole_steps(self) -> Self:
+        if self.compile == "reduce-overhead" and self.accumulation > 1:
+            raise ValueError(
+                f"compile is 'reduce-overhead' and accumulation {self.accumulation}: CUDA graphs "
+                "reuse the memory of gradients that accumulation adds to. Set compile = true, or "
+                "accumulation = 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:
         if self.optimizer == "sgd" and self.nesterov and not self.momentum:
             raise ValueError(

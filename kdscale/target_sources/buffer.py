@@ -223,8 +223,8 @@ class DoubleBuffer:
         """Stop prefetching."""
         self._closed.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
-        for arrived in self._arrivals:
-            arrived()  # memory is not reused before the copies into it are done
+        # Memory is not reused before the copies into it are done, also those of a cancelled load.
+        self._stream.arrival()()
 
     def _wait(self, coming: "Future[None]") -> None:
         if not coming.done():

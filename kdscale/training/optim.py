@@ -26,9 +26,16 @@ def create_optimizer(
     """
     common: dict[str, Any] = {"weight_decay": weight_decay, "fused": fused or None}
     if name == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             parameters, learning_rate, momentum=momentum, nesterov=nesterov, **common
         )
+        if fused and momentum:
+            # Else torch stores memory that nobody has written where the first update is left out
+            # for gradients that are not finite, as usual in float16.
+            for group in sgd.param_groups:
+                for parameter in group["params"]:
+                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     adam: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return adam[name](parameters, learning_rate, **common)
 

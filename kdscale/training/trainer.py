@@ -111,12 +111,11 @@ class Trainer:
         self.loader, self.source, self.accelerator = loader, source, accelerator
         self.accumulation = accumulation
         self.state = TrainerState()
-        self.loss = torch.zeros(())
+        self.loss = torch.zeros((), device=accelerator.device)
         """Loss of the newest step, on the device."""
         self.throughput = Throughput()
         self._epoch = -1
         self._parts: list[tuple[float, dict[str, Tensor]]] = []
-        self._to_compile = forward.compiled is not None
 
     @property
     def epoch(self) -> float:
@@ -146,18 +145,20 @@ class Trainer:
         while self.state.step < until and not self.state.ended_early:
             if before_epoch is not None and self._next_epoch() != self._epoch:
                 before_epoch(self._next_epoch())
-            began = perf_counter()
+            began, compiled = perf_counter(), self.forward.compiled
+            compiles = compiled is not None and not compiled.is_ready
             self._start_epoch()
             batch = self.loader.batch(self.state.step)
             self.loss = self._forward_backward(batch)
             self._update()
             self.state.step += 1
             waits = after_step is not None and after_step.waits(self.state.step)
-            if waits or self._to_compile:  # or its work would count as what follows
+            if waits or compiles:  # or its work would count as what follows
                 wait_for_device(self.accelerator.device)
             if waits:
                 self.source.finish_checks()
-            self._count_time(len(batch.index), perf_counter() - began)
+            compiles = compiles and compiled is not None and compiled.calls > 0
+            self._count_time(len(batch.index), perf_counter() - began, compiles=compiles)
             if after_step is not None:
                 after_step(self)
 
@@ -165,14 +166,13 @@ class Trainer:
         rate = self.optimizer_step.schedule(self.state.step, self.state.plateaus)
         self.optimizer_step.apply(self.model.parameters(), rate)
 
-    def _count_time(self, images: int, seconds: float) -> None:
-        """Count the time of a step; that of the first one of a compiled model apart."""
-        if self._to_compile:
+    def _count_time(self, images: int, seconds: float, *, compiles: bool) -> None:
+        """Count the time of a step; of one that compiles the model apart."""
+        if compiles:
             self.state.compile_seconds += seconds
         else:
             self.state.train_seconds += seconds
             self.throughput.add(images * self.accelerator.num_processes, seconds)
-        self._to_compile = False
 
     def loss_parts(self) -> dict[str, Tensor]:
         """Return the weighted terms of the newest step's loss by name, on the device."""
