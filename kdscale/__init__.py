@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from kdscale.api.cached_dataset import CachedDataset
     from kdscale.data.image_dataset import load_images
     from kdscale.data.source import SourceOptions
+    from kdscale.data.views.operations.torchvision_op import TorchvisionOp
     from kdscale.data.views.pipeline import Pipeline
     from kdscale.losses.logits import kl_loss
     from kdscale.models.deployable import load_student
@@ -20,6 +21,7 @@ _PUBLIC = {
     "CachedTargets": "kdscale.target_sources.cached",
     "Pipeline": "kdscale.data.views.pipeline",
     "SourceOptions": "kdscale.data.source",
+    "TorchvisionOp": "kdscale.data.views.operations.torchvision_op",
     "build_cache": "kdscale.api.build_cache",
     "kl_loss": "kdscale.losses.logits",
     "load_images": "kdscale.data.image_dataset",
@@ -31,6 +33,7 @@ __all__ = [
     "CachedTargets",
     "Pipeline",
     "SourceOptions",
+    "TorchvisionOp",
     "__version__",
     "build_cache",
     "kl_loss",

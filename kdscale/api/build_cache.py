@@ -1,7 +1,9 @@
 """Build a cache from Python: a teacher in memory, a data set in memory, no recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +13,8 @@ from kdscale.commands.build import build
 from kdscale.config import parse_recipe
 from kdscale.data.given_images import MapDataset, images_of
 from kdscale.data.image_dataset import ImageDataset
-from kdscale.errors import ConfigError
+from kdscale.data.views.pipeline import Pipeline
+from kdscale.errors import ConfigError, Interrupted
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.locations import Locations
 
@@ -30,6 +33,7 @@ def build_cache(
     size: int | None = None,
     num_views: int = 30,
     class_names: Sequence[str] | None = None,
+    clean: Sequence[str | Mapping[str, Any]] = (),
     encoding: str = "auto",
     features: Sequence[str] = (),
     precision: str = "float32",
@@ -54,6 +58,8 @@ def build_cache(
         size: side of the square that the teacher takes, pixels; None = that of the views.
         num_views: views of each image.
         class_names: in the order of the logits; None = the data set's.
+        clean: operations without draws, such as `{"name": "resize", "size": [224, 224]}`, for the
+            images on which the teacher is checked; needed where images differ in size.
         encoding: how logits are stored, a value of `cache.encoding` in docs/recipes.md.
         features: modules of the teacher whose outputs are stored, too.
         precision: of the teacher's forward pass.
@@ -67,12 +73,21 @@ def build_cache(
     Raises:
         KdscaleError: the data set, the views or the teacher cannot be used, or the cache at `path`
             is another one; what is stored stays.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; whole shards are stored, and the same call goes on.
     """
-    path, root = Path(path), Path(cache_root)
+    path, root = Path(path).absolute(), Path(cache_root).absolute()
     if isinstance(dataset, ImageDataset):
         images = dataset
     else:
         images = images_of(dataset, class_names=class_names, name=path.stem, root=root)
+    if clean:
+        images = replace(images, clean=tuple(clean))
+    if not images.one_size and not Pipeline.parse(images.clean, field="clean").leading:
+        raise ConfigError(
+            f"{images.name} has images of several sizes, and the teacher is checked on images that "
+            'are not augmented: give clean=[{"name": "resize", "size": [224, 224]}], or what fits '
+            "the teacher"
+        )
     if not images.classes:
         raise ConfigError(
             f"{images.name} has no labels and names no classes: give class_names, in the order of "
@@ -114,6 +129,8 @@ def build_cache(
     device = next((one.device for one in teacher.parameters()), torch.device("cpu"))
     try:
         build(experiment)
+    except Interrupted as stop:  # no error that a loop over several builds should go on after
+        raise KeyboardInterrupt(str(stop)) from stop
     finally:
         teacher.to(device)
         for name, module in teacher.named_modules():

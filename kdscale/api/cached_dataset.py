@@ -1,5 +1,6 @@
 """A data set for any loader and any trainer: pixels of views, labels and the teacher's logits."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,11 @@ from kdscale.target_sources.cached import CachedTargets
 from kdscale.targets import all_classes
 
 _CPU = torch.device("cpu")
+
+
+def _sample(number: int) -> str:
+    """Return how messages name a sample in a worker process, which has no encoded images."""
+    return f"sample {number}"
 
 
 class CachedDataset(Dataset[tuple[Tensor, ...]]):
@@ -75,13 +81,20 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
                 f"{cache} was built of other images, labels or classes than this data set "
                 f"({number_of(manifest.num_samples, 'sample')}, here "
                 f"{number_of(len(self._images.labels), 'sample')}): give the data set that it was "
-                "built of, in the same order"
+                "built of, in the same order, without augmentation"
             )
         self._pipeline = None
         if views is not None:
             seed = manifest.views["seed"]
             self._pipeline = pipeline_of(views, num_samples=manifest.num_samples, seed=seed)
-        self._cache, self._num_views, self._features = cache, num_views, tuple(features)
+        if not self._images.labelled and "pairing" in manifest.views:
+            raise ConfigError(
+                f"{cache} has views that mix samples, and its samples have no labels to mix: use "
+                "`kdscale train`, which learns from logits alone"
+            )
+        # Workers and later epochs open it again, maybe from another folder.
+        place = Path(cache).absolute() if "://" not in str(cache) else cache
+        self._cache, self._num_views, self._features = place, num_views, tuple(features)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._opened: tuple[CachedTargets, DeviceImages] | None = None
         self._started = -1
@@ -95,6 +108,7 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the view that every sample has; workers see it before their next batch."""
+        epoch = operator.index(epoch)
         if epoch < 0:
             raise OutOfRangeError(f"epoch {epoch}: epochs are counted from 0")
         self._epoch.fill_(epoch)
@@ -177,7 +191,8 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         state = self.__dict__ | {"_opened": None, "_started": -1}
         pixels = self._images.pixels
         if isinstance(pixels, np.memmap) and pixels.filename is not None:
-            state["_images"] = replace(self._images, pixels=np.empty(0, dtype=np.uint8))
+            nothing = np.empty(0, dtype=np.uint8)
+            state["_images"] = replace(self._images, pixels=nothing, place=_sample)
             state["_pixels_file"] = str(pixels.filename)
         return state
 

@@ -1,13 +1,16 @@
 """Augmentation as Python code names it: operations of kdscale, transforms, functions."""
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torchvision.transforms import v2
+
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.mixing import Mixing
 from kdscale.data.views.operations.operation import Operation
-from kdscale.data.views.operations.operation_registry import parse_operation
+from kdscale.data.views.operations.operation_registry import NAMES, parse_operation
 from kdscale.data.views.operations.torchvision_op import TorchvisionOp
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
@@ -33,23 +36,43 @@ def pipeline_of(views: Views, *, num_samples: int, seed: int) -> Pipeline:
     """
     if isinstance(views, Pipeline):
         return views
-    entries = [views] if isinstance(views, (str, Mapping)) or callable(views) else list(views)
+    single = isinstance(views, (str, Mapping)) or callable(views)
+    entries: list[Any] = [views] if single else list(views)  # type: ignore[arg-type]
     operations = tuple(_operation(entry) for entry in entries)
     mixes = any(isinstance(operation, Mixing) for operation in operations)
     return Pipeline(operations, seed, MixPairs(num_samples) if mixes else None)
 
 
-def _operation(entry: View) -> Operation | Mixing:
+def _operation(entry: Any) -> Operation | Mixing:
     if isinstance(entry, (str, Mapping)):
         return parse_operation(entry, "views")
+    if isinstance(entry, (*NAMES, TorchvisionOp)):
+        return entry  # type: ignore[return-value]
     kind = type(entry)
     name = getattr(entry, "__qualname__", kind.__qualname__)
     module = getattr(entry, "__module__", kind.__module__)
     arguments = {} if hasattr(entry, "__qualname__") else {"arguments": repr(entry)}
-    described = arguments.get("arguments", "")
-    if "<lambda>" in name or "<locals>" in name or re.search(r" at 0x[0-9a-f]+", described):
+    described = f"{name} {arguments.get('arguments', '')}"
+    if inspect.ismethod(entry) or re.search(_NAMELESS, described):
         raise ConfigError(
             f"views: {shortened(repr(entry))} has no name by which the cache could tell it from "
-            "another transform: use a function of a module, or TorchvisionOp(function, name=...)"
+            "another transform: use a function of a module, or kdscale.TorchvisionOp(function, "
+            "name=...)"
         )
-    return TorchvisionOp(entry, name=f"{module}:{name}", arguments=arguments)
+    return TorchvisionOp(
+        entry, name=f"{module}:{name}", arguments=arguments, fixes_size=_fixes_size(entry)
+    )
+
+
+_NAMELESS = r"<lambda>|<locals>|<function |<bound method|\bLambda\(| at 0x[0-9a-f]+"
+"""What a representation has where functions are part of it: their content is not."""
+_OF_ONE_SIZE = (v2.RandomResizedCrop, v2.CenterCrop, v2.RandomCrop)
+
+
+def _fixes_size(transform: object) -> bool:
+    """Return whether a transform of torchvision gives images of one size, whatever theirs."""
+    if isinstance(transform, v2.Compose):
+        return any(_fixes_size(one) for one in transform.transforms)
+    if isinstance(transform, v2.Resize):
+        return isinstance(transform.size, Sequence) and len(transform.size) == 2
+    return isinstance(transform, _OF_ONE_SIZE)

@@ -1,5 +1,6 @@
 """The commands `kdscale cache ...`."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,15 @@ class _ClusterOptions:
     teacher_images_per_second: float | None
 
 
+def _finite(
+    _context: click.Context, _parameter: click.Parameter, value: float | None
+) -> float | None:
+    """Refuse nan and inf, which no range of click does."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 _cluster_options = grouped(
     "machines",
     _ClusterOptions,
@@ -55,7 +65,8 @@ _cluster_options = grouped(
     click.option("--gpus-per-node", type=click.IntRange(1), metavar="N",
                  help="GPUs of each machine, with one process each.  [default: 1]"),
     click.option("--teacher-images-per-second", type=click.FloatRange(0, min_open=True),
-                 metavar="X", help="Speed of the teacher on one GPU.  [default: as measured here]"),
+                 callback=_finite, metavar="X",
+                 help="Speed of the teacher on one GPU.  [default: as measured here]"),
 )  # fmt: skip
 
 

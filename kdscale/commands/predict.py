@@ -87,6 +87,8 @@ def open_classifier(
     """
     if model.is_dir():
         return _of_run(model, weights, trust_code=trust_code)
+    if weights != "last":
+        raise ExportError(f"--weights {weights} is for the folder of a run, {model} is a file")
     kind = FORMATS.get(model.suffix.removeprefix("."))
     if kind is None:
         raise ExportError(
@@ -216,7 +218,7 @@ def _open(classifier: ImageClassifier, file: Path) -> _Opened:
         pixels = decode_file(file, classifier.channels, classifier.grey_range)
     except DataError as error:
         return _Opened(file, None, str(error))
-    batch = torch.from_numpy(np.ascontiguousarray(pixels))[None]
+    batch = torch.from_numpy(np.array(pixels, order="C"))[None]
     clean = classifier.clean
     return _Opened(file, clean.apply(batch, 0, torch.zeros(1, dtype=torch.int64)))
 
@@ -232,7 +234,7 @@ def _classified(
     try:
         logits = classifier.forward(torch.cat(pixels))
     except KdscaleError as error:  # other channels or another size than the model takes
-        yield from (ImagePrediction(one.file, error=str(error)) for one in images)
+        yield from (ImagePrediction(one.file, error=f"{one.file}: {error}") for one in images)
         return
     found = logits.double().softmax(1).topk(min(top_k, logits.shape[1]))
     names = classifier.class_names

@@ -19,8 +19,10 @@ from kdscale.regular_files import path_inside
 
 log = logging.getLogger(__name__)
 
-_PNG_MODES = {"1", "I", "I;16", "L", "LA", "P", "RGB", "RGBA"}
+_PNG_MODES = {"1", "I;16", "L", "LA", "P", "RGB", "RGBA"}
 _IMAGE_KEYS = ("image", "img", "pixel_values", "pixels")
+_READ_TWICE = 32
+"""Samples that are read again, since an augmented data set could never be found again."""
 _LABEL_KEYS = ("label", "labels", "fine_label", "target")
 
 
@@ -47,7 +49,8 @@ def images_of(
 
     A sample is an image, `(image, label, ...)`, or a mapping of them. An image is a Pillow image, a
     uint8 array [H, W] or [H, W, C], a uint8 tensor [H, W] or [C, H, W], the bytes of an image file,
-    or its path; paths are read when they are needed, so a large set is better given by them.
+    its path, or a mapping of `bytes` and `path`; paths are read when they are needed, so a large
+    set is better given by them.
 
     Args:
         dataset: with `len` and integer indices, without augmentation and without normalisation.
@@ -64,9 +67,14 @@ def images_of(
         raise DataError(f"{name} is empty: wanted a data set with samples")
     cells, labels = [], np.full(len(dataset), -1, dtype=np.int64)
     for index in range(len(dataset)):
-        image, label = _parts(dataset[index], f"sample {index} of {name}")
-        cells.append(_cell(image, f"sample {index} of {name}"))
-        labels[index] = label
+        place = f"sample {index} of {name}"
+        cell, labels[index] = _read(dataset, index, place)
+        if index < _READ_TWICE and _read(dataset, index, place)[0] != cell:
+            raise DataError(
+                f"{place} has other pixels when it is read again: give the data set without "
+                "augmentation, which belongs to the views"
+            )
+        cells.append(cell)
     encoded = EncodedSplit(
         _column(cells),
         np.arange(len(cells)),
@@ -80,6 +88,19 @@ def images_of(
     return of_stored(encoded, open_or_decode(encoded, path_inside(root, "images")), name)
 
 
+def _read(dataset: MapDataset, index: int, place: str) -> tuple[dict[str, bytes | str | None], int]:
+    """Return the image of a sample as a cell, and its label or -1."""
+    try:
+        sample = dataset[index]
+        image, label = _parts(sample, place)
+        return _cell(image, place), label
+    except DataError:
+        raise
+    except Exception as error:  # whatever a data set, or Pillow's lazy readers, may raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{place} cannot be read: {reason}") from error
+
+
 def _parts(sample: Any, place: str) -> tuple[Any, int]:
     """Return the image of a sample, and its label or -1."""
     label: Any = None
@@ -90,21 +111,43 @@ def _parts(sample: Any, place: str) -> tuple[Any, int]:
                 f"{place} has the keys {', '.join(map(str, sample))}, wanted one of "
                 f"{', '.join(_IMAGE_KEYS)}"
             )
-        label = next((sample[key] for key in _LABEL_KEYS if key in sample), None)
+        label_key = next((key for key in _LABEL_KEYS if key in sample), None)
+        others = [k for k, v in sample.items() if isinstance(v, (int, np.integer))]
+        if label_key is None and others:
+            raise DataError(
+                f"{place} has numbers under {', '.join(map(str, others))}, and none of "
+                f"{', '.join(_LABEL_KEYS)}: rename the one that is the label, or leave them out"
+            )
+        label = None if label_key is None else sample[label_key]
         sample = sample[image_key]
     elif isinstance(sample, (tuple, list)):
         label = sample[1] if len(sample) > 1 else None
         sample = sample[0]
+    number = -1 if label is None else _class_number(label)
+    if number is None or number < -1:
+        raise DataError(
+            f"{place} has the label {label!r:.80}, wanted a class number from 0 on, or -1 or None "
+            "for none"
+        )
+    return sample, number
+
+
+def _class_number(label: Any) -> int | None:
+    """Return a label as an integer; None where it is none."""
     try:
-        return sample, -1 if label is None else int(label)
+        number = float(label)
     except (TypeError, ValueError):
-        raise DataError(f"{place} has the label {label!r:.80}, wanted a class number") from None
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _cell(image: Any, place: str) -> dict[str, bytes | str | None]:
     """Return an image as an encoded file, without loss, or the path of one."""
     if isinstance(image, (str, os.PathLike)):
         return {"bytes": None, "path": str(Path(image).absolute())}
+    if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        return _cell(image, place)  # Hugging Face's Image(decode=False)
     if isinstance(image, (bytes, bytearray)):
         return {"bytes": bytes(image), "path": None}
     if isinstance(image, Tensor):

@@ -21,7 +21,7 @@ from kdscale.errors import WeightsError
 from kdscale.formatting import reason_of
 from kdscale.models import checksums
 from kdscale.regular_files import check_regular
-from kdscale.run_identity import RUN_ID, WEIGHTS_FILES, check_run
+from kdscale.run_identity import RUN_FILE, RUN_ID, WEIGHTS_FILES, check_run
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,8 @@ def _check_run(path: Path, metadata: dict[str, Any]) -> None:
         RunError: the file is of another run.
     """
     stated = metadata.pop(RUN_ID, None)
-    if path.name in WEIGHTS_FILES:
+    # A recipe beside copied weights says nothing of the run that they are of.
+    if path.name in WEIGHTS_FILES and (path.parent / RUN_FILE).exists():
         check_run(path, stated)
 
 

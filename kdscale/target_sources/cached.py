@@ -20,7 +20,7 @@ from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
-from kdscale.errors import CacheMismatchError, OutOfRangeError, ViewMismatchError
+from kdscale.errors import CacheMismatchError, ConfigError, OutOfRangeError, ViewMismatchError
 from kdscale.formatting import number_of
 from kdscale.target_sources.buffer import TargetBuffer
 from kdscale.target_sources.memory_plan import EVERYTHING, MemoryPlan, plan_memory
@@ -116,6 +116,8 @@ class CachedTargets:
             CacheMismatchError: it has fewer views or features than required.
             ConfigError: no window fits into memory.
         """
+        if num_views is not None and num_views < 1:
+            raise ConfigError(f"num_views is {num_views}, wanted at least 1, or None for all")
         reader = CacheReader(path, patience, num_views or 1)
         manifest = reader.manifest
         if num_views is not None and num_views > manifest.num_views:

@@ -1,5 +1,7 @@
 """A cache of any model on any data set, from Python; and a data set of both, for any loader."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,10 @@ def test_another_teacher_is_refused_by_field(teacher, tmp_path):
         ([(np.zeros((8, 8), np.uint8), "cat")] * 4, "has the label 'cat'"),
         ([(np.zeros((8, 8), np.uint8), 0), (np.zeros((8, 8), np.uint8),)] * 4, "have no label"),
         ([{"foto": 1}], "has the keys foto"),
+        ([(np.zeros((8, 8), np.uint8), 0.7)] * 4, "has the label 0.7"),
+        ([(np.zeros((8, 8), np.uint8), -5)] * 4, "has the label -5"),
+        ([{"image": np.zeros((8, 8), np.uint8), "coarse": 3}], "numbers under coarse"),
+        ([(Image.new("HSV", (8, 8)), 0)] * 4, "sample 0 of one cannot be read"),
     ],
 )
 def test_samples_that_are_no_images_are_refused_by_name(samples, message, teacher, tmp_path):
@@ -197,9 +203,53 @@ def test_other_views_than_the_caches_are_refused(teacher, tmp_path):
         opened(tmp_path, Arrays(), views=["random_horizontal_flip"])
 
 
-def test_transform_without_a_name_is_refused(teacher, tmp_path):
-    with pytest.raises(ConfigError, match="no name by which"):
-        build(teacher, Arrays(), tmp_path, [lambda image: image])
+class Brightness:
+    """A transform of a user's own that does not say its factor."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def apply(self, image):
+        return (image * self.factor).to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        [lambda image: image],
+        [v2.Compose([v2.RandomHorizontalFlip(), v2.Lambda(lambda image: image // 2)])],
+        [v2.Lambda(jitter)],
+        [Brightness(0.5).apply],
+    ],
+    ids=["lambda", "lambda inside", "v2.Lambda", "method"],
+)
+def test_transform_whose_name_does_not_tell_it_from_another_is_refused(views, teacher, tmp_path):
+    with pytest.raises(ConfigError, match=r"no name by which .*TorchvisionOp\(function, name="):
+        build(teacher, Arrays(), tmp_path, views)
+
+
+def test_transform_may_be_named(teacher, tmp_path):
+    views = [kdscale.TorchvisionOp(Brightness(0.5).apply, name="darker, 0.5")]
+    build(teacher, Arrays(), tmp_path, views, num_views=1)
+    image, _, logits = opened(tmp_path, Arrays(), views=views)[2]
+    torch.testing.assert_close(logits[None], answers(teacher, image[None]))
+
+
+@pytest.mark.parametrize(
+    "views",
+    [[{"name": "random_resized_crop", "size": 8}], [v2.RandomResizedCrop(8)]],
+    ids=["kdscale", "torchvision"],
+)
+def test_images_of_several_sizes_are_cached_with_a_clean_size(views, teacher, tmp_path):
+    samples = [(Image.new("L", (9 + i % 4, 12), 10 * i), i % 4) for i in range(SAMPLES)]
+    with pytest.raises(ConfigError, match=r"give clean=\[\{"):
+        build(teacher, samples, tmp_path, views)
+    names = {"class_names": Arrays.classes}
+    build(teacher, samples, tmp_path, views, clean=[{"name": "resize", "size": [8, 8]}], **names)
+    dataset = opened(tmp_path, samples, views=views)
+    image, _, logits = dataset[5]
+    assert image.shape == (1, 8, 8)
+    torch.testing.assert_close(logits[None], answers(teacher, image[None]))
 
 
 # --------------------------------------------------------------------------- loading
@@ -212,6 +262,43 @@ def test_data_set_of_other_images_is_refused(teacher, tmp_path):
     other.images[5, 0, 0] ^= 1
     with pytest.raises(CacheMismatchError, match="other images"):
         opened(tmp_path, other)
+
+
+def test_data_set_that_augments_is_refused(teacher, tmp_path):
+    noise = np.random.default_rng(0)
+    changing = Arrays(lambda array: noise.integers(0, 256, array.shape[:2], dtype=np.uint8))
+    with pytest.raises(DataError, match="other pixels when it is read again"):
+        build(teacher, changing, tmp_path)
+
+
+def test_relative_paths_hold_after_a_change_of_folder(teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build(teacher, Arrays(), tmp_path)
+    dataset = kdscale.CachedDataset("one.zarr", Arrays(), cache_root="root")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    dataset.set_epoch(1)
+    assert dataset[0][2].isfinite().all()
+
+
+def test_epochs_and_views_that_cannot_be_are_refused(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path)
+    with pytest.raises(TypeError):
+        opened(tmp_path, Arrays()).set_epoch(1.5)
+    with pytest.raises(IndexError, match="counted from 0"):
+        opened(tmp_path, Arrays()).set_epoch(-1)
+    with pytest.raises(ConfigError, match="num_views is 0"):
+        opened(tmp_path, Arrays(), num_views=0)
+
+
+def test_ctrl_c_ends_a_loop_over_builds(teacher, tmp_path):
+    def interrupting(image):
+        signal.raise_signal(signal.SIGINT)
+        return image
+
+    views = [kdscale.TorchvisionOp(interrupting, name="Ctrl-C", draws=False)]
+    with pytest.raises(KeyboardInterrupt):
+        build(teacher, Arrays(), tmp_path, views, num_views=1)
 
 
 @pytest.mark.parametrize("index", [SAMPLES, -SAMPLES - 1])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -149,3 +150,24 @@ def test_folder_without_images_is_refused(kdscale, run, tmp_path):
     done = kdscale("predict", run, "empty")
     assert done.exit_code == 1
     assert "has no image" in done.stderr
+
+
+def test_image_of_another_size_is_named(kdscale, run, folder):
+    Image.new("L", (30, 40)).save(folder / "a" / "large.png")
+    done = kdscale("predict", run, folder, "--json", "--trust-code")
+    assert done.exit_code == 1
+    assert "large.png: " in done.stderr
+
+
+def test_weights_beside_the_recipe_alone_are_read(kdscale, run, folder, tmp_path):
+    (tmp_path / "copied").mkdir()
+    for name in ("weights.safetensors", "recipe.toml"):
+        shutil.copy(run / name, tmp_path / "copied" / name)
+    done = kdscale("predict", "copied/weights.safetensors", folder, "--json", "--trust-code")
+    assert len(predictions(done)) == 3
+
+
+def test_best_weights_are_those_of_a_run(kdscale, run, folder):
+    done = kdscale("predict", run / "weights.safetensors", folder, "--weights", "best")
+    assert done.exit_code == 1
+    assert "is for the folder of a run" in done.stderr
