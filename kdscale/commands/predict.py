@@ -189,7 +189,7 @@ def _on_device(path: Path, *, trust_code: bool) -> Forward:
 
 
 def _channels(about: dict[str, Any]) -> int:
-    """Channels of the pixels that a model was trained on, as far as its file states them."""
+    """Return the channels of the pixels that a model was trained on, else those it takes."""
     if "pixels" in about:
         return int(about["pixels"]["shape"][1])
     return Preprocess.parse(about["preprocess"]).channels

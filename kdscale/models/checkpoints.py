@@ -139,7 +139,7 @@ def _check_run(path: Path, metadata: dict[str, Any]) -> None:
         RunError: the file is of another run.
     """
     stated = metadata.pop(RUN_ID, None)
-    # A recipe beside copied weights says nothing of the run that they are of.
+    # A recipe beside copied weights does not identify their run.
     if path.name in WEIGHTS_FILES and (path.parent / RUN_FILE).exists():
         check_run(path, stated)
 

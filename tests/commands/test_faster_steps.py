@@ -14,20 +14,10 @@ from kdscale.errors import ConfigError, Interrupted
 from kdscale.experiment import Experiment, Locations
 from kdscale.runs.log import read_metrics
 from kdscale.runs.run_spec import RunSpec
+from tests.commands.test_two_flows import assert_same_weights, losses
 
 CACHED = RunSpec("student", "cache", 0)
 STUDENT = {"model": "tiny_models:batch_norm", "options": None}
-
-
-def losses(run):
-    return [record["loss"] for record in read_metrics(run) if "loss" in record]
-
-
-def assert_same_weights(one, other):
-    ours, theirs = (load_file(run / "weights.safetensors") for run in (one, other))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 @pytest.fixture
