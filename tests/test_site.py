@@ -1,0 +1,26 @@
+"""The documentation site builds offline without a warning, and loads nothing from elsewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.thorough
+def test_site_builds_strictly_and_requests_nothing_from_other_hosts(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 50
+    for page in pages:
+        loaded = re.findall(
+            r"<(?:link|script|img|iframe)\b[^>]*?(?:href|src)=\"([^\"]+)", page.read_text()
+        )
+        assert [address for address in loaded if "//" in address] == [], page
