@@ -1,5 +1,6 @@
 """The documentation site builds offline without a warning, and loads nothing from elsewhere."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -24,3 +25,11 @@ def test_site_builds_strictly_and_requests_nothing_from_other_hosts(tmp_path):
             r"<(?:link|script|img|iframe)\b[^>]*?(?:href|src)=\"([^\"]+)", page.read_text()
         )
         assert [address for address in loaded if "//" in address] == [], page
+
+
+def test_index_of_errors_is_what_the_code_raises():
+    spec = importlib.util.spec_from_file_location("error_index", ROOT / "docs/site/error_index.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "docs" / "errors.md").read_text()
+    assert written == module.error_index(), "run: python docs/site/error_index.py"
