@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import kdscale
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -33,3 +35,10 @@ def test_index_of_errors_is_what_the_code_raises():
     spec.loader.exec_module(module)
     written = (ROOT / "docs" / "errors.md").read_text()
     assert written == module.error_index(), "run: python docs/site/error_index.py"
+
+
+def test_python_reference_has_every_public_name():
+    documented = re.findall(
+        r"^::: kdscale\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+    )
+    assert sorted(documented) == sorted(set(kdscale.__all__) - {"__version__"})
