@@ -46,9 +46,9 @@ def main() -> float:
     with TemporaryDirectory() as folder:
         cache = kdscale.build_cache(
             teacher, samples, [{"name": "random_crop", "padding": 2}], Path(folder) / "mine.zarr",
-            mean=[0.5], std=[0.25], num_views=4, class_names=["left", "right"], cache_root=folder,
+            input={"mean": [0.5], "std": [0.25]}, num_views=4,
         )  # fmt: skip
-        dataset = kdscale.CachedDataset(cache, samples, cache_root=folder)
+        dataset = kdscale.CachedDataset(cache, samples)
         student = model(8)
         optimizer = torch.optim.Adam(student.parameters(), 3e-3)
         loader = DataLoader(dataset, batch_size=32, shuffle=True)

@@ -49,9 +49,9 @@ def main() -> list[float]:
     with TemporaryDirectory() as folder:
         cache = kdscale.build_cache(
             teacher, samples, [{"name": "random_crop", "padding": 2}], Path(folder) / "mine.zarr",
-            mean=[0.5], std=[0.25], num_views=2, class_names=["left", "right"], cache_root=folder,
+            input={"mean": [0.5], "std": [0.25]}, num_views=2,
         )  # fmt: skip
-        dataset = kdscale.CachedDataset(cache, samples, cache_root=folder)
+        dataset = kdscale.CachedDataset(cache, samples)
         arguments = TrainingArguments(
             output_dir=folder, num_train_epochs=2, per_device_train_batch_size=32,
             learning_rate=1e-2, logging_steps=1, save_strategy="no", report_to=[],

@@ -7,6 +7,7 @@ from kdscale.version import __version__
 if TYPE_CHECKING:
     from kdscale.api.build_cache import build_cache
     from kdscale.api.cached_dataset import CachedDataset
+    from kdscale.data.given_images import images_of
     from kdscale.data.image_dataset import load_images
     from kdscale.data.source import SourceOptions
     from kdscale.data.views.operations.torchvision_op import TorchvisionOp
@@ -23,6 +24,7 @@ _PUBLIC = {
     "SourceOptions": "kdscale.data.source",
     "TorchvisionOp": "kdscale.data.views.operations.torchvision_op",
     "build_cache": "kdscale.api.build_cache",
+    "images_of": "kdscale.data.given_images",
     "kl_loss": "kdscale.losses.logits",
     "load_images": "kdscale.data.image_dataset",
     "load_student": "kdscale.models.deployable",
@@ -36,6 +38,7 @@ __all__ = [
     "TorchvisionOp",
     "__version__",
     "build_cache",
+    "images_of",
     "kl_loss",
     "load_images",
     "load_student",

@@ -1,23 +1,26 @@
 """Build a cache from Python: a teacher in memory, a data set in memory, no recipe."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from kdscale.api.given_settings import images_root, recipe_of
 from kdscale.api.given_views import Views, pipeline_of
 from kdscale.commands.build import build
-from kdscale.config import parse_recipe
 from kdscale.data.given_images import MapDataset, images_of
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, Interrupted
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.locations import Locations
+from kdscale.models.statements import statement_of
 
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 _UNUSED_STUDENT = "cifar10-lightnn"
 """A recipe names a student; a build creates none."""
 
@@ -28,113 +31,118 @@ def build_cache(
     views: Views,
     path: str | Path,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    size: int | None = None,
+    input: Mapping[str, Any] | None = None,
     num_views: int = 30,
-    class_names: Sequence[str] | None = None,
-    clean: Sequence[str | Mapping[str, Any]] = (),
-    encoding: str = "auto",
-    features: Sequence[str] = (),
-    precision: str = "float32",
-    batch_size: int = 512,
-    seed: int = 0,
-    cache_root: str | Path = "cache",
+    forward: Mapping[str, Any] = _DEFAULTS,
+    cache: Mapping[str, Any] = _DEFAULTS,
 ) -> Path:
     """Run a teacher on every view of every image once, and store its logits.
 
     The cache is the one that `kdscale cache build` writes for the same weights, images and views:
-    it is resumed where it was stopped, found finished, verified, and read by the command line too.
+    a build that was stopped is resumed, a finished cache is found, and the command line reads it.
 
     Args:
         teacher: gives logits [B, classes] of preprocessed images; put into evaluation mode, without
-            gradients, on the device of this process.
-        dataset: any map-style data set, see `kdscale.data.given_images.images_of`, or what
-            `kdscale.load_images` returned. No augmentation, no normalisation.
-        views: the augmentation, see `kdscale.api.given_views.pipeline_of`.
-        path: folder of the cache, `NAME.zarr`.
-        mean: of the teacher's input, per channel on the scale 0..1.
-        std: the same.
-        size: side of the square that the teacher takes, pixels; None = that of the views.
+            gradients, on the device of this process, and restored afterwards.
+        dataset: any map-style data set without augmentation and normalisation, or what
+            `kdscale.images_of` or `kdscale.load_images` returned.
+        views: augmentation, in order: operations of kdscale by name or as tables, or transforms of
+            one uint8 image [C, H, W] such as torchvision's. Or a `kdscale.Pipeline` of them, which
+            has a seed of its own.
+        path: folder of the cache, `NAME.zarr`. Decoded images are stored beside it.
+        input: what the teacher takes, as `[teacher.input]` of a recipe: `mean` and `std` of each
+            channel of pixels scaled to 0..1, and `size`, pixels a side, if not that of the views.
+            None = as timm's `pretrained_cfg` of the teacher states.
         num_views: views of each image.
-        class_names: in the order of the logits; None = the data set's.
-        clean: operations without draws, such as `{"name": "resize", "size": [224, 224]}`, for the
-            images on which the teacher is checked; needed where images differ in size.
-        encoding: how logits are stored, a value of `cache.encoding` in docs/recipes.md.
-        features: modules of the teacher whose outputs are stored, too.
-        precision: of the teacher's forward pass.
-        batch_size: images of a forward pass.
-        seed: of the views.
-        cache_root: folder of decoded images.
+        forward: fields of `[teacher]` of the forward pass: `precision`, `batch_size`, ...
+        cache: fields of `[cache]`: `encoding` ("auto" if it is not set), `features`, ...
 
     Returns:
         `path`.
 
     Raises:
         KdscaleError: the data set, the views or the teacher cannot be used, or the cache at `path`
-            is another one; what is stored stays.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; whole shards are stored, and the same call goes on.
+            is another one, which is left as it is.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; whole shards are stored, and the same call resumes.
     """
-    path, root = Path(path).absolute(), Path(cache_root).absolute()
+    path = Path(path).absolute()
     if isinstance(dataset, ImageDataset):
         images = dataset
     else:
-        images = images_of(dataset, class_names=class_names, name=path.stem, root=root)
-    if clean:
-        images = replace(images, clean=tuple(clean))
-    if not images.one_size and not Pipeline.parse(images.clean, field="clean").leading:
-        raise ConfigError(
-            f"{images.name} has images of several sizes, and the teacher is checked on images that "
-            'are not augmented: give clean=[{"name": "resize", "size": [224, 224]}], or what fits '
-            "the teacher"
-        )
-    if not images.classes:
-        raise ConfigError(
-            f"{images.name} has no labels and names no classes: give class_names, in the order of "
-            "the teacher's logits"
-        )
-    pipeline = pipeline_of(views, num_samples=images.num_samples, seed=seed)
+        images = images_of(dataset, name=path.stem, root=images_root(path))
+    _check_images(images)
+    pipeline = pipeline_of(views, num_samples=images.num_samples, seed=0)
     kind = type(teacher)
-    recipe = parse_recipe(
-        {
-            "name": "python",
-            "data": {"source": images.name},
-            "views": {"operations": pipeline.describe()["operations"], "count": num_views},
-            "cache": {
-                "encoding": encoding,
-                "features": [{"module": module} for module in features],
-            },
-            "teacher": {
-                "model": f"{kind.__module__}:{kind.__qualname__}",
-                "input": {"mean": list(mean), "std": list(std), "size": size},
-                "precision": precision,
-                "memory_format": "contiguous",
-                "batch_size": batch_size,
-            },
-            "student": {"model": _UNUSED_STUDENT},
-            "loss": {"hard_weight": 0.0, "soft_weight": 1.0},
-        },
+    settings = {"memory_format": "contiguous", "input": input or _stated_input(teacher), **forward}
+    recipe = recipe_of(
         "build_cache",
+        data={"source": images.name},
+        views={"operations": pipeline.describe()["operations"], "count": num_views},
+        cache={"encoding": "auto", **cache},
+        teacher={**settings, "model": f"{kind.__module__}:{kind.__qualname__}"},
+        student={"model": _UNUSED_STUDENT},
+        loss={"hard_weight": 0.0, "soft_weight": 1.0},
     )
     experiment = Experiment(
         recipe,
-        Locations(cache_root=root, cache=path),
-        teacher_views=pipeline,
+        Locations(cache_root=images_root(path), cache=path),
+        given_views=pipeline,
         given_images=images,
         given_teacher=teacher,
     )
-    # A copy would double its memory: what the build changes is put back.
+    with _restored(teacher):
+        try:
+            build(experiment)
+        except Interrupted as stop:  # no error that a loop over several builds should go on after
+            raise KeyboardInterrupt(str(stop)) from stop
+    return path
+
+
+def _stated_input(teacher: nn.Module) -> Mapping[str, Any]:
+    """Return what a module of timm states about its input.
+
+    Raises:
+        ConfigError: it states nothing.
+    """
+    stated = statement_of("timm/", teacher, {"pretrained": True})
+    if stated is None or stated.preprocess is None:
+        raise ConfigError(
+            f"{type(teacher).__name__} does not state what it takes: give input={{'mean': [...], "
+            "'std': [...]}}, one value a channel, of pixels scaled to 0..1"
+        )
+    return stated.preprocess.describe()
+
+
+def _check_images(images: ImageDataset) -> None:
+    """Refuse images that the teacher cannot be checked on.
+
+    Raises:
+        ConfigError: they differ in size without a clean size, or their classes have no names.
+    """
+    if not images.one_size and not Pipeline.parse(images.clean, field="clean").leading:
+        raise ConfigError(
+            f"{images.name} has images of several sizes, and the teacher is checked on images that "
+            'are not augmented: give kdscale.images_of(dataset, clean=[{"name": "resize", "size": '
+            "[224, 224]}]), with a size that fits the teacher"
+        )
+    if not images.classes:
+        raise ConfigError(
+            f"{images.name} has no labels and names no classes: give kdscale.images_of(dataset, "
+            "class_names=[...]), in the order of the teacher's logits"
+        )
+
+
+@contextmanager
+def _restored(teacher: nn.Module) -> Iterator[None]:
+    """Restore a module's modes, gradients and device afterwards; a copy would double its memory."""
     modes = {name: module.training for name, module in teacher.named_modules()}
-    frozen = {name: one.requires_grad for name, one in teacher.named_parameters()}
+    trainable = {name: one.requires_grad for name, one in teacher.named_parameters()}
     device = next((one.device for one in teacher.parameters()), torch.device("cpu"))
     try:
-        build(experiment)
-    except Interrupted as stop:  # no error that a loop over several builds should go on after
-        raise KeyboardInterrupt(str(stop)) from stop
+        yield
     finally:
         teacher.to(device)
         for name, module in teacher.named_modules():
             module.training = modes[name]
         for name, one in teacher.named_parameters():
-            one.requires_grad_(frozen[name])
-    return path
+            one.requires_grad_(trainable[name])

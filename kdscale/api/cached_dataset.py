@@ -1,7 +1,7 @@
 """A data set for any loader and any trainer: pixels of views, labels and the teacher's logits."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdscale.api.given_settings import images_root
 from kdscale.api.given_views import Views, pipeline_of
 from kdscale.cache.manifest import read_manifest
 from kdscale.data.given_images import MapDataset, images_of
@@ -44,11 +45,12 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
 
     Args:
         cache: folder or URL of the cache.
-        dataset: the data set that the cache was built of, in the same order.
+        dataset: the data set that the cache was built of, in the same order, or what
+            `kdscale.images_of` or `kdscale.load_images` returned. Its decoded images are stored
+            beside the cache.
         views: those of the cache, where they are transforms of your own, which a cache only names.
         num_views: use only the cache's first views; None = all.
         features: modules of the teacher whose stored features are wanted.
-        cache_root: folder of decoded images.
 
     Raises:
         CacheError: the cache is not there, not finished or damaged.
@@ -64,7 +66,6 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         views: Views | None = None,
         num_views: int | None = None,
         features: Sequence[str] = (),
-        cache_root: str | Path = "cache",
     ) -> None:
         manifest = read_manifest(cache)
         if isinstance(dataset, ImageDataset):
@@ -74,7 +75,7 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
                 dataset,
                 class_names=manifest.dataset["classes"],
                 name=str(manifest.dataset["source"]),
-                root=Path(cache_root),
+                root=images_root(cache),
             )
         if self._images.fingerprint != manifest.dataset["fingerprint"]:
             raise CacheMismatchError(
@@ -100,7 +101,8 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         self._started = -1
         self.class_names = tuple(self._images.classes)
         """In the order of the logits."""
-        self._check_views(manifest.views)
+        self._open()  # what cannot be used is refused here, before a loader's workers start
+        self.close()
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -168,17 +170,6 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
             self._opened[0].start_epoch(epoch)
             self._started = epoch
         return self._opened
-
-    def _check_views(self, described: Mapping[str, Any]) -> None:
-        """Refuse a cache of transforms of a user's own that are not given."""
-        own = [one["name"] for one in described["operations"] if ":" in one["name"]]
-        if own and self._pipeline is None:
-            raise ConfigError(
-                f"{self._cache} has views by a transform of your own, {own[0]!r}: give it again "
-                "(views=[...])"
-            )
-        self._open()
-        self.close()
 
     def close(self) -> None:
         """Stop reading ahead; the next sample opens the cache again."""

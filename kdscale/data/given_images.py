@@ -4,6 +4,7 @@ import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,8 +43,9 @@ def images_of(
     dataset: MapDataset,
     *,
     class_names: Sequence[str] | None = None,
+    clean: Sequence[str | Mapping[str, Any]] = (),
     name: str = "dataset",
-    root: Path = Path("cache"),
+    root: str | Path = "cache",
 ) -> ImageDataset:
     """Read all samples of a data set once, and store their pixels below `root`.
 
@@ -56,6 +58,9 @@ def images_of(
         dataset: with `len` and integer indices, without augmentation and without normalisation.
         class_names: in the order of the labels; None = those of the data set (`classes`, or the
             features of a Hugging Face data set), else the numbers.
+        clean: operations without draws, such as `{"name": "resize", "size": [224, 224]}`, for
+            images that are not augmented: those of a test, and a first check of the teacher. Needed
+            where images differ in size.
         name: what messages call the data set.
         root: folder below which decoded images are stored.
 
@@ -85,7 +90,8 @@ def images_of(
         num_files=sum(cell["bytes"] is None for cell in cells),
     )
     log.info("%s", describe_split(encoded), extra={"once": True})
-    return of_stored(encoded, open_or_decode(encoded, path_inside(root, "images")), name)
+    images = of_stored(encoded, open_or_decode(encoded, path_inside(Path(root), "images")), name)
+    return replace(images, clean=tuple(clean))
 
 
 def _read(dataset: MapDataset, index: int, place: str) -> tuple[dict[str, bytes | str | None], int]:

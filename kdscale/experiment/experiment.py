@@ -45,9 +45,9 @@ class Experiment:
     recipe: config.Recipe
     locations: Locations
     accelerator: Accelerator = field(default_factory=create_accelerator)
-    teacher_views: Pipeline | None = None
-    """Views that the teacher is run on, in place of the recipe's; from Python, a pipeline may hold
-    callables (`TorchvisionOp`). None = the recipe's."""
+    given_views: Pipeline | None = None
+    """Views of teacher and student, where Python code gives a pipeline in place of the recipe's
+    operations: it may hold callables (`TorchvisionOp`)."""
     require_labels: bool | None = None
     """Whether the training split must have labels; None = if the recipe's loss needs them."""
     random_teacher: bool = False
@@ -116,12 +116,12 @@ class Experiment:
     @cached_property
     def views(self) -> Pipeline:
         """The recipe's augmentation, as a student is trained on it."""
-        return pipeline(self.recipe, self.train_set.num_samples)
+        return self.given_views or pipeline(self.recipe, self.train_set.num_samples)
 
     @cached_property
     def cached_views(self) -> Pipeline:
         """The views that the teacher is run on; with `views.mode = 'fixed'`, clean images."""
-        return self.teacher_views or cached_pipeline(self.recipe, self.train_set.num_samples)
+        return self.given_views or cached_pipeline(self.recipe, self.train_set.num_samples)
 
     # ------------------------------------------------------------------ models
 

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import kdscale
+from kdscale.cache.manifest import read_manifest
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
 
-SCALE = {"mean": [0.5], "std": [0.25]}
+INPUT = {"mean": [0.5], "std": [0.25]}
 FLIP_AND_CROP = [{"name": "random_crop", "padding": 1}, "random_horizontal_flip"]
 SAMPLES = 24
 
@@ -56,16 +57,12 @@ class Arrays:
 
 
 def build(teacher, dataset, tmp_path, views=FLIP_AND_CROP, **changes):
-    settings = {"num_views": 2, "encoding": "float32", "cache_root": tmp_path / "root"}
-    return kdscale.build_cache(
-        teacher, dataset, views, tmp_path / "one.zarr", **SCALE, **settings | changes
-    )
+    settings = {"num_views": 2, "cache": {"encoding": "float32"}, "input": INPUT}
+    return kdscale.build_cache(teacher, dataset, views, tmp_path / "one.zarr", **settings | changes)
 
 
 def opened(tmp_path, dataset, **changes):
-    return kdscale.CachedDataset(
-        tmp_path / "one.zarr", dataset, cache_root=tmp_path / "root", **changes
-    )
+    return kdscale.CachedDataset(tmp_path / "one.zarr", dataset, **changes)
 
 
 @torch.no_grad()
@@ -123,13 +120,12 @@ def test_paths_and_mappings_are_read_too(teacher, tmp_path):
         Image.fromarray(array[:, :, 0]).save(tmp_path / f"{number}.png")
     samples = [{"image": tmp_path / f"{i}.png", "label": i % 4} for i in range(SAMPLES)]
     build(teacher, Arrays(), tmp_path)
-    names = kdscale.build_cache(
-        teacher, samples, FLIP_AND_CROP, tmp_path / "paths.zarr", **SCALE, num_views=2,
-        class_names=Arrays.classes, encoding="float32", cache_root=tmp_path / "root",
+    images = kdscale.images_of(samples, class_names=Arrays.classes, root=tmp_path)
+    paths = kdscale.build_cache(
+        teacher, images, FLIP_AND_CROP, tmp_path / "paths.zarr", input=INPUT, num_views=2,
+        cache={"encoding": "float32"},
     )  # fmt: skip
-    assert opened(tmp_path, samples)[5][2].equal(
-        kdscale.CachedDataset(names, samples, cache_root=tmp_path / "root")[5][2]
-    )
+    assert opened(tmp_path, samples)[5][2].equal(kdscale.CachedDataset(paths, images)[5][2])
 
 
 def test_command_line_reads_it_and_a_second_build_finds_it(teacher, tmp_path, kdscale):
@@ -170,9 +166,43 @@ def test_samples_that_are_no_images_are_refused_by_name(samples, message, teache
     assert not (tmp_path / "one.zarr").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"input": {"mean": [0.5]}}, "kdscale.build_cache: 'teacher.input.std' is missing"),
+        ({"input": None}, "Teacher does not state what it takes: give input="),
+        ({"cache": {"encodings": "float32"}}, "did you mean 'encoding'"),
+        ({"forward": {"precision": "float8"}}, "teacher.precision"),
+        ({"num_views": 0}, "views.count"),
+    ],
+)
+def test_settings_are_checked_as_those_of_a_recipe(settings, message, teacher, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        build(teacher, Arrays(), tmp_path, **settings)
+
+
+def test_model_of_timm_states_its_input(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet.r160_in1k", num_classes=4)
+    samples = [(Image.fromarray(array[:, :, [0, 0, 0]]), 0) for array in pixels(4)]
+    images = kdscale.images_of(samples, class_names=Arrays.classes, root=tmp_path)
+    path = build(net, images, tmp_path, input=None, num_views=1)
+    stated = read_manifest(path).teacher["preprocess"]
+    assert stated["mean"] == pytest.approx(net.pretrained_cfg["mean"])
+    assert stated["size"] == net.pretrained_cfg["input_size"][-1]
+
+
+def test_views_have_the_seed_of_a_pipeline(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path, kdscale.Pipeline.parse(FLIP_AND_CROP, seed=7))
+    assert read_manifest(tmp_path / "one.zarr").views["seed"] == 7
+    image, _, logits = opened(tmp_path, Arrays())[3]
+    torch.testing.assert_close(logits[None], answers(teacher, image[None]))
+
+
 def test_labels_beyond_the_class_names_are_refused(teacher, tmp_path):
     with pytest.raises(DataError, match="label 3, and 2 class names"):
-        build(teacher, Arrays(), tmp_path, class_names=["a", "b"])
+        kdscale.images_of(Arrays(), class_names=["a", "b"], root=tmp_path)
 
 
 # --------------------------------------------------------------------------- views
@@ -194,6 +224,12 @@ def test_transforms_of_torchvision_and_of_your_own_are_replayed(teacher, tmp_pat
 def test_transform_of_your_own_is_asked_for_by_name(teacher, tmp_path):
     build(teacher, Arrays(), tmp_path, [jitter])
     with pytest.raises(ConfigError, match=r"jitter.*views=\[\.\.\.\]"):
+        opened(tmp_path, Arrays())
+
+
+def test_transform_of_your_own_is_asked_for_by_the_name_you_gave_it(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path, [kdscale.TorchvisionOp(jitter, name="darker, 0.5")])
+    with pytest.raises(ConfigError, match=r"a transform of your own, 'darker, 0.5'"):
         opened(tmp_path, Arrays())
 
 
@@ -242,10 +278,11 @@ def test_transform_may_be_named(teacher, tmp_path):
 )
 def test_images_of_several_sizes_are_cached_with_a_clean_size(views, teacher, tmp_path):
     samples = [(Image.new("L", (9 + i % 4, 12), 10 * i), i % 4) for i in range(SAMPLES)]
-    with pytest.raises(ConfigError, match=r"give clean=\[\{"):
+    with pytest.raises(ConfigError, match=r"images_of\(dataset, clean=\[\{"):
         build(teacher, samples, tmp_path, views)
-    names = {"class_names": Arrays.classes}
-    build(teacher, samples, tmp_path, views, clean=[{"name": "resize", "size": [8, 8]}], **names)
+    clean = [{"name": "resize", "size": [8, 8]}]
+    images = kdscale.images_of(samples, class_names=Arrays.classes, clean=clean, root=tmp_path)
+    build(teacher, images, tmp_path, views)
     dataset = opened(tmp_path, samples, views=views)
     image, _, logits = dataset[5]
     assert image.shape == (1, 8, 8)
@@ -274,7 +311,7 @@ def test_data_set_that_augments_is_refused(teacher, tmp_path):
 def test_relative_paths_hold_after_a_change_of_folder(teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     build(teacher, Arrays(), tmp_path)
-    dataset = kdscale.CachedDataset("one.zarr", Arrays(), cache_root="root")
+    dataset = kdscale.CachedDataset("one.zarr", Arrays())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     dataset.set_epoch(1)
@@ -345,7 +382,8 @@ def test_mixed_views_have_shares_of_classes_for_labels(teacher, tmp_path):
 
 
 def test_features_follow_the_logits(teacher, tmp_path):
-    build(teacher, Arrays(), tmp_path, features=["layers.0"])
+    stored = {"encoding": "float32", "features": ["layers.0"]}
+    build(teacher, Arrays(), tmp_path, cache=stored)
     image, _, _, features = opened(tmp_path, Arrays(), features=["layers.0"])[2]
     expected = ((image.float() / 255 - 0.5) / 0.25).flatten()
     torch.testing.assert_close(features, expected, atol=2e-3, rtol=1e-3)

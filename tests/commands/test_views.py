@@ -101,10 +101,10 @@ def test_callable_of_ones_own_fills_a_cache_and_reads_it(load_table, tiny_teache
         Experiment(
             recipe,
             Locations(cache_root=tmp_path, teacher_weights=tiny_teacher),
-            teacher_views=views,
+            given_views=views,
         )
     )
-    with pytest.raises(ConfigError, match="no operation 'upside-down-1'"):
+    with pytest.raises(ConfigError, match="transform of your own, 'upside-down-1'"):
         CachedTargets.open(path)
     other = Pipeline((TorchvisionOp(upside_down, "upside-down-2"),), seed=4)
     with pytest.raises(CacheMismatchError, match="upside-down-2"):

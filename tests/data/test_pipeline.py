@@ -12,7 +12,7 @@ from kdscale.data.views.digest import digest
 from kdscale.data.views.operations.operation_registry import MIXING, OPERATIONS
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.data.views.schedule import ViewSchedule
-from kdscale.errors import ConfigError
+from kdscale.errors import ConfigError, DataError
 from tests.data import replay
 
 CROP = {"name": "random_crop", "padding": 4}
@@ -256,3 +256,18 @@ def test_every_operation_is_specified():
 def test_every_operation_has_a_known_answer(name):
     rendered = {row[0] for row in replay.known_answers("views")}
     assert any(f'"name":"{name}"' in DOCUMENTED[pipeline] for pipeline in rendered)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.rand(2, 3, 8, 8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.rand(2, 3, 8, 8).half(),
+    ],
+    ids=["float32", "one image", "float16"],
+)
+@pytest.mark.parametrize("operations", [[], [FLIP], ["trivial_augment_wide"]])
+def test_pixels_that_are_no_bytes_are_refused(images, operations):
+    with pytest.raises(DataError, match=r"wanted torch.uint8 \[B, C, H, W\]"):
+        Pipeline.parse(operations)(images, 0, torch.arange(2))

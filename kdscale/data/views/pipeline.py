@@ -15,9 +15,9 @@ from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.mixing import Mixing
 from kdscale.data.views.operations.operation import Operation
 from kdscale.data.views.operations.operation_registry import NAMES, parse_operation
-from kdscale.data.views.operations.torchvision_op import TorchvisionOp
+from kdscale.data.views.operations.torchvision_op import TorchvisionOp, is_own
 from kdscale.data.views.run_operations import compiled_run, run_operations
-from kdscale.errors import ConfigError
+from kdscale.errors import ConfigError, DataError
 
 _ALL = derive_seed(0x616C6C)  # "all"
 _DESCRIBED = {"generator", "seed", "operations", "pairing", "enumerated", "count"}
@@ -99,7 +99,7 @@ class Pipeline:
         """The pipeline that `describe` described, as a manifest's `views` has it.
 
         Raises:
-            ConfigError: it cannot be replayed by this version.
+            ConfigError: this version cannot replay it, or it has a transform of the user's own.
         """
         unknown = description.keys() - _DESCRIBED
         if unknown:
@@ -111,6 +111,13 @@ class Pipeline:
             raise ConfigError(
                 f"views were made by generator {description['generator']}, this is generator "
                 f"{GENERATOR_VERSION}: use the kdscale that made them"
+            )
+        own = [one["name"] for one in description["operations"] if is_own(one)]
+        if own:
+            raise ConfigError(
+                f"the views have a transform of your own, {own[0]!r}, which a cache only names: "
+                "open the cache with it (`CachedDataset(..., views=[...])`, or "
+                "`CachedTargets.open(..., pipeline=...)`)"
             )
         pairing = description.get("pairing")
         return cls.parse(
@@ -169,6 +176,7 @@ class Pipeline:
 
         Raises:
             ConfigError: the pipeline mixes.
+            DataError: the images are not uint8 [B, C, H, W].
         """
         if self.mixes:
             raise ConfigError(
@@ -207,7 +215,11 @@ class Pipeline:
             images: uint8 [N, C, H, W], those of `plan.images`.
             plan: samples, and partners if the pipeline mixes.
             done: number of leading operations that have been applied to the images.
+
+        Raises:
+            DataError: the images are not uint8 [N, C, H, W].
         """
+        _check_pixels(images)
         samples, each, end = plan.samples, plan.images, len(self.operations)
         if not self.mixes:
             words = self._words(samples, plan.words, done, end)
@@ -240,7 +252,12 @@ class Pipeline:
     def apply(
         self, images: Tensor, view: View, index: Tensor, start: int = 0, stop: int | None = None
     ) -> Tensor:
-        """The operations from number `start` up to `stop`, none of which mixes."""
+        """Apply the operations from number `start` up to `stop`, none of which mixes.
+
+        Raises:
+            DataError: the images are not uint8 [B, C, H, W].
+        """
+        _check_pixels(images)
         stop = len(self.operations) if stop is None else stop
         words = self.draw(view, index.to(images.device), start, stop)
         return self._run(images, words, start, stop)
@@ -313,6 +330,15 @@ class Pipeline:
                 )
             found |= {(position, draw): count for draw, count in enumerate(choices)}
         return found
+
+
+def _check_pixels(images: Tensor) -> None:
+    """Refuse pixels that are scaled or normalised: views are made of bytes, and end as bytes."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise DataError(
+            f"views of {images.dtype} pixels of shape {list(images.shape)}, wanted torch.uint8 "
+            "[B, C, H, W]: give images as decoded; scaling and normalising belong to each model"
+        )
 
 
 def _name(operation: Operation | Mixing) -> str:

@@ -136,6 +136,13 @@ def from_torchvision(name: str, arguments: Mapping[str, Any]) -> TorchvisionOp:
     return TorchvisionOp(checked, name, given, fixes_size=_fixes_size(name, given), draws=draws)
 
 
+def is_own(description: object) -> bool:
+    """Return whether an operation, as described, is a user's callable: only its name is known."""
+    if not isinstance(description, Mapping) or "libraries" not in description:
+        return False
+    return not str(description.get("name")).startswith(PREFIX)
+
+
 def library_versions() -> dict[str, str]:
     """The versions that a transform's pixels depend on."""
     return {library: version(library) for library in LIBRARIES}

@@ -1,0 +1,36 @@
+"""Settings as Python code gives them: sections of a recipe, checked as those of a file are."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdscale import config
+from kdscale.cache.stores.store import Place, is_remote
+
+
+def recipe_of(call: str, **sections: Mapping[str, Any]) -> config.Recipe:
+    """Return the recipe of some sections.
+
+    Args:
+        call: name of the public function, for messages.
+        sections: tables of the recipe.
+
+    Raises:
+        ConfigError: an unknown field, or a value of the wrong type or range.
+    """
+    tables = {name: _with_lists(section) for name, section in sections.items()}
+    return config.parse_recipe({"name": "python", **tables}, f"kdscale.{call}")
+
+
+def _with_lists(value: Any) -> Any:
+    """Return a value with lists in place of tuples, as TOML has them."""
+    if isinstance(value, Mapping):
+        return {key: _with_lists(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_with_lists(one) for one in value]
+    return value
+
+
+def images_root(cache: Place) -> Path:
+    """Return the folder of decoded images: beside a local cache, else `cache`."""
+    return Path("cache").absolute() if is_remote(cache) else Path(cache).absolute().parent
