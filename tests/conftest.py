@@ -36,7 +36,7 @@ settings.load_profile("kdscale")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is sent here, and may have been ignored (nohup)
 
 ASSETS = Path(__file__).parent / "assets"
-sys.path.append(str(ASSETS))  # tiny_models
+sys.path.append(str(ASSETS))  # tiny_models, hub_stand_in
 _PATHS = [str(ASSETS), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))  # an empty part is the folder
 
@@ -279,6 +279,26 @@ def _own_logging():
         yield
     finally:
         logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in of the Hub, to which `huggingface_hub` is logged in; nothing is cached yet."""
+    import hub_stand_in
+    from huggingface_hub import constants
+
+    server = hub_stand_in.HubStandIn()
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", hub_stand_in.TOKEN)
+    yield server
+    server.close()
 
 
 @pytest.fixture

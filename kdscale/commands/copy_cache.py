@@ -4,11 +4,12 @@ import logging
 import sys
 from typing import Any
 
-from kdscale.cache.hub import is_hub, pull_from_hub, push_to_hub
+from kdscale.cache.hub_copy import pull_from_hub, push_to_hub
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.stores.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.formatting import number_of
+from kdscale.hub import is_hub
 from kdscale.progress import progress
 
 log = logging.getLogger(__name__)
