@@ -14,6 +14,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "launch/README.md"]
 COMMANDS = ROOT / "docs/commands.md"
+YOUR_DATA = ROOT / "docs/your-data.md"
 MAX_BYTES = 7_000
 
 
@@ -54,7 +55,7 @@ def test_install_commands_begin_the_readme_and_install_what_the_project_offers()
     assert tests.rstrip().endswith("python -m pytest")
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", COMMANDS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", YOUR_DATA], ids=lambda page: page.name)
 def test_recipe_of_the_page_loads(page):
     from kdscale.config import parse_recipe
 
@@ -115,7 +116,11 @@ def folder(tmp_path, write_split):
 def shortened(table):
     """Return a recipe of the pages with fewer views, fewer epochs and smaller images."""
     table["views"]["count"] = 3
+    for operation in [*table["views"]["operations"], *table["data"].get("clean", [])]:
+        if "size" in operation:
+            operation["size"] = 32
     table["teacher"]["input"]["size"] = 32
+    table["teacher"].get("train", {}).pop("pretrained", None)  # offline
     for section in (table["teacher"], table["student"]):
         if "train" in section:
             section["train"]["epochs"] = 1
@@ -140,7 +145,7 @@ def test_commands_of_the_readme_run_as_printed(folder, kdscale_process):
 
 @pytest.mark.slow
 def test_commands_of_the_commands_page_run_as_printed(folder, kdscale_process):
-    (table,) = recipes(COMMANDS)
+    (table,) = recipes(YOUR_DATA)
     table = shortened(table)
     table["teacher"]["model"] = table["student"]["model"] = (
         "cifar10-lightnn"  # seconds, not minutes

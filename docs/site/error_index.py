@@ -55,13 +55,13 @@ FOLDER_PAGES = {
     "data/views": "augmentation.md",
     "evaluation": "evaluation.md",
     "losses": "losses.md",
-    "models": "training.md",
+    "models": "your-data.md",
     "report": "reports.md",
     "runs": "runs.md",
     "sweep": "sweep.md",
     "target_sources": "training.md",
     "targets": "caches.md",
-    "teacher": "training.md",
+    "teacher": "your-data.md",
     "training": "training.md",
 }
 """The page about a folder of `kdscale/`; commands.md where none is named."""
