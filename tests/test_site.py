@@ -42,3 +42,15 @@ def test_python_reference_has_every_public_name():
         r"^::: kdscale\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
     )
     assert sorted(documented) == sorted(set(kdscale.__all__) - {"__version__"})
+
+
+def test_requests_of_the_comparison_name_pages_and_tests_that_exist():
+    page = (ROOT / "docs/compared.md").read_text()
+    table = page.partition("<!-- requests -->")[2].partition("<!-- end of requests -->")[0]
+    rows = [[cell.strip() for cell in row.split("|")] for row in table.strip().splitlines()[2:]]
+    assert [row[1] for row in rows] == [str(number) for number in range(1, 32)]
+    answers = [row[4] for row in rows]
+    counted = ", ".join(f"{answers.count(answer)} {answer}" for answer in ("yes", "partly", "no"))
+    assert f"kdscale's answer today: {counted}." in page
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", table):
+        assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
