@@ -7,6 +7,7 @@ from kdscale.version import __version__
 if TYPE_CHECKING:
     from kdscale.api.build_cache import build_cache
     from kdscale.api.cached_dataset import CachedDataset
+    from kdscale.api.distill import distill
     from kdscale.data.given_images import images_of
     from kdscale.data.image_dataset import load_images
     from kdscale.data.source import SourceOptions
@@ -24,6 +25,7 @@ _PUBLIC = {
     "SourceOptions": "kdscale.data.source",
     "TorchvisionOp": "kdscale.data.views.operations.torchvision_op",
     "build_cache": "kdscale.api.build_cache",
+    "distill": "kdscale.api.distill",
     "images_of": "kdscale.data.given_images",
     "kl_loss": "kdscale.losses.logits",
     "load_images": "kdscale.data.image_dataset",
@@ -38,6 +40,7 @@ __all__ = [
     "TorchvisionOp",
     "__version__",
     "build_cache",
+    "distill",
     "images_of",
     "kl_loss",
     "load_images",

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdscale.api.given_settings import images_root, recipe_of
+from kdscale.api.given_settings import images_root, interruptible, recipe_of
 from kdscale.api.given_views import Views, pipeline_of
 from kdscale.commands.build import build
 from kdscale.data.given_images import MapDataset, images_of
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.views.pipeline import Pipeline
-from kdscale.errors import ConfigError, Interrupted
+from kdscale.errors import ConfigError
 from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.given_objects import GivenObjects
 from kdscale.experiment.locations import Locations
 from kdscale.models.statements import statement_of
 
@@ -86,15 +87,10 @@ def build_cache(
     experiment = Experiment(
         recipe,
         Locations(cache_root=images_root(path), cache=path),
-        given_views=pipeline,
-        given_images=images,
-        given_teacher=teacher,
+        given=GivenObjects(train_set=images, views=pipeline, teacher=teacher),
     )
-    with _restored(teacher):
-        try:
-            build(experiment)
-        except Interrupted as stop:  # no error that a loop over several builds should go on after
-            raise KeyboardInterrupt(str(stop)) from stop
+    with _restored(teacher), interruptible(path):
+        build(experiment)
     return path
 
 

@@ -14,9 +14,11 @@ from torch.utils.data import Dataset
 from kdscale.api.given_settings import images_root
 from kdscale.api.given_views import Views, pipeline_of
 from kdscale.cache.manifest import read_manifest
-from kdscale.data.given_images import MapDataset, images_of
+from kdscale.cache.stores.store import Place, is_remote
+from kdscale.data.given_images import IN_MEMORY, MapDataset, images_of
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import Batch, DeviceImages
+from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError, OutOfRangeError
 from kdscale.formatting import number_of
 from kdscale.target_sources.cached import CachedTargets
@@ -67,46 +69,62 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         num_views: int | None = None,
         features: Sequence[str] = (),
     ) -> None:
-        manifest = read_manifest(cache)
-        if isinstance(dataset, ImageDataset):
-            self._images = dataset
-        else:
-            self._images = images_of(
-                dataset,
-                class_names=manifest.dataset["classes"],
-                name=str(manifest.dataset["source"]),
-                root=images_root(cache),
-            )
-        if self._images.fingerprint != manifest.dataset["fingerprint"]:
-            raise CacheMismatchError(
-                f"{cache} was built of other images, labels or classes than this data set "
-                f"({number_of(manifest.num_samples, 'sample')}, here "
-                f"{number_of(len(self._images.labels), 'sample')}): give the data set that it was "
-                "built of, in the same order, without augmentation"
-            )
-        self._pipeline = None
-        if views is not None:
-            seed = manifest.views["seed"]
-            self._pipeline = pipeline_of(views, num_samples=manifest.num_samples, seed=seed)
-        if not self._images.labelled and "pairing" in manifest.views:
-            raise ConfigError(
-                f"{cache} has views that mix samples, and its samples have no labels to mix: use "
-                "`kdscale train`, which learns from logits alone"
-            )
         # Workers and later epochs open it again, maybe from another folder.
-        place = Path(cache).absolute() if "://" not in str(cache) else cache
-        self._cache, self._num_views, self._features = place, num_views, tuple(features)
+        self.cache: Place = cache if is_remote(cache) else Path(cache).absolute()
+        """Folder or URL of the cache."""
+        self.manifest = read_manifest(self.cache)
+        """The description of the cache."""
+        self.images = self._read(dataset)
+        """The data set, as kdscale reads it."""
+        self._views_are_given = views is not None
+        self.pipeline = self._views(views)
+        """The views."""
+        self.num_views = num_views if num_views is not None else self.manifest.num_views
+        """Number of views that epochs go through."""
+        self.class_names = tuple(self.images.classes)
+        """Names of the classes, in the order of the logits."""
+        self._features = tuple(features)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._opened: tuple[CachedTargets, DeviceImages] | None = None
         self._started = -1
-        self.class_names = tuple(self._images.classes)
-        """In the order of the logits."""
         self._open()  # what cannot be used is refused here, before a loader's workers start
         self.close()
 
+    def _read(self, dataset: MapDataset | ImageDataset) -> ImageDataset:
+        """Return the data set after comparing it with the one that the cache was built of."""
+        stated = self.manifest.dataset
+        images = dataset
+        if not isinstance(images, ImageDataset):
+            images = images_of(
+                images,
+                class_names=stated["classes"],
+                name=str(stated["source"]).removeprefix(IN_MEMORY),
+                root=images_root(self.cache),
+            )
+        if images.fingerprint != stated["fingerprint"]:
+            raise CacheMismatchError(
+                f"{self.cache} was built of other images, labels or classes than this data set "
+                f"({number_of(self.manifest.num_samples, 'sample')}, here "
+                f"{number_of(images.num_samples, 'sample')}): give the data set that it was "
+                "built of, in the same order, without augmentation"
+            )
+        if not images.labelled and "pairing" in self.manifest.views:
+            raise ConfigError(
+                f"{self.cache} has views that mix samples, and its samples have no labels to mix: "
+                "use `kdscale train`, which learns from logits alone"
+            )
+        return images
+
+    def _views(self, views: Views | None) -> Pipeline:
+        """Return the given views under the cache's seed, or those that the cache describes."""
+        described = self.manifest.views
+        if views is None:
+            return Pipeline.from_description(described)
+        return pipeline_of(views, num_samples=self.manifest.num_samples, seed=described["seed"])
+
     def __len__(self) -> int:
         """Return the number of samples."""
-        return self._images.num_samples
+        return self.images.num_samples
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the view that every sample has; workers see it before their next batch."""
@@ -159,12 +177,12 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         """Open the cache in this process, and bring in the targets of the epoch."""
         if self._opened is None:
             targets = CachedTargets.open(
-                self._cache,
-                num_views=self._num_views,
-                pipeline=self._pipeline,
+                self.cache,
+                num_views=self.num_views,
+                pipeline=self.pipeline,
                 features=self._features,
             )
-            self._opened = targets, DeviceImages(self._images, _CPU)
+            self._opened = targets, DeviceImages(self.images, _CPU)
         epoch = int(self._epoch)
         if epoch != self._started:
             self._opened[0].start_epoch(epoch)
@@ -180,10 +198,12 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs: it opens the cache and maps the pixels by itself."""
         state = self.__dict__ | {"_opened": None, "_started": -1}
-        pixels = self._images.pixels
+        if not self._views_are_given:  # torchvision's by name hold functions that cannot be sent
+            del state["pipeline"]
+        pixels = self.images.pixels
         if isinstance(pixels, np.memmap) and pixels.filename is not None:
             nothing = np.empty(0, dtype=np.uint8)
-            state["_images"] = replace(self._images, pixels=nothing, place=_sample)
+            state["images"] = replace(self.images, pixels=nothing, place=_sample)
             state["_pixels_file"] = str(pixels.filename)
         return state
 
@@ -192,5 +212,7 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         file = state.pop("_pixels_file", None)
         if file is not None:
             pixels = np.load(file, mmap_mode="r", allow_pickle=False)
-            state["_images"] = replace(state["_images"], pixels=pixels)
+            state["images"] = replace(state["images"], pixels=pixels)
         self.__dict__.update(state)
+        if not self._views_are_given:
+            self.pipeline = self._views(None)

@@ -1,11 +1,13 @@
 """Settings as Python code gives them: sections of a recipe, checked as those of a file are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdscale import config
 from kdscale.cache.stores.store import Place, is_remote
+from kdscale.errors import Interrupted
 
 
 def recipe_of(call: str, **sections: Mapping[str, Any]) -> config.Recipe:
@@ -29,6 +31,20 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_with_lists(one) for one in value]
     return value
+
+
+@contextmanager
+def interruptible(folder: Path | None) -> Iterator[None]:
+    """Turn a stop by a signal into KeyboardInterrupt: no loop over several calls goes on after it.
+
+    Args:
+        folder: where the same call resumes; None if nothing is stored.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        goes_on = "nothing is stored" if folder is None else f"the same call resumes in {folder}"
+        raise KeyboardInterrupt(f"stopped by a signal: {goes_on}") from stop
 
 
 def images_root(cache: Place) -> Path:

@@ -28,8 +28,11 @@ from kdscale.experiment.datasets import (
 )
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.model_checks import Classifier
-from kdscale.experiment.models import model_to_train
-from kdscale.experiment.pretrained_init import PretrainedInit, find_pretrained_init
+from kdscale.experiment.pretrained_init import (
+    PretrainedInit,
+    find_pretrained_init,
+    given_init,
+)
 from kdscale.experiment.results import reading_of, result_of, weights_metadata
 from kdscale.experiment.saved_runs import keep_content, of_caches, open_run
 from kdscale.experiment.training_setup import (
@@ -40,7 +43,6 @@ from kdscale.experiment.training_setup import (
     section_of,
     supervised,
 )
-from kdscale.experiment.views import training_pipeline
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
 from kdscale.run_identity import stated_run
@@ -156,7 +158,12 @@ def _open(training: _Training, *, resume: bool) -> PretrainedInit | None:
     run, spec = training.run, training.spec
     with main_process_first(training.accelerator):
         open_run(run, experiment.recipe, spec, resume=resume, main=main)
-        pretrained = find_pretrained_init(run, training.section, spec.model, main=main)
+        student = experiment.given.student
+        pretrained = (
+            find_pretrained_init(run, training.section, spec.model, main=main)
+            if student is None
+            else given_init(run, student, main=main)
+        )
         check_loss(training.loss, experiment.train_set, _views(training))
         _ = experiment.test_set  # decoded by the main process
     check_same_classes(experiment.train_set, experiment.test_set)
@@ -167,9 +174,7 @@ def _open(training: _Training, *, resume: bool) -> PretrainedInit | None:
 
 def _views(training: _Training) -> Pipeline:
     """Return the views that the model is trained on."""
-    experiment = training.experiment
-    num_samples = experiment.train_set.num_samples
-    return training_pipeline(experiment.recipe, training.settings, num_samples)
+    return training.experiment.training_views(training.settings)
 
 
 def _inputs(
@@ -191,10 +196,7 @@ def _trainer(
     settings, accelerator, loss = training.settings, training.accelerator, training.loss
     experiment, spec = training.experiment, training.spec
     loader = _loader(training, source)
-    classifier = model_to_train(
-        experiment.recipe, training.section, experiment.train_set, seed=spec.seed,
-        what=spec.model, tested=experiment.test_set,
-    )  # fmt: skip
+    classifier = experiment.model_to_train(training.section, spec.seed, spec.model)
     model = _student(training, classifier, loader, source, pretrained).to(accelerator.device)
     _check_trainable(training, model, classifier, loader)
     model = accelerator.prepare(model)

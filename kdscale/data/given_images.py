@@ -20,6 +20,8 @@ from kdscale.regular_files import path_inside
 
 log = logging.getLogger(__name__)
 
+IN_MEMORY = "memory:"
+"""Prefix of the source that caches and runs record of a data set which no file or address names."""
 _PNG_MODES = {"1", "I;16", "L", "LA", "P", "RGB", "RGBA"}
 _IMAGE_KEYS = ("image", "img", "pixel_values", "pixels")
 _READ_TWICE = 32
@@ -90,8 +92,8 @@ def images_of(
         num_files=sum(cell["bytes"] is None for cell in cells),
     )
     log.info("%s", describe_split(encoded), extra={"once": True})
-    images = of_stored(encoded, open_or_decode(encoded, path_inside(Path(root), "images")), name)
-    return replace(images, clean=tuple(clean))
+    stored = open_or_decode(encoded, path_inside(Path(root), "images"))
+    return replace(of_stored(encoded, stored, IN_MEMORY + name), clean=tuple(clean))
 
 
 def _read(dataset: MapDataset, index: int, place: str) -> tuple[dict[str, bytes | str | None], int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdscale import config
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.equal_images import describe_conflicts, describe_overlap
+from kdscale.data.given_images import IN_MEMORY
 from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
 from kdscale.data.pixel_sources import check_fixes_size
@@ -109,7 +110,16 @@ def _check_views_fix_size(recipe: config.Recipe, images: ImageDataset) -> None:
 
 
 def source_path(name: str) -> str:
-    """The hub name or path of a source; `embedded:NAME` comes with the package."""
+    """Return the hub name or path of a source; `embedded:NAME` comes with the package.
+
+    Raises:
+        DataError: it was in the memory of Python code, and nothing else names it.
+    """
+    if name.startswith(IN_MEMORY):
+        raise DataError(
+            f"the data set {name.removeprefix(IN_MEMORY)!r} was given from Python, in memory: name "
+            "files with the same images with --data"
+        )
     embedded = name.removeprefix("embedded:")
     return name if embedded == name else str(files("kdscale") / "assets" / embedded)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from kdscale import config
 from kdscale.building.stored_outputs import StoredOutputs
@@ -18,6 +17,7 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import create_accelerator
 from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of
 from kdscale.experiment.datasets import test_images, training_images
+from kdscale.experiment.given_objects import GivenObjects
 from kdscale.experiment.locations import Locations
 from kdscale.experiment.model_checks import Classifier
 from kdscale.experiment.models import (
@@ -25,10 +25,11 @@ from kdscale.experiment.models import (
     frozen_teacher,
     frozen_teacher_or_random,
     model_to_train,
+    module_to_train,
 )
 from kdscale.experiment.saved_runs import trained_teacher, usual_folder
 from kdscale.experiment.training_setup import objective
-from kdscale.experiment.views import cached_pipeline, few_views, pipeline
+from kdscale.experiment.views import cached_pipeline, few_views, pipeline, training_pipeline
 from kdscale.losses.objective import Objective
 from kdscale.target_sources.compatibility import check_compatible
 from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
@@ -45,18 +46,12 @@ class Experiment:
     recipe: config.Recipe
     locations: Locations
     accelerator: Accelerator = field(default_factory=create_accelerator)
-    given_views: Pipeline | None = None
-    """Views of teacher and student, where Python code gives a pipeline in place of the recipe's
-    operations: it may hold callables (`TorchvisionOp`)."""
     require_labels: bool | None = None
     """Whether the training split must have labels; None = if the recipe's loss needs them."""
     random_teacher: bool = False
     """Whether a teacher without weights is created with random ones, to be timed."""
-
-    given_images: ImageDataset | None = None
-    """The training split, where Python code gives one in place of the recipe's source."""
-    given_teacher: nn.Module | None = None
-    """The teacher, where Python code gives one in place of the recipe's model and weights."""
+    given: GivenObjects = field(default_factory=GivenObjects)
+    """Objects of Python code in place of the recipe's."""
 
     @classmethod
     def with_trained_teacher(cls, recipe: config.Recipe, locations: Locations) -> "Experiment":
@@ -92,8 +87,8 @@ class Experiment:
         Raises:
             DataError: it cannot be read, or labels are required and missing.
         """
-        if self.given_images is not None:
-            return self.given_images
+        if self.given.train_set is not None:
+            return self.given.train_set
         labelled = self.require_labels
         if labelled is None:
             labelled = self.recipe.loss.hard_weight > 0
@@ -102,6 +97,8 @@ class Experiment:
     @cached_property
     def test_set(self) -> ImageDataset:
         """The test split, decoded."""
+        if self.given.test_set is not None:
+            return self.given.test_set
         return test_images(self.recipe, self.locations.cache_root)
 
     @cached_property
@@ -116,12 +113,18 @@ class Experiment:
     @cached_property
     def views(self) -> Pipeline:
         """The recipe's augmentation, as a student is trained on it."""
-        return self.given_views or pipeline(self.recipe, self.train_set.num_samples)
+        return self.given.views or pipeline(self.recipe, self.train_set.num_samples)
 
     @cached_property
     def cached_views(self) -> Pipeline:
         """The views that the teacher is run on; with `views.mode = 'fixed'`, clean images."""
-        return self.given_views or cached_pipeline(self.recipe, self.train_set.num_samples)
+        return self.given.views or cached_pipeline(self.recipe, self.train_set.num_samples)
+
+    def training_views(self, settings: config.TrainSection) -> Pipeline:
+        """Return the augmentation of a training: the recipe's, unless a teacher has its own."""
+        if self.given.views is not None:
+            return self.given.views
+        return training_pipeline(self.recipe, settings, self.train_set.num_samples)
 
     # ------------------------------------------------------------------ models
 
@@ -132,15 +135,17 @@ class Experiment:
         Raises:
             WeightsError: no weights are known, and `random_teacher` is False.
         """
-        if self.given_teacher is not None:
+        if self.given.teacher is not None:
             classes = self.train_set.num_classes
-            return frozen_module(self.recipe, self.given_teacher, classes, self.few_views)
+            return frozen_module(self.recipe, self.given.teacher, classes, self.few_views)
         load = frozen_teacher_or_random if self.random_teacher else frozen_teacher
         return load(self.recipe, self.train_set, self.locations.teacher_weights, self.device)
 
     @property
     def teacher_is_trained(self) -> bool:
         """Whether weights of the teacher are known."""
+        if self.given.student is not None:
+            return False
         return self.recipe.teacher.is_trained or self.locations.teacher_weights is not None
 
     @cached_property
@@ -155,6 +160,17 @@ class Experiment:
             settings = section.train.model_copy(update={"memory_format": memory_format})
             section = section.model_copy(update={"train": settings})
         return model_to_train(self.recipe, section, self.train_set, seed=seed, what="student")
+
+    def model_to_train(self, section: config.ModelSection, seed: int, what: str) -> Classifier:
+        """Return the model of a section as a training begins with it, or the given student."""
+        module = self.given.student
+        if module is None:
+            return model_to_train(
+                self.recipe, section, self.train_set, seed=seed, what=what, tested=self.test_set
+            )
+        return module_to_train(
+            self.recipe, module, self.few_views, self.train_set, self.test_set, seed=seed
+        )
 
     def oom_safe(self, teacher: FrozenTeacher) -> OomSafeTeacher:
         """Return a teacher that splits batches of the recipe's size where memory is short."""

@@ -232,14 +232,55 @@ def frozen_module(
     """
     section = recipe.teacher
     preprocess = preprocess_of(recipe, section, None, "teacher")
+    _check_module(module, preprocess, num_classes, pixels, "teacher")
+    return freeze(
+        module, preprocess, precision=section.precision, memory_format=section.memory_format,
+        device=pixels.device,
+    )  # fmt: skip
+
+
+def module_to_train(
+    recipe: config.Recipe,
+    module: nn.Module,
+    pixels: torch.Tensor,
+    images: ImageDataset,
+    tested: ImageDataset,
+    *,
+    seed: int,
+) -> Classifier:
+    """Return a student that Python code gives, with its weights; the recipe states its input.
+
+    Args:
+        recipe: its `[student]` states input and memory format.
+        module: the student.
+        pixels: a few views, uint8 [B, C, H, W].
+        images: the training split.
+        tested: the test split.
+        seed: of dropout.
+
+    Raises:
+        ModelError: it does not take the images, or does not give logits of the classes.
+    """
+    section, what = recipe.student, "student"
+    preprocess = preprocess_of(recipe, section, None, what)
+    module.cpu().train()  # as a model is that a recipe names; Accelerate moves it to the device
+    _check_module(module, preprocess, images.num_classes, pixels, what)
+    _check_tested(module, preprocess, images, tested, what)
+    if section.train is not None and section.train.memory_format == "channels_last":
+        size = preprocess.size or (pixels.shape[2], pixels.shape[3])
+        lay_out_channels_last(module, channels=preprocess.channels, size=size, what=what)
+    torch.manual_seed(seed)
+    return Classifier(module, preprocess)
+
+
+def _check_module(
+    module: nn.Module, preprocess: Preprocess, num_classes: int, pixels: torch.Tensor, what: str
+) -> None:
+    """Raise ModelError where a module does not take the views, or has logits of other classes."""
     check_model(
         module,
         num_classes=num_classes,
         channels=preprocess.channels,
         size=preprocess.size or (pixels.shape[2], pixels.shape[3]),
-        what="teacher",
+        what=what,
     )
-    return freeze(
-        module, preprocess, precision=section.precision, memory_format=section.memory_format,
-        device=pixels.device,
-    )  # fmt: skip

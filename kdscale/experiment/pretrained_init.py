@@ -13,7 +13,7 @@ from kdscale.documents import DAMAGE, parse_as
 from kdscale.errors import DownloadError, RunError
 from kdscale.experiment.saved_runs import is_begun
 from kdscale.models.pretrained import TORCHVISION, adopt, read_pretrained
-from kdscale.models.weights import state_sha256
+from kdscale.models.weights import state_sha256, tensors_sha256
 from kdscale.runs.folder import RunFolder, read_run_file
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,34 @@ def find_pretrained_init(
     if main:
         RunFolder(run).write_pretrained(found.to_json())
     return found
+
+
+def given_init(run: Path, model: nn.Module, *, main: bool) -> PretrainedInit:
+    """Return the initial weights of a model that Python code gives, as noted when its run began.
+
+    A run that goes on, or is finished, began from the weights in its note: a warning says if the
+    model has others now.
+
+    Args:
+        run: the folder of the training.
+        model: the model.
+        main: whether this process writes the note.
+    """
+    folder, given = RunFolder(run), PretrainedInit(_GIVEN, tensors_sha256(model))
+    if not (is_begun(run) or folder.is_finished):
+        if main:
+            folder.write_pretrained(given.to_json())
+        return given
+    noted = _read_note(folder.pretrained_file)
+    if main and noted.sha256 != given.sha256:
+        log.warning(
+            "%s began from other initial weights than the model has now, and its result is theirs: "
+            "to train from these weights, name another folder", run,
+        )  # fmt: skip
+    return noted
+
+
+_GIVEN = "the module in memory"
 
 
 def _read_note(path: Path) -> PretrainedInit:

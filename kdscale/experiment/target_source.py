@@ -72,7 +72,7 @@ def _open_caches(experiment: Experiment, spec: RunSpec, *, wait: bool) -> list[C
         recipe.ensemble.caches, required, images, experiment.locations.cache_root
     )
     check_different([(str(cache), own), *others])
-    views, num_views = experiment.views, count_views(recipe)
+    views, num_views = experiment.views, count_views(recipe, experiment.given.views)
     features = [feature.module for feature in features_required(recipe)]
     memory = plan_memory(
         recipe.cache.targets_memory_bytes,
@@ -92,6 +92,7 @@ def _open_caches(experiment: Experiment, spec: RunSpec, *, wait: bool) -> list[C
             num_views=num_views,
             shift_every=recipe.views.shift_every,
             memory=memory,
+            pipeline=experiment.given.views,
             patience=Patience() if wait else None,
             features=features,
         )
@@ -144,7 +145,8 @@ def _required(experiment: Experiment, cache: Place, found: Manifest) -> Manifest
     else:
         teacher = found.teacher
         log.info("no teacher weights at hand: taking the teacher recorded in %s", cache)
-    return required_manifest(experiment.recipe, experiment.train_set, teacher)
+    views = experiment.given.views
+    return required_manifest(experiment.recipe, experiment.train_set, teacher, views)
 
 
 def _describe_teacher(experiment: Experiment) -> dict[str, Any]:
@@ -168,9 +170,8 @@ def make_target_source(
         caches: those of `opened_caches`.
     """
     recipe, settings = experiment.recipe, section_of(experiment.recipe, spec)[1]
-    fresh = fresh_views(recipe, settings, experiment.train_set.num_samples)
     if spec.targets == "none":
-        return NoTargets(fresh)
+        return NoTargets(fresh_views(recipe, settings, experiment.train_set.num_samples))
     if spec.targets == "teacher":
         teacher = replace(experiment.teacher, taps=features_required(recipe))
         inspect_teacher(experiment.oom_safe(teacher), experiment.train_images, experiment.train_set)
@@ -180,6 +181,7 @@ def make_target_source(
     members: list[TargetSource] = list(caches)
     if recipe.views.mode == "fixed":
         log.warning(_FIXED)
+        fresh = fresh_views(recipe, settings, experiment.train_set.num_samples)
         members = [CleanImageTargets(cached, experiment.train_images, fresh) for cached in caches]
     if len(members) == 1:
         return members[0]

@@ -367,7 +367,7 @@ def test_data_set_is_sent_to_a_process_without_its_pixels(teacher, tmp_path):
     build(teacher, Arrays(), tmp_path)
     dataset = opened(tmp_path, Arrays())
     sent = dataset.__getstate__() | {"_epoch": torch.zeros((), dtype=torch.int64)}
-    assert sent["_images"].pixels.nbytes == 0
+    assert sent["images"].pixels.nbytes == 0
     copy = kdscale.CachedDataset.__new__(kdscale.CachedDataset)
     copy.__setstate__(sent)
     assert copy[4][0].equal(dataset[4][0])
@@ -387,3 +387,24 @@ def test_features_follow_the_logits(teacher, tmp_path):
     image, _, _, features = opened(tmp_path, Arrays(), features=["layers.0"])[2]
     expected = ((image.float() / 255 - 0.5) / 0.25).flatten()
     torch.testing.assert_close(features, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_torchvisions_transforms_by_name_reach_a_spawned_process(teacher, tmp_path):
+    build(teacher, Arrays(), tmp_path, [{"name": "v2.RandomCrop", "size": [8, 8], "padding": 1}])
+    dataset = opened(tmp_path, Arrays())
+    sent = dataset.__getstate__()
+    assert "pipeline" not in sent  # it holds a function of a function
+    copy = kdscale.CachedDataset.__new__(kdscale.CachedDataset)
+    copy.__setstate__(sent)
+    assert copy[4][0].equal(dataset[4][0])
+
+
+def test_command_line_does_not_look_elsewhere_for_data_that_were_in_memory(
+    teacher, tmp_path, kdscale, write_recipe
+):
+    path = build(teacher, Arrays(), tmp_path)
+    source = read_manifest(path).dataset["source"]
+    recipe = write_recipe(data={"source": source})
+    result = kdscale("cache", "build", recipe)
+    assert result.exit_code == 1
+    assert "the data set 'one' was given from Python, in memory" in result.output

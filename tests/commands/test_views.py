@@ -12,6 +12,7 @@ from kdscale.data.views.operations.torchvision_op import TorchvisionOp
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError
 from kdscale.experiment import Experiment, Locations
+from kdscale.experiment.given_objects import GivenObjects
 from kdscale.experiment.saved_runs import _teacher_settings
 from kdscale.target_sources.cached import CachedTargets
 
@@ -101,7 +102,7 @@ def test_callable_of_ones_own_fills_a_cache_and_reads_it(load_table, tiny_teache
         Experiment(
             recipe,
             Locations(cache_root=tmp_path, teacher_weights=tiny_teacher),
-            given_views=views,
+            given=GivenObjects(views=views),
         )
     )
     with pytest.raises(ConfigError, match="transform of your own, 'upside-down-1'"):

@@ -1,0 +1,180 @@
+"""`distill`: one call trains a student from a cache, exactly as `kdscale train` does."""
+
+import shutil
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import kdscale
+from kdscale.commands.train import train
+from kdscale.errors import ConfigError, ModelError, RunError
+from kdscale.experiment import Experiment, Locations
+from kdscale.runs.run_spec import RunSpec
+
+TRAIN = {"epochs": 3, "global_batch_size": 32, "learning_rate": 0.01, "log_every": 1}
+
+
+def new_student(seed=0):
+    torch.manual_seed(seed)
+    return tiny_models.mlp(4, 1, hidden=8)
+
+
+@pytest.fixture
+def splits(dataset, shared_root):
+    """Training and test split of the tiny data set."""
+    return [
+        kdscale.load_images(str(dataset), split=split, root=shared_root)
+        for split in ("train", "test")
+    ]
+
+
+@pytest.fixture
+def call(splits, tiny_cache):
+    """Trains the tiny student, with changes."""
+
+    def distill(student, **changes):
+        cached = kdscale.CachedDataset(tiny_cache, splits[0])
+        return kdscale.distill(student, cached, splits[1], **{"train": TRAIN, **changes})
+
+    return distill
+
+
+def equal(student, file):
+    stored = load_file(file)
+    return all(tensor.equal(stored[name]) for name, tensor in student.state_dict().items())
+
+
+def test_student_and_metrics_are_those_of_kdscale_train(
+    call, tiny_cache, load_table, tmp_path, shared_root
+):
+    locations = Locations(cache_root=shared_root, cache=tiny_cache, run=tmp_path / "command")
+    expected = train(Experiment(load_table(), locations), RunSpec("student", "cache", 0))
+    student, metrics = call(new_student(), run=tmp_path / "python")
+    assert equal(student, tmp_path / "command" / "weights.safetensors")
+    assert metrics["top1_accuracy"] == expected["top1_accuracy"] > 0.5
+    assert metrics["cache"] == expected["cache"]
+    assert not student.training
+
+
+def test_without_a_folder_nothing_is_stored(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    student = new_student()
+    before = student[1].weight.detach().clone()
+    trained, metrics = call(student)
+    assert trained is student
+    assert not student[1].weight.equal(before)
+    assert metrics["steps"] == 12
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_call_that_was_stopped_resumes_exactly(call, stopped_after_step, tmp_path):
+    expected, _ = call(new_student())
+    with (
+        stopped_after_step(5),
+        pytest.raises(KeyboardInterrupt, match=r"same call resumes in .*run"),
+    ):
+        call(new_student(), run=tmp_path / "run")
+    student, metrics = call(new_student(), run=tmp_path / "run")
+    assert metrics["steps"] == 12
+    assert all(map(torch.equal, student.parameters(), expected.parameters()))
+
+
+def test_finished_run_is_returned(call, tmp_path, caplog):
+    first, metrics = call(new_student(), run=tmp_path / "run")
+    written = (tmp_path / "run/result.json").stat().st_mtime_ns
+    second, again = call(new_student(), run=tmp_path / "run")
+    assert metrics["top1_accuracy"] == again["top1_accuracy"]
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert (tmp_path / "run/result.json").stat().st_mtime_ns == written
+    assert "other initial weights" not in caplog.text
+    call(new_student(seed=1), run=tmp_path / "run")
+    assert "other initial weights" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {**TRAIN, "epochs": 4}}, "student.train.epochs: it has 3, now 4"),
+        ({"loss": {"temperature": 2.0}}, "loss.temperature: it has 4.0, now 2.0"),
+        ({"seed": 1}, "seed: it has 0, now 1"),
+    ],
+)
+def test_folder_of_another_training_is_refused(changes, message, call, tmp_path):
+    call(new_student(), run=tmp_path / "run")
+    with pytest.raises(RunError, match=message):
+        call(new_student(), run=tmp_path / "run", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"epoch": 3}}, "did you mean 'epochs'"),
+        ({"train": {**TRAIN, "restore_best": True}}, "data.validation is 0"),
+        ({"loss": {"kind": "kl"}}, "kdscale.distill: .*loss.kind"),
+        ({"input": {"mean": [0.5]}}, "'student.input.std' is missing"),
+    ],
+)
+def test_settings_are_checked_as_those_of_a_recipe(changes, message, call):
+    with pytest.raises(ConfigError, match=message):
+        call(new_student(), **changes)
+
+
+def test_students_that_do_not_fit_are_refused(call):
+    with pytest.raises(ModelError, match="student gives 3 classes, the data set has 4"):
+        call(tiny_models.mlp(3, 1))
+    with pytest.raises(ConfigError, match="has lazy layers"):
+        call(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)))
+
+
+def test_student_may_take_another_input_than_its_teacher(call):
+    class Bytes(nn.Module):
+        """A model of pixels as they are, 0..1."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers = tiny_models.mlp(4, 1)
+
+        def forward(self, images):
+            assert images.min() >= 0
+            assert images.max() <= 1
+            return self.layers(images)
+
+    call(Bytes(), input={"mean": [0.0], "std": [1.0]})
+
+
+def darker(image):
+    return (image.float() * (0.5 + torch.rand(()) / 2)).to(torch.uint8)
+
+
+def test_views_of_your_own_and_features_are_used(splits, tmp_path):
+    torch.manual_seed(0)
+    path = kdscale.build_cache(
+        tiny_models.mlp(4, 1), splits[0], [darker, "random_horizontal_flip"],
+        tmp_path / "one.zarr", input={"mean": [0.4], "std": [0.25]}, num_views=2,
+        cache={"encoding": "int8", "features": ["1"]},
+    )  # fmt: skip
+    cached = kdscale.CachedDataset(path, splits[0], views=[darker, "random_horizontal_flip"])
+    feature = {"kind": "hint", "student": "1", "teacher": "1"}
+    loss = {"soft_weight": 1.0, "hard_weight": 0.0, "feature_weight": 1.0, "features": [feature]}
+    _, metrics = kdscale.distill(
+        new_student(), cached, splits[1], train={**TRAIN, "epochs": 1}, loss=loss
+    )
+    assert metrics["top1_accuracy"] >= 0
+
+
+def test_test_set_may_be_a_list_and_needs_labels(splits, tiny_cache, tmp_path):
+    cache = shutil.copytree(tiny_cache, tmp_path / "copy.zarr")
+    cached = kdscale.CachedDataset(cache, splits[0])
+    samples = [
+        (image, int(label))
+        for image, label in zip(splits[1].pixels[:, 0], splits[1].labels, strict=True)
+    ]
+    train = {**TRAIN, "epochs": 1}
+    _, of_list = kdscale.distill(new_student(), cached, samples, train=train)
+    _, of_split = kdscale.distill(new_student(), cached, splits[1], train=train)
+    assert of_list["cross_entropy"] == of_split["cross_entropy"]
+    with pytest.raises(ConfigError, match="test_set has no labels"):
+        kdscale.distill(new_student(), cached, [image for image, _ in samples], train=train)
