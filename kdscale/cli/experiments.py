@@ -29,6 +29,7 @@ from kdscale.cli.options import (
     runs_folder,
     samples_option,
     seed_option,
+    training_recipe_options,
     trust_code_option,
     views_option,
     weights_option,
@@ -87,7 +88,7 @@ def recipes(name: str | None, reference: bool) -> None:
 
 
 @click.command()
-@recipe_options
+@training_recipe_options
 @grouped("where", LocationOptions, run_option, cache_option, copies_option, copies_gib_option,
          cache_root_option)  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True,
@@ -113,7 +114,7 @@ def run(chosen: RecipeOptions, where: LocationOptions, seeds: int, online: bool)
 
 
 @click.command()
-@recipe_options
+@training_recipe_options
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student",
               show_default=True, help="A teacher is trained on labels.")  # fmt: skip
 @click.option("--targets", type=click.Choice(["none", "cache", "teacher"]), default="none",

@@ -123,17 +123,32 @@ class RecipeOptions:
     """SECTION.FIELD=VALUE of each --set."""
     data: str | None = None
     """A local copy of the data set."""
+    log_with: tuple[str, ...] = ()
+    """Trackers of all trainings; empty = the recipe's."""
 
     def load(self, *overrides: str) -> Any:
         """Return the recipe, with further overrides."""
         from kdscale.config import load_recipe
 
-        return load_recipe(self.recipe, (*self.overrides, *overrides), self.data)
+        return load_recipe(self.recipe, (*self.overrides, *overrides), self.data, self.log_with)
+
+    def table(self) -> dict[str, Any]:
+        """Return the recipe's table as it is written, with overrides and without defaults."""
+        from kdscale.config import read_table
+
+        return read_table(self.recipe, self.overrides, self.data, self.log_with)
 
 
 recipe_options = grouped(
     "chosen", RecipeOptions, click.argument("recipe"), overrides_option, data_option
 )
+training_recipe_options = grouped(
+    "chosen", RecipeOptions, click.argument("recipe"), overrides_option, data_option,
+    click.option("--log-with", multiple=True,
+                 type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+                 help="A tracker that also gets what is written to metrics.jsonl; may be "
+                 "repeated.  [default: the recipe's log_with]"),
+)  # fmt: skip
 built_with_options = grouped(
     "chosen",
     RecipeOptions,

@@ -19,8 +19,8 @@ from kdscale.cli.options import (
     grouped,
     home_expanded,
     json_option,
-    recipe_options,
     runs_folder,
+    training_recipe_options,
 )
 from kdscale.cli.output import print_found, print_text
 
@@ -94,7 +94,7 @@ def sweep_group() -> None:
 
 
 @sweep_group.command(name=_START, cls=_Start, hidden=True)
-@recipe_options
+@training_recipe_options
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N",
               help="Number of students trained concurrently on this machine.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), metavar="N",
@@ -123,9 +123,9 @@ def sweep_start(
     """Train many students from one cache, with the settings of the recipe's [sweep]."""
     if trials is not None:
         chosen = replace(chosen, overrides=(*chosen.overrides, f"sweep.trials={trials}"))
-    from kdscale.config import Variants, read_table
+    from kdscale.config import Variants
 
-    variants = Variants(read_table(chosen.recipe, chosen.overrides, chosen.data), chosen.recipe)
+    variants = Variants(chosen.table(), chosen.recipe)
     folder = where.run or runs_folder(f"{variants.recipe.name}-sweep")
     _check_optuna()
     from kdscale.sweep.local_workers import WorkerPool, end_with
@@ -158,6 +158,7 @@ def _worker_command(chosen: RecipeOptions, where: LocationOptions, patience: int
     }  # fmt: skip
     options = [(name, str(value)) for name, value in given.items() if value is not None]
     options += [("--set", one) for one in chosen.overrides]
+    options += [("--log-with", one) for one in chosen.log_with]
     command = [sys.executable, "-P", "-c", _WORKER, "sweep", chosen.recipe]
     return [*command, *(word for option in options for word in option)]
 

@@ -5,7 +5,7 @@ from typing import Any
 from kdscale.commands.build import build
 from kdscale.commands.train import train
 from kdscale.experiment.cache_spec import check_recipe
-from kdscale.experiment.checks import mention_ineffective
+from kdscale.experiment.checks import check_trackers, mention_ineffective
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.saved_runs import (
     finished_as,
@@ -45,6 +45,7 @@ def start_training(
     """
     recipe, run = experiment.recipe, experiment.locations.run_folder
     section_of(recipe, spec)
+    check_trackers(recipe)
     mention_ineffective(recipe, spec.model)
     if resume_if_begun:
         if (result := finished_as(run, recipe, spec)) is not None:

@@ -18,7 +18,7 @@ from kdscale.data.rng import derive_seed
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import expect_unused_parameters, main_process_first
 from kdscale.experiment import target_source
-from kdscale.experiment.checks import check_loss, mention_loss, mention_steps
+from kdscale.experiment.checks import check_loss, check_trackers, mention_loss, mention_steps
 from kdscale.experiment.datasets import (
     check_same_classes,
     mention_other_shape,
@@ -42,6 +42,7 @@ from kdscale.experiment.training_setup import (
     patience,
     section_of,
     supervised,
+    tracked_run,
 )
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
@@ -56,7 +57,8 @@ from kdscale.target_sources.cached import CachedTargets
 from kdscale.training.batch_norm import with_whole_batches
 from kdscale.training.callbacks import EvaluationHook, StepCallback, Watch, progress_bar
 from kdscale.training.feature_student import unwrap_student, with_features
-from kdscale.training.resume import restore_best, restore_or_begin
+from kdscale.training.resume import restore, restore_best, save_checkpoint
+from kdscale.training.trackers import Trackers, start_trackers
 from kdscale.training.trainer import Trainer
 from kdscale.training.trial_step import mention_unused, unused_parameters
 from kdscale.training.unsaved_state import check_state_is_saved
@@ -123,6 +125,7 @@ def train(
         PrunedError: `watch` ended it; the state is saved.
     """
     settings = section_of(experiment.recipe, spec)[1]
+    check_trackers(experiment.recipe)
     loss = supervised(settings) if spec.targets == "none" else experiment.loss
     experiment = replace(experiment, require_labels=loss.hard_weight > 0)
     run, accelerator = experiment.locations.run_folder, experiment.accelerator
@@ -136,10 +139,13 @@ def train(
             mention_loss(loss, settings.epochs, settings.accumulation)
             trainer = _trainer(training, source, pretrained)
             mention_steps(settings, trainer.loader.num_samples, trainer.loader.steps_per_epoch)
-            metrics = restore_or_begin(run, trainer)
+            metrics, resumed = restore(run, trainer)
             seconds_before = trainer.state.train_seconds
             turn = _turn(training, trainer, caches) if wait else None
-            last = _run(training, trainer, metrics, turn=turn, watch=watch)
+            with metrics, _trackers(training, trainer, metrics, resumed=resumed) as trackers:
+                if not resumed:
+                    save_checkpoint(run, trainer, metrics)
+                last = _run(training, trainer, metrics, trackers, turn=turn, watch=watch)
         result = result_of(trainer, spec, training.section, settings, last)
         if pretrained is not None:
             result["pretrained"] = pretrained.to_json()
@@ -283,10 +289,26 @@ def _turn(training: _Training, trainer: Trainer, caches: Sequence[CachedTargets]
     return turn
 
 
+def _trackers(
+    training: _Training, trainer: Trainer, metrics: MetricsLog, *, resumed: bool
+) -> Trackers:
+    """Start the trackers of the run, in the main process."""
+    accelerator, recipe, spec = training.accelerator, training.experiment.recipe, training.spec
+    trackers = Trackers()
+    with main_process_first(accelerator):
+        if accelerator.is_main_process:
+            trackers = start_trackers(
+                training.settings.log_with, tracked_run(recipe, spec, training.run), metrics,
+                resumed_at=trainer.state.step if resumed else None,
+            )  # fmt: skip
+    return trackers
+
+
 def _run(
     training: _Training,
     trainer: Trainer,
     metrics: MetricsLog,
+    trackers: Trackers,
     *,
     turn: BeforeEpoch | None,
     watch: Watch | None,
@@ -296,10 +318,10 @@ def _run(
     evaluator = _evaluator(training)
     steps = intervals(settings, trainer.loader.steps_per_epoch)
     metadata = _metadata(training, trainer)
-    with orderly_stop() as stop, metrics, progress_bar(trainer, steps.last, accelerator) as bar:
+    with orderly_stop() as stop, progress_bar(trainer, steps.last, accelerator) as bar:
         callback = StepCallback(
             run, steps, evaluator, metrics, stop, bar, metadata, patience(settings), watch=watch,
-            still_ours=training.check_lock,
+            still_ours=training.check_lock, trackers=trackers,
         )  # fmt: skip
         callback.evaluate_if_due(trainer)
         before_epoch = turn(callback) if turn else None

@@ -18,6 +18,8 @@ from kdscale.config.base_section import (
 )
 from kdscale.formatting import number_of
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+"""Trackers that a resumed run can continue without duplicates."""
 _TORCHVISION = "torchvision/"
 _LARGEST_STD = 2
 """Largest plausible value: pixels in 0..1 have at most 0.5, and 1 leaves them unscaled."""
@@ -172,6 +174,12 @@ class TrainSection(ConfigSection):
     )
     log_every: Positive = Field(
         50, description="Optimizer steps between two lines of `metrics.jsonl`."
+    )
+    log_with: list[Tracker] = Field(
+        [],
+        exclude=True,  # no part of a run's identity, which is its recipe as it is dumped
+        description="Trackers that also get what is written to `metrics.jsonl`. Not part of the "
+        "run's own recipe: a training may be resumed with others.",
     )
     checkpoint_every: Positive | None = Field(
         None,

@@ -149,7 +149,10 @@ _LARGEST_FILE = 4 << 20
 
 
 def load_recipe(
-    name_or_path: str, overrides: Sequence[str] = (), data: str | None = None
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    log_with: Sequence[str] = (),
 ) -> Recipe:
     """Read a recipe, apply `section.field=value` overrides and check everything.
 
@@ -157,17 +160,27 @@ def load_recipe(
         name_or_path: a name of `recipe_names()` or a TOML file.
         overrides: arguments of `--set`; values are TOML, bare words count as text.
         data: a local copy of the data set, in place of `data.source`.
+        log_with: trackers of all trainings, in place of the recipe's.
 
     Raises:
         ConfigError: unknown recipe or key, wrong type or range; every problem is listed.
     """
-    return parse_recipe(read_table(name_or_path, overrides, data), name_or_path)
+    return parse_recipe(read_table(name_or_path, overrides, data, log_with), name_or_path)
 
 
 def read_table(
-    name_or_path: str, overrides: Sequence[str] = (), data: str | None = None
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    log_with: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return a recipe's table as it is written, with overrides and without defaults.
+
+    Args:
+        name_or_path: a name of `recipe_names()` or a TOML file.
+        overrides: arguments of `--set`.
+        data: a local copy of the data set, in place of `data.source`.
+        log_with: trackers of all trainings, in place of the recipe's.
 
     Raises:
         ConfigError: the recipe is unknown or no TOML, or an override is malformed.
@@ -181,6 +194,7 @@ def read_table(
         _apply(table, override)
     if data is not None:
         set_local_data(table, data)
+    set_trackers(table, log_with)
     _check_depth(table, name_or_path)
     return table
 
@@ -234,13 +248,16 @@ def parse_recipe(table: Mapping[str, object], origin: str) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the resolved recipe as TOML, which `load_recipe` reads back to an equal one."""
+    """Return the resolved recipe as TOML, which `load_recipe` reads back to an equal one.
+
+    Trackers (`log_with`) are left out: a run is the same with others.
+    """
     return tomli_w.dumps(recipe.model_dump(exclude_none=True))
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return every dotted field in which two nested tables differ: (field, ours, theirs)."""
-    left, right = dict(_flatten(ours)), dict(_flatten(theirs))
+    left, right = dict(flatten(ours)), dict(flatten(theirs))
     return [
         (key, left.get(key), right.get(key))
         for key in sorted(left.keys() | right.keys())
@@ -248,10 +265,11 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tupl
     ]
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested tables with their dotted names."""
     for key, value in table.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -278,6 +296,14 @@ def set_local_data(table: dict[str, Any], data: str) -> None:
     """
     set_field(table, "data.source", data)
     table["data"].pop("revision", None)
+
+
+def set_trackers(table: dict[str, Any], names: Sequence[str]) -> None:
+    """Set the trackers of all trainings in a recipe's table, if names are given."""
+    for model in ("teacher", "student") if names else ():
+        section = table.get(model)
+        if isinstance(section, dict) and isinstance(section.get("train"), dict):
+            section["train"]["log_with"] = list(names)
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

@@ -16,7 +16,7 @@ from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.encodings import Embedding, Encoding
-from kdscale.experiment.checks import check_loss, check_mixing, check_stored
+from kdscale.experiment.checks import check_loss, check_mixing, check_stored, check_trackers
 from kdscale.experiment.datasets import (
     check_same_classes,
     mention_other_shape,
@@ -74,6 +74,7 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, Image
     Raises:
         KdscaleError: the first thing that cannot work.
     """
+    check_trackers(recipe)
     train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
     check_same_classes(train, test)
     mention_shared_images(train, test)

@@ -10,6 +10,7 @@ from kdscale.encodings import FULL_ENCODINGS, Encoding, TopK
 from kdscale.errors import ConfigError, DataError
 from kdscale.formatting import number_of
 from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, Objective, SoftLoss
+from kdscale.training.trackers import check_installed
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,13 @@ def check_mixing(encoding: Encoding, views: Pipeline) -> None:
             "views.mode is 'fixed' and the views mix images, so the targets of both are mixed, "
             f"which needs all classes: set cache.encoding = {FULL_ENCODINGS}"
         )
+
+
+def check_trackers(recipe: config.Recipe) -> None:
+    """Stop if a tracker of one of the recipe's trainings is not installed."""
+    for section in (recipe.teacher.train, recipe.student.train):
+        if section is not None:
+            check_installed(section.log_with)
 
 
 def mention_ineffective(recipe: config.Recipe, *models: str) -> None:

@@ -1,6 +1,8 @@
 """The recipe's loss, optimizer and learning rates."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,12 +13,14 @@ from kdscale.errors import ConfigError
 from kdscale.losses.objective import SUPERVISED, FeatureTerm, Objective
 from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.models.preprocess import Preprocess
+from kdscale.runs.folder import RunFolder
 from kdscale.runs.run_spec import RunSpec
 from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.forward_pass import ForwardPass
 from kdscale.training.optim import Schedule, create_optimizer, decay_groups
 from kdscale.training.optimizer_step import OptimizerStep
+from kdscale.training.trackers import TrackedRun
 
 
 def section_of(
@@ -159,6 +163,26 @@ def schedule(settings: config.TrainSection, steps_per_epoch: int) -> Schedule:
         milestones=[milestone * steps_per_epoch for milestone in settings.milestones],
         gamma=settings.gamma,
     )
+
+
+def tracked_run(recipe: config.Recipe, spec: RunSpec, run: Path) -> TrackedRun:
+    """Return a run as trackers present it.
+
+    Its group is the sweep's folder, or model and targets, which the seeds of a student share.
+    """
+    folder = run.absolute()
+    above, sweep = folder.parent, RunFolder(folder.parent.parent)
+    name, group = folder.name, f"{spec.model}-{spec.targets}"
+    if above == sweep.trials and sweep.sweep_file.is_file():
+        name, group = f"{sweep.path.name}/{name}", sweep.path.name
+    elif RunFolder(above).has_recipe:
+        name = f"{above.name}/{name}"
+    values = {"group": group, **asdict(spec), **recipe.model_dump(exclude_none=True)}
+    plain = {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for key, value in config.flatten(values)
+    }
+    return TrackedRun(RunFolder(run), recipe.name, name, group, plain)
 
 
 def intervals(settings: config.TrainSection, steps_per_epoch: int) -> Intervals:

@@ -36,12 +36,13 @@ from kdscale.run_identity import (
     recipe_sum,
     stated_run,
 )
-from kdscale.runs.run_spec import RunInputs, RunSpec, Weights, check_result
+from kdscale.runs.run_spec import RunInputs, RunSpec, TrackerState, Weights, check_result
 
 _RECIPE, _RUN, _CONTENT, _RESULT = RECIPE_FILE, RUN_FILE, "content.json", "result.json"
 _METRICS, _CHECKPOINTS, _PRETRAINED = "metrics.jsonl", "checkpoints", "pretrained.json"
 _BENCH, _TRIALS, _SWEEP, _SUMMARY = "bench.json", "trials", "sweep.json", "trials.json"
 _PRUNED, _TABLE, _PAGE = "pruned.txt", "report.md", "report.html"
+_TRACKERS, _TENSORBOARD = "trackers.json", "tensorboard"
 _WEIGHTS: dict[Weights, str] = {"last": WEIGHTS_FILES[0], "best": WEIGHTS_FILES[1]}
 _EVALUATIONS: dict[Weights, str] = {"last": "evaluation.json", "best": "evaluation-best.json"}
 _GIVEN_TEACHER = "teacher-evaluation.json"
@@ -125,6 +126,15 @@ class RunFolder:
         return self.path / _METRICS
 
     @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files.
+
+        Raises:
+            UnsafePathError: it is a link.
+        """
+        return path_inside(self.path, _TENSORBOARD)
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / _CHECKPOINTS
@@ -199,6 +209,17 @@ class RunFolder:
         advice = "remove it; the inputs of the run are then not known"
         return self._read(_CONTENT, lambda table: parse_as(RunInputs, table), advice)
 
+    def read_trackers(self) -> dict[str, TrackerState]:
+        """Return what trackers have of the run, by name of the tracker; {} if it had none.
+
+        Raises:
+            RunError: `trackers.json` is damaged.
+        """
+        if not (self.path / _TRACKERS).exists():
+            return {}
+        advice = "remove it; trackers then begin new runs"
+        return self._read(_TRACKERS, _parse_trackers, advice)
+
     def read_result(self) -> dict[str, Any]:
         """Return the run's result.
 
@@ -259,6 +280,11 @@ class RunFolder:
         """Write `result.json`: the run is finished."""
         write_object(self.path / _RESULT, {**without_nan(result), **stated_run(self.path)})
 
+    def write_trackers(self, states: Mapping[str, TrackerState]) -> None:
+        """Write `trackers.json`."""
+        table = {name: asdict(state) for name, state in states.items()}
+        write_object(self.path / _TRACKERS, {**table, **stated_run(self.path)})
+
     def write_recipe(self, text: str) -> None:
         """Write `recipe.toml` and, in its last line, a comment with the checksum of the text."""
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -282,6 +308,10 @@ class RunFolder:
     def forget_content(self) -> None:
         """Remove `content.json`, of a start that got no further."""
         path_inside(self.path, _CONTENT).unlink(missing_ok=True)
+
+
+def _parse_trackers(table: dict[str, Any]) -> dict[str, TrackerState]:
+    return {name: parse_as(TrackerState, state) for name, state in table.items()}
 
 
 def _without_sum(data: bytes) -> tuple[str, str | None]:

@@ -54,11 +54,14 @@ class MetricsLog:
         self.size = size
         """Bytes so far, for the checkpoint."""
         self._file: BinaryIO | None = None
+        self._dropped = b""
         if writes:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if size:
                     self.size = _sound_size(path, size)
+                if path.exists():
+                    self._dropped = read_inside(path.parent, path.name)[self.size :]
                 self._file = path.open("ab")
                 self._file.truncate(self.size)
             except OSError as error:
@@ -79,6 +82,10 @@ class MetricsLog:
                 self._file.flush()
             except OSError as error:
                 raise storage_error(self.path, error) from error
+
+    def dropped_records(self) -> list[dict[str, Any]]:
+        """Return the records beyond the checkpoint, which were dropped when the log was opened."""
+        return _parse(self._dropped, self.path)[0]
 
     def flush_to_disk(self) -> None:
         """Make what was appended survive a power cut: a checkpoint counts on it."""

@@ -1,6 +1,6 @@
 """What a run trains, what it learns from, and the fields of its result: as types with ranges."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt
@@ -42,6 +42,17 @@ class RunInputs:
     A cache laid out anew has the same identity, but other shards and so other windows: half an
     epoch in the old order and half in the new one would show samples twice.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerState:
+    """What a tracker has of a run, as stored in `trackers.json`."""
+
+    id: str
+    """Name under which the tracker knows the run."""
+    repeated: list[tuple[int, str]] = field(default_factory=list)
+    """Steps and parts (train, test, validation) that the tracker got before a stop, and that the
+    resumed run computes again."""
 
 
 class _Row(BaseModel):

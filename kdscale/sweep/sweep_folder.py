@@ -107,7 +107,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
             RunFolder(folder).write_recipe(dump_recipe(variants.recipe))
     begun = read_folder(folder, storage)
     refuse_changed(folder, _changed(begun.variants, variants))
-    return SweepFolder(folder, begun.variants, begun.study, begun.database)
+    return SweepFolder(folder, variants, begun.study, begun.database)
 
 
 def read_folder(folder: Path, storage: str | None) -> SweepFolder:

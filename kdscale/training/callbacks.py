@@ -24,6 +24,7 @@ from kdscale.signals import StopRequest
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.feature_student import unwrap_student
 from kdscale.training.resume import save_checkpoint
+from kdscale.training.trackers import Trackers
 from kdscale.training.trainer import Trainer, due
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class StepCallback:
     given_up: bool = False
     still_ours: Callable[[], None] = lambda: None
     """Raises if another command has taken the run's folder over; called before each write."""
+    trackers: Trackers = field(default_factory=Trackers)
+    """Trackers that get each record of the log."""
     _poll: StopPoll | None = field(default=None, init=False)
 
     def __call__(self, loop: Trainer) -> None:
@@ -237,6 +240,7 @@ class StepCallback:
         self.still_ours()
         where = {"step": loop.state.step, "epoch": round(loop.epoch, 4)}
         self.metrics.append({**where, **values})
+        self.trackers.log({**where, **values})
 
 
 def progress_bar(loop: Trainer, last: int, accelerator: Accelerator) -> Progress:

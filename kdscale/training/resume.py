@@ -33,8 +33,11 @@ def save_checkpoint(run: Path, loop: Trainer, metrics: MetricsLog) -> None:
     accelerator.wait_for_everyone()
 
 
-def restore_or_begin(run: Path, loop: Trainer) -> MetricsLog:
-    """Put the newest sound checkpoint's state into the loop, or write the first one.
+def restore(run: Path, loop: Trainer) -> tuple[MetricsLog, bool]:
+    """Put the newest sound checkpoint's state into the loop, if there is a checkpoint.
+
+    Returns:
+        The run's log, cut back to the checkpoint, and whether there is one.
 
     Raises:
         RunError: all checkpoints are damaged, or of another model or number of processes.
@@ -53,10 +56,7 @@ def restore_or_begin(run: Path, loop: Trainer) -> MetricsLog:
         log.info("going on from step %d of %s", loop.state.step, run)
         _check_best(folder, loop)
     size, writes = loop.state.metrics_bytes, accelerator.is_main_process
-    metrics = MetricsLog(folder.metrics_file, size=size, writes=writes)
-    if newest is None:
-        save_checkpoint(run, loop, metrics)
-    return metrics
+    return MetricsLog(folder.metrics_file, size=size, writes=writes), newest is not None
 
 
 def restore_best(run: Path, loop: Trainer) -> None:
