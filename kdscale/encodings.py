@@ -41,6 +41,8 @@ class Encoding(ABC):
     """Fields of a manifest that the encoding has beside `num_classes`."""
     all_classes: ClassVar[bool] = True
     """Whether logits of all classes can be decoded."""
+    has_logits: ClassVar[bool] = True
+    """Whether logits of any class can be decoded."""
     uses_head: ClassVar[bool] = False
     """Whether the teacher's linear head is stored once, to compute logits."""
     rounding: ClassVar[float]
@@ -167,8 +169,20 @@ class Embedding(Encoding):
         return {"embedding": TargetArray("float16", nan, (self.embedding_size or 0,), ("value",))}
 
 
+class FeaturesOnly(Encoding):
+    """No logits: the cache stores features alone, as of a teacher without a classifier."""
+
+    __slots__ = ()
+    name, rounding, all_classes, has_logits = "none", 0.0, False, False
+
+    @property
+    def arrays(self) -> dict[str, TargetArray]:
+        """Return no arrays."""
+        return {}
+
+
 ENCODINGS: dict[str, type[Encoding]] = {
-    one.name: one for one in (Float32, Float16, Int8, Int4, TopK, Embedding)
+    one.name: one for one in (Float32, Float16, Int8, Int4, TopK, Embedding, FeaturesOnly)
 }
 """Encodings by name."""
 

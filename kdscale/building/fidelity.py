@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from kdscale.evaluation.metrics import Calibration
-from kdscale.targets import DenseTargets, Targets, TopKTargets, log_sums
+from kdscale.targets import DenseTargets, TopKTargets, log_sums
 
+LogitTargets = DenseTargets | TopKTargets
+"""Targets that logits can be decoded from, at least the largest."""
 _TEMPERATURES = (1, 2, 4)
 
 
 def fidelity(
-    full_BC: Tensor, stored: Targets, labels_B: Tensor | None = None
+    full_BC: Tensor, stored: LogitTargets, labels_B: Tensor | None = None
 ) -> dict[str, float | list[float] | None]:
     """How close stored targets are to the full logits they were encoded from.
 
@@ -63,19 +65,19 @@ def fidelity(
     return report
 
 
-def _first(stored: Targets) -> Tensor:
+def _first(stored: LogitTargets) -> Tensor:
     if isinstance(stored, DenseTargets):
         return stored.logits_BC.argmax(1)
     return stored.ids_BK[:, 0].long()
 
 
-def _covers(stored: Targets, temperature: float) -> bool:
+def _covers(stored: LogitTargets, temperature: float) -> bool:
     if isinstance(stored, DenseTargets):
         return True
     return stored.temperatures[0] <= temperature <= stored.temperatures[-1]
 
 
-def _divergence(full_BC: Tensor, stored: Targets, temperature: float) -> float | None:
+def _divergence(full_BC: Tensor, stored: LogitTargets, temperature: float) -> float | None:
     if not _covers(stored, temperature):
         return None
     p = torch.log_softmax(full_BC / temperature, 1)
@@ -83,7 +85,7 @@ def _divergence(full_BC: Tensor, stored: Targets, temperature: float) -> float |
     return max(0.0, float((p.exp() * (p - q)).sum(1).mean() * temperature**2))
 
 
-def _log_probabilities(stored: Targets, temperature: float) -> Tensor:
+def _log_probabilities(stored: LogitTargets, temperature: float) -> Tensor:
     """Float64 [B, C], the rest evenly spread."""
     if isinstance(stored, DenseTargets):
         return torch.log_softmax(stored.logits_BC.double() / temperature, 1)
@@ -93,7 +95,7 @@ def _log_probabilities(stored: Targets, temperature: float) -> Tensor:
     return each_BC.scatter(1, stored.ids_BK.long(), buckets[:, :-1])
 
 
-def _gradient_cosine(full_BC: Tensor, stored: Targets, temperature: float) -> float | None:
+def _gradient_cosine(full_BC: Tensor, stored: LogitTargets, temperature: float) -> float | None:
     """Over the gradients of all samples, towards a student halfway between chance and teacher."""
     if not _covers(stored, temperature):
         return None
@@ -107,7 +109,7 @@ def _gradient_cosine(full_BC: Tensor, stored: Targets, temperature: float) -> fl
     return float(torch.cosine_similarity(exact.flatten(), found.flatten(), dim=0))
 
 
-def _pull(stored: Targets, student_BC: Tensor, temperature: float) -> Tensor:
+def _pull(stored: LogitTargets, student_BC: Tensor, temperature: float) -> Tensor:
     """The probabilities that the soft loss pulls a student to.
 
     Its gradient is T times the student's probabilities minus these. A bucket pulls its classes in

@@ -18,7 +18,7 @@ from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import wait_for_device
 from kdscale.formatting import number_of
-from kdscale.targets import Codec
+from kdscale.targets import Codec, FeatureTargets
 from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
 from kdscale.teacher.output_checks import inspect_teacher
 
@@ -64,10 +64,13 @@ def run_preflight(
         ModelError: see `inspect_teacher`.
     """
     seen = inspect_teacher(batches, resident, images, with_features=with_features)
-    logits, embedding = seen.outputs.logits_BC, seen.outputs.embedding_BD
-    stored = codec.decode(codec.encode(logits, embedding))
-    measured = fidelity(logits.cpu(), stored, None if seen.labels is None else seen.labels.cpu())
     number = len(seen.index)
+    output, embedding = seen.outputs.output, seen.outputs.embedding_BD
+    stored = codec.decode(codec.encode(output, embedding))
+    measured: Mapping[str, Any] = {}
+    if not isinstance(stored, FeatureTargets):
+        labels = None if seen.labels is None else seen.labels.cpu()
+        measured = fidelity(output.cpu(), stored, labels)
     seconds_a_sample = seen.seconds / number + _seconds_a_view(resident, views)
     return PreflightReport(
         seen.top1_accuracy, 1 / seconds_a_sample, {**measured, "num_samples": number}

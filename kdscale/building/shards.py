@@ -23,7 +23,7 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ClaimLostError
 from kdscale.targets import create_codec, encode_features
 from kdscale.teacher.frozen_teacher import OomSafeTeacher, TeacherOutput, concatenate
-from kdscale.teacher.output_checks import check_finite_logits
+from kdscale.teacher.output_checks import check_finite
 from kdscale.transfers import HostCopy, SideStream
 
 log = logging.getLogger(__name__)
@@ -188,6 +188,8 @@ class ShardBuilder:
             while done < last:
                 pixels = next(batches).pixels
                 output = self._teacher.outputs(pixels)
+                if self._teacher.teacher.headless:  # what is stored of it is among the features
+                    output = replace(output, output=output.output[:, :0])
                 outputs.append(replace(output, features={}))
                 # Off the device as they come, as they are stored: a shard's may be gigabytes.
                 features.append(
@@ -213,13 +215,13 @@ class ShardBuilder:
         first: int,
     ) -> dict[str, np.ndarray]:
         """Check and encode a chunk's outputs beside the teacher's next forward passes."""
-        logits, teacher = output.logits_BC, self._teacher.teacher
+        given, teacher = output.output, self._teacher.teacher
         with self._stream.after(moment):
-            if not torch.isfinite(logits).all():
-                index = torch.arange(first, first + len(logits))
-                check_finite_logits(logits, index, teacher.precision, f"in view {view} ")
+            if not torch.isfinite(given).all():
+                index = torch.arange(first, first + len(given))
+                check_finite(given, index, teacher, f"in view {view} ")
             codec = create_codec(self._writer.manifest.target_encoding, teacher.head)
-            values = codec.encode(logits, output.embedding_BD)
+            values = codec.encode(given, output.embedding_BD)
         names = features[0]
         whole = {name: torch.cat([one[name].get() for one in features]) for name in names}
         return values | encode_features(whole)

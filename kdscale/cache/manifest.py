@@ -27,8 +27,9 @@ ABSENT = "(nothing)"
 """Stands for the value of a field that is not there."""
 MANIFEST_KEY = "zarr.json"
 """The object that holds it: the group's metadata."""
-FORMAT_VERSION = 3
-"""The version of new caches; those of versions 1 and 2 are read, and extended as they are."""
+FORMAT_VERSION = 4
+"""The newest version, of caches without logits; other new caches have version 3. Those of versions
+1 and 2 are read, and extended as they are."""
 _VIEWS_OF_VERSION_1 = {"generator", "seed", "operations", "count"}
 _ENCODINGS_OF_VERSION_1 = {Float32.name, Float16.name}
 
@@ -111,7 +112,9 @@ class Manifest:
 
     @property
     def format_version(self) -> int:
-        """3; without bound records 2, or 1 where a reader of version 1 knows all it holds."""
+        """4 without logits, else 3; without bound records 2, or 1 if version 1 has all of it."""
+        if not self.target_encoding.has_logits:
+            return 4
         if self.bound_records:
             return 3
         known = self.encoding in _ENCODINGS_OF_VERSION_1 and not self.features

@@ -68,9 +68,8 @@ def check_values(value: Any, depth: int = 0) -> None:
 
 def _check_counts(table: Mapping[str, Any]) -> None:
     _require(type(table["complete"]) is bool, "complete", table["complete"], "true or false")
-    num_views, num_samples, _, shard_samples = (
-        _integer(name, table[name])
-        for name in ("num_views", "num_samples", "num_classes", "shard_samples")
+    num_views, num_samples, shard_samples = (
+        _integer(name, table[name]) for name in ("num_views", "num_samples", "shard_samples")
     )
     num_shards = -(-num_samples // shard_samples)
     if num_views * num_shards > MAX_SHARDS:
@@ -89,6 +88,10 @@ def _check_encoding(table: Mapping[str, Any]) -> None:
     encoding, num_classes = table["encoding"], table["num_classes"]
     known = isinstance(encoding, str) and encoding in ENCODINGS
     _require(known, "encoding", encoding, f"one of {', '.join(ENCODINGS)}")
+    has_logits = ENCODINGS[encoding].has_logits
+    _integer("num_classes", num_classes, least=1 if has_logits else 0)
+    if not has_logits and not table.get("features"):
+        raise FieldError(f"encoding is {encoding!r} and there are no features: nothing is stored")
     settings = ENCODINGS[encoding].settings
     for name in (name for one in ENCODINGS.values() for name in one.settings):
         if (name in table) != (name in settings):
@@ -102,7 +105,7 @@ def _check_encoding(table: Mapping[str, Any]) -> None:
         _integer("embedding_size", table["embedding_size"])
     fields = {name: table[name] for name in settings}
     wanted = create_encoding(encoding, num_classes, **fields).bytes_per_target
-    stated = _integer("bytes_per_target", table["bytes_per_target"])
+    stated = _integer("bytes_per_target", table["bytes_per_target"], least=min(1, wanted))
     _require(stated == wanted, "bytes_per_target", stated, f"{wanted} for {encoding}")
 
 

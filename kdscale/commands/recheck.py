@@ -18,7 +18,7 @@ from kdscale.data.views.digest import digest
 from kdscale.experiment.experiment import Experiment
 from kdscale.formatting import number_of
 from kdscale.target_sources.buffer import stored_codec
-from kdscale.targets import DenseTargets, Targets, log_sums
+from kdscale.targets import DenseTargets, FeatureTargets, Targets, TopKTargets, log_sums
 
 _SMALLEST = 1e-4  # share of a row's largest value: float16 has fewer digits for smaller ones
 _NOISE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -127,7 +127,7 @@ def recheck(
                 codec.decode(rows),
                 batches.outputs(pixels).with_each(Tensor.cpu),
             )
-            apart += _apart(stored_targets, exact.logits_BC).tolist()
+            apart += _apart(stored_targets, exact.output).tolist()
             features += _features_apart(stored_targets.features, exact.features, len(part)).tolist()
     names = [f"view-{view:05d}/sample-{sample}" for view, sample in pairs]
     return SpotCheck(
@@ -163,6 +163,8 @@ def _rows(values: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
 
 def _apart(stored: Targets, exact_BC: Tensor) -> Tensor:
     """Largest difference of each row, in units of its largest logit (at least 1): [B]."""
+    if isinstance(stored, FeatureTargets):
+        return torch.zeros(len(exact_BC))
     scale_B = exact_BC.abs().amax(1).clamp(min=1.0)
     return _differences(stored, exact_BC).abs().amax(1) / scale_B
 
@@ -179,7 +181,7 @@ def _features_apart(
     return torch.stack(apart).amax(0)
 
 
-def _differences(stored: Targets, exact_BC: Tensor) -> Tensor:
+def _differences(stored: DenseTargets | TopKTargets, exact_BC: Tensor) -> Tensor:
     """Return the rounding error of all stored values, in units of logits: [B, C] or [B, K + G]."""
     if isinstance(stored, DenseTargets):
         return stored.logits_BC - exact_BC

@@ -14,7 +14,7 @@ from kdscale.config.base_section import (
     UserPath,
     parse_bytes,
 )
-from kdscale.encodings import ENCODINGS, Float16
+from kdscale.encodings import ENCODINGS, FeaturesOnly, Float16
 from kdscale.formatting import number_of
 
 _MOST_VIEWS = 1 << 20
@@ -162,11 +162,12 @@ class ViewsSection(ConfigSection):
 
 
 class FeatureSection(ConfigSection):
-    """A module of the teacher whose output is stored beside the logits."""
+    """A module of the teacher whose output is stored, beside the logits if there are any."""
 
     module: str = Field(
         pattern=r"^[A-Za-z0-9_.-]+$",
-        description="Dotted name of a module of the teacher, as in `named_modules`.",
+        description="Dotted name of a module of the teacher, as in `named_modules`; `output`: "
+        "what the teacher returns.",
     )
     pool: Side | None = Field(
         None,
@@ -188,12 +189,12 @@ class CacheSection(ConfigSection):
         Float16.name,
         description="Encoding of the logits. `embedding`: the inputs of the teacher's linear "
         "head, and the head. `auto`: the first of float16, int8, int4 and topk that "
-        "needs at most `budget_bytes`.",
+        "needs at most `budget_bytes`. `none`: no logits, the cache stores `features` alone.",
     )
     features: list[FeatureSection] = Field(
         [],
-        description="Modules of the teacher whose outputs are stored beside the logits: names, or"
-        " tables of `module` and `pool`. A cache with more features can be used, too.",
+        description="Modules of the teacher whose outputs are stored: names, or tables of "
+        "`module` and `pool`. A cache with more features can be used, too.",
     )
     top_k: Positive = Field(
         20, description="Number of classes whose logits are stored. Used by `topk` only."
@@ -249,6 +250,15 @@ class CacheSection(ConfigSection):
         if len(set(names)) < len(names):
             raise ValueError("a module is named twice: one output is stored of each")
         return features
+
+    @model_validator(mode="after")
+    def _something_is_stored(self) -> "CacheSection":
+        if self.encoding == FeaturesOnly.name and not self.features:
+            raise ValueError(
+                "encoding is 'none' and features is empty, so nothing would be stored: name "
+                'modules of the teacher, such as features = ["output"]'
+            )
+        return self
 
     @field_validator("temperatures")
     @classmethod

@@ -235,7 +235,12 @@ class ModelSection(ConfigSection):
     """A model, its weights and its training."""
 
     model: str = Field(max_length=5000, description="Name of the model; `[teacher]` lists them.")
-    options: Plain = Field({}, description="Arguments of the function that creates the model.")
+    options: Plain = Field(
+        {},
+        description="Arguments of the function that creates the model. `num_classes = 0`: the "
+        "model without its classifier, whose output is an embedding, of a teacher also tokens or "
+        "a map.",
+    )
     weights: UserPath | None = Field(
         None,
         description="File of trained weights: safetensors, or a checkpoint of tensors. Not set: "
@@ -250,12 +255,16 @@ class ModelSection(ConfigSection):
     train: TrainSection | None = None
 
     @property
+    def headless(self) -> bool:
+        """Return whether the model has no classifier."""
+        return self.options.get("num_classes") == 0
+
+    @property
     def loads_weights(self) -> bool:
-        """Return whether the model is created with trained weights of its library."""
+        """Return whether the model is created with trained weights, by its library or factory."""
         requested = self.options.get("weights") is not None or bool(self.options.get("pretrained"))
-        return self.model.startswith("transformers/") or (
-            self.model.startswith(("torchvision/", "timm/")) and requested
-        )
+        chosen = self.model.startswith(("torchvision/", "timm/")) or ":" in self.model
+        return self.model.startswith("transformers/") or (chosen and requested)
 
     @model_validator(mode="after")
     def _pretrained_are_those_of_its_library(self) -> "ModelSection":

@@ -16,6 +16,7 @@ from kdscale.config.data_sections import CacheSection, DataSection, EnsembleSect
 from kdscale.config.loss_sections import LossSection
 from kdscale.config.model_sections import ModelSection, TeacherSection
 from kdscale.config.sweep_section import SweepSection
+from kdscale.encodings import FeaturesOnly
 from kdscale.errors import ConfigError, UnsafePathError
 from kdscale.formatting import shortened
 from kdscale.regular_files import read_regular
@@ -57,6 +58,27 @@ class Recipe(ConfigSection):
             raise ValueError(
                 "views.mode is 'fixed', where the teacher's features are of other pictures than "
                 "the student's: leave out loss.features"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _without_classifier_there_are_no_logits(self) -> "Recipe":
+        if self.teacher.headless and self.cache.encoding != FeaturesOnly.name:
+            raise ValueError(
+                "teacher.options has num_classes = 0, so the teacher gives no logits, and "
+                f"cache.encoding = {self.cache.encoding!r} stores them: set cache.encoding = "
+                "'none' and "
+                'cache.features = ["output"]'
+            )
+        if self.teacher.headless and self.teacher.train is not None:
+            raise ValueError(
+                "teacher.options has num_classes = 0, and [teacher.train] trains a classifier: "
+                "leave out one of them"
+            )
+        if self.student.headless and (self.loss.hard_weight or self.loss.soft_weight):
+            raise ValueError(
+                "student.options has num_classes = 0, so the student gives no logits: set "
+                "loss.hard_weight = 0 and loss.soft_weight = 0, and learn from loss.features"
             )
         return self
 

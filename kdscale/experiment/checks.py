@@ -10,6 +10,7 @@ from kdscale.encodings import FULL_ENCODINGS, Encoding, TopK
 from kdscale.errors import ConfigError, DataError
 from kdscale.formatting import number_of
 from kdscale.losses.objective import FEATURE_LOSSES, SOFT_LOSSES, Objective, SoftLoss
+from kdscale.targets import needs_logits
 from kdscale.training.trackers import check_installed
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,10 @@ def check_stored(objective: Objective, encoding: Encoding) -> None:
     """Stop where a cache stores less of each target than the loss requires.
 
     Raises:
-        ConfigError: it requires all classes.
+        ConfigError: it requires logits, or those of all classes.
     """
+    if objective.soft_weight and not encoding.has_logits:
+        raise needs_logits(f"loss.soft_weight = {objective.soft_weight:g}")
     if not isinstance(encoding, TopK) or "all classes" not in objective.requires:
         return
     asks, instead = f"loss.kind = '{objective.kind}'", []

@@ -21,7 +21,6 @@ from kdscale.experiment.model_checks import (
 )
 from kdscale.experiment.views import cached_pipeline, pipeline, training_pipeline
 from kdscale.models.checkpoints import read_metadata
-from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import check_model, create_model, lay_out_channels_last
 from kdscale.models.torchvision_weights import implied_options
 from kdscale.models.untrusted import create_named_by_file, without_initial_weights
@@ -73,20 +72,21 @@ def model_of(
     )
     sizes: set[int | tuple[int, int]]
     sizes = {preprocess.size or size for size in _sizes(recipe, images, what)}
+    classes = None if section.headless else images.num_classes
     for size in sizes:
         check_model(
             model,
-            num_classes=images.num_classes,
+            num_classes=classes,
             channels=preprocess.channels,
             size=size,
             what=what,
         )
     if weights is not None:  # after a forward, which gives lazy layers their shapes
-        load_weights(weights, model, rename=section.rename, what=what)
+        load_weights(weights, model, rename=section.rename, what=what, headless=section.headless)
     if "class_names" not in stated and section.train is None:
         check_statement(section, Classifier(model, preprocess), sizes, images, what)
     if tested is not None:
-        _check_tested(model, preprocess, images, tested, what)
+        _check_tested(Classifier(model, preprocess), images, tested, what, classes)
     if memory_format == "channels_last":
         size = next(iter(sizes))
         lay_out_channels_last(model, channels=preprocess.channels, size=size, what=what)
@@ -105,15 +105,20 @@ def options_of_file(section: config.ModelSection, stated: Mapping[str, Any]) -> 
 
 
 def _check_tested(
-    model: nn.Module, preprocess: Preprocess, images: ImageDataset, tested: ImageDataset, what: str
+    classifier: Classifier,
+    images: ImageDataset,
+    tested: ImageDataset,
+    what: str,
+    num_classes: int | None,
 ) -> None:
     """Raise ModelError where a model does not take the images of the other split."""
+    model, preprocess = classifier.model, classifier.preprocess
     channels, height, width = shape = clean_shape(tested)
     try:
         preprocess.check(torch.zeros((1, *shape), dtype=torch.uint8))
         check_model(
             model,
-            num_classes=images.num_classes,
+            num_classes=num_classes,
             channels=preprocess.channels,
             size=preprocess.size or (height, width),
             what=what,
@@ -213,6 +218,7 @@ def frozen_model(
         memory_format=section.memory_format,
         device=device,
         options={**implied_options(section.model, section.options), **section.options},
+        headless=section.headless,
     )
 
 
@@ -232,10 +238,11 @@ def frozen_module(
     """
     section = recipe.teacher
     preprocess = preprocess_of(recipe, section, None, "teacher")
-    _check_module(module, preprocess, num_classes, pixels, "teacher")
+    classes = None if section.headless else num_classes
+    _check_module(module, preprocess, classes, pixels, "teacher")
     return freeze(
         module, preprocess, precision=section.precision, memory_format=section.memory_format,
-        device=pixels.device,
+        device=pixels.device, headless=section.headless,
     )  # fmt: skip
 
 
@@ -264,8 +271,9 @@ def module_to_train(
     section, what = recipe.student, "student"
     preprocess = preprocess_of(recipe, section, None, what)
     module.cpu().train()  # as a model is that a recipe names; Accelerate moves it to the device
-    _check_module(module, preprocess, images.num_classes, pixels, what)
-    _check_tested(module, preprocess, images, tested, what)
+    classes = None if section.headless else images.num_classes
+    _check_module(module, preprocess, classes, pixels, what)
+    _check_tested(Classifier(module, preprocess), images, tested, what, classes)
     if section.train is not None and section.train.memory_format == "channels_last":
         size = preprocess.size or (pixels.shape[2], pixels.shape[3])
         lay_out_channels_last(module, channels=preprocess.channels, size=size, what=what)
@@ -274,7 +282,11 @@ def module_to_train(
 
 
 def _check_module(
-    module: nn.Module, preprocess: Preprocess, num_classes: int, pixels: torch.Tensor, what: str
+    module: nn.Module,
+    preprocess: Preprocess,
+    num_classes: int | None,
+    pixels: torch.Tensor,
+    what: str,
 ) -> None:
     """Raise ModelError where a module does not take the views, or has logits of other classes."""
     check_model(

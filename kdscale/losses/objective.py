@@ -20,7 +20,14 @@ from kdscale.losses.logits import (
 )
 from kdscale.losses.target_class import dkd_loss, nkd_loss
 from kdscale.published_losses import LOGIT_LOSSES
-from kdscale.targets import Mix, Targets, TopKTargets, needs_all_classes
+from kdscale.targets import (
+    FeatureTargets,
+    Mix,
+    Targets,
+    TopKTargets,
+    needs_all_classes,
+    needs_logits,
+)
 
 Need = Literal["labels", "one label", "all classes", "whole batch", "features"]
 """Requirements of a loss: a label of each sample; only one label of each, so no mixed images; the
@@ -239,6 +246,8 @@ class Objective:
     ) -> Tensor:
         """Return the loss from logits of all classes, or from the largest and the rest."""
         loss = SOFT_LOSSES[self.kind]
+        if isinstance(targets, FeatureTargets):
+            raise needs_logits(f"loss.soft_weight = {self.soft_weight:g}")
         if isinstance(targets, TopKTargets):
             if loss.of_largest is None or self.standardize:
                 raise needs_all_classes(targets, self._what)

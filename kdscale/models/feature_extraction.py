@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from kdscale.errors import ConfigError, ModelError
 from kdscale.targets import Head
 
+OUTPUT = "output"
+"""Name of a whole model's output among those of its modules; a module of this name comes first."""
 _SUGGESTED = 3
 _SHAPES = (2, 3, 4)  # vectors [B, D], tokens [B, T, D], maps [B, C, H, W]
 _NO_CHANGE = (nn.Identity, nn.Dropout, nn.Flatten)  # in evaluation mode, but for the shape
@@ -27,7 +29,7 @@ class FeatureSpec:
     """A module whose output is wanted."""
 
     module: str
-    """Its dotted name."""
+    """Its dotted name; `OUTPUT` for the whole model."""
     pool: int | None = None
     """Maps only: average them to so many pixels a side; 1 makes a vector."""
 
@@ -93,6 +95,8 @@ def find_module(
     """
     if name and name in modules:
         return modules[name]
+    if name == OUTPUT:
+        return modules[""]
     near = get_close_matches(name, modules, n=_SUGGESTED, cutoff=0.5)
     top = [known for known in modules if known and "." not in known]
     hint = f"did you mean {_listed(near)}?" if near else f"its parts are {_listed(top)}"

@@ -13,6 +13,7 @@ from torch import nn
 from kdscale.errors import ModelError
 from kdscale.formatting import number_of, reason_of
 from kdscale.models.custom import build, did_you_mean
+from kdscale.models.headless import embedding_of, without_classifier
 from kdscale.models.pretrained import TORCHVISION, adopt
 from kdscale.models.torchvision_weights import implied_options, num_outputs, torchvision_trained
 
@@ -25,8 +26,8 @@ def torchvision_model(
     """Build `torchvision/NAME`, with random weights unless the option `weights` names some.
 
     With `weights` (such as "DEFAULT" or "IMAGENET1K_V1") torchvision's own builder makes the model;
-    for another number of classes, one with a new head takes all other weights from it. The file is
-    downloaded or found in torch's cache.
+    for another number of classes, one with a new head takes all other weights from it, for none
+    the head is removed. The file is downloaded or found in torch's cache.
     """
     from torchvision import models
 
@@ -41,8 +42,10 @@ def torchvision_model(
         )
     builder, weights = models.get_model_builder(short), options.get("weights")
     others = {key: value for key, value in options.items() if key != "weights"}
-    if weights is not None and num_outputs(short, weights) == num_classes:
+    if weights is not None and num_classes in (0, num_outputs(short, weights)):
         model = torchvision_trained(short, weights, others)
+    elif not num_classes:
+        model = build(name, builder, {"weights": None}, others)
     else:
         fixed = {"weights": None, "num_classes": num_classes}
         model = build(name, builder, fixed, {**implied_options(name, options), **others})
@@ -50,7 +53,7 @@ def torchvision_model(
             trained = torchvision_trained(short, weights, others)
             adopt(model, trained.state_dict(), source=f"{TORCHVISION}{weights}", what=name)
     model.register_forward_hook(_logits_of)  # Inception's auxiliary heads answer in training mode
-    return model
+    return model if num_classes else without_classifier(model, name)
 
 
 def timm_model(
@@ -83,11 +86,12 @@ def transformers_model(
     """Load `transformers/HUB_ID_OR_LOCAL_PATH` with its weights; forward gives the logits tensor.
 
     A head of another class count is replaced by a new one only where the options have:
-    `num_labels` and `ignore_mismatched_sizes = true`.
+    `num_labels` and `ignore_mismatched_sizes = true`. For no classes, the model is that of
+    `AutoModel`, of CLIP and its like the vision part; forward gives an embedding [B, D].
     """
     place = _place(name)
     fixed = {"pretrained_model_name_or_path": place, "output_loading_info": True}
-    load = _library(name).AutoModelForImageClassification.from_pretrained
+    load = _auto_class(name, num_classes).from_pretrained
     try:
         model, loading = build(name, load, fixed, options)
     except (OSError, RuntimeError) as error:
@@ -96,8 +100,21 @@ def transformers_model(
             "wanted a hub id, or a folder that save_pretrained wrote"
         ) from error
     _check_pretrained(name, model, loading, num_classes, in_channels, options)
-    model.register_forward_hook(_logits_of)
-    plain: nn.Module = model.float().train()  # as every other source leaves it
+    return _plain(model, num_classes)
+
+
+def _auto_class(name: str, num_classes: int) -> Any:
+    """Return the class of transformers that chooses a model by its configuration."""
+    library = _library(name)
+    return library.AutoModelForImageClassification if num_classes else library.AutoModel
+
+
+def _plain(model: Any, num_classes: int) -> nn.Module:
+    """Return a model of transformers as every other source leaves one: forward gives a tensor."""
+    if not num_classes:
+        model = getattr(model, "vision_model", model)  # images have no part in the rest
+    model.register_forward_hook(_logits_of if num_classes else embedding_of)
+    plain: nn.Module = model.float().train()
     return plain
 
 
@@ -115,7 +132,8 @@ def transformers_architecture(
     """
     transformers = _library(name)
     given = {key: value for key, value in options.items() if key not in _OF_LOADING}
-    given.setdefault("num_labels", num_classes)
+    if num_classes:
+        given.setdefault("num_labels", num_classes)
     place = _place(name)
     try:
         settings = transformers.AutoConfig.from_pretrained(
@@ -135,12 +153,10 @@ def transformers_architecture(
         )
     settings.update(given)
     _check_self_contained(name, settings)
-    create = transformers.AutoModelForImageClassification.from_config
+    create = _auto_class(name, num_classes).from_config
     model = create(settings, trust_remote_code=False)
     _check_heads(name, model, num_classes, in_channels)
-    model.register_forward_hook(_logits_of)
-    plain: nn.Module = model.float().train()
-    return plain
+    return _plain(model, num_classes)
 
 
 _OF_LOADING = frozenset(("ignore_mismatched_sizes", "local_files_only"))
@@ -177,14 +193,17 @@ def _check_pretrained(
     _check_heads(name, model, num_classes, in_channels)
     new = sorted(loading["missing_keys"])
     if new and not options.get("ignore_mismatched_sizes"):
+        instead = "take a trained classifier"
+        if not num_classes:
+            instead = "leave the layer out with an option such as add_pooling_layer = false"
         raise ModelError(
-            f"model {name} has no weights for {', '.join(new[:3])}, which would be random: take "
-            "a trained classifier, or accept new weights with ignore_mismatched_sizes = true"
+            f"model {name} has no weights for {', '.join(new[:3])}, which would be random: "
+            f"{instead}, or accept new weights with ignore_mismatched_sizes = true"
         )
 
 
 def _check_heads(name: str, model: Any, num_classes: int, in_channels: int) -> None:
-    if model.config.num_labels != num_classes:
+    if num_classes and model.config.num_labels != num_classes:
         raise ModelError(
             f"model {name} gives {number_of(model.config.num_labels, 'class', 'classes')}, the "
             f"data set has {num_classes}: take one that was trained on these classes, or, to train "

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from kdscale.errors import KdscaleError, ModelError
 from kdscale.formatting import number_of, shortened
 from kdscale.models import cifar_resnet, custom, libraries, reference
+from kdscale.models.headless import requested_classes, without_classifier
 
 REFERENCE: dict[str, Callable[..., nn.Module]] = {
     "cifar10-deepnn": reference.cifar10_deepnn,
@@ -52,19 +53,22 @@ def create_model(
     Args:
         name: a reference model (see `known_models`), `torchvision/NAME`, `timm/NAME`,
             `transformers/HUB_ID_OR_PATH` or `module.path:factory`.
-        num_classes: C, the classes of the data set.
+        num_classes: C, the classes of the data set; 0: a model without its classifier.
         in_channels: channels of the preprocessed pixels.
-        options: further arguments of the model's builder.
+        options: further arguments of the model's builder; `num_classes = 0` replaces the
+            argument.
 
     Returns:
-        A module that takes [B, in_channels, H, W] and gives logits [B, C].
+        A module that takes [B, in_channels, H, W] and gives logits [B, C]; without a classifier an
+        embedding [B, D], or what the builder makes of its options.
 
     Raises:
         ModelError: the name or an option is unknown, a library is missing, or the model cannot
             have so many classes or channels.
     """
     try:
-        return _create(name, num_classes, in_channels, options or {})
+        classes, others = requested_classes(num_classes, options or {})
+        return _create(name, classes, in_channels, others)
     except (KdscaleError, MemoryError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:  # a custom, or a library, may raise anything
@@ -78,9 +82,9 @@ def _create(
     name: str, num_classes: int, in_channels: int, options: Mapping[str, object]
 ) -> nn.Module:
     if name in REFERENCE:
-        fixed = {"num_classes": num_classes, "in_channels": in_channels}
+        fixed = {"num_classes": num_classes or 1, "in_channels": in_channels}
         model: nn.Module = custom.build(name, REFERENCE[name], fixed, options)
-        return model
+        return model if num_classes else without_classifier(model, name)
     for prefix, create in SOURCES.items():
         if name.startswith(prefix):
             return create(name, num_classes, in_channels, options)
@@ -112,7 +116,7 @@ def _letters(name: str) -> str:
 def check_model(
     model: nn.Module,
     *,
-    num_classes: int,
+    num_classes: int | None,
     channels: int,
     size: int | tuple[int, int],
     what: str = "student",
@@ -123,19 +127,23 @@ def check_model(
 
     Args:
         model: the model, on any device.
-        num_classes: C, the classes of the data set.
+        num_classes: C, the classes of the data set; None: the output is no logits, but an
+            embedding [B, D], of a teacher also tokens or a map.
         channels: channels of the preprocessed pixels.
         size: of the preprocessed images, pixels: a side, or height and width.
         what: the model's part, for messages: "teacher" or "student".
 
     Raises:
-        ModelError: the model does not take such images, or does not give logits [B, num_classes].
+        ModelError: the model does not take such images, or does not give such an output.
     """
     _check_python(model, what)
     _check_widths(model, what)
     height, width = (size, size) if isinstance(size, int) else size
     shape = (2, channels, height, width)
     output = _evaluated(model, shape, what)
+    if num_classes is None:
+        _check_embedding(output, what)
+        return
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim != 2:
         raise ModelError(f"{what} gives {_kind(output)}, wanted logits of shape [B, {num_classes}]")
     if output.shape[1] != num_classes:
@@ -147,6 +155,23 @@ def check_model(
     if output.shape[0] != 2:
         raise ModelError(
             f"{what} gives {number_of(output.shape[0], 'row')} of logits for 2 images, wanted 2"
+        )
+
+
+def _check_embedding(output: object, what: str) -> None:
+    """Raise ModelError where the output for two images, of a model without a classifier, is none.
+
+    A teacher may give tokens or maps, a student's embedding is what it is evaluated by.
+    """
+    dimensions = (2,) if what == "student" else (2, 3, 4)
+    fits = isinstance(output, Tensor) and output.is_floating_point() and output.numel() > 0
+    if not (isinstance(output, Tensor) and fits and output.ndim in dimensions and len(output) == 2):
+        wanted = "an embedding [2, D]"
+        if what != "student":
+            wanted += ", tokens [2, T, D] or a map [2, C, H, W]"
+        raise ModelError(
+            f"{what} without a classifier gives {_kind(output)} for 2 images, wanted {wanted}: "
+            "choose another pooling in its options, or a factory that returns one tensor"
         )
 
 

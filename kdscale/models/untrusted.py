@@ -14,6 +14,7 @@ from torch import nn
 
 from kdscale.errors import ModelError
 from kdscale.formatting import shortened
+from kdscale.models.headless import requested_classes
 from kdscale.models.libraries import transformers_architecture
 from kdscale.models.registry import SOURCES, create_model
 
@@ -59,7 +60,8 @@ def create_named_by_file(
         if key in _OPENS or key.startswith("_") or not _is_plain(value):
             raise _refused(f"option {shortened(key)!r} = {shortened(repr(value))}", name, origin)
     if name.startswith("transformers/"):
-        return transformers_architecture(name, num_classes, in_channels, given)
+        classes, others = requested_classes(num_classes, given)
+        return transformers_architecture(name, classes, in_channels, others)
     return create_model(name, num_classes=num_classes, in_channels=in_channels, options=given)
 
 

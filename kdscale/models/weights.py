@@ -1,6 +1,7 @@
 """Weights files: written whole or not at all, read only if they fit."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from kdscale.models.checksums import state_sha256, with_checksums
 from kdscale.models.library_names import in_library_names
 from kdscale.models.wrappers import COUNTER, check_kinds, of_model
 from kdscale.module_versions import KEY, load_state, versions_of
+
+log = logging.getLogger(__name__)
 
 __all__ = ["load_weights", "read_metadata", "save_weights", "state_sha256", "tensors_sha256"]
 
@@ -53,6 +56,7 @@ def load_weights(
     *,
     rename: Mapping[str, str] | None = None,
     what: str = "teacher",
+    headless: bool = False,
 ) -> dict[str, Any]:
     """Load a file into a model, all of it or nothing.
 
@@ -62,6 +66,8 @@ def load_weights(
         model: filled in place, on its own device and in its own dtype; unchanged on any error.
         rename: prefixes in the file -> prefixes in the model; the longest that fits is taken.
         what: the model's part, for messages: "teacher" or "student".
+        headless: whether weights of one further linear layer may be in the file: those of the
+            classifier that the model is created without.
 
     Returns:
         The file's metadata, decoded; values that are not JSON stay strings.
@@ -75,6 +81,8 @@ def load_weights(
     own = state_of(model)
     tensors = of_model(in_library_names(model, tensors), own, rename or {}, path)
     tensors |= {k: v for k, v in own.items() if k.endswith(COUNTER) and k not in tensors}
+    if headless:
+        tensors = _without_classifier(tensors, own, path)
     _check_names(tensors, own, path, what)
     _check_shapes(tensors, own, path, what)
     check_kinds(tensors, own, path, what)
@@ -112,6 +120,20 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
             "weights files cannot hold a module's extra state"
         )
     return dict(state)
+
+
+def _without_classifier(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """Leave out weight and bias of the one linear layer that a model lacks."""
+    further = {name for name in tensors if name not in own}
+    layers = {name.rpartition(".")[0] for name in further}
+    if len(layers) == 1:
+        layer = layers.pop()
+        if further <= {f"{layer}.weight", f"{layer}.bias"}:
+            log.info("%s: the classifier %r is left out (num_classes = 0)", path, layer)
+            return {name: one for name, one in tensors.items() if name in own}
+    return dict(tensors)
 
 
 def _check_names(

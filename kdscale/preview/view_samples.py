@@ -27,7 +27,7 @@ from kdscale.preview.sheet_drawing import (
     ViewTile,
 )
 from kdscale.target_sources.buffer import stored_codec
-from kdscale.targets import Targets
+from kdscale.targets import FeatureTargets, Targets
 
 _PREDICTIONS = 3
 _CHOICE = derive_seed(0x73686F77)  # "show"
@@ -130,6 +130,9 @@ class ViewSamples:
         assert self.reader is not None
         targets, digests_B = _stored(self.reader, view, self.index)
         _check_pixels(self.reader.location, view, batch, digests_B)
+        if isinstance(targets, FeatureTargets):
+            yield from ([] for _ in range(len(self.index)))
+            return
         probabilities_BA, classes_BA = targets.most_probable(_PREDICTIONS)
         for row, true in enumerate(_true_labels(batch)):
             yield [

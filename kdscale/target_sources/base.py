@@ -8,7 +8,7 @@ from torch import Tensor
 from kdscale.data.loader import Batch
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
-from kdscale.targets import DenseTargets, Targets
+from kdscale.targets import DenseTargets, FeatureTargets, Targets
 from kdscale.teacher.frozen_teacher import FrozenTeacher
 
 
@@ -69,8 +69,10 @@ class LiveTeacher:
     def finish_checks(self) -> None:
         """Do nothing: nothing is checked."""
 
-    def targets(self, batch: Batch) -> DenseTargets:
-        """Return the teacher's logits of the batch's pixels, and the requested features."""
+    def targets(self, batch: Batch) -> DenseTargets | FeatureTargets:
+        """Return the teacher's logits, if it gives any, and the requested features of a batch."""
         # A clone outside inference mode: autograd may save what was computed inside it.
         output = self.teacher.outputs(batch.pixels).with_each(Tensor.clone)
+        if self.teacher.headless:
+            return FeatureTargets(output.features)
         return DenseTargets(output.logits_BC, output.features)

@@ -20,7 +20,7 @@ from kdscale.encodings import FULL_ENCODINGS
 from kdscale.errors import ConfigError
 from kdscale.target_sources.base import TargetSource
 from kdscale.target_sources.compatibility import check_compatible
-from kdscale.targets import DenseTargets, all_classes
+from kdscale.targets import DenseTargets, all_classes, needs_logits
 
 
 def mean_of_probabilities(logits_MBC: Tensor, weights_M: Tensor, temperature: float) -> Tensor:
@@ -148,6 +148,8 @@ def _place(name: str, root: Path) -> str:
 
 
 def _check_classes(place: str, manifest: Manifest) -> None:
+    if not manifest.target_encoding.has_logits:
+        raise needs_logits(f"{place}: the mean of several teachers")
     if not manifest.target_encoding.all_classes:
         raise ConfigError(
             f"{place} stores the largest {manifest.top_k} of {manifest.num_classes} logits "

@@ -3,6 +3,7 @@
 from kdscale.targets.codecs import Codec, as_tensor, create_codec, encode_features
 from kdscale.targets.types import (
     DenseTargets,
+    FeatureTargets,
     Head,
     Mix,
     Targets,
@@ -11,12 +12,14 @@ from kdscale.targets.types import (
     log_sums,
     mixed_targets,
     needs_all_classes,
+    needs_logits,
     tail_weights,
 )
 
 __all__ = [
     "Codec",
     "DenseTargets",
+    "FeatureTargets",
     "Head",
     "Mix",
     "Targets",
@@ -28,5 +31,6 @@ __all__ = [
     "log_sums",
     "mixed_targets",
     "needs_all_classes",
+    "needs_logits",
     "tail_weights",
 ]

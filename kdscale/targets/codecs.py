@@ -13,9 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.encodings import Embedding, Encoding, Float16, Float32, Int4, Int8, TopK
+from kdscale.encodings import (
+    Embedding,
+    Encoding,
+    FeaturesOnly,
+    Float16,
+    Float32,
+    Int4,
+    Int8,
+    TopK,
+)
 from kdscale.errors import CacheError
-from kdscale.targets.types import DenseTargets, Head, Targets, TopKTargets, log_sums
+from kdscale.targets.types import (
+    DenseTargets,
+    FeatureTargets,
+    Head,
+    Targets,
+    TopKTargets,
+    log_sums,
+)
 
 _FLOAT16_LIMIT = float(np.finfo(np.float16).max)
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
@@ -207,6 +223,18 @@ class EmbeddingCodec(Codec):
         return DenseTargets(self.linear(rows["embedding"]))
 
 
+class FeaturesCodec(Codec):
+    """Stores nothing of the logits."""
+
+    __slots__ = ()
+
+    def _encode(self, logits_BC: Tensor, embedding_BD: Tensor | None) -> dict[str, Tensor]:
+        return {}
+
+    def _decode(self, rows: Mapping[str, Tensor]) -> FeatureTargets:
+        return FeatureTargets()
+
+
 _CODECS: dict[type[Encoding], type[Codec]] = {
     Float32: FloatCodec,
     Float16: FloatCodec,
@@ -214,6 +242,7 @@ _CODECS: dict[type[Encoding], type[Codec]] = {
     Int4: IntegerCodec,
     TopK: TopKCodec,
     Embedding: EmbeddingCodec,
+    FeaturesOnly: FeaturesCodec,
 }
 
 

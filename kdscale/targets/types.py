@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from kdscale.encodings import FULL_ENCODINGS, TopK
+from kdscale.encodings import FULL_ENCODINGS, FeaturesOnly, TopK
 from kdscale.errors import ConfigError
 
 Features = Mapping[str, Tensor]
@@ -104,7 +104,22 @@ class TopKTargets:
         return sum_B + at_infinity * log(self.num_classes - self.ids_BK.shape[1])
 
 
-Targets = DenseTargets | TopKTargets
+@dataclass(frozen=True, slots=True)
+class FeatureTargets:
+    """Features alone: the teacher gives no logits, or the cache stores none."""
+
+    features: Features = field(default_factory=dict)
+
+    def rows(self, index_B: Tensor) -> Self:
+        """Return the targets of some samples, int64 [B]."""
+        return replace(self, features=_rows(self.features, index_B))
+
+    def to(self, device: torch.device) -> Self:
+        """Return a copy on a device."""
+        return replace(self, features=_moved(self.features, device))
+
+
+Targets = DenseTargets | TopKTargets | FeatureTargets
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +220,19 @@ class Mix:
     """float32 [B], share of a sample's own label, 0..1."""
 
 
-def needs_all_classes(targets: TopKTargets, what: str) -> ConfigError:
-    """Return the error for `what`, which cannot be computed from the largest logits alone."""
+def needs_logits(what: str) -> ConfigError:
+    """Return the error for `what`, which cannot be computed from features alone."""
+    return ConfigError(
+        f"{what} needs the teacher's logits, and with cache.encoding = {FeaturesOnly.name!r} there "
+        "are its features alone: set loss.soft_weight = 0 and learn from loss.features, or build a "
+        f"cache with cache.encoding = {FULL_ENCODINGS} by a teacher that has a classifier"
+    )
+
+
+def needs_all_classes(targets: TopKTargets | FeatureTargets, what: str) -> ConfigError:
+    """Return the error for `what`, which needs logits of more classes than the targets have."""
+    if isinstance(targets, FeatureTargets):
+        return needs_logits(what)
     return ConfigError(
         f"{what} needs the logits of all {targets.num_classes} classes, the cache stores the "
         f"largest {targets.ids_BK.shape[1]} (cache.encoding = {TopK.name!r}): build a cache with "
@@ -218,7 +244,7 @@ def all_classes(targets: Targets, what: str) -> Tensor:
     """Return the logits of all classes, [B, C], for `what`.
 
     Raises:
-        ConfigError: the targets have the largest logits alone.
+        ConfigError: the targets have the largest logits alone, or none.
     """
     if isinstance(targets, DenseTargets):
         return targets.logits_BC

@@ -22,20 +22,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TeacherOutput:
-    """What a teacher says of a batch, all in one forward pass."""
+    """Outputs of a teacher for a batch, all of one forward pass."""
 
-    logits_BC: Tensor
-    """float32 [B, C], raw."""
+    output: Tensor
+    """What the model returns, float32: raw logits [B, C]; of a teacher without a classifier an
+    embedding or a map [B, ...]."""
     embedding_BD: Tensor | None = None
     """float32 [B, D], inputs of its head; None if not requested."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
     """float32 [B, ...], outputs of the requested modules."""
 
+    @property
+    def logits_BC(self) -> Tensor:
+        """Raw logits [B, C], of a teacher that has a classifier."""
+        return self.output
+
     def with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same, with all tensors changed."""
         return replace(
             self,
-            logits_BC=change(self.logits_BC),
+            output=change(self.output),
             embedding_BD=None if self.embedding_BD is None else change(self.embedding_BD),
             features={name: change(values) for name, values in self.features.items()},
         )
@@ -48,7 +54,7 @@ def concatenate(parts: Sequence[TeacherOutput]) -> TeacherOutput:
     if first.embedding_BD is not None:
         embedding = torch.cat([p.embedding_BD for p in parts if p.embedding_BD is not None])
     features = {name: torch.cat([p.features[name] for p in parts]) for name in first.features}
-    return TeacherOutput(torch.cat([p.logits_BC for p in parts]), embedding, features)
+    return TeacherOutput(torch.cat([p.output for p in parts]), embedding, features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class FrozenTeacher:
     """And the name of that layer."""
     compiled: CompiledModel | None = None
     """The model compiled; None where it is not."""
+    headless: bool = False
+    """Whether the output is no logits: the model has no classifier, or it is not used."""
 
     def compiled_for(self, batch_size: int) -> Self:
         """Return the teacher compiled for batches of one size; others run uncompiled.
@@ -94,8 +102,8 @@ class FrozenTeacher:
         if not self.taps and self.head_module is None:
             return TeacherOutput(self._forward(pixels))
         with extract_features(self.model, self.taps, self.head_module) as seen:
-            logits_BC = self._forward(pixels)
-        return TeacherOutput(logits_BC, seen.head_input_BD, seen.features)
+            output = self._forward(pixels)
+        return TeacherOutput(output, seen.head_input_BD, seen.features)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Raw logits of uint8 pixels [B, C, H, W]: float32 [B, classes]."""
@@ -119,8 +127,8 @@ class FrozenTeacher:
     def _forward(self, pixels: Tensor) -> Tensor:
         inputs = self.inputs(pixels)
         with autocast(self.precision, self.device):
-            logits: Tensor = (self.compiled or self.model)(inputs)
-        return logits.float()
+            output: Tensor = (self.compiled or self.model)(inputs)
+        return output.float()
 
     def describe(self) -> dict[str, Any]:
         """The fields of the cache's identity that are the teacher's."""
@@ -141,15 +149,17 @@ def freeze(
     memory_format: str,
     device: torch.device,
     options: Mapping[str, Any] | None = None,
+    headless: bool = False,
 ) -> FrozenTeacher:
-    """A teacher in inference mode on `device`; its weights are hashed as they are in memory."""
+    """Return a teacher in inference mode on `device`; its weights are hashed as in memory."""
     fingerprint = tensors_sha256(model)
     model = model.eval().requires_grad_(False).to(device)
     if memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)
     return FrozenTeacher(
-        model, preprocess, precision, memory_format, device, fingerprint, options or {}
-    )
+        model, preprocess, precision, memory_format, device, fingerprint, options or {},
+        headless=headless,
+    )  # fmt: skip
 
 
 class OomSafeTeacher:

@@ -59,7 +59,9 @@ def inspect_teacher(
     with_features: FrozenTeacher | None = None,
     num_samples: int = SAMPLES,
 ) -> Inspection:
-    """Pass a class-balanced random sample through a teacher, and check what comes out.
+    """Pass a class-balanced random sample through a teacher, and check its outputs.
+
+    Those of a teacher without a classifier must be finite, informative and functions of one image.
 
     Args:
         batches: the teacher, in batches of the size that a build uses.
@@ -78,14 +80,15 @@ def inspect_teacher(
     once = _check_repeats(batches, with_features or batches.teacher, pixels[:_TWICE])
     began = perf_counter()
     outputs = batches.outputs(pixels)
-    wait_for_device(outputs.logits_BC.device)
+    wait_for_device(outputs.output.device)
     seconds = perf_counter() - began
-    precision = batches.teacher.precision
-    check_finite_logits(outputs.logits_BC, index, precision)
-    _check_regrouped(batches.teacher, pixels, once, outputs.logits_BC)
-    _check_informative(outputs.logits_BC)
-    _check_logits(outputs.logits_BC, precision)
-    if not images.labelled:
+    precision, headless = batches.teacher.precision, batches.teacher.headless
+    check_finite(outputs.output, index, batches.teacher)
+    _check_regrouped(batches.teacher, pixels, once, outputs.output)
+    _check_informative(outputs.output, _name_of(batches.teacher))
+    if not headless:
+        _check_logits(outputs.logits_BC, precision)
+    if headless or not images.labelled:
         return Inspection(index, None, outputs, seconds, None)
     _check_labels(outputs.logits_BC.argmax(1).cpu(), labels.cpu(), images.classes)
     accuracy = _estimated_accuracy(outputs.logits_BC.argmax(1).cpu(), labels.cpu(), images)
@@ -107,7 +110,8 @@ def inspect_outputs(teacher: FrozenTeacher, pixels: Tensor) -> None:
     once = _check_repeats(batches, teacher, pixels)
     if torch.isfinite(once).all():
         _check_regrouped(teacher, pixels, once, once)
-        _check_logits(once, teacher.precision)
+        if not teacher.headless:
+            _check_logits(once, teacher.precision)
 
 
 # --------------------------------------------------------------------------- one image, one output
@@ -119,7 +123,7 @@ def _allowed(what: str, precision: str) -> float:
 
 
 def _check_repeats(batches: OomSafeTeacher, teacher: FrozenTeacher, pixels: Tensor) -> Tensor:
-    """Logits of a batch, passed twice.
+    """Return the model's output for a batch, passed twice.
 
     Raises:
         ModelError: it gives other outputs the second time.
@@ -140,14 +144,19 @@ def _check_repeats(batches: OomSafeTeacher, teacher: FrozenTeacher, pixels: Tens
                 "mode, such as functional dropout without training=self.training, or a module that "
                 "ignores eval(): what is stored would be noise; switch it off"
             )
-    return first["logits"]
+    return first[_name_of(teacher)]
+
+
+def _name_of(teacher: FrozenTeacher) -> str:
+    """Return what the model's output is called in messages."""
+    return "outputs" if teacher.headless else "logits"
 
 
 def _outputs(batches: OomSafeTeacher, pixels: Tensor) -> dict[str, Tensor]:
     """All that would be stored of a batch, by a name for messages."""
     outputs = batches.outputs(pixels)
     encode_features(outputs.features)  # raises where float16 cannot hold them
-    found = {"logits": outputs.logits_BC}
+    found = {_name_of(batches.teacher): outputs.output}
     if outputs.embedding_BD is not None:
         found["embeddings"] = outputs.embedding_BD
     return found | {f"features of {name!r}": one for name, one in outputs.features.items()}
@@ -169,28 +178,30 @@ def _check_regrouped(
         difference = _relative(together[:alone], torch.cat(rows), spread_of=together)
     if not difference <= allowed:
         raise ModelError(
-            "the teacher's logits of an image depend on the other images of its batch (they differ "
-            f"by {_percent(difference)} of their spread): batch-norm uses the batch's own "
+            f"the teacher's {_name_of(teacher)} of an image depend on the other images of its "
+            f"batch (they differ by {_percent(difference)} of their spread): batch-norm uses the "
+            "batch's own "
             "statistics (track_running_stats = False, or a module that ignores eval()), or samples "
             "are mixed; take a model that uses running statistics in evaluation mode"
         )
 
 
 def _alone(teacher: FrozenTeacher, pixel: Tensor) -> Tensor:
-    """Logits [1, C] of a single image: the last batch of a shard may have no more."""
+    """Return the output for a single image: the last batch of a shard may have no more."""
     try:
-        logits = teacher.logits(pixel)
+        output = teacher.outputs(pixel).output
     except (ValueError, IndexError, TypeError) as error:
         raise ModelError(
-            f"the teacher takes no single image ({error}), so its logits depend on the other "
+            f"the teacher takes no single image ({error}), so its outputs depend on the other "
             "images of a batch: take a model that uses running statistics in evaluation mode"
         ) from error
-    if logits.ndim != 2 or len(logits) != 1:
+    if len(output) != 1 or (output.ndim != 2 and not teacher.headless):
+        wanted = "[1, ...]" if teacher.headless else "[1, classes]"
         raise ModelError(
-            f"the teacher gives shape {list(logits.shape)} for a single image, wanted "
-            "[1, classes]: let it keep the batch dimension (squeeze removes it)"
+            f"the teacher gives shape {list(output.shape)} for a single image, wanted "
+            f"{wanted}: let it keep the batch dimension (squeeze removes it)"
         )
-    return logits
+    return output
 
 
 def _relative(values: Tensor, others: Tensor, *, spread_of: Tensor | None = None) -> float:
@@ -206,27 +217,29 @@ def _relative(values: Tensor, others: Tensor, *, spread_of: Tensor | None = None
 # --------------------------------------------------------------------------- logits
 
 
-def check_finite_logits(logits_BC: Tensor, index: Tensor, precision: str, where: str = "") -> None:
-    """Raise ModelError where logits are NaN or infinite, with the images that they are of."""
-    bad = index[~torch.isfinite(logits_BC).all(1).cpu()].tolist()
+def check_finite(output: Tensor, index: Tensor, teacher: FrozenTeacher, where: str = "") -> None:
+    """Raise ModelError where outputs [B, ...] are NaN or infinite, with their images' positions."""
+    bad = index[~torch.isfinite(output).flatten(1).all(1).cpu()].tolist()
     if not bad:
         return
+    precision = teacher.precision
     named = ", ".join(str(one) for one in bad[:_NAMED])
     remedy = "check its weights, its input's mean and std, and these images"
     if precision != "float32":
         remedy = f"set teacher.precision = 'float32' ({precision} may overflow), or {remedy}"
     raise ModelError(
         f"the teacher gives NaN or infinity {where}for {len(bad)} of {len(index)} training images "
-        f"(positions {named}{', …' if len(bad) > _NAMED else ''}), wanted finite logits: {remedy}"
+        f"(positions {named}{', …' if len(bad) > _NAMED else ''}), wanted finite "
+        f"{_name_of(teacher)}: {remedy}"
     )
 
 
-def _check_informative(logits_BC: Tensor) -> None:
-    """Raise ModelError where outputs are the same for all images."""
-    allowed = _CONSTANT * logits_BC.abs().max()
-    if len(logits_BC) > 1 and (logits_BC - logits_BC[0]).abs().max() <= allowed:
+def _check_informative(output: Tensor, name: str) -> None:
+    """Raise ModelError where outputs [B, ...] are the same for all images."""
+    allowed = _CONSTANT * output.abs().max()
+    if len(output) > 1 and (output - output[0]).abs().max() <= allowed:
         raise ModelError(
-            f"the teacher gives the same logits for all of {len(logits_BC)} images, so they say "
+            f"the teacher gives the same {name} for all of {len(output)} images, so they say "
             "nothing of any: check its weights and its input's mean and std"
         )
 

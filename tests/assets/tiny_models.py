@@ -303,3 +303,25 @@ class Versioned(nn.Module):
 
 def versioned(num_classes, in_channels):
     return Versioned(num_classes, in_channels)
+
+
+def embedding(in_channels, width=6, maps=False):
+    """Gives an embedding [B, width], or the map that it is the mean of: no classifier."""
+    layers = [nn.Conv2d(in_channels, width, 3, padding=1, stride=2), nn.ReLU()]
+    layers += [nn.Conv2d(width, width, 3, padding=1)]
+    pooled = [] if maps else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *pooled)
+
+
+def pair_of_embeddings(in_channels, pretrained):
+    """Gives its embedding twice."""
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = embedding(in_channels)
+
+        def forward(self, pixels):
+            return self.body(pixels), self.body(pixels)
+
+    return Pair()

@@ -61,6 +61,7 @@ def bytes_per_target(manifest):
         "int4": -(-num_classes // 2) + 8,
         "topk": 3 * (manifest.top_k or 0) + 4 * len(manifest.temperatures),
         "embedding": 2 * (manifest.embedding_size or 0),
+        "none": 0,
     }[manifest.encoding]
 
 
@@ -68,15 +69,16 @@ def labels(manifest):
     return np.arange(manifest.num_samples, dtype=np.int64) % manifest.num_classes
 
 
-ENCODINGS = ("float32", "float16", "int8", "int4", "topk", "embedding")
-SETTINGS = {
-    "topk": {"top_k": 2, "temperatures": [1.0, 2.0, 4.0]},
-    "embedding": {"embedding_size": 3},
-}
+ENCODINGS = ("float32", "float16", "int8", "int4", "topk", "embedding", "none")
 FEATURES = (
     {"module": "layer2.0.bn1", "pool": None, "shape": [2, 3, 4]},
     {"module": "pool", "pool": 1, "shape": [6]},
 )
+SETTINGS = {
+    "topk": {"top_k": 2, "temperatures": [1.0, 2.0, 4.0]},
+    "embedding": {"embedding_size": 3},
+    "none": {"features": FEATURES},
+}
 
 
 def keyed(**changes):
@@ -128,6 +130,8 @@ def targets(manifest, values):
             "logits": values[:, :kept].astype(np.float16),
             "tails": values[:, :grid].astype(np.float32),
         }
+    if manifest.encoding == "none":
+        return {}
     if manifest.encoding == "embedding":
         return {"embedding": values[:, : manifest.embedding_size].astype(np.float16)}
     if manifest.encoding in ("int8", "int4"):

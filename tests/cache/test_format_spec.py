@@ -385,7 +385,7 @@ def binding_of(stored, arrays_of_a_shard):
     identity |= {k: stored[k] for k in ("encoding", "top_k", "temperatures") if k in stored}
     common = {
         "format": "kdscale cache",
-        "version": 3,
+        "version": stored["format_version"],
         "identity": identity,
         "arrays": arrays_of_a_shard,
         "features": stored.get("features", []),

@@ -219,7 +219,7 @@ def write_document(path, table):
 def test_newer_format_says_so_and_not_that_it_is_damaged(tmp_path):
     newer = {"format_version": FORMAT_VERSION + 1, "something": "else"}
     write_document(tmp_path, newer)
-    with pytest.raises(CacheError, match=r"format version 4, .* up to 3: update kdscale") as caught:
+    with pytest.raises(CacheError, match=r"format version 5, .* up to 4: update kdscale") as caught:
         read_manifest(tmp_path)
     assert not isinstance(caught.value, CacheCorruptError | CacheNotFoundError)
 

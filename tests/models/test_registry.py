@@ -205,6 +205,44 @@ def test_transformers_model_gives_the_logits_of_its_classifier(vit_folder):
         assert torch.equal(model.eval()(images), plain(images).logits)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("resnet20", {}, (2, 64)),
+        ("torchvision/resnet18", {}, (2, 512)),
+        ("timm/resnet10t", {}, (2, 512)),
+        ("timm/resnet10t", {"global_pool": ""}, (2, 512, 1, 1)),
+        ("timm/vit_tiny_patch16_224", {"img_size": 32, "depth": 1}, (2, 192)),
+    ],
+)
+def test_model_of_no_classes_gives_an_embedding_or_a_map(name, options, shape):
+    model = create(name, num_classes=0, **options)
+    check_model(model, num_classes=None, channels=3, size=32, what="teacher")
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == shape
+
+
+def test_option_of_no_classes_wins_over_the_data_set():
+    model = create_model("resnet20", num_classes=10, in_channels=3, options={"num_classes": 0})
+    check_model(model, num_classes=None, channels=3, size=32)
+    with pytest.raises(ModelError, match="num_classes is no option"):
+        create_model("resnet20", num_classes=10, in_channels=3, options={"num_classes": 7})
+    with pytest.raises(ModelError, match="cannot remove its classifier"):
+        create("torchvision/squeezenet1_1", num_classes=0)
+
+
+def test_transformers_model_of_no_classes_is_the_backbone(vit_folder):
+    from transformers import AutoModel
+
+    with pytest.raises(ModelError, match=r"no weights for pooler.dense.*add_pooling_layer"):
+        create(f"transformers/{vit_folder}", num_classes=0)
+    model = create(f"transformers/{vit_folder}", num_classes=0, add_pooling_layer=False)
+    plain = AutoModel.from_pretrained(vit_folder, add_pooling_layer=False).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), plain(images).last_hidden_state.mean(1))
+
+
 @pytest.mark.parametrize("kind", ["ViT", "ResNet", "ConvNext", "Swin"])
 def test_weights_that_save_pretrained_wrote_are_taken_under_the_librarys_names(tmp_path, kind):
     import transformers
