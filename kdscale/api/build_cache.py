@@ -15,10 +15,12 @@ from kdscale.commands.build import build
 from kdscale.data.given_images import MapDataset, images_of
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.views.pipeline import Pipeline
+from kdscale.encodings import FeaturesOnly
 from kdscale.errors import ConfigError
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.given_objects import GivenObjects
 from kdscale.experiment.locations import Locations
+from kdscale.models.headless import NUM_CLASSES
 from kdscale.models.statements import statement_of
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})
@@ -43,8 +45,10 @@ def build_cache(
     a build that was stopped is resumed, a finished cache is found, and the command line reads it.
 
     Args:
-        teacher: gives logits [B, classes] of preprocessed images; put into evaluation mode, without
-            gradients, on the device of this process, and restored afterwards.
+        teacher: gives logits [B, classes] of preprocessed images; without logits, with `cache` of
+            `encoding` "none" and `features` ["output"], an embedding, tokens or a map. It is put
+            into evaluation mode, without gradients, on the device of this process, and restored
+            afterwards.
         dataset: any map-style data set without augmentation and normalisation, or what
             `kdscale.images_of` or `kdscale.load_images` returned.
         views: augmentation, in order: operations of kdscale by name or as tables, or transforms of
@@ -71,7 +75,8 @@ def build_cache(
         images = dataset
     else:
         images = images_of(dataset, name=path.stem, root=images_root(path))
-    _check_images(images)
+    headless = cache.get("encoding") == FeaturesOnly.name
+    _check_images(images, needs_classes=not headless)
     pipeline = pipeline_of(views, num_samples=images.num_samples, seed=0)
     kind = type(teacher)
     settings = {"memory_format": "contiguous", "input": input or _stated_input(teacher), **forward}
@@ -80,7 +85,11 @@ def build_cache(
         data={"source": images.name},
         views={"operations": pipeline.describe()["operations"], "count": num_views},
         cache={"encoding": "auto", **cache},
-        teacher={**settings, "model": f"{kind.__module__}:{kind.__qualname__}"},
+        teacher={
+            **settings,
+            "model": f"{kind.__module__}:{kind.__qualname__}",
+            "options": {NUM_CLASSES: 0} if headless else {},
+        },
         student={"model": _UNUSED_STUDENT},
         loss={"hard_weight": 0.0, "soft_weight": 1.0},
     )
@@ -109,7 +118,7 @@ def _stated_input(teacher: nn.Module) -> Mapping[str, Any]:
     return stated.preprocess.describe()
 
 
-def _check_images(images: ImageDataset) -> None:
+def _check_images(images: ImageDataset, *, needs_classes: bool) -> None:
     """Refuse images that the teacher cannot be checked on.
 
     Raises:
@@ -121,7 +130,7 @@ def _check_images(images: ImageDataset) -> None:
             'are not augmented: give kdscale.images_of(dataset, clean=[{"name": "resize", "size": '
             "[224, 224]}]), with a size that fits the teacher"
         )
-    if not images.classes:
+    if needs_classes and not images.classes:
         raise ConfigError(
             f"{images.name} has no labels and names no classes: give kdscale.images_of(dataset, "
             "class_names=[...]), in the order of the teacher's logits"

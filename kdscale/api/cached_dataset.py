@@ -22,7 +22,7 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError, OutOfRangeError
 from kdscale.formatting import number_of
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.targets import all_classes
+from kdscale.targets import FeatureTargets, all_classes
 
 _CPU = torch.device("cpu")
 
@@ -37,8 +37,9 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
 
     A sample is `(pixels, label, logits)`, with the teacher's features behind them if any are
     requested: pixels uint8 [C, H, W], label int64 [], logits float32 [classes]. Where the views mix
-    samples, the label is float32 [classes], the share of each class. The images are read from the
-    data set, the views are made anew, and their digests are compared with those that the teacher
+    samples, the label is float32 [classes], the share of each class. Of a cache without logits a
+    sample is `(pixels, label)` and the features. The images are read from the data set, the views
+    are made anew, and their digests are compared with those that the teacher
     was given, as in kdscale's own training.
 
     Call `set_epoch` before each epoch, as of a `DistributedSampler`; workers that persist see it.
@@ -97,7 +98,7 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         if not isinstance(images, ImageDataset):
             images = images_of(
                 images,
-                class_names=stated["classes"],
+                class_names=stated["classes"] or None,
                 name=str(stated["source"]).removeprefix(IN_MEMORY),
                 root=images_root(self.cache),
             )
@@ -154,11 +155,9 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         batch = images.render_views(targets.pipeline, view, index)
         found = targets.targets(batch)
         targets.finish_checks()
-        columns: list[Tensor] = [
-            batch.pixels,
-            self._labels(batch),
-            all_classes(found, "a data set"),
-        ]
+        columns: list[Tensor] = [batch.pixels, self._labels(batch)]
+        if not isinstance(found, FeatureTargets):
+            columns.append(all_classes(found, "a data set"))
         columns += [found.features[name] for name in self._features]
         return list(zip(*(one.unbind(0) for one in columns), strict=True))
 

@@ -28,14 +28,15 @@ from kdscale.commands.timing import (
     Steps,
     TimedLoop,
     TimedSetup,
-    soft_objective,
     student_settings,
     synthetic_outputs,
+    timed_objective,
 )
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.rng import permutation
 from kdscale.data.views.digest import digest
 from kdscale.data.views.schedule import ViewSchedule
+from kdscale.encodings import FeaturesOnly
 from kdscale.errors import ConfigError
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.training_setup import forward_pass
@@ -99,6 +100,11 @@ def bench(experiment: Experiment, *, seconds: float) -> dict[str, Any]:
 
 def _check_measurable(experiment: Experiment) -> None:
     images = experiment.train_set
+    if experiment.recipe.cache.encoding == FeaturesOnly.name:
+        raise ConfigError(
+            "bench compares steps on labels with steps on logits, and cache.encoding = 'none' "
+            "stores no logits: `kdscale cache plan` times the steps of such a recipe"
+        )
     if not images.labelled:
         raise ConfigError(
             f"split {images.split!r} of {images.name} has no labels, and bench compares with steps "
@@ -166,7 +172,7 @@ def _variants(setup: TimedSetup, cached: CachedTargets, scratch: _Scratch) -> di
         "cached": cached,
         "online": setup.live_teacher(schedule),
     }
-    soft = soft_objective(experiment.recipe)
+    soft = timed_objective(experiment.recipe)
     trainers = {
         name: setup.trainer(source, SUPERVISED if name == "supervised" else soft)
         for name, source in sources.items()

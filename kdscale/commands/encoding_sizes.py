@@ -10,7 +10,7 @@ import torch
 from kdscale.building.stored_outputs import StoredOutputs
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.size_estimate import answers_bytes, other_bytes
-from kdscale.encodings import ENCODINGS, Embedding
+from kdscale.encodings import ENCODINGS, Embedding, FeaturesOnly
 from kdscale.errors import ConfigError
 from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of
 from kdscale.experiment.experiment import Experiment
@@ -43,7 +43,10 @@ def encoding_sizes(
     """
     recipe, images = experiment.recipe, experiment.train_set
     sizes = {}
-    for name in ENCODINGS:
+    offered = [name for name, one in ENCODINGS.items() if one.has_logits]
+    if required.encoding == FeaturesOnly.name:
+        offered = [required.encoding]
+    for name in offered:
         settings = recipe.cache.model_copy(update={"encoding": name})
         wanted = recipe.model_copy(update={"cache": settings})
         outputs = embedded if name == Embedding.name else StoredOutputs()
@@ -68,12 +71,11 @@ def _stored_bytes_per_target(
     manifest: Manifest, outputs: TeacherOutput, head: Head | None
 ) -> float:
     """Bytes of a target, compressed; those of features before compression."""
-    logits_BC = outputs.logits_BC
     codec = create_codec(manifest.target_encoding, head)
-    values = codec.encode(logits_BC, outputs.embedding_BD)
+    values = codec.encode(outputs.output, outputs.embedding_BD)
     # Digests are as good as random.
     generator = torch.Generator().manual_seed(0)
-    digests = torch.randint(1, 1 << 32, (len(logits_BC),), generator=generator)
+    digests = torch.randint(1, 1 << 32, (len(outputs.output),), generator=generator)
     values["digests"] = digests.numpy().astype("uint64")
     features = manifest.bytes_per_sample - replace(manifest, features=()).bytes_per_sample
-    return answers_bytes(manifest, values) / len(logits_BC) + features
+    return answers_bytes(manifest, values) / len(outputs.output) + features

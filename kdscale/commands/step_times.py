@@ -15,8 +15,8 @@ from kdscale.commands.timing import (
     TimedLoop,
     TimedSetup,
     affordable_batch,
-    soft_objective,
     student_settings,
+    timed_objective,
 )
 from kdscale.data.rng import permutation
 from kdscale.data.views.schedule import ViewSchedule
@@ -68,13 +68,15 @@ def step_seconds(
 
 def _variants(setup: TimedSetup, required: Manifest, codec: Codec) -> dict[str, TimedLoop]:
     experiment, schedule = setup.experiment, ViewSchedule(required.num_views, 0)
-    staged = StagedTargets(experiment.train_set, codec, schedule, experiment.device)
+    staged = StagedTargets(
+        experiment.train_set, codec, schedule, experiment.device, outputs=experiment.stored_outputs
+    )
     sources: dict[str, TargetSource] = {"cached": staged}
-    if experiment.train_set.labelled:
+    if experiment.train_set.labelled and not experiment.recipe.student.headless:
         sources["supervised"] = NoTargets(schedule)
     if experiment.recipe.views.mode == "replayed":
         sources["online"] = setup.live_teacher(schedule)
-    soft = soft_objective(experiment.recipe)
+    soft = timed_objective(experiment.recipe)
     found = {}
     for kind, source in sources.items():
         trainer = setup.trainer(source, SUPERVISED if kind == "supervised" else soft)
@@ -93,8 +95,11 @@ def _channels_last(setup: TimedSetup, required: Manifest, codec: Codec) -> dict[
     undecided = setup.settings.memory_format == "contiguous" and not setup.settings.compile
     if not undecided or not has_convolutions(setup.experiment.student(0).model):
         return {}
-    staged = StagedTargets(setup.experiment.train_set, codec, schedule, setup.experiment.device)
-    trainer = setup.trainer(staged, soft_objective(recipe), memory_format="channels_last")
+    staged = StagedTargets(
+        setup.experiment.train_set, codec, schedule, setup.experiment.device,
+        outputs=setup.experiment.stored_outputs,
+    )  # fmt: skip
+    trainer = setup.trainer(staged, timed_objective(recipe), memory_format="channels_last")
     prepare = partial(staged.stage, trainer)
     return {"channels_last": TimedLoop(partial(_continue, trainer), prepare)}
 

@@ -7,23 +7,33 @@ from itertools import cycle
 from time import perf_counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdscale import config
+from kdscale.building.stored_outputs import StoredOutputs
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import Batch, BatchLoader
 from kdscale.data.pixel_sources import as_tensor
 from kdscale.data.views.digest import digest
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.data.windows import Windows
+from kdscale.encodings import FeaturesOnly
+from kdscale.experiment.datasets import two_views
 from kdscale.experiment.experiment import Experiment
-from kdscale.experiment.training_setup import forward_pass, optimizer_step, section_of
+from kdscale.experiment.model_checks import Classifier
+from kdscale.experiment.training_setup import (
+    features_required,
+    forward_pass,
+    optimizer_step,
+    section_of,
+)
 from kdscale.experiment.training_setup import objective as loss_of
 from kdscale.losses.objective import Objective
 from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.base import LiveTeacher, TargetSource
-from kdscale.targets import Codec, Head, Targets, encode_features
+from kdscale.targets import Codec, FeatureTargets, Head, Targets, encode_features
 from kdscale.teacher.frozen_teacher import FrozenTeacher, TeacherOutput, concatenate
+from kdscale.training.feature_student import with_features
 from kdscale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -86,7 +96,9 @@ class TimedSetup:
 
     def live_teacher(self, schedule: ViewSchedule) -> LiveTeacher:
         """Return the experiment's teacher as a source of targets."""
-        teacher = self.experiment.teacher
+        recipe = self.experiment.recipe
+        features = features_required(recipe) if timed_objective(recipe).features else ()
+        teacher = replace(self.experiment.teacher, taps=features)
         if self.compiled:
             parts = self.settings.accumulation
             teacher = self.experiment.compiled(teacher, -(-self.process_batch // parts))
@@ -104,6 +116,16 @@ class TimedSetup:
             num_processes=self.num_processes,
             windows=windows,
         )
+
+    def _with_features(self, student: Classifier, objective: Objective) -> nn.Module:
+        """Return a student that returns the features that the objective compares."""
+        outputs = self.experiment.stored_outputs
+        shapes = dict(zip((one.module for one in outputs.taps), outputs.shapes, strict=True))
+        inputs = two_views(self.experiment.train_images, self.experiment.views)
+        return with_features(
+            student.model, objective.features, student.preprocess(inputs).cpu(), shapes, seed=0,
+            with_logits=objective.with_logits,
+        )  # fmt: skip
 
     def trainer(
         self,
@@ -124,7 +146,7 @@ class TimedSetup:
         settings, accelerator = self.settings, self.experiment.accelerator
         student = self.experiment.student(seed=0, memory_format=memory_format)
         loader = self.loader(source.schedule, source.windows)
-        model = accelerator.prepare(student.model)
+        model = accelerator.prepare(self._with_features(student, objective))
         device, batch_size = accelerator.device, self.process_batch
         return Trainer(
             forward_pass(settings, model, student.preprocess, device, batch_size),
@@ -142,9 +164,14 @@ def student_settings(recipe: config.Recipe) -> config.TrainSection:
     return section_of(recipe, RunSpec("student", "none", 0))[1]
 
 
-def soft_objective(recipe: config.Recipe) -> Objective:
-    """The recipe's losses from logits, with a soft one among them."""
+def timed_objective(recipe: config.Recipe) -> Objective:
+    """Return the losses that are timed: those between logits, one that needs a teacher among them.
+
+    Where the cache stores no logits, they are the recipe's.
+    """
     objective = loss_of(recipe)
+    if recipe.cache.encoding == FeaturesOnly.name:
+        return objective
     if objective.features:
         log.warning("loss.features are left out of what is timed: steps with them take longer")
     if not objective.soft_weight:
@@ -182,14 +209,26 @@ class StagedTargets:
         schedule: ViewSchedule,
         device: torch.device,
         windows: Windows | None = None,
+        outputs: StoredOutputs | None = None,
     ) -> None:
         self.schedule, self.windows = schedule, windows
         self._num_rows, self._device = min(images.num_samples, _STAGED_SAMPLES), device
-        codec = codec.to(torch.device("cpu"))
-        outputs = synthetic_outputs(images, self._num_rows, codec.head)
-        stored = codec.encode(outputs.logits_BC, outputs.embedding_BD)
-        self._targets_N = codec.decode(stored).to(device)
+        self._targets_N = self._synthetic(images, codec, outputs).to(device)
         self._staged: Iterator[Targets] = iter(())
+
+    def _synthetic(
+        self, images: ImageDataset, codec: Codec, outputs: StoredOutputs | None
+    ) -> Targets:
+        """Return targets of all rows: of a cache without logits, features of these outputs."""
+        if not codec.encoding.has_logits:
+            assert outputs is not None, "targets without logits have features"
+            pairs = zip(outputs.taps, outputs.shapes, strict=True)
+            return FeatureTargets(
+                {one.module: torch.randn(self._num_rows, *shape) for one, shape in pairs}
+            )
+        codec = codec.to(torch.device("cpu"))
+        given = synthetic_outputs(images, self._num_rows, codec.head)
+        return codec.decode(codec.encode(given.logits_BC, given.embedding_BD))
 
     def stage(self, loop: Trainer, count: int) -> None:
         """Gather the targets of the next steps, before the clock starts."""
@@ -252,7 +291,7 @@ def time_teacher(
 
     def seconds_of(size: int) -> float:
         began = perf_counter()
-        batches.logits(images.render_views(pipeline, 0, torch.arange(size)).pixels).cpu()
+        batches.outputs(images.render_views(pipeline, 0, torch.arange(size)).pixels).output.cpu()
         return perf_counter() - began
 
     tiny = min(SMALLEST_BATCH, num_samples)
@@ -271,7 +310,7 @@ def time_teacher(
     for batch in images.render_each(pipeline, plans):
         output = batches.outputs(batch.pixels)
         digest(batch.pixels).cpu()
-        codec.encode(output.logits_BC, output.embedding_BD)
+        codec.encode(output.output, output.embedding_BD)
         encode_features(output.features)
         if batch.view == 0 and len(first) * size < min(num_samples, wanted):
             first.append(replace(output, features={}).with_each(Tensor.cpu))

@@ -227,8 +227,9 @@ def _check_trainable(
     experiment, what = training.experiment, training.spec.model
     inputs = classifier.preprocess(two_views(experiment.train_images, loader.pipeline))
     check_state_is_saved(model, inputs, what)
+    headless = training.section.headless
     unused = unused_parameters(
-        model, inputs, num_classes=experiment.train_set.num_classes,
+        model, inputs, num_classes=None if headless else experiment.train_set.num_classes,
         precision=training.settings.precision, what=what,
     )  # fmt: skip
     check_state_is_saved(model, inputs, what)

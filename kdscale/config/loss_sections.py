@@ -16,10 +16,17 @@ class FeatureLossSection(ConfigSection):
         description="Feature loss; `docs/losses.md` defines them."
     )
     student: str = Field(
-        description="Dotted name of a module of the student, as in `named_modules`."
+        description="Dotted name of a module of the student, as in `named_modules`; `output`: what "
+        "the student returns."
     )
     teacher: str = Field(
         description="Dotted name of a module of the teacher, one of `cache.features`."
+    )
+    project: bool = Field(
+        False,
+        description="true: a projector, trained with the student and then dropped, maps its "
+        "features to as many as the teacher's before the loss: a linear layer, of maps a "
+        "convolution of 1 x 1. `hint` always has one.",
     )
     options: dict[str, Weight] = Field(
         {},

@@ -123,7 +123,7 @@ def _check_trains(
         views = training_pipeline(recipe, section.train, train.num_samples)
         inputs = classifier.preprocess(two_views(DeviceImages(train, torch.device("cpu")), views))
         unused_parameters(
-            classifier.model, inputs, num_classes=train.num_classes,
+            classifier.model, inputs, num_classes=None if section.headless else train.num_classes,
             precision=section.train.precision, what=what,
         )  # fmt: skip
         check_state_is_saved(classifier.model, inputs, what)

@@ -21,6 +21,7 @@ from kdscale.experiment.model_checks import (
 )
 from kdscale.experiment.views import cached_pipeline, pipeline, training_pipeline
 from kdscale.models.checkpoints import read_metadata
+from kdscale.models.preprocess import Preprocess
 from kdscale.models.registry import check_model, create_model, lay_out_channels_last
 from kdscale.models.torchvision_weights import implied_options
 from kdscale.models.untrusted import create_named_by_file, without_initial_weights

@@ -68,7 +68,8 @@ def objective(recipe: config.Recipe) -> Objective:
         label_smoothing=train.label_smoothing if train else 0.0,
         feature_weight=loss.feature_weight,
         feature_terms=tuple(
-            FeatureTerm(one.kind, one.student, one.teacher, one.options) for one in loss.features
+            FeatureTerm(one.kind, one.student, one.teacher, one.options, one.project)
+            for one in loss.features
         ),
     )
 

@@ -69,6 +69,8 @@ class FeatureTerm:
     student: str
     teacher: str
     options: Mapping[str, float] = field(default_factory=dict)
+    project: bool = False
+    """Whether a projector maps the student's features first, although the kind needs none."""
 
     def __call__(
         self, mapped: Tensor, targets: Targets, gather: Callable[[Tensor], Tensor]

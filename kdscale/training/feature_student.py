@@ -142,7 +142,7 @@ def unwrap_student(model: nn.Module) -> nn.Module:
 
 
 def _adapter(term: FeatureTerm, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
-    if term.kind != "hint":
+    if term.kind != "hint" and not term.project:
         return None
     try:
         return HintRegressor(student, teacher, int(term.options.get("kernel_size", 1)))

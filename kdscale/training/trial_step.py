@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 def unused_parameters(
-    model: nn.Module, inputs: Tensor, *, num_classes: int, precision: str, what: str
+    model: nn.Module, inputs: Tensor, *, num_classes: int | None, precision: str, what: str
 ) -> list[str]:
     """Return parameters without a gradient in a trial step, which changes nothing.
 
     Args:
         model: as it is trained, on the device of the inputs; with the features of its losses.
         inputs: two preprocessed images [2, C, H, W].
-        num_classes: classes of the data set.
+        num_classes: classes of the data set; None: the model gives an embedding, no logits.
         precision: of the forward pass.
         what: the model's part, for messages: "teacher" or "student".
 
@@ -67,7 +67,7 @@ def mention_unused(names: Sequence[str], what: str) -> None:
     )  # fmt: skip
 
 
-def _loss(outputs: object, num_images: int, num_classes: int, what: str) -> Tensor:
+def _loss(outputs: object, num_images: int, num_classes: int | None, what: str) -> Tensor:
     """Return a scalar that depends on every output with a gradient."""
     logits, features = outputs, ()
     if isinstance(outputs, tuple) and len(outputs) == 2 and isinstance(outputs[1], tuple):
@@ -77,10 +77,11 @@ def _loss(outputs: object, num_images: int, num_classes: int, what: str) -> Tens
             f"{what} gives a {type(logits).__name__} in training mode, wanted logits alone: turn "
             "its auxiliary outputs off in its options, or let forward return the logits"
         )
-    if tuple(logits.shape) != (num_images, num_classes) or not logits.is_floating_point():
+    shape = (num_images, logits.shape[-1] if num_classes is None else num_classes)
+    if tuple(logits.shape) != shape or not logits.is_floating_point():
         raise ModelError(
             f"{what} gives a {logits.dtype} tensor of shape {list(logits.shape)} in training mode, "
-            f"wanted logits of shape {[num_images, num_classes]}"
+            f"wanted {'an embedding' if num_classes is None else 'logits'} of shape {list(shape)}"
         )
     reached = [one for one in (logits, *features) if one.requires_grad]
     if not reached:

@@ -408,3 +408,19 @@ def test_command_line_does_not_look_elsewhere_for_data_that_were_in_memory(
     result = kdscale("cache", "build", recipe)
     assert result.exit_code == 1
     assert "the data set 'one' was given from Python, in memory" in result.output
+
+
+def test_embedding_of_unlabelled_images_is_cached_and_read_back(tmp_path):
+    """A teacher without a classifier, on images without labels and classes."""
+    teacher = nn.Sequential(nn.Conv2d(1, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = [one[:, :, 0] for one in pixels()]
+    build(teacher, images, tmp_path, cache={"encoding": "none", "features": ["output"]})
+    manifest = read_manifest(tmp_path / "one.zarr")
+    assert (manifest.num_classes, manifest.format_version) == (0, 4)
+    data = opened(tmp_path, images, features=["output"])
+    view, label, embedding = data[5]
+    assert label == -1
+    normalised = (view[None].float() / 255 - 0.5) / 0.25
+    assert torch.allclose(embedding, teacher(normalised)[0], atol=1e-2)
+    with pytest.raises(ConfigError, match="names no classes"):
+        build(teacher, images, tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdscale.commands.timing import TimedSetup, soft_objective
+from kdscale.commands.timing import TimedSetup, timed_objective
 from kdscale.data.views.schedule import ViewSchedule
 from kdscale.experiment import Experiment, Locations
 from kdscale.losses.objective import SUPERVISED
@@ -49,7 +49,7 @@ def test_training_step_waits_for_nothing(
     recipe = load_table(student={"train": settings})
     experiment = Experiment(recipe, Locations(cache_root=shared_root, teacher_weights=tiny_teacher))
     source = _source(targets, experiment, tiny_cache)
-    objective = SUPERVISED if targets == "none" else soft_objective(recipe)
+    objective = SUPERVISED if targets == "none" else timed_objective(recipe)
     trainer = TimedSetup(experiment, BATCH_SIZE).trainer(source, objective)
     trainer.run(3)
     with waiting_for_nothing():
