@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    RepositoryNotFoundError,
+    SafetensorsParsingError,
+)
 
 from kdscale.errors import ConfigError, StorageError
 from kdscale.regular_files import check_key
@@ -82,6 +86,22 @@ class HubRepository:
             except (RepositoryNotFoundError, EntryNotFoundError):
                 return None
         return Path(found)
+
+    def safetensors_header(self, file: str) -> dict[str, str] | None:
+        """Return the metadata of a safetensors file; None if it, or the repository, is not there.
+
+        {} if the file is not safetensors or has none.
+        """
+        with self._one_line():
+            try:
+                found = HfApi().parse_safetensors_file_metadata(
+                    self.name, self.key(file), repo_type=self.kind, revision=self.revision
+                )
+            except (RepositoryNotFoundError, EntryNotFoundError):
+                return None
+            except SafetensorsParsingError:
+                return {}
+        return dict(found.metadata or {})
 
     def download(self, into: Path | None = None, files: Sequence[str] | None = None) -> Path:
         """Download the folder, and return its place.

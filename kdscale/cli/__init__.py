@@ -24,6 +24,7 @@ from kdscale.cli.experiments import (
     views_command,
 )
 from kdscale.cli.group import Group, print_terminated, start_logging
+from kdscale.cli.students import pull, push
 from kdscale.cli.sweeps import sweep_group
 from kdscale.signals import ending_at_once, terminated
 from kdscale.version import __version__
@@ -48,6 +49,8 @@ for _command in (
     evaluate,
     export,
     predict,
+    push,
+    pull,
     report,
     bench,
     views_command,

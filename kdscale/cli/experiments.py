@@ -8,6 +8,7 @@ import click
 
 from kdscale.cli.options import (
     EXISTING,
+    MODEL,
     SEED,
     STORED,
     LocationOptions,
@@ -352,7 +353,7 @@ def views_command(
 
 
 @click.command()
-@click.argument("model", metavar="RUN", type=UserPath(path_type=Path, exists=True))
+@click.argument("model", metavar="RUN", type=MODEL)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True,
                 type=UserPath(path_type=Path, exists=True))  # fmt: skip
 @weights_option
@@ -363,7 +364,7 @@ def views_command(
 @trust_code_option
 @json_option
 def predict(
-    model: Path,
+    model: str | Path,
     images: tuple[Path, ...],
     weights: Any,
     top_k: int,
@@ -373,7 +374,8 @@ def predict(
 ) -> None:
     """Classify images of your own with a trained model.
 
-    RUN is the folder of a finished run, or a file that `kdscale export` wrote. IMAGE is an
+    RUN is the folder of a finished run, a file that `kdscale export` wrote, or a student of the
+    Hub: hf://USER/NAME, or the folder that it was pulled to. IMAGE is an
     image file, or a folder: then all images below it. An image that cannot be read is stated,
     the others are classified, and the exit code is 1.
     """

@@ -75,7 +75,30 @@ class _Folder(UserPath):
         return super().convert(value, param, ctx)
 
 
+class _HubAddress(click.ParamType[Any]):
+    """The address of a student on the Hub."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not str(value).startswith("hf://"):
+            self.fail(f"{value!r} is no repository: hf://USER/NAME is wanted", param, ctx)
+        return value
+
+
+class _Model(UserPath):
+    """A run, a file or a student's folder that exists, or the address of one on the Hub."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, exists=True)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if str(value).startswith("hf://") else super().convert(value, param, ctx)
+
+
 PLACE = _Place()
+HUB_ADDRESS = _HubAddress()
+MODEL = _Model()
 
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.FIELD=VALUE",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kdscale.atomic_write import rename_durably, storage_error, temporary_folder
-from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import create_accelerator
 from kdscale.errors import ExportError
@@ -70,7 +70,7 @@ def export(
         log.info("trained in %s, exported in float32", trained.precision)
     height, width = pixels.shape[2:]
     program = Deployable(classifier.model, classifier.preprocess, test.classes, (height, width))
-    about = _about(trained, program, test, pixels)
+    about = describe_model(trained, program, pixels.shape[1:], test.num_classes)
     check = _write_checked(path, format_name, program, about, pixels, model.logits(pixels))
     return {
         "run": trained.name,
@@ -108,21 +108,28 @@ def _check_place(path: Path, format_name: str, *, overwrite: bool) -> None:
         raise ExportError(f"{path} exists: name another --out, or add --overwrite")
 
 
-def _about(
-    trained: TrainedModel, program: Deployable, test: ImageDataset, pixels: Tensor
+def describe_model(
+    trained: TrainedModel, program: Deployable, shape: Sequence[int], num_classes: int
 ) -> dict[str, Any]:
-    """Return the description of the model in its file, with all keys of a weights file."""
+    """Return the description of the model in its file, with all keys of a weights file.
+
+    Args:
+        trained: the model and its recipe.
+        program: the model as it is exported.
+        shape: channels, height and width of the images that it takes.
+        num_classes: of the data set.
+    """
     return {
         "kdscale": __version__,
         "model": trained.section.model,
         "options": dict(trained.section.options),
-        "num_classes": test.num_classes,
-        "class_names": list(test.classes),
+        "num_classes": num_classes,
+        "class_names": list(program.class_names),
         "clean": list(trained.recipe.data.clean),
         "grey_range": trained.recipe.data.grey_range,
         "preprocess": program.preprocess.describe(),
-        "pixels": pixels_of(pixels.shape[1:]),
-        "logits": {"dtype": "float32", "shape": ["batch", test.num_classes]},
+        "pixels": pixels_of(shape),
+        "logits": {"dtype": "float32", "shape": ["batch", num_classes]},
     }
 
 

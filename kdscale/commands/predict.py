@@ -18,9 +18,11 @@ from kdscale.distributed import create_accelerator
 from kdscale.errors import DataError, ExportError, KdscaleError
 from kdscale.experiment.trained_models import Trust, Weights, trained_model_of
 from kdscale.formatting import number_of
+from kdscale.hub import is_hub
 from kdscale.models.deployable import load_student
 from kdscale.models.formats import FORMATS, Forward
 from kdscale.models.preprocess import Preprocess
+from kdscale.models.student_files import WEIGHTS, find_weights
 
 log = logging.getLogger(__name__)
 
@@ -72,19 +74,24 @@ class ImagePrediction:
 
 
 def open_classifier(
-    model: Path, *, weights: Weights = "last", trust_code: bool = False
+    model: str | Path, *, weights: Weights = "last", trust_code: bool = False
 ) -> ImageClassifier:
-    """Open the model of a finished run, or of a file that `kdscale export` wrote.
+    """Open the model of a finished run, a pushed student, or a file of `kdscale export`.
 
     Args:
-        model: the run's folder, or a .safetensors, .onnx or .pt2 file.
+        model: the run's folder, that of a pulled student or its address `hf://USER/NAME`, or a
+            .safetensors, .onnx or .pt2 file.
         weights: which weights of a run.
         trust_code: create whatever model the run or file names, also `module:factory`.
 
     Raises:
         RunError: the run is not finished, or holds several models.
         WeightsError, ModelError, ExportError: the file cannot be used.
+        ConfigError, StorageError: the address names no repository, or the Hub is not reached.
     """
+    if is_hub(model) or (Path(model) / WEIGHTS).is_file():
+        model = find_weights(model)
+    model = Path(model)
     if model.is_dir():
         return _of_run(model, weights, trust_code=trust_code)
     if weights != "last":

@@ -25,6 +25,8 @@ from kdscale.run_identity import RUN_FILE, RUN_ID, WEIGHTS_FILES, check_run
 
 log = logging.getLogger(__name__)
 
+FORMAT = {"format": "pt"}
+"""Entry of a header by which transformers recognizes tensors of PyTorch."""
 _OURS = {"model", "num_classes", "preprocess"}
 """Keys of the metadata of every weights file that kdscale writes."""
 _DAMAGE_OF_SAFETENSORS = (SafetensorError, RuntimeError, *DAMAGE)
@@ -191,7 +193,8 @@ def _state_dict_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
 
 def _decoded(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     stated = (metadata or {}).items()
-    return {key: _from_json(value) for key, value in stated if key not in checksums.KEYS}
+    ours = (*checksums.KEYS, *FORMAT)
+    return {key: _from_json(value) for key, value in stated if key not in ours}
 
 
 def _from_json(value: str) -> Any:

@@ -15,6 +15,7 @@ from kdscale.documents import check_as
 from kdscale.errors import ModelError, WeightsError
 from kdscale.models.preprocess import Preprocess, resize
 from kdscale.models.registry import create_model
+from kdscale.models.student_files import MODEL_OF_FOLDER, check_files, find_weights
 from kdscale.models.untrusted import create_named_by_file, without_initial_weights
 from kdscale.models.weights import load_weights, read_metadata
 
@@ -62,14 +63,15 @@ class Deployable(nn.Module):
 
 
 def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
-    """A trained model from its weights file, ready to be called with uint8 pixels [B, C, H, W].
+    """Return a trained model, ready to be called with uint8 pixels [B, C, H, W].
 
     The file names its model, and may come from a stranger: by default only kdscale's own models and
     the architectures of torchvision, timm and transformers are created, without code, files or
     downloads of the file's choice.
 
     Args:
-        path: what `kdscale export --format safetensors` wrote, or a run's `weights.safetensors`.
+        path: what `kdscale export --format safetensors` wrote, a run's `weights.safetensors`, the
+            folder of a finished run or of a pulled student, or `hf://USER/NAME[@REVISION]`.
         trust_code: create whatever model the file names, also `module:factory`, whose code runs.
 
     Returns:
@@ -78,13 +80,14 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
     Raises:
         WeightsError: the file is missing or damaged, or does not state its model.
         ModelError: that model cannot be created here, or only with `trust_code`.
+        ConfigError, StorageError: the URL names no repository, or the Hub is not reached.
     """
-    path = Path(path)
-    stated = _stated(path)
+    path = find_weights(path)
+    stated = read_statement(path)
     preprocess = Preprocess.parse(stated.preprocess)
     create = create_model if trust_code else partial(create_named_by_file, origin=path)
     model = create(
-        stated.model,
+        _model_beside(path, stated) if stated.model == MODEL_OF_FOLDER else stated.model,
         num_classes=stated.num_classes,
         in_channels=preprocess.channels,
         options=without_initial_weights(stated.model, stated.options),
@@ -96,6 +99,12 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
         )
     load_weights(path, model, what="student")
     return Deployable(model, preprocess, stated.class_names, size_of(stated.pixels))
+
+
+def _model_beside(path: Path, stated: "StudentStatement") -> str:
+    """Return the name of the model that config.json beside the weights describes."""
+    check_files(path, stated.files)
+    return f"transformers/{path.parent.absolute()}"
 
 
 def pixels_of(shape: Sequence[int]) -> dict[str, Any]:
@@ -131,7 +140,7 @@ def check_size(images: Sequence[int], preprocess: Preprocess, size: tuple[int, i
 
 
 @dataclass(frozen=True, slots=True)
-class _Stated:
+class StudentStatement:
     """What a weights file states of its model."""
 
     model: str
@@ -141,10 +150,12 @@ class _Stated:
     class_names: tuple[str, ...] = ()
     pixels: dict[str, Any] = field(default_factory=dict)
     """As of `pixels_of`; empty in files of kdscale 0.1."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files beside the weights of a pushed student, by name."""
 
 
-def _stated(path: Path) -> _Stated:
-    """Read a weights file's metadata, each field of its type.
+def read_statement(path: Path) -> StudentStatement:
+    """Return a weights file's metadata, each field of its type.
 
     Raises:
         WeightsError: a field is missing or of another type.
@@ -155,9 +166,11 @@ def _stated(path: Path) -> _Stated:
             f"{path} does not state its {', '.join(missing)}, wanted a file that kdscale wrote: "
             "weights.safetensors of a run, or what `kdscale export --format safetensors` gives"
         )
-    names = {one.name for one in fields(_Stated)}
+    names = {one.name for one in fields(StudentStatement)}
     try:
-        stated = check_as(_Stated, {k: v for k, v in found.items() if k in names and v is not None})
+        stated = check_as(
+            StudentStatement, {k: v for k, v in found.items() if k in names and v is not None}
+        )
         # A model has a weight for each class at least, and a weight is a byte at least.
         if stated.num_classes > path.stat().st_size:
             raise ValueError(f"num_classes is {stated.num_classes}, wanted no more than its bytes")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdscale.atomic_write import write_durably
 from kdscale.errors import WeightsError
 from kdscale.formatting import first_few
-from kdscale.models.checkpoints import read_metadata, read_tensors
+from kdscale.models.checkpoints import FORMAT, read_metadata, read_tensors
 from kdscale.models.checksums import state_sha256, with_checksums
 from kdscale.models.library_names import in_library_names
 from kdscale.models.wrappers import COUNTER, check_kinds, of_model
@@ -46,6 +46,7 @@ def save_weights(path: str | Path, model: nn.Module, *, metadata: Mapping[str, o
     }
     stated = {**metadata, KEY: versions_of(model)}
     header = {key: json.dumps(value, ensure_ascii=False) for key, value in stated.items()}
+    header |= FORMAT
     signed = with_checksums(header, tensors)
     write_durably(path, safetensors.torch.save(tensors, metadata=signed))
 

@@ -1,0 +1,188 @@
+"""The model card of a student: README.md of its repository, with the Hub's YAML header.
+
+What it states comes from the run's files. Paths of this machine are reduced to their last part.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from huggingface_hub import EvalResult, ModelCardData
+
+from kdscale.documents import read_object
+from kdscale.experiment.trained_models import TrainedModel
+from kdscale.formatting import number_of
+from kdscale.models.untrusted import is_code
+from kdscale.runs.folder import RunFolder
+
+_PATH = re.compile(r"(?:~|/|\.{1,2}/|[A-Za-z]:[\\/]).*", re.DOTALL)
+_PATH_IN_TEXT = re.compile(r"(?:(?<=[\s\"'=(,`])|^)(?:~/|/|[A-Za-z]:\\)[^\s\"'`,)]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_METRICS = {
+    "top1_accuracy": "top-1 accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "macro_precision": "macro precision",
+    "macro_recall": "macro recall",
+    "calibration_error": "calibration error (ECE)",
+    "agreement": "agreement with the teacher (top-1)",
+}
+"""Names of metrics 0..1 that a card states, by their keys in a run's files."""
+
+
+def model_card(
+    trained: TrainedModel, name: str, about: Mapping[str, Any], licence: str | None
+) -> str:
+    """Return README.md.
+
+    Args:
+        trained: the model of a finished run.
+        name: USER/NAME of the repository.
+        about: the metadata of its weights.
+        licence: by the Hub's name, such as "apache-2.0"; None = not stated.
+    """
+    table = without_paths(trained.recipe.model_dump(exclude_none=True))
+    metrics = _metrics(trained)
+    parts = [
+        f"---\n{_header(table, name, metrics, licence)}\n---",
+        f"# {name.rpartition('/')[2]}",
+        f"A student that [kdscale](https://pypi.org/project/kdscale/) {about['kdscale']} trained: "
+        f"`{table['student']['model']}`, "
+        f"{number_of(about['num_classes'], 'class', 'classes')}.",
+        _table(_origin(trained, table, about)),
+        "## Results\n\nOn the test split of the recipe, of these weights.\n\n"
+        + _table({_METRICS[key]: f"{value:.4f}" for key, value in metrics.items()}),
+        "## How to load\n\n" + _how_to_load(table["student"]["model"], name),
+        f"## Recipe\n\n```toml\n{tomli_w.dumps(table)}```",
+        "## Trackers\n\n" + (_trackers(table) or "None."),
+        "## Licence\n\n" + (licence or "Not stated: the owner of this repository states it. It "
+        "depends on the teacher and the images."),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def without_paths(value: Any) -> Any:
+    """Return a value with each path of this machine in its texts reduced to the last part."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    library, _, place = value.partition("/")
+    if library in ("transformers", "timm") and is_path(place):
+        return f"{library}/{_last_part(place)}"
+    if is_path(value):
+        return _last_part(value)
+    return _PATH_IN_TEXT.sub(lambda found: _last_part(found[0]), value)
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is a path: absolute, of the home folder, or of something that exists here."""
+    return _PATH.fullmatch(text) is not None or ("/" in text and _exists(text))
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or a NUL
+        return False
+
+
+def _last_part(path: str) -> str:
+    return "…/" + re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def _header(
+    table: Mapping[str, Any], name: str, metrics: Mapping[str, float], licence: str | None
+) -> str:
+    """Return the YAML that the Hub reads."""
+    library = table["student"]["model"].partition("/")[0]
+    source = table["data"]["source"]
+    results = [
+        EvalResult(
+            task_type="image-classification", dataset_type=source, dataset_name=source,
+            dataset_split=table["data"]["test_split"], metric_type="accuracy",
+            metric_name="top-1 accuracy", metric_value=round(metrics["top1_accuracy"], 4),
+        )
+    ] if "top1_accuracy" in metrics else None  # fmt: skip
+    data = ModelCardData(
+        library_name=library if library in ("timm", "transformers") else "kdscale",
+        license=licence,
+        tags=["image-classification", "knowledge-distillation", "kdscale"],
+        pipeline_tag="image-classification",
+        datasets=source if _HUB_NAME.fullmatch(source) else None,
+        model_name=name.rpartition("/")[2] if results else None,
+        eval_results=results,
+    )
+    return str(data.to_yaml()).strip()
+
+
+def _origin(
+    trained: TrainedModel, table: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return teacher, cache, data and input, by their names."""
+    folder = RunFolder(Path(trained.name))
+    content, result = folder.read_content(), folder.read_result()
+    _, channels, height, width = about["pixels"]["shape"]
+    teacher = f"`{table['teacher']['model']}`"
+    if trained.taught_by is not None:
+        teacher += f", weights `{trained.taught_by}` (SHA-256)"
+    learned = {"none": "labels alone", "teacher": "the teacher at every step", "cache": "a cache"}
+    return {
+        "teacher": teacher if trained.targets != "none" else "none",
+        "targets": learned[trained.targets],
+        "cache": f"`{content.cache}`" if content is not None and content.cache else "none",
+        "recipe": f"`{table['name']}`, seed {trained.seed}, {trained.weights} weights",
+        "data set": f"`{table['data']['source']}`",
+        "parameters": f"{result['num_parameters']:,}" if "num_parameters" in result else "",
+        "input": f"uint8 pixels, {channels} x {height} x {width}, after `data.clean`",
+    }
+
+
+def _metrics(trained: TrainedModel) -> dict[str, float]:
+    """Return the metrics of the weights: of their evaluation, else of the training."""
+    if trained.evaluation.is_file():
+        found = read_object(trained.evaluation, root=trained.evaluation.parent)
+    else:
+        found = RunFolder(Path(trained.name)).read_result()
+        if trained.weights == "best":
+            found = {"top1_accuracy": found.get("chosen_top1_accuracy")}
+    return {key: found[key] for key in _METRICS if isinstance(found.get(key), int | float)}
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    lines = [f"| {key} | {value} |" for key, value in rows.items() if value]
+    return "\n".join(["| | |", "| --- | --- |", *(lines or ["| (none) | |"])])
+
+
+def _trackers(table: Mapping[str, Any]) -> str:
+    """Return the names of the trackers that logged the training."""
+    return ", ".join((table["student"].get("train") or {}).get("log_with") or ())
+
+
+def _how_to_load(model: str, name: str) -> str:
+    trust = ", trust_code=True" if is_code(model) else ""
+    lines = [
+        "```python",
+        "from kdscale import load_student",
+        f'student = load_student("hf://{name}"{trust})',
+        "logits = student(pixels)  # torch.uint8 [B, C, H, W], after data.clean",
+        "names = student.class_names",
+        "```",
+        "",
+        "```bash",
+        f"kdscale predict hf://{name} IMAGE_OR_FOLDER{' --trust-code' if trust else ''}",
+        "```",
+    ]
+    library = {
+        "timm": f'import timm\nmodel = timm.create_model("hf-hub:{name}", pretrained=True)',
+        "transformers": "from transformers import AutoModelForImageClassification\n"
+        f'model = AutoModelForImageClassification.from_pretrained("{name}")',
+    }.get(model.partition("/")[0])
+    if library is not None:
+        lines += ["", "The model without its preprocessing:", "", f"```python\n{library}\n```"]
+    if trust:
+        lines += ["", f"Its model is code, `{model}`: it has to be importable, and is run."]
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""Push a student to a repository of the Hugging Face Hub, with its model card."""
+
+import logging
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import torch
+
+from kdscale.atomic_write import temporary_folder
+from kdscale.commands.export import describe_model
+from kdscale.commands.model_card import is_path, model_card
+from kdscale.errors import ConfigError, ExportError
+from kdscale.experiment.trained_models import TrainedModel
+from kdscale.hub import HubRepository
+from kdscale.models.checksums import TENSORS
+from kdscale.models.deployable import Deployable, load_student, read_statement
+from kdscale.models.student_files import WEIGHTS
+from kdscale.models.student_folder import write_student_folder
+from kdscale.models.untrusted import without_initial_weights
+from kdscale.models.weights import tensors_sha256
+
+log = logging.getLogger(__name__)
+
+
+def push(
+    trained: TrainedModel, url: str, *, licence: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Upload a trained model's weights, configuration and card in one commit.
+
+    Args:
+        trained: the model of a finished run.
+        url: `hf://USER/NAME`; a repository that is not there is created, private.
+        licence: for the card, by the Hub's name; None = not stated.
+        overwrite: replace another student, and a card, that are there.
+
+    Returns:
+        The URL, the names of the files, and the bytes of the weights.
+
+    Raises:
+        ExportError: another student is there, or an option of the model is a path.
+        KdscaleError: the model cannot be created, or the Hub refuses or is not reached.
+    """
+    repository = HubRepository.parse(url, "model")
+    if repository.revision is not None:
+        raise ConfigError(f"{url} names a revision, and a push is a new one: leave out @...")
+    weights = Path(str(trained.section.weights))
+    student = load_student(weights, trust_code=trained.trust.code)
+    about = _describe(trained, student, weights)
+    with temporary_folder(Path(gettempdir()), "push") as folder:
+        write_student_folder(folder / "student", student, about)
+        _check_equal(folder / "student", student, about, trust_code=trained.trust.code)
+        _refuse_another(repository, tensors_sha256(student.model), overwrite=overwrite)
+        repository.upload(
+            folder / "student",
+            message=f"kdscale student of recipe {trained.recipe.name}",
+            card=model_card(trained, repository.name, about, licence),
+            replace_card=overwrite,
+        )
+        files = sorted(path.name for path in (folder / "student").iterdir())
+        size = (folder / "student" / WEIGHTS).stat().st_size
+    log.info("%s: uploaded, every checksum compared", url)
+    return {"run": trained.name, "url": url, "files": files, "bytes": size}
+
+
+def _describe(trained: TrainedModel, student: Deployable, weights: Path) -> dict[str, Any]:
+    """Return the metadata of the uploaded weights, without paths of this machine."""
+    stated = read_statement(weights)
+    preprocess = student.preprocess
+    shape = stated.pixels.get("shape") or [None, preprocess.channels, None, None]
+    about = describe_model(trained, student, shape[1:], stated.num_classes)
+    about["options"] = without_initial_weights(stated.model, stated.options)
+    paths = [
+        key for key, value in about["options"].items() if isinstance(value, str) and is_path(value)
+    ]
+    if paths:
+        raise ExportError(
+            f"the student's option {paths[0]!r} is a path of this machine, which would be "
+            "uploaded: train it without this option, or export the student as ONNX or pt2"
+        )
+    return about
+
+
+def _check_equal(
+    folder: Path, student: Deployable, about: dict[str, Any], *, trust_code: bool
+) -> None:
+    """Stop unless the folder gives bit-equal logits of noise."""
+    channels, *size = about["pixels"]["shape"][1:]
+    height, width = size if None not in size else (student.preprocess.size or 64,) * 2
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, channels, height, width)
+    noise = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    read_back = load_student(folder, trust_code=trust_code)
+    if not torch.equal(read_back(noise), student(noise)):
+        raise ExportError("the written weights give other logits than the run's: nothing is pushed")
+
+
+def _refuse_another(repository: HubRepository, sha256: str, *, overwrite: bool) -> None:
+    """Stop where another student, or another file in its place, is in the repository."""
+    there = None if overwrite else repository.safetensors_header(WEIGHTS)
+    if there is not None and there.get(TENSORS) != sha256:
+        raise ExportError(
+            f"{repository.url} holds another {WEIGHTS}: name another repository, or add "
+            "--overwrite (its history keeps what is replaced)"
+        )
