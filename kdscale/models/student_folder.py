@@ -65,7 +65,9 @@ def _write_timm(folder: Path, student: Deployable, about: Mapping[str, Any]) -> 
     options = {**without_initial_weights("timm/", about["options"]), "in_chans": channels}
     names = list(student.class_names)
     config = {"pretrained_cfg": settings} | ({"label_names": names} if names else {})
-    save_for_hf(model, str(folder), model_config=config, model_args=options, safe_serialization=True)
+    save_for_hf(
+        model, str(folder), model_config=config, model_args=options, safe_serialization=True
+    )
 
 
 def _write_transformers(folder: Path, student: Deployable, clean: Sequence[Any]) -> None:
