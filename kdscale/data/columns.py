@@ -12,7 +12,7 @@ from kdscale.errors import DataError
 from kdscale.formatting import first_few, number_of
 
 IMAGE_NAMES = ("image", "img")
-LABEL_NAMES = ("label", "labels", "fine_label", "class")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ def find_label_column(
         _require_column(features, named, place, "data.label")
         return named
     usual = [
-        name for name in features if name.lower() in LABEL_NAMES and _holds_labels(features[name])
+        name
+        for name in features
+        if name.lower().removeprefix("json.") in LABEL_NAMES and _holds_labels(features[name])
     ]
     marked = [name for name, feature in features.items() if _is(feature, "ClassLabel")]
     for choice in ([name for name in usual if name in marked], usual, marked):

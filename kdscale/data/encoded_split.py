@@ -22,7 +22,8 @@ class EncodedSplit:
     """The chosen rows of one split, images still encoded, labels settled."""
 
     cells: Any
-    """The image column of the whole split, as of `kdscale.data.image_cells.image_cells`."""
+    """The image column of the whole split, as of `kdscale.data.image_cells.image_cells`, or as of
+    `cells_between` where `cells_per_row` is 2."""
     rows: np.ndarray
     """Row in the split of each sample, ascending."""
     labels: np.ndarray
@@ -35,6 +36,8 @@ class EncodedSplit:
     """Number of samples whose image lies in a file that a table names."""
     grey_range: tuple[float, float] | None = None
     """Levels of black and white in images of more than 8 bits a pixel; None: 0 and 65535."""
+    cells_per_row: int = 1
+    """Number of cells for each row, the last of which is the image."""
 
     def read(self) -> Iterator[list[bytes]]:
         """The encoded images in order, `ROWS_PER_READ` or about `BYTES_PER_READ` at a time."""
@@ -63,7 +66,7 @@ class EncodedSplit:
         Raises:
             DataError: there is none, or its file cannot be read.
         """
-        cell = self.cells[int(self.rows[sample])].as_py()
+        cell = self._cell(sample).as_py()
         return self._bytes(sample, cell["path"] if cell["bytes"] is None else cell["bytes"])
 
     def place(self, sample: int) -> str:
@@ -77,15 +80,22 @@ class EncodedSplit:
         return printable(self._file(sample)) or f"row {self.rows[sample]}"
 
     def _file(self, sample: int) -> str:
-        return self.cells[int(self.rows[sample])]["path"].as_py() or ""
+        return self._cell(sample)["path"].as_py() or ""
+
+    def _cell(self, sample: int) -> Any:
+        return self.cells[int(self._places(self.rows[sample]))]
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """The cell of each row's image."""
+        return rows * self.cells_per_row + self.cells_per_row - 1
 
     def _chunks(self) -> Iterator[tuple[Any, np.ndarray]]:
         """Each chunk of the column, and the chosen rows in it, counted from its start."""
-        start = 0
+        start, places = 0, self._places(self.rows)
         for chunk in self.cells.chunks:
-            first, last = np.searchsorted(self.rows, (start, start + len(chunk)))
+            first, last = np.searchsorted(places, (start, start + len(chunk)))
             if last > first:
-                yield chunk, self.rows[first:last] - start
+                yield chunk, places[first:last] - start
             start += len(chunk)
 
     def _cells(self) -> Iterator[list[bytes | str | None]]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdscale.errors import DataError
 from kdscale.formatting import printable
 
@@ -17,6 +19,25 @@ def cells_of_files(paths: list[str]) -> Any:
 
     no_bytes = pa.nulls(len(paths), pa.binary())
     return pa.StructArray.from_arrays([no_bytes, pa.array(paths, pa.string())], _FIELDS)
+
+
+def cells_between(content: Any, spans: np.ndarray, names: Sequence[str]) -> Any:
+    """Return parts of a buffer as a `pyarrow.StructArray`, without a copy.
+
+    Args:
+        content: a `pyarrow.Buffer`.
+        spans: int64 [N, 2], ascending: begin and end of each part.
+        names: of the parts.
+
+    Returns:
+        2 N cells: part n is cell 2 n + 1, and the nameless cell before it is what lies between.
+    """
+    import pyarrow as pa
+
+    offsets = pa.py_buffer(np.concatenate([[0], spans.reshape(-1)]).astype(np.int64))
+    parts = pa.Array.from_buffers(pa.large_binary(), spans.size, [None, offsets, content])
+    paths = [name for part in names for name in (None, part)]
+    return pa.StructArray.from_arrays([parts, pa.array(paths, pa.string())], _FIELDS)
 
 
 def image_cells(column: Any) -> Any:

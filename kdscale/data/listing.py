@@ -20,8 +20,8 @@ Kind = Literal["image", "table", "metadata", "archive", "document", "other"]
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-"""Suffixes of files that hold many images, and the builder of `datasets` that reads each."""
+TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
+"""Suffixes of tables of images, and the builder of `datasets` that reads each."""
 METADATA_NAMES = frozenset(("metadata.csv", "metadata.jsonl", "metadata.parquet"))
 ARCHIVE_SUFFIXES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"))
 DOCUMENT_SUFFIXES = frozenset(
@@ -60,6 +60,10 @@ class Listing:
     def of(self, kind: Kind) -> list[str]:
         """The files of one kind."""
         return [file for file, its_kind in self.files.items() if its_kind == kind]
+
+    def of_suffix(self, suffix: str) -> list[str]:
+        """The files whose names end in a suffix, in small letters or capitals."""
+        return [file for file in self.files if file.lower().endswith(suffix)]
 
     def passed_over(self, read: Iterable[str] = ()) -> tuple[str, ...]:
         """Phrases about every file that is not among `read`, by kind, with counts."""
@@ -120,7 +124,7 @@ def _walk(
     with os.scandir(root / below) as entries:
         for entry in entries:
             relative = f"{below}/{entry.name}" if below else entry.name
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 hidden[entry.name] += 1
                 continue
             _check_name(root, relative)
@@ -146,7 +150,8 @@ def _walk(
                 raise DataError(f"{root / relative} is {what}: remove it, or restore its file")
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or an operating system's."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES | _SYSTEM_FOLDERS
 
 
@@ -166,7 +171,7 @@ def _kind(relative: str, path: str) -> Kind:
         return "image"
     if name in METADATA_NAMES:
         return "metadata"
-    if suffix in TABLE_SUFFIXES and suffix != ".tar":
+    if suffix in TABLE_SUFFIXES:
         return "table"
     if suffix in ARCHIVE_SUFFIXES:
         return "archive"

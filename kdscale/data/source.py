@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,18 @@ from kdscale.data.dataset_card import config_error, has_card
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.image_cells import image_cells, resolve_paths
 from kdscale.data.image_folder import open_image_folder
-from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer, list_folder
+from kdscale.data.listing import TABLE_SUFFIXES, Listing, list_folder
 from kdscale.data.metadata_files import open_metadata_folder
+from kdscale.data.path_patterns import files_of_pattern, is_pattern
 from kdscale.data.saved_sets import is_saved, open_saved
 from kdscale.data.splits import SPLIT_FOLDERS, find_split
-from kdscale.data.table_files import check_shards, open_files, open_table_folder
+from kdscale.data.table_files import (
+    check_shards,
+    open_table_files,
+    open_table_folder,
+    splits_of_names,
+)
+from kdscale.data.tar_files import TarSplit
 from kdscale.errors import DataError, KdscaleError, StorageError
 from kdscale.formatting import first_few, number_of, reason_of
 
@@ -66,13 +73,15 @@ class _Opened:
     """The files of a folder; None of another source."""
     read: tuple[str, ...] = ()
     """Those of them that were read."""
+    tars: Mapping[str, TarSplit] = field(default_factory=dict)
+    """The tars of each split; empty of another source."""
 
 
 def open_source(
     source: str, *, split: str, require_labels: bool, options: SourceOptions
 ) -> EncodedSplit:
     """Open a source, find split, columns and classes; arguments as of `load_images`."""
-    opened = _open(source, options.config, options.revision)
+    opened = _open(source, options)
     found = find_split(source, opened.splits, split)
     dataset = opened.splits[found]
     place = f"split '{found}' of {source}"
@@ -98,14 +107,17 @@ def open_source(
         classes=names,
         name=source,
         split=found,
-        passed_over=_passed_over(opened, image_column, source),
+        passed_over=_passed_over(opened, found, image_column, source),
         num_files=len(files),
         grey_range=options.grey_range,
+        cells_per_row=2 if opened.tars else 1,
     )
 
 
 def _cells(opened: _Opened, split: str, column: str, source: str) -> tuple[Any, list[str]]:
     """The image column of a split, and the files that its rows name."""
+    if opened.tars:
+        return opened.tars[split].image_cells(column), []
     table = opened.splits[split].select_columns([column]).with_format("arrow")[:]
     cells = image_cells(table.column(0))
     if not opened.folders:
@@ -113,31 +125,32 @@ def _cells(opened: _Opened, split: str, column: str, source: str) -> tuple[Any, 
     return resolve_paths(cells, opened.folders, f"split '{split}' of {source}")
 
 
-def _passed_over(opened: _Opened, column: str, source: str) -> tuple[str, ...]:
-    """Phrases about the files of the source that were not read."""
+def _passed_over(opened: _Opened, split: str, column: str, source: str) -> tuple[str, ...]:
+    """Phrases about the files of the source that were not read, and members of a split's tars."""
+    members = opened.tars[split].passed_over(column) if opened.tars else ()
     if opened.listing is None:
-        return ()
+        return members
     root, read = opened.listing.root, [*opened.read]
     if opened.folders and opened.listing.of("image"):  # which may be those that rows name
         for split, dataset in opened.splits.items():
             if column in dataset.column_names:
                 files = _cells(opened, split, column, source)[1]
                 read += [os.path.relpath(file, root) for file in files]
-    return opened.listing.passed_over(read)
+    return (*opened.listing.passed_over(read), *members)
 
 
-def _open(source: str, config: str | None, revision: str | None) -> _Opened:
+def _open(source: str, options: SourceOptions) -> _Opened:
     path = Path(source).expanduser()
-    if path.exists():
-        if revision is not None:
+    if path.exists() or is_pattern(source):
+        if options.revision is not None:
             raise DataError(
-                f"data.revision is {revision!r}, but {source} is local, without revisions: leave "
-                "it out"
+                f"data.revision is {options.revision!r}, but {source} is local, without revisions: "
+                "leave it out"
             )
         with _quiet_unless_terminal(), _explained(source):
-            opened = _open_file(path) if path.is_file() else _open_folder(path, config)
+            opened = _open_folder(path, options) if path.is_dir() else _open_files(path, options)
     elif HUB_NAME.fullmatch(source) and path.suffix not in TABLE_SUFFIXES:
-        opened = _open_hub(source, config, revision)
+        opened = _open_hub(source, options.config, options.revision)
     else:
         raise DataError(
             f"no data at {source}: there is no such file or folder. Correct the path, or point "
@@ -148,23 +161,50 @@ def _open(source: str, config: str | None, revision: str | None) -> _Opened:
     return opened
 
 
-def _open_file(path: Path) -> _Opened:
-    kind = TABLE_SUFFIXES.get(path.suffix.lower())
-    if kind not in ("parquet", "arrow"):
+def _open_files(path: Path, options: SourceOptions) -> _Opened:
+    """Open one file, or those that a pattern stands for."""
+    files = [path] if path.exists() else files_of_pattern(str(path))
+    for file in files:
+        if file.suffix.lower() not in (*TABLE_SUFFIXES, ".tar"):
+            raise DataError(
+                f"{file} cannot be used as a data set: wanted a .parquet, .arrow or .tar file, or "
+                "a folder"
+            )
+    _refuse_config(options, f"{path} names files")
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    tables = [os.path.relpath(file, root) for file in files]
+    if files == [path]:
+        check_shards(str(root), tables)
+        word = re.split(r"[^a-z]", path.stem.lower())[0]
+        splits = {SPLIT_FOLDERS.get(word, "train"): tables}
+    else:
+        splits = splits_of_names(root, tables)
+    return _opened(open_table_files(root, splits, options.label_column), _both(root))
+
+
+def _refuse_config(options: SourceOptions, what: str) -> None:
+    if options.config is not None:
         raise DataError(
-            f"{path} cannot be used as a data set: wanted a .parquet or .arrow file, or a folder"
+            f"data.config is {options.config!r}, but {what}, without configurations: leave it out"
         )
-    check_no_pointer(path)
-    check_shards(str(path.parent), [path.name])
-    word = re.split(r"[^a-z]", path.stem.lower())[0]
-    split = SPLIT_FOLDERS.get(word, "train")
-    opened = open_files(kind, path.parent, {split: [path.name]})
-    return _Opened(opened, _both(path.parent))
 
 
-def _open_folder(path: Path, config: str | None) -> _Opened:
+def _opened(
+    splits: Mapping[str, Any],
+    folders: tuple[Path, ...],
+    listing: Listing | None = None,
+    read: Sequence[str] = (),
+) -> _Opened:
+    """Return splits of table files, whose tars are set apart."""
+    tars = {name: one for name, one in splits.items() if isinstance(one, TarSplit)}
+    tables = {name: tars[name].dataset if name in tars else one for name, one in splits.items()}
+    return _Opened(tables, folders, listing, tuple(read), tars)
+
+
+def _open_folder(path: Path, options: SourceOptions) -> _Opened:
     folders = _both(path)
     if is_saved(path):
+        _refuse_config(options, f"{path} was written by save_to_disk")
         return _Opened(open_saved(path), folders)
     path = path.resolve()
     listing = list_folder(path)
@@ -177,22 +217,18 @@ def _open_folder(path: Path, config: str | None) -> _Opened:
             "move those that are not meant elsewhere, or point --data at one of them"
         )
     if images and not tables:
-        return _open_images(listing, config)
-    if tables or any(file.lower().endswith(".tar") for file in listing.of("archive")):
-        splits, read = open_table_folder(listing, config)
-        return _Opened(splits, folders, listing, tuple(read))
+        _refuse_config(options, f"{path} is a folder of images")
+        return _open_images(listing)
+    if tables or listing.of_suffix(".tar"):
+        splits, read = open_table_folder(listing, options.config, options.label_column)
+        return _opened(splits, folders, listing, read)
     raise DataError(
         f"{path} holds no images, nor tables of images: it has {first_few(listing.files)}. Wanted "
         "parquet or arrow files, or folders of images; unpack archives first"
     )
 
 
-def _open_images(listing: Listing, config: str | None) -> _Opened:
-    if config is not None:
-        raise DataError(
-            f"data.config is {config!r}, but {listing.root} is a folder of images, without "
-            "configurations: leave it out"
-        )
+def _open_images(listing: Listing) -> _Opened:
     metadata = listing.of("metadata")
     splits = open_metadata_folder(listing) if metadata else open_image_folder(listing)
     return _Opened(splits, (), listing, (*listing.of("image"), *metadata))

@@ -1,4 +1,4 @@
-"""Parquet, Arrow and webdataset files: which split each belongs to, and whether all are there.
+"""Parquet, Arrow and tar files: which split each belongs to, and whether all are there.
 
 The files are counted here before `datasets` opens them: left to itself it drops those whose names
 name no split where others do, reads those that name two twice, and takes the most common suffix for
@@ -16,55 +16,71 @@ from kdscale.data.dataset_card import has_card, open_by_card, state_of
 from kdscale.data.listing import TABLE_SUFFIXES, Listing, check_no_pointer
 from kdscale.data.splits import SPLIT_FOLDERS, split_words
 from kdscale.data.table_schemas import check_same_class_names
+from kdscale.data.tar_files import open_tars
 from kdscale.errors import DataError
 from kdscale.formatting import first_few, number_of
 
 _SHARD = re.compile(r"(?P<name>.*?)[-_.](?P<index>\d{5})-of-(?P<total>\d{5})(?P<rest>\W.*)?")
 
 
-def open_table_folder(listing: Listing, config: str | None) -> tuple[dict[str, Any], list[str]]:
+def open_table_folder(
+    listing: Listing, config: str | None, label: str | None
+) -> tuple[dict[str, Any], list[str]]:
     """The splits of a folder of table files, and the files that were read, relative to it.
 
     Args:
         listing: the folder.
         config: the configuration to read, of those that the folder's README.md names.
+        label: the column of labels, as of `open_tars`.
 
     Raises:
         DataError: files of several formats or with other class names, a shard that is missing, or a
             file of no or two splits.
     """
-    kinds = _tables_by_suffix(listing)
-    tables = [file for files in kinds.values() for file in files]
-    for file in tables:
-        check_no_pointer(listing.root / file)
+    tables = listing.of("table") or listing.of_suffix(".tar")
     check_shards(str(listing.root), tables)
-    check_same_class_names(listing.root, tables)
     if has_card(listing.root):
+        _check_files(listing.root, tables)
         return open_by_card(listing, tables, config)
     if config is not None:
         raise DataError(
             f"data.config is {config!r}, but {listing.root} has no README.md that names "
             "configurations: leave it out, or point --data at a folder that has"
         )
-    if len(kinds) > 1:
-        some = first_few([files[0] for files in kinds.values()])
-        raise DataError(
-            f"{listing.root} holds files of several formats ({some}): move those that are not "
-            "meant elsewhere"
-        )
-    splits = _assign(listing.root, tables)
-    (suffix,) = kinds
-    return open_files(TABLE_SUFFIXES[suffix], listing.root, splits), tables
+    return open_table_files(listing.root, splits_of_names(listing.root, tables), label), tables
 
 
-def open_files(kind: str, root: Path, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def open_table_files(
+    root: Path, splits: Mapping[str, Sequence[str]], label: str | None
+) -> dict[str, Any]:
     """Open table files of one format; all of their rows are read.
 
     Args:
-        kind: the builder of `datasets`.
         root: folder of the files.
-        splits: their paths below it, by split.
+        splits: their paths below it, all of one format, by split.
+        label: the column of labels, as of `open_tars`.
+
+    Returns:
+        A `datasets.Dataset` of each split, or its `TarSplit`.
+
+    Raises:
+        DataError: a file is damaged, or has other class names.
     """
+    tables = [file for files in splits.values() for file in files]
+    _check_files(root, tables)
+    suffix = PurePosixPath(tables[0]).suffix.lower()
+    if suffix == ".tar":
+        return dict(open_tars(root, splits, label))
+    return _open_by_datasets(TABLE_SUFFIXES[suffix], root, splits)
+
+
+def _check_files(root: Path, tables: Sequence[str]) -> None:
+    for file in tables:
+        check_no_pointer(root / file)
+    check_same_class_names(root, tables)
+
+
+def _open_by_datasets(kind: str, root: Path, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     from datasets import load_dataset
 
     paths = {name: [root / file for file in files] for name, files in splits.items()}
@@ -111,19 +127,18 @@ def check_shards(place: str, files: Iterable[str]) -> None:
             )
 
 
-def _tables_by_suffix(listing: Listing) -> dict[str, list[str]]:
-    """The table files; archives of the webdataset format only where there is nothing else."""
-    tables = listing.of("table") or [
-        file for file in listing.of("archive") if file.lower().endswith(".tar")
-    ]
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for file in tables:
-        kinds[PurePosixPath(file).suffix.lower()].append(file)
-    return kinds
+def splits_of_names(root: Path, tables: Sequence[str]) -> dict[str, list[str]]:
+    """The files of each split, by folder or name; all are of "train" where none names one.
 
-
-def _assign(root: Path, tables: Sequence[str]) -> dict[str, list[str]]:
-    """The files of each split, by folder or name; all are of "train" where none names one."""
+    Raises:
+        DataError: files of several formats, or one that names no split where others do, or two.
+    """
+    formats = {PurePosixPath(file).suffix.lower(): file for file in tables}
+    if len(formats) > 1:
+        raise DataError(
+            f"{root} holds files of several formats ({first_few(formats.values())}): move those "
+            "that are not meant elsewhere"
+        )
     named = {file: _split_of(root, file) for file in tables}
     unnamed = [file for file, split in named.items() if split is None]
     if unnamed and len(unnamed) < len(tables):

@@ -259,7 +259,7 @@ def test_folder_without_images_or_of_something_else_is_refused(tmp_path, root):
     with pytest.raises(DataError, match=r"no images, nor tables of images: it has train\.csv"):
         load(tmp_path / "text", root)
     (tmp_path / "one.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"wanted a \.parquet or \.arrow file"):
+    with pytest.raises(DataError, match=r"wanted a \.parquet, \.arrow or \.tar file"):
         load(tmp_path / "one.zip", root)
 
 
