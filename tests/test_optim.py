@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdscale.training.optim import Schedule, create_optimizer, decay_groups
+from kdscale.training.optim import Schedule, create_optimizer
+from kdscale.training.parameter_groups import decay_groups
 
 
 def rates(schedule, num_steps):

@@ -153,7 +153,9 @@ class TimedSetup:
             loader,
             source,
             objective,
-            optimizer_step(settings, model, device, loader.steps_per_epoch),
+            optimizer_step(
+                settings, accelerator.unwrap_model(model), device, loader.steps_per_epoch
+            ),
             accelerator,
             accumulation=settings.accumulation,
         )

@@ -214,7 +214,7 @@ def _trainer(
         loader,
         source,
         replace(loss, gather=all_gather_rows) if accelerator.num_processes > 1 else loss,
-        optimizer_step(settings, model, device, loader.steps_per_epoch),
+        optimizer_step(settings, accelerator.unwrap_model(model), device, loader.steps_per_epoch),
         accelerator,
         accumulation=settings.accumulation,
     )

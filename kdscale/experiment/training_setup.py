@@ -18,8 +18,9 @@ from kdscale.runs.run_spec import RunSpec
 from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.forward_pass import ForwardPass
-from kdscale.training.optim import Schedule, create_optimizer, decay_groups
+from kdscale.training.optim import Schedule, create_optimizer
 from kdscale.training.optimizer_step import OptimizerStep
+from kdscale.training.parameter_groups import decay_groups
 from kdscale.training.trackers import TrackedRun
 
 
@@ -104,7 +105,7 @@ def optimizer_step(
 
     Args:
         settings: the section.
-        model: as it is trained, on its device.
+        model: as it is trained, on its device, not wrapped by Accelerate.
         device: of the model.
         steps_per_epoch: optimizer steps an epoch.
     """

@@ -40,19 +40,6 @@ def create_optimizer(
     return adam[name](parameters, learning_rate, **common)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups in which only parameters of two or more dimensions are decayed.
-
-    Biases and the parameters of normalisation layers have one dimension (Goyal et al., "Accurate,
-    Large Minibatch SGD", 2017, section 5.1; timm.optim.param_groups_weight_decay).
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Learning rate at a step; nothing to save, so nothing to restore, but how often it fell.
