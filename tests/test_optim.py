@@ -116,3 +116,17 @@ def test_momentum_begins_at_zero_where_the_first_update_is_left_out():
     finally:
         torch.use_deterministic_algorithms(deterministic)
     assert parameter.tolist() == pytest.approx([-0.1] * 4)
+
+
+def test_cosine_with_cool_down_is_that_of_timm():
+    from timm.scheduler import CosineLRScheduler
+
+    optimizer = create_optimizer("sgd", [nn.Parameter(torch.zeros(1))], learning_rate=0.1)
+    of_timm = CosineLRScheduler(
+        optimizer, t_initial=20, lr_min=0.01, warmup_t=4, warmup_prefix=True, t_in_epochs=False
+    )
+    ours = Schedule("cosine", 0.1, 30, warmup_steps=4, cooldown_steps=6, lowest=0.01)
+    for step in range(4, 30):  # the first step of timm's warm-up has a rate of 0, ours a share
+        of_timm.step_update(step)
+        assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+    assert rates(ours, 30)[24:] == [0.01] * 6

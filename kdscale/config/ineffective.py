@@ -10,10 +10,12 @@ _BELONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "milestones": ("schedule", ("steps",)),
     "gamma": ("schedule", ("steps", "plateau")),
     "patience": ("schedule", ("plateau",)),
-    "momentum": ("optimizer", ("sgd",)),
+    "cooldown_epochs": ("schedule", ("cosine",)),
+    "min_learning_rate": ("schedule", ("cosine",)),
+    "momentum": ("optimizer", ("sgd", "timm/")),
     "nesterov": ("optimizer", ("sgd",)),
 }
-"""Fields that are read only if another field has one of these values."""
+"""Fields that are read only if another field has one of these values, or begins with timm/."""
 
 
 def ineffective_settings(recipe: Recipe, *models: str) -> list[str]:
@@ -38,10 +40,13 @@ def _of_another(train: TrainSection) -> Iterator[str]:
     """Yield settings of another schedule or optimizer, if they differ from the default."""
     for name, (chooser, readers) in _BELONG.items():
         chosen, value = getattr(train, chooser), getattr(train, name)
-        if chosen not in readers and value != TrainSection.model_fields[name].get_default(
-            call_default_factory=True
+        of_timm = "timm/" in readers and chosen.startswith("timm/")
+        if (
+            chosen not in readers
+            and not of_timm
+            and value != TrainSection.model_fields[name].get_default(call_default_factory=True)
         ):
-            words = " or ".join(repr(one) for one in readers)
+            words = " or ".join(repr(one) for one in readers if one != "timm/")
             yield (
                 f"{name} = {_toml(value)} has no effect: it is read with {chooser} = {words}, and "
                 f"{chooser} is {chosen!r}"

@@ -1,8 +1,9 @@
 """Sections of a recipe for models and their training."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from kdscale.config.base_section import (
     ConfigSection,
@@ -15,6 +16,7 @@ from kdscale.config.base_section import (
     Side,
     UserPath,
     Weight,
+    unknown,
 )
 from kdscale.formatting import number_of
 
@@ -57,6 +59,18 @@ class InputSection(ConfigSection):
         return self
 
 
+def _known_optimizer(name: str) -> str:
+    """Refuse what is neither an optimizer of torch nor the form `timm/NAME`."""
+    if name not in _OPTIMIZERS and not re.fullmatch(r"timm/\w+", name):
+        message = f"no optimizer {name!r}, wanted {', '.join(_OPTIMIZERS)} or timm/NAME"
+        raise ValueError(unknown(message, name, _OPTIMIZERS))
+    return name
+
+
+_OPTIMIZERS = ("adam", "adamw", "sgd")
+OptimizerName = Annotated[str, AfterValidator(_known_optimizer)]
+
+
 class TrainSection(ConfigSection):
     """Settings of a model's training."""
 
@@ -77,19 +91,35 @@ class TrainSection(ConfigSection):
         128, description="Samples per optimizer step, over all processes."
     )
     accumulation: Positive = Field(1, description="Forward and backward passes per optimizer step.")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="Optimizer of torch.optim."
+    optimizer: OptimizerName = Field(
+        "adam",
+        description="Optimizer: `adam`, `adamw` or `sgd` of torch.optim, or `timm/NAME` such as "
+        "`timm/lamb`, `timm/lion`, `timm/adan` or `timm/muon`.",
+    )
+    optimizer_options: Plain = Field(
+        {},
+        description="Further arguments of the optimizer, such as `betas = [0.9, 0.95]`. Not set: "
+        "its defaults.",
     )
     learning_rate: float = Field(1e-3, ge=1e-12, le=1000, description="Peak learning rate.")
-    momentum: Fraction = Field(0.9, description="Momentum. Used by `sgd` only.")
+    momentum: Fraction = Field(
+        0.9, description="Momentum. Used by `sgd`, and by optimizers of timm with momentum."
+    )
     nesterov: bool = Field(False, description="Nesterov momentum. Used by `sgd` only.")
     weight_decay: Weight = Field(
         0.0, description="Weight decay: decoupled with `adamw`, an L2 penalty with the others."
     )
     decay_norm_and_bias: bool = Field(
         True,
-        description="false: apply weight decay to matrices and convolutions only, not to biases "
-        "and the parameters of normalisation layers.",
+        description="false: apply weight decay to matrices and convolutions only, not to biases, "
+        "the parameters of normalisation layers and position embeddings.",
+    )
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Factor of the learning rate from each layer to the one before it, for models "
+        "of timm; such as 0.75 for pretrained ones. Not set: one rate for all layers.",
     )
     label_smoothing: float = Field(
         0.0,
@@ -108,6 +138,17 @@ class TrainSection(ConfigSection):
         ge=0,
         description="Number of epochs over which the learning rate rises linearly from 0; with "
         "`one_cycle`, the rising part of the cycle.",
+    )
+    cooldown_epochs: float = Field(
+        0.0,
+        ge=0,
+        description="Number of last epochs at `min_learning_rate`. Used by `cosine` only.",
+    )
+    min_learning_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Learning rate at which the schedule ends. Used by `cosine` only.",
     )
     milestones: list[Positive] = Field(
         [],
@@ -213,11 +254,24 @@ class TrainSection(ConfigSection):
         return None if source == "none" else source
 
     @model_validator(mode="after")
-    def _warm_up_within_the_epochs(self) -> "TrainSection":
-        if self.warmup_epochs > self.epochs:
+    def _rates_rise_and_fall_within_the_epochs(self) -> Self:
+        if self.warmup_epochs + self.cooldown_epochs > self.epochs:
+            cooldown = (
+                f" and cooldown_epochs {self.cooldown_epochs}" if self.cooldown_epochs else ""
+            )
             raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}, more than all "
+                f"warmup_epochs is {self.warmup_epochs}{cooldown}, more than all "
                 f"{number_of(self.epochs, 'epoch')}"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate is {self.min_learning_rate}, above learning_rate, "
+                f"{self.learning_rate}"
+            )
+        if self.cooldown_epochs and not self.min_learning_rate and self.schedule == "cosine":
+            raise ValueError(
+                f"cooldown_epochs is {self.cooldown_epochs} and min_learning_rate 0, at which "
+                "nothing is learned: set min_learning_rate, such as 1e-5"
             )
         return self
 

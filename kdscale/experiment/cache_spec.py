@@ -29,7 +29,7 @@ from kdscale.experiment.datasets import (
 from kdscale.experiment.encoding import check_temperature, choose_encoding
 from kdscale.experiment.model_checks import Classifier
 from kdscale.experiment.models import frozen_model, model_of
-from kdscale.experiment.training_setup import objective
+from kdscale.experiment.training_setup import objective, optimizer
 from kdscale.experiment.views import (
     cached_pipeline,
     few_views,
@@ -127,6 +127,7 @@ def _check_trains(
             precision=section.train.precision, what=what,
         )  # fmt: skip
         check_state_is_saved(classifier.model, inputs, what)
+        optimizer(section.train, classifier.model)
     return classifier
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.forward_pass import ForwardPass
 from kdscale.training.optim import Schedule, create_optimizer
 from kdscale.training.optimizer_step import OptimizerStep
-from kdscale.training.parameter_groups import decay_groups
+from kdscale.training.parameter_groups import decay_groups, layer_decay_groups
 from kdscale.training.trackers import TrackedRun
 
 
@@ -84,18 +85,36 @@ def features_required(recipe: config.Recipe) -> tuple[FeatureSpec, ...]:
 
 
 def optimizer(settings: config.TrainSection, model: nn.Module) -> torch.optim.Optimizer:
-    """Create the optimizer of a training section."""
-    decay = settings.weight_decay
+    """Create the optimizer of a training section.
+
+    Args:
+        settings: the section.
+        model: as it is trained, on its device, not wrapped by Accelerate.
+
+    Raises:
+        ConfigError: there is no such optimizer, or it or the model does not take the settings.
+    """
     on_gpu = all(parameter.is_cuda for parameter in model.parameters())
     return create_optimizer(
         settings.optimizer,
-        model.parameters() if settings.decay_norm_and_bias else decay_groups(model, decay),
+        _parameters(settings, model),
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
         fused=on_gpu,
+        options=settings.optimizer_options,
     )
+
+
+def _parameters(settings: config.TrainSection, model: nn.Module) -> Any:
+    """Return the parameters in groups of their own decay and learning rate, if there are any."""
+    decay, everything = settings.weight_decay, settings.decay_norm_and_bias
+    if settings.layer_decay is not None:
+        return layer_decay_groups(
+            model, decay, settings.layer_decay, decay_norm_and_bias=everything
+        )
+    return model.parameters() if everything else decay_groups(model, decay)
 
 
 def optimizer_step(
@@ -162,6 +181,8 @@ def schedule(settings: config.TrainSection, steps_per_epoch: int) -> Schedule:
         settings.learning_rate,
         settings.epochs * steps_per_epoch,
         warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+        cooldown_steps=round(settings.cooldown_epochs * steps_per_epoch),
+        lowest=settings.min_learning_rate,
         milestones=[milestone * steps_per_epoch for milestone in settings.milestones],
         gamma=settings.gamma,
     )

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _TEMPORARY, _DAMAGED = "writing", "damaged-"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_SUMS = "crc32"
+_SUMS, _GROUP = "crc32", "group"
 
 
 def write_process_state(folder: Path, process_index: int) -> None:
@@ -220,10 +220,18 @@ def _read_random(path: Path, process_index: int) -> dict[str, Tensor]:
 
 
 def _implemented_as(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return a saved state with the implementation of `optimizer`, which its device decides."""
+    """Return a saved state with the implementation of `optimizer`, which its device decides.
+
+    What no file contains, such as a dtype or a function, is that of `optimizer`, too.
+    """
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
-        group |= {name: own[name] for name in ("fused", "foreach") if name in own}
+        of_device = ("fused", "foreach")
+        group |= {name: own[name] for name in own if name not in group or name in of_device}
     return saved
+
+
+def _is_json(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | tuple | dict)
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
@@ -279,19 +287,32 @@ def _crc32(data: bytes) -> str:
 
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by dotted name, and the JSON that is left."""
+    """Return an optimizer's state as tensors by dotted name, and the JSON that is left.
+
+    Tensors of a parameter group, as timm's Lamb counts its steps in, are named `group.N.NAME`.
+    What is neither, a dtype or a function, is an argument of the optimizer, which has it again.
+    """
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
     for parameter, values in state["state"].items():
         for name, value in values.items():
             table: dict[str, Any] = tensors if isinstance(value, Tensor) else rest
             table[f"{parameter}.{name}"] = value
-    return tensors, {"param_groups": state["param_groups"], "values": rest}
+    groups = []
+    for number, group in enumerate(state["param_groups"]):
+        groups.append({name: value for name, value in group.items() if _is_json(value)})
+        inside = {name: value for name, value in group.items() if isinstance(value, Tensor)}
+        tensors |= {f"{_GROUP}.{number}.{name}": value for name, value in inside.items()}
+    return tensors, {"param_groups": groups, "values": rest}
 
 
 def _join(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**rest["values"], **tensors}.items():
         parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
+        if parameter == _GROUP:
+            number, name = name.split(".", 1)
+            rest["param_groups"][int(number)][name] = value
+        else:
+            state.setdefault(int(parameter), {})[name] = value
     return {"state": state, "param_groups": rest["param_groups"]}

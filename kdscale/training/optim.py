@@ -1,12 +1,24 @@
 """Optimizers by name, and learning rates as a pure function of the step and of plateaus met."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from kdscale.errors import ConfigError
+from kdscale.formatting import reason_of
+from kdscale.training.timm_optimizers import PREFIX, timm_optimizer
+
+TORCH_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+_OF_RECIPE = {"lr": "learning_rate", "momentum": "momentum", "weight_decay": "weight_decay"}
+"""Arguments of all optimizers that are fields of a recipe, and these fields."""
 
 
 def create_optimizer(
@@ -18,26 +30,54 @@ def create_optimizer(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     fused: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
-    """Return an optimizer by name: adam, adamw or sgd (`momentum` and `nesterov` are sgd's).
+    """Return an optimizer by name: adam, adamw or sgd of torch, or `timm/NAME`.
 
-    `fused` updates all parameters in one kernel, and reads no loss scale back from a GPU. On a CPU
-    it rounds otherwise (Adam by 6e-8 in 20 steps) and saves nothing, so it is for GPUs.
+    Args:
+        name: of the optimizer.
+        parameters: parameters, or groups of them.
+        learning_rate: of the first step.
+        momentum: read by sgd, and by optimizers of timm that have one.
+        nesterov: read by sgd.
+        weight_decay: of parameters whose group states none.
+        fused: updates all parameters in one kernel, and reads no loss scale back from a GPU. On a
+            CPU it rounds otherwise (Adam by 6e-8 in 20 steps) and saves nothing, so it is for GPUs.
+            Read by torch's optimizers.
+        options: further arguments of the optimizer.
+
+    Raises:
+        ConfigError: there is no such optimizer here, or it does not take the options.
     """
-    common: dict[str, Any] = {"weight_decay": weight_decay, "fused": fused or None}
-    if name == "sgd":
-        sgd = torch.optim.SGD(
-            parameters, learning_rate, momentum=momentum, nesterov=nesterov, **common
-        )
-        if fused and momentum:
-            # Else torch stores memory that nobody has written where the first update is left out
-            # for gradients that are not finite, as usual in float16.
-            for group in sgd.param_groups:
-                for parameter in group["params"]:
-                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return sgd
-    adam: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return adam[name](parameters, learning_rate, **common)
+    options = dict(options or {})
+    for option in options:
+        if option in (*_OF_RECIPE, "fused", "params"):
+            instead = f"set {_OF_RECIPE[option]}" if option in _OF_RECIPE else "leave it out"
+            raise ConfigError(f"optimizer_options has {option!r}: {instead}")
+    try:
+        if name.startswith(PREFIX):
+            return timm_optimizer(
+                name, parameters, learning_rate=learning_rate, momentum=momentum,
+                weight_decay=weight_decay, options=options,
+            )  # fmt: skip
+        common: dict[str, Any] = {"weight_decay": weight_decay, "fused": fused or None}
+        if name == "sgd":
+            common |= {"momentum": momentum, "nesterov": nesterov}
+        common |= options
+        create: Callable[..., torch.optim.Optimizer] = TORCH_OPTIMIZERS[name]
+        created = create(parameters, lr=learning_rate, **common)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"optimizer {name!r} cannot be created with optimizer_options = {options}: "
+            f"{reason_of(error)}"
+        ) from error
+    if name == "sgd" and fused and momentum:
+        # Else torch stores memory that nobody has written where the first update is left out
+        # for gradients that are not finite, as usual in float16.
+        for group in created.param_groups:
+            for parameter in group["params"]:
+                created.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return created
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +93,10 @@ class Schedule:
     peak: float
     num_steps: int
     warmup_steps: int = 0
+    cooldown_steps: int = 0
+    """Last steps of `cosine`, at the lowest rate."""
+    lowest: float = 0.0
+    """Rate at which `cosine` ends."""
     milestones: Sequence[int] = ()
     gamma: float = 0.1
 
@@ -68,8 +112,10 @@ class Schedule:
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.kind == "cosine":
-            after = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
-            return _half_cosine(self.peak, 0.0, after)
+            falling = self.num_steps - self.warmup_steps - self.cooldown_steps
+            return _half_cosine(
+                self.peak, self.lowest, (step - self.warmup_steps) / max(1, falling)
+            )
         if self.kind == "steps":
             return self.peak * self.gamma ** sum(step >= m for m in self.milestones)
         if self.kind == "plateau":

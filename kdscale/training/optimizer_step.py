@@ -73,7 +73,7 @@ class OptimizerStep:
         """
         self.learning_rate = rate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"] if "lr_scale" in group else rate
         if self._scaler is not None and self.gradient_clip is not None:
             self._scaler.unscale_(self.optimizer)
         if self.gradient_clip is not None:

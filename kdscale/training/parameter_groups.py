@@ -1,13 +1,16 @@
 """Parameters of a model in groups of their own weight decay."""
 
+from collections.abc import Collection
 from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
 
+from kdscale.errors import ConfigError
+from kdscale.models.libraries import INSTALL_MODELS
 from kdscale.training.feature_student import unwrap_student
 
-_EMBEDDINGS = ("class_token", "pos_embedding", "relative_position_bias_table")
+_EMBEDDINGS = ("class_token", "*pos_embedding", "*relative_position_bias_table")
 """Names of torchvision's parameters that are no weights of a product, as its recipes list them."""
 
 
@@ -23,8 +26,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         weight_decay: of the other parameters.
     """
     student = unwrap_student(model)
+    listed = _listed(student)
     exempt = {
-        id(parameter) for name, parameter in student.named_parameters() if _is_listed(student, name)
+        id(parameter)
+        for name, parameter in student.named_parameters()
+        if any(fnmatch(name, pattern) for pattern in listed)
     }
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -38,9 +44,47 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _is_listed(model: nn.Module, name: str) -> bool:
-    """Return whether a parameter is among those that a model exempts from weight decay by name."""
-    listed: Any = getattr(model, "no_weight_decay", None)
-    if callable(listed):
-        return any(fnmatch(name, pattern) for pattern in listed())
-    return name.rpartition(".")[2] in _EMBEDDINGS
+def layer_decay_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float, *, decay_norm_and_bias: bool
+) -> list[dict[str, Any]]:
+    """Parameter groups whose learning rate falls by a factor from each layer to the one before it.
+
+    They are those of `timm.optim.param_groups_layer_decay` (Bao et al., "BEiT", 2022), with the
+    factor in `lr_scale`. Adapters of feature losses learn at the full rate.
+
+    Args:
+        model: not wrapped by Accelerate.
+        weight_decay: of parameters that are decayed.
+        layer_decay: the factor, 0..1.
+        decay_norm_and_bias: whether biases, normalisation layers and embeddings are decayed.
+
+    Raises:
+        ConfigError: timm is missing, or the model does not name its layers.
+    """
+    student = unwrap_student(model)
+    if not callable(getattr(student, "group_matcher", None)):
+        raise ConfigError(
+            "layer_decay needs a model that names its layers in group_matcher(), as timm's do, and "
+            f"{type(student).__name__} does not: leave layer_decay out, or take a model timm/NAME"
+        )
+    try:
+        from timm.optim import param_groups_layer_decay
+    except ImportError as error:
+        raise ConfigError(f"layer_decay needs timm ({error}): {INSTALL_MODELS}") from error
+    listed = () if decay_norm_and_bias else _listed(student)
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        student,
+        weight_decay=weight_decay,
+        no_weight_decay_list=listed,
+        weight_decay_exclude_1d=not decay_norm_and_bias,
+        layer_decay=layer_decay,
+    )
+    inside = {id(parameter) for parameter in student.parameters()}
+    adapters = [one for one in model.parameters() if id(one) not in inside]
+    return [*groups, {"params": adapters, "lr_scale": 1.0}] if adapters else groups
+
+
+def _listed(model: nn.Module) -> Collection[str]:
+    """Return names, or patterns of names, of parameters that a model exempts from weight decay."""
+    of_model: Any = getattr(model, "no_weight_decay", None)
+    return of_model() if callable(of_model) else _EMBEDDINGS

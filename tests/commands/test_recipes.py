@@ -18,6 +18,7 @@ PAIRS = {
     "cifar10-features": (11_181_642, 2_193_226),
     "cifar10-keras": (2_199_114, 328_938),
     "cifar10-tutorial": (1_186_986, 267_738),
+    "cifar10-vit": (2_199_114, 459_562),
     "mnist": (421_642, 407_050),
     "tiny-imagenet": (23_917_832, 11_279_112),
 }
@@ -32,8 +33,9 @@ def system_of(name):
 
 
 def test_each_system_has_its_recipes():
-    expected = [f"{system}{best}" for system in PAIRS for best in ("", "-best")]
-    expected += ["cifar10-tutorial-cosine", "cifar10-tutorial-hint"]
+    published = [system for system in PAIRS if system != "cifar10-vit"]
+    expected = [f"{system}{best}" for system in published for best in ("", "-best")]
+    expected += ["cifar10-vit", "cifar10-tutorial-cosine", "cifar10-tutorial-hint"]
     assert sorted(RECIPES) == sorted(expected)
 
 
@@ -46,7 +48,9 @@ def test_pair_has_the_published_number_of_parameters(name):
         (recipe.teacher, recipe.student), PAIRS[system_of(name)], strict=True
     ):
         with torch.device("meta"):  # nothing is drawn
-            model = create_model(section.model, num_classes=classes, in_channels=channels)
+            model = create_model(
+                section.model, num_classes=classes, in_channels=channels, options=section.options
+            )
         assert num_parameters(model) == count
 
 
