@@ -21,7 +21,7 @@ RUN_ID = "run_id"
 START = "start"
 """Key in `run.json`: checksums of the other files of the start, by name."""
 RUN_FILE, RECIPE_FILE = "run.json", "recipe.toml"
-WEIGHTS_FILES = ("weights.safetensors", "best.safetensors")
+WEIGHTS_FILES = ("weights.safetensors", "best.safetensors", "ema.safetensors")
 """Names of a run's weights: those of the last step, and those that are best on validation."""
 RECIPE_SUM = "# SHA-256 of the lines above: "
 """Beginning of the last line of a recipe that kdscale wrote."""

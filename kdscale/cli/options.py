@@ -256,8 +256,9 @@ SEED = click.IntRange(0, (1 << 63) - 1)
 seed_option = click.option("--seed", type=SEED, default=0,
                        show_default=True, help="Chooses the samples.")  # fmt: skip
 weights_option = click.option(
-    "--weights", type=click.Choice(["last", "best"]), default="last", show_default=True,
-    help="Weights of the last step, or the best on the validation split (data.validation).",
+    "--weights", type=click.Choice(["last", "best", "ema"]), default="last", show_default=True,
+    help="Weights of the last step, the best on the validation split (data.validation), or the "
+    "moving average (ema_decay).",
 )  # fmt: skip
 trust_code_option = click.option(
     "--trust-code", is_flag=True,

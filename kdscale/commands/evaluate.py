@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ class Evaluation:
             **_described(test),
             "own_test_set": None if own is None else own == test.fingerprint,
             **summary,
+            **_of_average(subject, test, accelerator),
             "agreement": None if predictions is None else _agreement(examined, predictions),
             "agreement_note": note,
             "num_parameters": parameters,
@@ -219,6 +220,19 @@ def _load(
 def _examine(model: FrozenTeacher, test: ImageDataset, accelerator: Accelerator) -> Examined:
     resident, samples = DeviceImages(test, accelerator.device), torch.arange(test.num_samples)
     return examine(model.logits, resident, samples, test.num_classes, accelerator)
+
+
+def _of_average(
+    subject: TrainedModel, test: ImageDataset, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return metrics of the moving average of the weights as `ema_...`; empty without one."""
+    if subject.average is None:
+        return {}
+    section = subject.section.model_copy(update={"weights": str(subject.average)})
+    model, _ = _load(replace(subject, section=section), test, accelerator.device)
+    summary = summarize(_examine(model, test, accelerator).counts)
+    mention_unclear(summary, test.num_samples)
+    return {f"ema_{name}": value for name, value in summary.items()}
 
 
 def _agreement(examined: Examined, teacher: TeacherPredictions) -> float:

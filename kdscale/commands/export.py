@@ -95,7 +95,9 @@ def _quoted(path: Path) -> str:
 
 
 def _file_name(trained: TrainedModel, format_name: str) -> str:
-    return f"{trained.role}{'' if trained.weights == 'last' else '-best'}.{format_name}"
+    return (
+        f"{trained.role}{'' if trained.weights == 'last' else f'-{trained.weights}'}.{format_name}"
+    )
 
 
 def _check_place(path: Path, format_name: str, *, overwrite: bool) -> None:

@@ -22,6 +22,7 @@ from kdscale.experiment.datasets import two_views
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.model_checks import Classifier
 from kdscale.experiment.training_setup import (
+    averaged_weights,
     features_required,
     forward_pass,
     optimizer_step,
@@ -158,6 +159,7 @@ class TimedSetup:
             ),
             accelerator,
             accumulation=settings.accumulation,
+            average=averaged_weights(settings, accelerator.unwrap_model(model)),
         )
 
 

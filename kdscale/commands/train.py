@@ -36,6 +36,7 @@ from kdscale.experiment.pretrained_init import (
 from kdscale.experiment.results import reading_of, result_of, weights_metadata
 from kdscale.experiment.saved_runs import keep_content, of_caches, open_run
 from kdscale.experiment.training_setup import (
+    averaged_weights,
     forward_pass,
     intervals,
     optimizer_step,
@@ -217,6 +218,7 @@ def _trainer(
         optimizer_step(settings, accelerator.unwrap_model(model), device, loader.steps_per_epoch),
         accelerator,
         accumulation=settings.accumulation,
+        average=averaged_weights(settings, accelerator.unwrap_model(model)),
     )
 
 
@@ -358,5 +360,8 @@ def _write(training: _Training, trainer: Trainer, result: dict[str, Any]) -> Non
         metadata = _metadata(training, trainer)
         folder = RunFolder(training.run)
         save_weights(folder.weights_file(), model, metadata=metadata | {"metrics": result})
+        if trainer.average is not None:
+            average = trainer.average.model
+            save_weights(folder.weights_file("ema"), average, metadata=metadata)
         folder.write_result(result)
     accelerator.wait_for_everyone()

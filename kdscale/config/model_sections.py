@@ -177,6 +177,14 @@ class TrainSection(ConfigSection):
         description="true: the result is the checkpoint with the best top-1 accuracy on the "
         "validation split, not the last one.",
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights after each optimizer "
+        "step, such as 0.9998; less in the first steps. Evaluated and saved beside the weights. "
+        "Not set: none.",
+    )
     gradient_clip: float | None = Field(
         None,
         ge=1e-6,

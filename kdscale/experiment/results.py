@@ -43,6 +43,8 @@ def result_of(
     if loop.state.best_validation_accuracy >= 0:
         names = ("best_validation_accuracy", "chosen_step", "chosen_top1_accuracy")
         result |= {name: getattr(loop.state, name) for name in names}
+        if loop.average is not None:
+            result["chosen_average"] = loop.state.chosen_average
     if result["epochs"] < settings.epochs:
         result["ended_early"] = True
     if loop.forward.compiled is not None:

@@ -68,6 +68,8 @@ class TrainedModel:
     """SHA-256 of the teacher's weights, or several with + between them."""
     teacher: str | None = None
     """File of the teacher's weights; None if it is not found."""
+    average: Path | None = None
+    """File of the moving average of the weights, evaluated beside them; None if there is none."""
 
     def named_by(self, section: config.ModelSection) -> Path | None:
         """Return the file that names a section's model; None if the user trusts the model."""
@@ -165,6 +167,7 @@ def trained_model_of(
         seed=result["seed"],
         taught_by=None if content is None else content.teacher,
         teacher=_teacher_of(run, own),
+        average=_average_of(run) if weights == "last" else None,
     )
 
 
@@ -221,6 +224,11 @@ def _teacher_of(run: Path, recipe: config.Recipe) -> str | None:
     return None if found is None else str(RunFolder(found).weights_file())
 
 
+def _average_of(run: Path) -> Path | None:
+    file = path_inside(run, RunFolder(run).weights_file("ema").name)
+    return file if file.is_file() else None
+
+
 def _finished(folder: Path, pattern: str) -> list[Path]:
     found = sorted(folder.glob(pattern), key=lambda path: in_counting_order(path.name))
     return [one for one in found if is_finished(one)]
@@ -229,6 +237,11 @@ def _finished(folder: Path, pattern: str) -> list[Path]:
 def _without_weights(run: Path, weights: Weights) -> str:
     if weights == "last":
         return f"{run} has lost its weights.safetensors: train it again into another --run"
+    if weights == "ema":
+        return (
+            f"{run} has no moving average of weights, which needs ema_decay in its recipe; "
+            "--weights last takes those of the last step"
+        )
     return (
         f"{run} has no best weights: they are chosen on a validation split, which needs "
         "data.validation above 0; --weights last takes those of the last step"

@@ -16,6 +16,7 @@ from kdscale.models.feature_extraction import FeatureSpec
 from kdscale.models.preprocess import Preprocess
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.run_spec import RunSpec
+from kdscale.training.averaged_weights import AveragedWeights
 from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.forward_pass import ForwardPass
@@ -136,6 +137,15 @@ def optimizer_step(
         gradient_clip=settings.gradient_clip,
         allow_tf32=settings.allow_tf32,
     )
+
+
+def averaged_weights(settings: config.TrainSection, model: nn.Module) -> AveragedWeights | None:
+    """Return the moving average of a model's weights; None if a training section has none.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    return None if settings.ema_decay is None else AveragedWeights(model, settings.ema_decay)
 
 
 def forward_pass(

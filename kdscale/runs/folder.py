@@ -43,8 +43,12 @@ _METRICS, _CHECKPOINTS, _PRETRAINED = "metrics.jsonl", "checkpoints", "pretraine
 _BENCH, _TRIALS, _SWEEP, _SUMMARY = "bench.json", "trials", "sweep.json", "trials.json"
 _PRUNED, _TABLE, _PAGE = "pruned.txt", "report.md", "report.html"
 _TRACKERS, _TENSORBOARD = "trackers.json", "tensorboard"
-_WEIGHTS: dict[Weights, str] = {"last": WEIGHTS_FILES[0], "best": WEIGHTS_FILES[1]}
-_EVALUATIONS: dict[Weights, str] = {"last": "evaluation.json", "best": "evaluation-best.json"}
+_WEIGHTS: dict[Weights, str] = dict(zip(("last", "best", "ema"), WEIGHTS_FILES, strict=True))
+_EVALUATIONS: dict[Weights, str] = {
+    "last": "evaluation.json",
+    "best": "evaluation-best.json",
+    "ema": "evaluation-ema.json",
+}
 _GIVEN_TEACHER = "teacher-evaluation.json"
 FILES_OF_A_START = frozenset({_RUN, _RECIPE, _CONTENT, _PRETRAINED})
 """Names of the files that are written before the first step, and again by the next start."""

@@ -9,8 +9,8 @@ from kdscale.documents import check_as
 
 Role = Literal["teacher", "student"]
 Targets = Literal["none", "cache", "teacher"]
-Weights = Literal["last", "best"]
-"""Weights of the last step, or those that are best on the validation split."""
+Weights = Literal["last", "best", "ema"]
+"""Weights of the last step, those that are best on the validation split, or the moving average."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -73,6 +73,7 @@ class _Result(BaseModel):
     calibration_error: Share | None = None
     best_top1_accuracy: Share | None = None
     last_top1_accuracy: Share | None = None
+    ema_top1_accuracy: Share | None = None
     best_validation_accuracy: Share | None = None
     train_seconds: NonNegativeFloat | None = None
     build_seconds: NonNegativeFloat | None = None

@@ -21,6 +21,7 @@ from kdscale.progress import Progress, progress
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import StopRequest
+from kdscale.training.averaged_weights import PREFIX
 from kdscale.training.early_stopping import PlateauTracker
 from kdscale.training.feature_student import unwrap_student
 from kdscale.training.resume import save_checkpoint
@@ -51,17 +52,25 @@ class EvaluationHook:
     def __call__(
         self, loop: Trainer, between_batches: Callable[[], None] | None = None
     ) -> dict[str, dict[str, float]]:
-        """Metrics by split; `between_batches` may end it by raising, in all processes alike."""
+        """Metrics by split, of averaged weights as `ema_...`.
+
+        `between_batches` may end it by raising, in all processes alike.
+        """
         splits = {"test": (self.test, torch.arange(len(self.test.labels)))}
         if len(self.validation):
             splits["validation"] = (self.training, self.validation)
-        return {
-            name: evaluate(
-                loop.model, loop.forward.preprocess, images, samples, self.num_classes,
-                loop.accelerator, loop.forward.precision, between_batches,
-            )
-            for name, (images, samples) in splits.items()
-        }  # fmt: skip
+        models = {"": loop.model}
+        if loop.average is not None:
+            models[PREFIX] = loop.average.model
+        found: dict[str, dict[str, float]] = {name: {} for name in splits}
+        for name, (images, samples) in splits.items():
+            for prefix, model in models.items():
+                metrics = evaluate(
+                    model, loop.forward.preprocess, images, samples, self.num_classes,
+                    loop.accelerator, loop.forward.precision, between_batches,
+                )  # fmt: skip
+                found[name] |= {f"{prefix}{metric}": value for metric, value in metrics.items()}
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,19 +230,27 @@ class StepCallback:
         loop.state.best_top1_accuracy = best
         log.info("epoch %.0f: top-1 %.2f %%", loop.epoch, 100 * self.last["top1_accuracy"])
         if validation := found.get("validation"):
-            self._keep_best(loop, validation["top1_accuracy"], self.last["top1_accuracy"])
+            self._keep_best(loop, validation)
             self.patience.note(loop.state, validation["cross_entropy"])
         self.given_up = self.watch is not None and not self.watch(loop.epoch, found)
 
-    def _keep_best(self, loop: Trainer, validation: float, test: float) -> None:
-        """The best weights are chosen on the validation split, never on the test split."""
-        if validation <= loop.state.best_validation_accuracy:
+    def _keep_best(self, loop: Trainer, validation: Mapping[str, float]) -> None:
+        """Save weights, averaged or not, that are better on validation than all before them.
+
+        The test split never chooses.
+        """
+        state, test = loop.state, self.last or {}
+        averaged = validation.get(f"{PREFIX}top1_accuracy", -1.0) > validation["top1_accuracy"]
+        top1 = f"{PREFIX}top1_accuracy" if averaged else "top1_accuracy"
+        if validation[top1] <= state.best_validation_accuracy:
             return
-        loop.state.best_validation_accuracy = validation
-        loop.state.chosen_step, loop.state.chosen_top1_accuracy = loop.state.step, test
+        state.best_validation_accuracy, state.chosen_average = validation[top1], averaged
+        state.chosen_step, state.chosen_top1_accuracy = state.step, test[top1]
         if loop.accelerator.is_main_process:
             model = unwrap_student(loop.accelerator.unwrap_model(loop.model))
-            metadata = {**self.metadata, "step": loop.state.step}
+            if averaged and loop.average is not None:
+                model = loop.average.model
+            metadata = {**self.metadata, "step": state.step}
             save_weights(RunFolder(self.run).weights_file("best"), model, metadata=metadata)
 
     def _record(self, loop: Trainer, **values: Any) -> None:

@@ -66,6 +66,8 @@ def create_optimizer(
         common |= options
         create: Callable[..., torch.optim.Optimizer] = TORCH_OPTIMIZERS[name]
         created = create(parameters, lr=learning_rate, **common)
+    except ConfigError:
+        raise
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise ConfigError(
             f"optimizer {name!r} cannot be created with optimizer_options = {options}: "

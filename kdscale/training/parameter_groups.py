@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from kdscale.errors import ConfigError
-from kdscale.models.libraries import INSTALL_MODELS
 from kdscale.training.feature_student import unwrap_student
+from kdscale.training.timm_optimizers import timm_optim
 
 _EMBEDDINGS = ("class_token", "*pos_embedding", "*relative_position_bias_table")
 """Names of torchvision's parameters that are no weights of a product, as its recipes list them."""
@@ -67,12 +67,8 @@ def layer_decay_groups(
             "layer_decay needs a model that names its layers in group_matcher(), as timm's do, and "
             f"{type(student).__name__} does not: leave layer_decay out, or take a model timm/NAME"
         )
-    try:
-        from timm.optim import param_groups_layer_decay
-    except ImportError as error:
-        raise ConfigError(f"layer_decay needs timm ({error}): {INSTALL_MODELS}") from error
     listed = () if decay_norm_and_bias else _listed(student)
-    groups: list[dict[str, Any]] = param_groups_layer_decay(
+    groups: list[dict[str, Any]] = timm_optim("layer_decay").param_groups_layer_decay(
         student,
         weight_decay=weight_decay,
         no_weight_decay_list=listed,

@@ -25,8 +25,8 @@ def save_checkpoint(run: Path, loop: Trainer, metrics: MetricsLog) -> None:
     metrics.flush_to_disk()
     checkpoint.write_process_state(folder, accelerator.process_index)
     if accelerator.is_main_process:
-        model = accelerator.unwrap_model(loop.model)
-        checkpoint.write_shared_state(folder, model, loop.optimizer_step.optimizer, state.to_json())
+        module, optimizer = loop.module_to_save(), loop.optimizer_step.optimizer
+        checkpoint.write_shared_state(folder, module, optimizer, state.to_json())
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         checkpoint.publish(folder, loop.state.step)
@@ -49,9 +49,8 @@ def restore(run: Path, loop: Trainer) -> tuple[MetricsLog, bool]:
             newest = checkpoint.newest_sound(folder.checkpoints)
     newest = broadcast_from_main(accelerator, newest)
     if newest is not None:
-        model = accelerator.unwrap_model(loop.model)
         process = accelerator.process_index, accelerator.num_processes
-        checkpoint.restore(newest, model, loop.optimizer_step.optimizer, *process)
+        checkpoint.restore(newest, loop.module_to_save(), loop.optimizer_step.optimizer, *process)
         loop.restore(_loop_state(newest))
         log.info("going on from step %d of %s", loop.state.step, run)
         _check_best(folder, loop)
@@ -84,7 +83,7 @@ def _check_best(folder: RunFolder, loop: Trainer) -> None:
             )  # fmt: skip
     if not broadcast_from_main(loop.accelerator, sound):
         loop.state.best_validation_accuracy, loop.state.chosen_step = -1.0, -1
-        loop.state.chosen_top1_accuracy = 0.0
+        loop.state.chosen_top1_accuracy, loop.state.chosen_average = 0.0, False
 
 
 def _loop_state(path: Path) -> TrainerState:

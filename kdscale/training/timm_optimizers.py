@@ -1,5 +1,6 @@
 """Optimizers of timm by name. timm is optional, and imported where it is used."""
 
+import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,13 +44,8 @@ def timm_optimizer(
         ConfigError: timm is missing or has no such optimizer, or it cannot be resumed exactly.
         TypeError, ValueError, AssertionError: the options do not fit it, or this machine does not.
     """
-    try:
-        from timm.optim import create_optimizer_v2, list_optimizers
-    except ImportError as error:
-        raise ConfigError(
-            f"optimizer {name!r} needs timm, 1.0.12 or later ({error}): {INSTALL_MODELS}"
-        ) from error
-    short, known = name.removeprefix(PREFIX), list_optimizers()
+    timm = timm_optim(f"optimizer {name!r}")
+    short, known = name.removeprefix(PREFIX), timm.list_optimizers()
     if short not in known:
         raise ConfigError(f"timm has no optimizer {short!r}{did_you_mean(short, known)}")
     for beginning, reason in _REFUSED.items():
@@ -58,7 +54,22 @@ def timm_optimizer(
                 f"optimizer {name!r} cannot be used: {reason}. Take another one, such as "
                 "'timm/lamb', 'timm/lion' or 'timm/adan'"
             )
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+    optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(
         groups, opt=short, lr=learning_rate, weight_decay=weight_decay, momentum=momentum, **options
     )
     return optimizer
+
+
+def timm_optim(what: str) -> Any:
+    """Import `timm.optim`; `what` needs it.
+
+    Raises:
+        ConfigError: it is missing, or too old to list its optimizers.
+    """
+    try:
+        module = importlib.import_module("timm.optim")
+    except ImportError as error:
+        raise ConfigError(f"{what} needs timm ({error}): {INSTALL_MODELS}") from error
+    if not hasattr(module, "list_optimizers"):
+        raise ConfigError(f'{what} needs timm 1.0.12 or later: pip install -U "timm>=1.0.12"')
+    return module

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
+from torch.nn import Module
 
 from kdscale.compilation import compile_errors
 from kdscale.data.loader import Batch, BatchLoader
@@ -17,6 +18,7 @@ from kdscale.distributed import wait_for_device
 from kdscale.losses.objective import Objective, WeightedLosses
 from kdscale.runs.run_spec import Share
 from kdscale.target_sources.base import TargetSource
+from kdscale.training.averaged_weights import AveragedWeights
 from kdscale.training.forward_pass import ForwardPass
 from kdscale.training.optimizer_step import OptimizerStep
 
@@ -39,6 +41,8 @@ class TrainerState:
     """Step of the best weights; -1 = none yet."""
     chosen_top1_accuracy: Share = 0.0
     """Top-1 of the best weights on the test split."""
+    chosen_average: bool = False
+    """Whether the best weights are averaged ones."""
     smallest_validation_loss: float | None = None
     """Smallest validation loss of all evaluations, but for falls too small to count."""
     waited_for_plateau: NonNegativeInt = 0
@@ -93,6 +97,7 @@ class Trainer:
         optimizer_step: backward pass and update.
         accelerator: devices and processes.
         accumulation: forward passes a step.
+        average: of the model's weights; None = they are not averaged.
     """
 
     def __init__(
@@ -105,11 +110,12 @@ class Trainer:
         accelerator: Accelerator,
         *,
         accumulation: int = 1,
+        average: AveragedWeights | None = None,
     ) -> None:
         self.forward, self.objective, self.optimizer_step = forward, objective, optimizer_step
         self.model = forward.model
         self.loader, self.source, self.accelerator = loader, source, accelerator
-        self.accumulation = accumulation
+        self.accumulation, self.average = accumulation, average
         self.state = TrainerState()
         self.loss = torch.zeros((), device=accelerator.device)
         """Loss of the newest step, on the device."""
@@ -121,6 +127,11 @@ class Trainer:
     def epoch(self) -> float:
         """Epochs done, as a fraction."""
         return self.state.step / self.loader.steps_per_epoch
+
+    def module_to_save(self) -> Module:
+        """Return the module whose tensors a checkpoint contains."""
+        model: Module = self.accelerator.unwrap_model(self.model)
+        return model if self.average is None else self.average.beside(model)
 
     def state_to_save(self) -> TrainerState:
         """Return the state with the loss scale, which is read from the device."""
@@ -165,6 +176,8 @@ class Trainer:
     def _update(self) -> None:
         rate = self.optimizer_step.schedule(self.state.step, self.state.plateaus)
         self.optimizer_step.apply(self.model.parameters(), rate)
+        if self.average is not None:
+            self.average.update(self.accelerator.unwrap_model(self.model), self.state.step + 1)
 
     def _count_time(self, images: int, seconds: float, *, compiles: bool) -> None:
         """Count the time of a step; of one that compiles the model apart."""
