@@ -54,7 +54,7 @@ class AveragedWeights:
                 values.append(value)
             else:
                 average.copy_(value)
-        get_ema_multi_avg_fn(decay)(averages, values, 1)  # type: ignore[no-untyped-call]
+        get_ema_multi_avg_fn(decay)(averages, values, 1)
 
     def beside(self, model: nn.Module) -> nn.Module:
         """Return a module of a model and its average, whose state is that of both."""
