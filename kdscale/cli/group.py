@@ -20,6 +20,11 @@ _FEWER = (
     "the system starts no more threads or processes: end other programs, raise the limit (ulimit "
     "-u), or use fewer workers"
 )
+_OTHER_TORCH = "operator torchvision::"
+_TORCHVISION = (
+    "torchvision was built for another torch than the one installed (a CPU build beside a CUDA "
+    "build?): install both from the same index, see docs/start.md"
+)
 _OF_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _PATH = "correct the paths of the command and of the recipe"
 _DISK = "free space, or choose other folders with --run and --cache-root"
@@ -67,6 +72,8 @@ class Group(click.Group):
         text = str(error)
         if isinstance(error, MainProcessError):
             ctx.exit(MainProcessError.exit_code)  # the main process has printed the reason
+        if _OTHER_TORCH in text:
+            self._fail(ctx, _TORCHVISION, 1)
         if isinstance(error, KdscaleError):
             self._fail(ctx, text, error.exit_code)
         if isinstance(error, OSError) and error.errno in _OF_DISKS:

@@ -16,6 +16,7 @@ from kdscale import atomic_write
 from kdscale.atomic_write import temporary_folder, write_durably
 from kdscale.building.location import clear_abandoned
 from kdscale.cache.lease import Leases
+from kdscale.models import registry
 from kdscale.runs import checkpoint
 from kdscale.sweep import database
 
@@ -268,3 +269,15 @@ def test_system_without_more_threads_is_one_line(kdscale, write_recipe, tmp_path
     done = kdscale("train", recipe, "--model", "teacher", "--run", "run")
     assert_one_line(done, "the system starts no more threads")
     assert not (tmp_path / "run").exists()
+
+
+def test_torchvision_of_another_torch_is_one_line(kdscale, write_recipe, monkeypatch):
+    """As `import torchvision` ends where a CPU build of torch lies beside the registry's."""
+
+    def unusable(*_arguments):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setitem(registry.SOURCES, "torchvision/", unusable)
+    changed = ["--set", "teacher.model=torchvision/resnet18"]
+    done = kdscale("train", write_recipe(), *changed, "--model", "teacher", "--run", "run")
+    assert_one_line(done, "install both from the same index")
