@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE_FOLDER = Path(__file__).parent
@@ -25,6 +26,20 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     paths |= {linked for page in pages for linked in _linked_files(page)}
     theme = [file for file in files if file.src_dir != config.docs_dir]
     return Files([*theme, *(_file(path, config) for path in sorted(paths))])
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Name links by the title of their page where the repository names its file."""
+    folder = (ROOT / page.file.src_uri).parent
+
+    def named(link: re.Match[str]) -> str:
+        target = folder / link[1].partition("#")[0]
+        title = (
+            re.search(r"^# (.*)$", target.read_text(), re.MULTILINE) if target.is_file() else None
+        )
+        return f"[{title[1]}]({link[1]})" if title else link[0]
+
+    return re.sub(r"\[[\w./-]+\.md\]\(([^)\s]+)\)", named, markdown)
 
 
 def _linked_files(page: Path) -> set[Path]:
