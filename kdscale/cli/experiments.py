@@ -223,6 +223,8 @@ def evaluate(
 @click.option("--out", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="The file.  [default: RUN/student.FORMAT, RUN/student-best.FORMAT]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--with-preprocessing", is_flag=True,
+              help="Put data.clean into the graph of onnx or pt2.")  # fmt: skip
 @grouped(
     "model", TrainedModelOptions, click.argument("run", type=STORED), weights_option,
     click.option("--data", type=EXISTING, help="A local copy of the data set."),
@@ -234,6 +236,7 @@ def export(
     format_name: str,
     out: Path | None,
     overwrite: bool,
+    with_preprocessing: bool,
     model: TrainedModelOptions,
     cache_root: Path,
     as_json: bool,
@@ -250,7 +253,10 @@ def export(
     trained = trained_model_of(
         model.run, trust=Trust(code=model.trust_code), data=model.data, weights=model.weights
     )
-    done = start(trained, format_name, cache_root=cache_root, out=out, overwrite=overwrite)
+    done = start(
+        trained, format_name, cache_root=cache_root, out=out, overwrite=overwrite,
+        with_preprocessing=with_preprocessing,
+    )  # fmt: skip
     text = (
         f"{done['file']}: {done['bytes']:,} bytes; on "
         f"{number_of(done['num_images'], 'test image')} logits differ by at most "

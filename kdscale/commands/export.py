@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from kdscale.atomic_write import rename_durably, storage_error, temporary_folder
+from kdscale.commands.traceable_clean import TraceableClean
+from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import create_accelerator
-from kdscale.errors import ExportError
+from kdscale.errors import ConfigError, ExportError
 from kdscale.experiment.datasets import test_images
 from kdscale.experiment.models import model_of
 from kdscale.experiment.trained_models import TrainedModel
@@ -36,6 +39,7 @@ def export(
     cache_root: Path,
     out: Path | None = None,
     overwrite: bool = False,
+    with_preprocessing: bool = False,
 ) -> dict[str, Any]:
     """Export a trained model, in float32, and check that the file gives the same logits.
 
@@ -45,6 +49,8 @@ def export(
         cache_root: folder of decoded images.
         out: the file to write; None = in the run's folder, named after the model's role.
         overwrite: replace the file if it exists.
+        with_preprocessing: put the operations of `data.clean` into the graph, which then takes
+            images of any size.
 
     Returns:
         The file, its bytes, and how its logits for test images differ.
@@ -56,6 +62,7 @@ def export(
     create_accelerator()  # float32 means float32
     path = out or Path(trained.name) / _file_name(trained, format_name)
     _check_place(path, format_name, overwrite=overwrite)
+    clean = _clean_of(trained, format_name) if with_preprocessing else None
     test = test_images(trained.recipe, cache_root)
     classifier = model_of(
         trained.recipe, trained.section, test, what=trained.role,
@@ -69,9 +76,14 @@ def export(
     if trained.precision != "float32":
         log.info("trained in %s, exported in float32", trained.precision)
     height, width = pixels.shape[2:]
-    program = Deployable(classifier.model, classifier.preprocess, test.classes, (height, width))
+    program = Deployable(
+        classifier.model, classifier.preprocess, test.classes, (height, width), clean
+    )
     about = describe_model(trained, program, pixels.shape[1:], test.num_classes)
-    check = _write_checked(path, format_name, program, about, pixels, model.logits(pixels))
+    images = pixels.split([1, len(pixels) - 1]) if len(pixels) > 1 else (pixels,)
+    if clean is not None:
+        images = _as_decoded(test, len(pixels))
+    check = _write_checked(path, format_name, program, about, images, model.logits(pixels))
     return {
         "run": trained.name,
         "file": str(path),
@@ -111,7 +123,7 @@ def _check_place(path: Path, format_name: str, *, overwrite: bool) -> None:
 
 
 def describe_model(
-    trained: TrainedModel, program: Deployable, shape: Sequence[int], num_classes: int
+    trained: TrainedModel, program: Deployable, shape: Sequence[int | str], num_classes: int
 ) -> dict[str, Any]:
     """Return the description of the model in its file, with all keys of a weights file.
 
@@ -121,6 +133,8 @@ def describe_model(
         shape: channels, height and width of the images that it takes.
         num_classes: of the data set.
     """
+    if program.clean is not None:
+        shape = (shape[0], "height", "width")
     return {
         "kdscale": __version__,
         "model": trained.section.model,
@@ -128,6 +142,7 @@ def describe_model(
         "num_classes": num_classes,
         "class_names": list(program.class_names),
         "clean": list(trained.recipe.data.clean),
+        "clean_in_graph": program.clean is not None,
         "grey_range": trained.recipe.data.grey_range,
         "preprocess": program.preprocess.describe(),
         "pixels": pixels_of(shape),
@@ -140,7 +155,7 @@ def _write_checked(
     format_name: str,
     program: Deployable,
     about: dict[str, Any],
-    pixels: Tensor,
+    images: Sequence[Tensor],
     expected: Tensor,
 ) -> dict[str, Any]:
     """Write a temporary file, compare its logits with the model's, and rename it."""
@@ -149,8 +164,8 @@ def _write_checked(
         with temporary_folder(path.parent, "export") as place:
             written = place / path.name
             with explained(format_name):
-                kind.write(program, _two(pixels), about, written)
-                check = compare(kind.read(written), pixels, expected)
+                kind.write(program, _example(program, images[0]), about, written)
+                check = compare(kind.read(written), images, expected)
             _refuse_unlike(check, format_name)
             rename_durably(written, path)
     except OSError as error:
@@ -167,18 +182,36 @@ def _refuse_unlike(check: dict[str, Any], format_name: str) -> None:
         )
 
 
-def _two(pixels: Tensor) -> Tensor:
-    """Return two images to trace with: a batch of one would make the batch size a constant."""
-    return pixels[torch.arange(2) % len(pixels)]
+def _example(program: Deployable, images: Tensor) -> Tensor:
+    """Return two images to trace with: a batch of one would make the batch size a constant.
+
+    Where any size is taken, they have one that equals none of the model's own.
+    """
+    height, width = (61, 83) if program.clean is not None else images.shape[2:]
+    return images.new_zeros(2, images.shape[1], height, width)
+
+
+def _clean_of(trained: TrainedModel, format_name: str) -> TraceableClean:
+    if format_name == "safetensors":
+        raise ConfigError(
+            "--with-preprocessing is for onnx and pt2: safetensors has no graph. Its metadata has "
+            "data.clean, which `kdscale predict` applies"
+        )
+    return TraceableClean(trained.recipe.data.clean)
+
+
+def _as_decoded(test: ImageDataset, number: int) -> list[Tensor]:
+    """Return the first images of a split before `data.clean`, each uint8 [1, C, H, W]."""
+    images = DeviceImages(replace(test, clean=()), _CPU)
+    return [images.gather(torch.tensor([index]))[0] for index in range(number)]
 
 
 @torch.no_grad()
-def compare(forward: Forward, pixels: Tensor, expected: Tensor) -> dict[str, Any]:
-    """Compare logits with the expected ones [B, C], in batches of several sizes."""
-    parts = pixels.split([1, len(pixels) - 1]) if len(pixels) > 1 else (pixels,)
-    found = torch.cat([forward(part) for part in parts])
+def compare(forward: Forward, images: Sequence[Tensor], expected: Tensor) -> dict[str, Any]:
+    """Compare logits of batches of images with the expected ones [B, C]."""
+    found = torch.cat([forward(batch) for batch in images])
     return {
-        "num_images": len(pixels),
+        "num_images": len(expected),
         "max_logit_difference": float((found - expected).abs().max()),
         "tolerance": _TOLERANCE * max(1.0, float(expected.abs().max())),
         "top1_agreement": float((found.argmax(1) == expected.argmax(1)).double().mean()),

@@ -113,7 +113,7 @@ def open_classifier(
         forward,
         tuple(about.get("class_names") or ()),
         _channels(about),
-        Pipeline.parse(about.get("clean") or ()),
+        Pipeline.parse(() if about.get("clean_in_graph") else about.get("clean") or ()),
         about.get("grey_range"),
     )
 

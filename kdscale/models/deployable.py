@@ -28,6 +28,7 @@ class Deployable(nn.Module):
         preprocess: the model's.
         class_names: in the order of the logits.
         size: height and width of the images that the model was tested on; None = not known.
+        clean: brings images of any size, uint8 [B, C, H, W], to that size; None = the caller does.
     """
 
     scale: Tensor
@@ -39,9 +40,10 @@ class Deployable(nn.Module):
         preprocess: Preprocess,
         class_names: Sequence[str],
         size: tuple[int, int] | None = None,
+        clean: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.clean = size, clean
         self.model, self.preprocess, self.class_names = model, preprocess, tuple(class_names)
         for name, values in zip(("scale", "shift"), preprocess.constants(), strict=True):
             self.register_buffer(name, values.clone(), persistent=False)
@@ -55,6 +57,8 @@ class Deployable(nn.Module):
                 almost black.
         """
         self.preprocess.check(pixels)
+        if self.clean is not None:
+            pixels = self.clean(pixels)
         check_size(pixels.shape, self.preprocess, self.size)
         # As `Preprocess` does it, but with what tracing can follow.
         resized = resize(pixels, self.preprocess.size).to(torch.float32)
@@ -107,8 +111,11 @@ def _model_beside(path: Path, stated: "StudentStatement") -> str:
     return f"transformers/{path.parent.absolute()}"
 
 
-def pixels_of(shape: Sequence[int]) -> dict[str, Any]:
-    """Describe a model's images in a file, from their channels, height and width."""
+def pixels_of(shape: Sequence[int | str]) -> dict[str, Any]:
+    """Describe a model's images in a file, from their channels, height and width.
+
+    A word stands for a side of any length.
+    """
     return {"dtype": "uint8", "shape": ["batch", *shape]}
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Format:
     """One kind of file."""
 
     write: Callable[[Deployable, Tensor, About, Path], None]
-    """Of a model, two images [2, C, H, W], its description, and the file."""
+    """Of a model, two images [2, C, H, W] of any content, its description, and the file."""
     read: Callable[[Path], Forward]
     """Back from the file alone, as a user would."""
     describe: Callable[[Path], dict[str, Any]]
@@ -66,7 +67,7 @@ def _write_onnx(program: Deployable, example: Tensor, about: About, path: Path) 
             program,
             (example,),
             dynamo=True,
-            dynamic_shapes={"pixels": {0: "batch"}},
+            dynamic_shapes={"pixels": _free_axes(program, str)},
             input_names=["pixels"],
             output_names=["logits"],
             verbose=False,
@@ -112,9 +113,9 @@ def _require_onnx() -> None:
 
 
 def _write_pt2(program: Deployable, example: Tensor, about: About, path: Path) -> None:
-    batch = torch.export.Dim("batch", min=1)
+    free = _free_axes(program, partial(torch.export.Dim, min=1))
     with _quiet():
-        exported = torch.export.export(program, (example,), dynamic_shapes={"pixels": {0: batch}})
+        exported = torch.export.export(program, (example,), dynamic_shapes={"pixels": free})
         extra = {_ABOUT_FILE: json.dumps(about, ensure_ascii=False)}
         # By way of memory: torch's own writer ends the process where the disk is full.
         whole = io.BytesIO()
@@ -160,6 +161,12 @@ FORMATS: dict[str, Format] = {
         "logits = student(pixels)  # torch.uint8",
     ),
 }
+
+
+def _free_axes(program: Deployable, name: Callable[[str], Any]) -> dict[int, Any]:
+    """Return the axes of pixels [B, C, H, W] that a file leaves free, each as `name` gives it."""
+    axes = {0: "batch"} if program.clean is None else {0: "batch", 2: "height", 3: "width"}
+    return {axis: name(text) for axis, text in axes.items()}
 
 
 def _text(value: Any) -> str:

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
 from kdscale.commands.export import compare
+from kdscale.commands.traceable_clean import TraceableClean
 from kdscale.data.image_dataset import load_images
+from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ExportError
 from kdscale.experiment import Experiment, Locations
 from kdscale.models import formats
@@ -302,7 +305,7 @@ def exchanged(name, program, shape, folder):
     kind, path = formats.FORMATS[name], folder / f"student.{name}"
     pixels = torch.randint(256, (9, *shape), dtype=torch.uint8)
     kind.write(program, pixels[:2], {"model": "test"}, path)
-    check = compare(kind.read(path), pixels, program(pixels))
+    check = compare(kind.read(path), pixels.split([1, 8]), program(pixels))
     return check["max_logit_difference"] / check["tolerance"]
 
 
@@ -424,6 +427,88 @@ def test_weights_that_do_not_say_their_model_are_refused(tmp_path):
     save_weights(tmp_path / "w.safetensors", nn.Linear(2, 2), metadata={})
     with pytest.raises(WeightsError, match="model, num_classes, preprocess"):
         load_student(tmp_path / "w.safetensors")
+
+
+# ------------------------------------------------------------------ images of any size
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [{"name": "resize", "size": 18}, {"name": "center_crop", "size": 16}],
+        [{"name": "resize", "size": [16, 20]}],
+        [{"name": "center_crop", "size": [7, 41]}],
+        [{"name": "resize", "size": 40, "antialias": False}, {"name": "center_crop", "size": 43}],
+        [{"name": "resize", "size": [9, 9], "interpolation": "nearest"}],
+        [{"name": "center_crop", "size": [10, 12]}, {"name": "resize", "size": 8}],
+    ],
+)
+def test_clean_images_of_a_graph_are_those_of_the_views(operations):
+    clean = TraceableClean(operations)
+    expected = Pipeline.parse(operations)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in [(25, 40), (16, 16), (17, 33), (64, 20), (5, 7), (1, 9), (300, 211)]:
+        shape = (2, 3, height, width)
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        assert torch.equal(clean(pixels), expected(pixels, 0, torch.arange(2))), shape
+
+
+@pytest.mark.parametrize(
+    ("operations", "reason"),
+    [
+        ([], "add a center_crop"),
+        ([{"name": "resize", "size": 18}], "add a center_crop"),
+        (["grayscale"], "wanted resize and center_crop alone"),
+    ],
+)
+def test_clean_operations_without_a_form_in_a_graph_are_named(operations, reason):
+    with pytest.raises(ExportError, match=reason):
+        TraceableClean(operations)
+
+
+def classes(image):
+    """Classes of a prediction with their probabilities, for comparisons."""
+    found = image["predictions"]
+    return [(one["class"], pytest.approx(one["probability"], abs=1e-5)) for one in found]
+
+
+def test_export_with_preprocessing_takes_photographs_of_any_size(kdscale, write_recipe, tmp_path):
+    operations = [{"name": "resize", "size": 10}, {"name": "center_crop", "size": 8}]
+    recipe = write_recipe(
+        data={"clean": operations},
+        views={"operations": [{"name": "resize", "size": [8, 8]}], "count": 1},
+    )
+    assert kdscale("train", recipe, "--run", "run").exit_code == 0
+    for name in ("onnx", "pt2"):
+        file = f"student.{name}"
+        done = kdscale("export", "run", "--format", name, "--with-preprocessing", "--out", file,
+                       "--json")  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["max_logit_difference"] < 1e-5
+        stated = about(name, tmp_path / file)
+        assert stated["clean"] == operations
+        assert stated["clean_in_graph"] is True
+        assert stated["pixels"]["shape"] == ["batch", 1, "height", "width"]
+        student, clean = loaded(tmp_path / "run"), Pipeline.parse(operations)
+        for height, width in [(8, 8), (40, 25), (9, 70)]:
+            photo = torch.randint(256, (2, 1, height, width), dtype=torch.uint8)
+            found = answers_of(name, tmp_path / file, photo)
+            expected = student(clean(photo, 0, torch.arange(2)))
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            Image.fromarray(photo[0, 0].numpy()).save(tmp_path / f"{width}.png")
+    found = [
+        json.loads(kdscale("predict", place, "25.png", "70.png", "--json", "--trust-code").stdout)
+        for place in ("run", "student.onnx", "student.pt2")
+    ]
+    of_run, *of_files = ([classes(image) for image in one["images"]] for one in found)
+    for one in of_files:
+        assert one == of_run
+
+
+def test_weights_have_no_graph_for_preprocessing(exported):
+    done = exported("safetensors", "--with-preprocessing")
+    assert done.exit_code == 2
+    assert "safetensors has no graph" in done.stderr
 
 
 # ------------------------------------------------------------------ the page
