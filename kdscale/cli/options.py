@@ -7,9 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
+
+# Generic for type checkers alone: only the newest releases of click can be subscripted.
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
 
 Place: TypeAlias = str | Path
 """A folder or a URL."""
@@ -34,7 +40,7 @@ class UserPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-def _check_names(kind: click.ParamType[Any], path: str, param: Any, ctx: Any) -> None:
+def _check_names(kind: _ParamType, path: str, param: Any, ctx: Any) -> None:
     if max(len(os.fsencode(part)) for part in path.split("/")) > _LONGEST_NAME:
         kind.fail(f"{path[:40]!r}... has a name of more than {_LONGEST_NAME} bytes, which no file "
                   "can have: shorten it", param, ctx)  # fmt: skip
@@ -45,7 +51,7 @@ STORED = UserPath(path_type=Path)
 """A folder or a file that need not exist."""
 
 
-class _Place(click.ParamType[Any]):
+class _Place(_ParamType):
     """A folder, or a URL of a store."""
 
     name = "folder or URL"
@@ -75,7 +81,7 @@ class _Folder(UserPath):
         return super().convert(value, param, ctx)
 
 
-class _HubAddress(click.ParamType[Any]):
+class _HubAddress(_ParamType):
     """The address of a student on the Hub."""
 
     name = "address"

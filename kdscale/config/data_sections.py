@@ -26,7 +26,7 @@ class DataSection(ConfigSection):
 
     source: UserPath = Field(
         description="Name of a data set on the Hugging Face hub, a local folder of parquet, arrow"
-        " or image files, or `embedded:NAME`."
+        " or image files or tars, a pattern of files, or `embedded:NAME`."
     )
     config: str | None = Field(
         None,
@@ -53,6 +53,12 @@ class DataSection(ConfigSection):
         min_length=2,
         description="Names or numbers of the classes to use, in the order of the new labels. Not "
         "set: all classes.",
+    )
+    class_names: UserPath | None = Field(
+        None,
+        description="File of class names: one in each line, or a JSON list, in the order of the "
+        "labels; or a JSON object of a new name for each class. Not set: the names of the data "
+        "set, else the numbers.",
     )
     grey_range: list[float] | None = Field(
         None,

@@ -1,10 +1,51 @@
-"""Names of classes that look alike: by Unicode form, invisible characters or case."""
+"""Names of classes: read from a file, and refused where two of them look alike."""
 
+import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from kdscale.errors import DataError
+from kdscale.errors import DataError, UnsafePathError
+from kdscale.formatting import reason_of
+from kdscale.regular_files import read_document
+
+
+def read_class_names(path: Path) -> tuple[str, ...] | Mapping[str, str]:
+    """Read names of classes from a file.
+
+    Args:
+        path: lines of text, or JSON.
+
+    Returns:
+        Names in the order of the labels: of a line each, or of a JSON list. Of a JSON object: the
+        new name by the present one, which is the number of a class without a name.
+
+    Raises:
+        DataError: the file cannot be read, or holds anything else.
+    """
+    try:
+        text = read_document(path).decode("utf-8-sig")
+        found = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
+    except (OSError, ValueError, UnsafePathError) as error:
+        raise DataError(f"no class names can be read from {path}: {reason_of(error)}") from error
+    if isinstance(found, list):
+        while found and found[-1] == "":
+            found.pop()
+    names = list(found.values()) if isinstance(found, dict) else found
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise DataError(
+            f"{path} holds no class names: wanted a name in each line, a JSON list of names, or a "
+            "JSON object of a name for each class"
+        )
+    names = [name.strip() for name in names]
+    if empty := [number for number, name in enumerate(names) if not canonical(name)]:
+        raise DataError(f"{path}: name {empty[0]} is empty: give the class a name")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{path} has the name {twice!r} twice: give each class its own")
+    check_distinguishable([names], str(path))
+    return dict(zip(found, names, strict=True)) if isinstance(found, dict) else tuple(names)
 
 
 def canonical(name: str) -> str:

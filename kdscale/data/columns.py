@@ -1,7 +1,7 @@
 """Which columns hold images and labels, and what the labels mean."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -115,6 +115,41 @@ def read_labels(splits: Mapping[str, Any], split: str, column: str | None, place
         f"column '{column}' of {place} is {_type_name(feature)}, not labels: wanted integers, "
         "strings or a ClassLabel. Set data.label"
     )
+
+
+def rename_classes(labels: Labels, names: Sequence[str] | Mapping[str, str], place: str) -> Labels:
+    """Return labels whose classes have the names of a file, as of `read_class_names`.
+
+    Raises:
+        DataError: a class has no name in it, or a list would rename classes that have names.
+    """
+    if isinstance(names, Mapping):
+        if labels.integers:
+            names = [names[str(number)] for number in range(len(names)) if str(number) in names]
+        else:
+            if missing := [name for name in labels.names if name not in names]:
+                raise DataError(
+                    f"data.class_names has no name for {first_few(missing)} of the classes of "
+                    f"{place}: name each"
+                )
+            return replace(labels, names=tuple(names[name] for name in labels.names))
+    if not labels.names:
+        return replace(labels, names=tuple(names))
+    if not labels.integers:
+        raise DataError(
+            f"classes of {place} have names ({first_few(labels.names)}), and "
+            "data.class_names lists others alone: write a JSON object of the new name for each "
+            "present one"
+        )
+    known = np.array([int(name) for name in labels.names])
+    if known[-1] >= len(names) or known[0] < 0:
+        wrong = known[0] if known[0] < 0 else known[-1]
+        raise DataError(
+            f"{place} has the label {wrong}, and data.class_names names "
+            f"{number_of(len(names), 'class', 'classes')}, 0..{len(names) - 1}: name each"
+        )
+    values = np.where(labels.values < 0, -1, known[labels.values])
+    return Labels(values.astype(np.int64), tuple(names))
 
 
 def choose_classes(

@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from kdscale.data.columns import choose_classes, find_image_column, find_label_column, read_labels
+from kdscale.data.class_names import read_class_names
+from kdscale.data.columns import (
+    choose_classes,
+    find_image_column,
+    find_label_column,
+    read_labels,
+    rename_classes,
+)
 from kdscale.data.dataset_card import config_error, has_card
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.image_cells import image_cells, resolve_paths
@@ -52,6 +59,9 @@ class SourceOptions:
     classes: Sequence[str | int] | None = None
     """Classes whose rows are read (names, or labels as integers), renumbered in this order; None =
     all. Where there are no labels at all, merely the names of the classes."""
+    class_names: str | None = None
+    """File of class names, as of `kdscale.data.class_names.read_class_names`; None = the source's
+    own names, or numbers."""
     config: str | None = None
     """Configuration of a data set that has several."""
     revision: str | None = None
@@ -98,6 +108,9 @@ def open_source(
             f"(column '{label_column}'), the first of them row {without[0]}: remove them, choose "
             "another split, or distil without labels (hard_weight = 0)"
         )
+    if options.class_names is not None:
+        named = read_class_names(Path(options.class_names).expanduser())
+        labels = rename_classes(labels, named, place)
     rows, values, names = choose_classes(labels, options.classes, place)
     cells, files = _cells(opened, found, image_column, source)
     return EncodedSplit(

@@ -66,6 +66,7 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
         image_column=recipe.data.image,
         label_column=recipe.data.label,
         classes=recipe.data.classes,
+        class_names=recipe.data.class_names,
         config=recipe.data.config,
         revision=recipe.data.revision,
         grey_range=None if levels is None else (levels[0], levels[1]),
