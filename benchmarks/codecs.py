@@ -24,7 +24,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from kdscale.cache.layout import ArrayLayout, arrays, decode, shard_arrays, shard_objects
+from kdscale.cache.layout import ArrayLayout, Layout, decode
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.local import LocalFolder
@@ -87,14 +87,14 @@ class Trial:
 
     def _write(self) -> None:
         """As `ShardWriter` does, but for the commit record."""
-        layouts, objects = arrays(self.manifest), dict[str, Any]()
+        layouts, objects = Layout(self.manifest).arrays, dict[str, Any]()
         store = LocalFolder(self.folder)
         opened = {n: _create(objects, n, layouts[n], self.codecs[n]) for n in self.values}
         for name in opened:
             store.write(f"{name}/zarr.json", objects[f"{name}/zarr.json"].to_bytes())
         for shard in range(self.manifest.num_shards):
             start, stop = self.manifest.shard_range(shard)
-            for key in shard_objects(self.manifest, 0, shard):
+            for key in Layout(self.manifest).shard_objects(0, shard):
                 name = key.partition("/")[0]
                 opened[name][0, start:stop] = self.values[name][start:stop]
                 data = objects.pop(key).to_bytes()
@@ -106,7 +106,7 @@ class Trial:
         store = LocalFolder(self.folder)
         objects = {f"{name}/zarr.json": store.read(f"{name}/zarr.json") for name in self.values}
         for shard in range(self.manifest.num_shards):
-            for key in shard_objects(self.manifest, 0, shard):
+            for key in Layout(self.manifest).shard_objects(0, shard):
                 objects[key] = store.read(key)
                 zlib.crc32(objects[key])
         for name, values in self.values.items():
@@ -175,15 +175,16 @@ def trial(variant: Variant, logits: torch.Tensor, source: Manifest, root: Path) 
     values = create_codec(how).encode(logits)
     random = np.random.default_rng(0)
     values["digests"] = random.integers(1, 1 << 32, len(logits), dtype=np.uint64)
-    layouts, codec = arrays(manifest), CODECS[variant.codec]
+    layout, codec = Layout(manifest), CODECS[variant.codec]
     last = [Crc32cCodec()] if variant.crc else []
     codecs = {
-        name: ([] if codec is None else [codec(np.dtype(layouts[name].dtype).itemsize)]) + last
-        for name in shard_arrays(manifest)
+        name: ([] if codec is None else [codec(np.dtype(layout.arrays[name].dtype).itemsize)])
+        + last
+        for name in layout.shard_arrays
     }
     folder = root / "-".join(str(part) for part in (variant.encoding, variant.codec,
                              variant.shard_samples, variant.crc)).replace(" ", "_")  # fmt: skip
-    return Trial(manifest, {n: values[n] for n in shard_arrays(manifest)}, folder, codecs, {})
+    return Trial(manifest, {n: values[n] for n in layout.shard_arrays}, folder, codecs, {})
 
 
 def measure(

@@ -7,7 +7,6 @@ alarms). Prints JSON for `benchmarks/results.py collect`.
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,15 +111,6 @@ def _one_level(pixels: Tensor) -> Tensor:
     return changed.view(pixels.shape)
 
 
-def compiled_against_eager(images: DeviceImages, index: Tensor) -> dict[str, Any]:
-    """Crop and flip, the whole pipeline through the compiler."""
-    pipeline = Pipeline.parse(PIPELINES["crop and flip"])
-    pixels, _ = images.gather(index)
-    compiled: Callable[..., Tensor] = torch.compile(pipeline.__call__, dynamic=False)
-    found = compiled(pixels, torch.tensor(0), index)
-    return {"crop and flip: compiled against eager": count(pipeline(pixels, 0, index), found)}
-
-
 def other_decoder(source: str, num_images: int) -> dict[str, Any]:
     """The same JPEG bytes through torchvision's reader."""
     from torchvision.io import ImageReadMode
@@ -150,12 +140,10 @@ def main() -> None:
     parser.add_argument("--cache-root", type=Path, default=Path("cache"))
     a = parser.parse_args()
     split = load_images(a.source, split="train", root=a.cache_root)
-    images = DeviceImages(split, torch.device("cpu"))
     index = torch.arange(NUM_SAMPLES)
     rows: dict[str, Any] = {}
     for name, operations in PIPELINES.items():
         rows |= changes(split, name, operations, index)
-    rows |= compiled_against_eager(images, torch.arange(512))
     rows |= other_decoder(a.source, 2000)
     total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
     print(json.dumps({"digests": {**rows, "all rows": total}}, indent=1))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from kdscale.cache.layout import shard_arrays, with_large_objects, with_plain_objects
+from kdscale.cache.layout import Layout, with_large_objects, with_plain_objects
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.size_estimate import num_files
 from kdscale.target_sources.buffer import row_bytes
@@ -80,7 +80,7 @@ def estimate(
         ConfigError: the memory has no room for two windows.
     """
     folder, remote = with_plain_objects(manifest), with_large_objects(manifest)
-    num_arrays = len(shard_arrays(remote))
+    num_arrays = len(Layout(remote).shard_arrays)
     shards = remote.num_views * remote.num_shards
     views = manifest.num_views * manifest.num_samples
     epoch = manifest.num_samples * manifest.bytes_per_sample

@@ -90,7 +90,7 @@ def _seconds_a_view(resident: DeviceImages, views: Pipeline) -> float:
 def announce(path: Place, manifest: Manifest, first: PreflightReport, part: Part) -> None:
     """Log what is left to build, so that it can still be stopped."""
     done, total = (
-        len(ShardWriter(path, manifest).present()),
+        len(ShardWriter(path, manifest).records.present()),
         manifest.num_views * manifest.num_shards,
     )
     samples = manifest.num_views * manifest.num_samples * (1 - done / total)

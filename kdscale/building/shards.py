@@ -75,10 +75,10 @@ class ShardQueue:
         while candidates:
             view, shard = candidates.popleft()
             name = claim_name(view, shard)
-            if self._writer.is_committed(view, shard) or not self._leases.claim(name):
+            if self._writer.records.is_committed(view, shard) or not self._leases.claim(name):
                 ahead = [candidates.popleft() for _ in range(min(_AHEAD, len(candidates)))]
                 candidates.extendleft(reversed(self._free(ahead)))
-            elif self._writer.is_committed(view, shard):
+            elif self._writer.records.is_committed(view, shard):
                 self._leases.release(name)
             else:
                 yield view, shard
@@ -104,9 +104,9 @@ class ShardQueue:
 
     def _present(self, shards: Sequence[Shard]) -> set[Shard]:
         """Return which shards are committed, in the fewest requests."""
-        present = self._writer.present_among(shards)
+        present = self._writer.records.present_among(shards)
         for one in self._refused & present:  # a record is there, and may still be the refused one
-            if not self._writer.is_committed(*one):
+            if not self._writer.records.is_committed(*one):
                 present.discard(one)
         return present
 

@@ -15,14 +15,10 @@ import numpy as np
 from kdscale.cache.array_metadata import describes
 from kdscale.cache.layout import (
     ArrayLayout,
-    arrays,
+    Layout,
     checksum,
     decode,
-    fixed_keys,
-    shard_objects,
-    static_objects,
 )
-from kdscale.cache.manifest import Manifest
 from kdscale.cache.records import Record
 from kdscale.cache.stores.store import Sound, Store, each
 from kdscale.errors import CacheCorruptError, StorageError
@@ -48,26 +44,25 @@ class ShardContent(NamedTuple):
     """Bytes of the objects by key, if `ok`."""
 
 
-def fixed_objects_of(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], dict[str, Fault]]:
+def fixed_objects_of(store: Store, layout: Layout) -> tuple[dict[str, bytes], dict[str, Fault]]:
     """Metadata and what is stored once: bytes of the sound objects, and what is wrong with others.
 
     Sound are objects that have the manifest's checksum and are what its layout makes of them.
     """
-    keys, read = fixed_keys(manifest), partial(_fixed_object, store, manifest, arrays(manifest))
+    keys, read = layout.fixed_keys, partial(_fixed_object, store, layout)
     found = dict(zip(keys, each(store, read, keys), strict=True))
     sound = {key: data for key, data in found.items() if isinstance(data, bytes)}
     return sound, {key: fault for key, fault in found.items() if isinstance(fault, Fault)}
 
 
-def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
+def read_once(store: Store, layout: Layout, name: str) -> np.ndarray:
     """What a cache stores once, such as `labels` or `keys`; of one that is finished or not.
 
     Raises:
         CacheCorruptError: they are missing or damaged.
     """
-    keys = (f"{name}/zarr.json", static_objects(manifest)[name])
-    layouts = arrays(manifest)
-    found = {key: _fixed_object(store, manifest, layouts, key) for key in keys}
+    keys = (f"{name}/zarr.json", layout.static_objects[name])
+    found = {key: _fixed_object(store, layout, key) for key in keys}
     objects = {key: data for key, data in found.items() if isinstance(data, bytes)}
     faults = {key: fault.reason for key, fault in found.items() if isinstance(fault, Fault)}
     if faults:
@@ -77,7 +72,7 @@ def read_once(store: Store, manifest: Manifest, name: str) -> np.ndarray:
 
 def read_shard_objects(
     store: Store,
-    manifest: Manifest,
+    layout: Layout,
     view: int,
     shard: int,
     record: Record,
@@ -87,7 +82,7 @@ def read_shard_objects(
 
     Args:
         store: where the cache lies.
-        manifest: of the cache.
+        layout: of the cache.
         view: view number.
         shard: shard number.
         record: the shard's.
@@ -96,8 +91,7 @@ def read_shard_objects(
     if record.state != "ok":
         return ShardContent(record.state, record.reason, {})
     objects: dict[str, bytes] = {}
-    layouts = arrays(manifest)
-    for key, expected in zip(shard_objects(manifest, view, shard), record.checksums, strict=True):
+    for key, expected in zip(layout.shard_objects(view, shard), record.checksums, strict=True):
         name = key.partition("/")[0]
         if names is not None and name not in names:
             continue
@@ -106,7 +100,7 @@ def read_shard_objects(
             return ShardContent(state, f"{key} is not there", {})
         if state == "corrupt":
             return ShardContent(state, f"{key} is not the object of its commit record", {})
-        if not _can_hold(layouts[name], data):
+        if not _can_hold(layout.arrays[name], data):
             return ShardContent("corrupt", f"{key} is too small for its samples", {})
         objects[key] = data
     return ShardContent("ok", "", objects)
@@ -124,19 +118,18 @@ def corrupt(location: str, faults: Mapping[str, str]) -> CacheCorruptError:
     )
 
 
-def _fixed_object(
-    store: Store, manifest: Manifest, layouts: Mapping[str, ArrayLayout], key: str
-) -> bytes | Fault:
+def _fixed_object(store: Store, layout: Layout, key: str) -> bytes | Fault:
     """An object's bytes, or what is wrong with it."""
-    data, state = _read(store, key, lambda data: checksum(data) == manifest.checksums.get(key))
+    expected = layout.manifest.checksums.get(key)
+    data, state = _read(store, key, lambda data: checksum(data) == expected)
     if state != "ok":
         reason = "" if state == "missing" else "it does not have the manifest's checksum"
         return Fault(state, reason)
-    layout = layouts[key.partition("/")[0]]
+    array = layout.arrays[key.partition("/")[0]]
     if key.endswith("/zarr.json"):
-        if not describes(data, layout):
+        if not describes(data, array):
             return Fault("corrupt", "it does not describe the array of the manifest")
-    elif not _can_hold(layout, data):
+    elif not _can_hold(array, data):
         return Fault("corrupt", f"its {len(data)} bytes cannot hold what the manifest states")
     return data
 
@@ -162,10 +155,10 @@ _MOST_COMPRESSED = 1 << 15
 """Bytes that a stored byte can stand for: zstd's blocks have 4 bytes or more for 128 KiB."""
 
 
-def _can_hold(layout: ArrayLayout, data: bytes) -> bool:
+def _can_hold(array: ArrayLayout, data: bytes) -> bool:
     """Whether an object is large enough for what it should hold, so that it may be decoded.
 
     Decoding takes memory for what the manifest claims; this limits it to what is stored.
     """
-    claimed = int(np.dtype(layout.dtype).itemsize) * prod(layout.objects)
+    claimed = int(np.dtype(array.dtype).itemsize) * prod(array.objects)
     return claimed <= _MOST_COMPRESSED * len(data)

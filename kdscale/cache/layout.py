@@ -6,7 +6,7 @@ once and in order.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,37 +39,50 @@ class ArrayLayout:
     dimension_names: tuple[str, ...]
 
 
-def arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
-    """The cache's arrays by name: those of its encoding, then those that every cache has.
+class Layout:
+    """The arrays of a cache and the keys of its objects, computed once from the manifest.
 
-    An absent chunk reads as the fill value. Digests are stored plus one and commits carry bit 32;
-    for the others see `_target_arrays`. So absence cannot be taken for content.
+    An absent chunk reads as the fill value, and cannot be taken for content: floats are never NaN,
+    ids are below the largest value of their type, the smallest logit of a row has code 0, digests
+    are stored plus one, and commit records have bit 32 set.
     """
-    written = {**_target_arrays(manifest), **_feature_arrays(manifest), "digests": _DIGESTS}
-    record = record_fields(manifest)
-    return {
-        **{name: _rows(manifest, array) for name, array in written.items()},
-        **_once(manifest),
-        "commits": ArrayLayout(
-            (manifest.num_views, manifest.num_shards, record), (1, 1, record), (1, 1, record),
-            "uint64", 0, ("view", "shard", "field"),
-        ),
-    }  # fmt: skip
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._targets = manifest.target_encoding.arrays
+        written = {**self._targets, **_feature_arrays(manifest), "digests": _DIGESTS}
+        self.shard_arrays = tuple(written)
+        """Arrays that are written shard by shard, in the order of a commit record's fields."""
+        self.record_fields = len(written) + (4 if manifest.bound_records else 1)
+        """Number of fields of a commit record: see `kdscale.cache.records`."""
+        static = _static_arrays(manifest)
+        self.arrays: dict[str, ArrayLayout] = {
+            **{name: _rows(manifest, array) for name, array in written.items()},
+            **static,
+            "commits": _records(manifest, self.record_fields),
+        }
+        """All arrays by name: those of the encoding first."""
+        self.static_objects = {name: _object(name, layout.shape) for name, layout in static.items()}
+        """Keys of the one chunk of each array that does not grow with the views, by its name."""
+
+    @property
+    def fixed_keys(self) -> list[str]:
+        """Keys of objects whose checksums are in the manifest: metadata, static arrays."""
+        return [*(f"{name}/zarr.json" for name in self.arrays), *self.static_objects.values()]
+
+    def read_arrays(self, features: Sequence[str]) -> tuple[str, ...]:
+        """Return the arrays that hold targets, the features of some modules, and digests."""
+        return (*self._targets, *map(feature_array, features), "digests")
+
+    def shard_objects(self, view: int, shard: int) -> list[str]:
+        """Return keys of the objects of a shard, in the order of its commit record."""
+        place = (view, shard)
+        return [_object(name, self.arrays[name].shape[2:], *place) for name in self.shard_arrays]
 
 
-def record_fields(manifest: Manifest) -> int:
-    """Number of fields of a commit record: see `kdscale.cache.records`."""
-    return len(shard_arrays(manifest)) + (4 if manifest.bound_records else 1)
-
-
-def shard_arrays(manifest: Manifest) -> tuple[str, ...]:
-    """Those that are written shard by shard, in the order of a commit record's fields."""
-    return (*_target_arrays(manifest), *_feature_arrays(manifest), "digests")
-
-
-def read_arrays(manifest: Manifest, features: Sequence[str]) -> tuple[str, ...]:
-    """Those that hold targets, the features of some modules, and digests."""
-    return (*_target_arrays(manifest), *map(feature_array, features), "digests")
+def _object(name: str, dimensions: Sequence[int], *place: int) -> str:
+    """Return the key of an array's chunk at a place, the first one in all further dimensions."""
+    return "/".join([name, "c", *map(str, place), *["0"] * len(dimensions)])
 
 
 def feature_array(module: str) -> str:
@@ -77,7 +90,7 @@ def feature_array(module: str) -> str:
     return f"features.{module}"
 
 
-def _once(manifest: Manifest) -> dict[str, ArrayLayout]:
+def _static_arrays(manifest: Manifest) -> dict[str, ArrayLayout]:
     """Arrays that do not grow with the views, in one chunk each."""
     whole: dict[str, tuple[tuple[int, ...], str, float, tuple[str, ...]]] = {
         "labels": ((manifest.num_samples,), "int64", -1, ("sample",))
@@ -94,23 +107,12 @@ def _once(manifest: Manifest) -> dict[str, ArrayLayout]:
 
 _NAN = float("nan")
 _DIGESTS = TargetArray("uint64", 0)
-
-
-def _target_arrays(manifest: Manifest) -> dict[str, TargetArray]:
-    """Arrays of the encoding.
-
-    No target is a row of fill values: floats are never NaN, ids are below the largest value of
-    their type, and the smallest logit of a row has code 0.
-    """
-    return manifest.target_encoding.arrays
-
-
 _FEATURE_NAMES = {
     1: ("value",),
     2: ("token", "value"),
     3: ("channel", "row", "column"),
 }
-"""Of the dimensions of vectors, tokens and maps."""
+"""Names of the dimensions of vectors, tokens and maps."""
 
 
 def _feature_arrays(manifest: Manifest) -> dict[str, TargetArray]:
@@ -136,6 +138,14 @@ def _rows(manifest: Manifest, array: TargetArray) -> ArrayLayout:
     )  # fmt: skip
 
 
+def _records(manifest: Manifest, fields: int) -> ArrayLayout:
+    """Return the layout of the array of commit records."""
+    return ArrayLayout(
+        (manifest.num_views, manifest.num_shards, fields), (1, 1, fields), (1, 1, fields),
+        "uint64", 0, ("view", "shard", "field"),
+    )  # fmt: skip
+
+
 _OBJECT_BYTES = 8 << 20
 """Where requests cost more than bytes, an object should be about so large."""
 
@@ -146,8 +156,8 @@ def with_large_objects(manifest: Manifest) -> Manifest:
     As many as make the largest array's object about 8 MiB before compression, or hold a view.
     """
     chunk = manifest.rows_together
-    layouts = arrays(manifest)
-    row = max(_row_bytes(layouts[name]) for name in shard_arrays(manifest))
+    layout = Layout(manifest)
+    row = max(_row_bytes(layout.arrays[name]) for name in layout.shard_arrays)
     wanted = max(1, round(_OBJECT_BYTES / (chunk * row)))
     count = min(wanted, -(-manifest.num_samples // chunk))
     together = None if count == 1 else chunk
@@ -178,24 +188,10 @@ def _is_fill(values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
     return np.asarray(values == layout.fill_value)
 
 
-def fixed_keys(manifest: Manifest) -> list[str]:
-    """Return keys of the objects whose checksums are in the manifest: metadata, static arrays."""
-    metadata = [f"{name}/zarr.json" for name in arrays(manifest)]
-    return [*metadata, *static_objects(manifest).values()]
-
-
-def static_objects(manifest: Manifest) -> dict[str, str]:
-    """Keys of the one chunk of each array that does not grow with the views, by its name."""
-    return {
-        name: "/".join([name, "c", *["0"] * len(layout.shape)])
-        for name, layout in _once(manifest).items()
-    }
-
-
 def fixed_objects(
     manifest: Manifest, labels: np.ndarray, once: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, bytes]:
-    """The bytes of the objects of `fixed_keys`.
+    """The bytes of the objects of `Layout.fixed_keys`.
 
     Args:
         manifest: of the cache.
@@ -205,11 +201,12 @@ def fixed_objects(
     """
     values = {**(once or {}), "labels": labels}
     objects: dict[str, Any] = {}
-    for name, layout in arrays(manifest).items():
-        array = _create(objects, name, layout)
-        if name in _once(manifest):
-            array[...] = _checked(name, values[name], layout)
-    return {key: objects[key].to_bytes() for key in fixed_keys(manifest)}
+    layout = Layout(manifest)
+    for name, one in layout.arrays.items():
+        array = _create(objects, name, one)
+        if name in layout.static_objects:
+            array[...] = _checked(name, values[name], one)
+    return {key: objects[key].to_bytes() for key in layout.fixed_keys}
 
 
 def _checked(name: str, values: np.ndarray, layout: ArrayLayout) -> np.ndarray:
@@ -254,15 +251,11 @@ def decode(name: str, objects: Mapping[str, bytes]) -> "zarr.Array[Any]":
 class Encoder:
     """Makes the objects of a cache's arrays."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, layout: Layout) -> None:
         self._objects: dict[str, Any] = {}
         self._arrays = {
-            name: _create(self._objects, name, layout) for name, layout in arrays(manifest).items()
+            name: _create(self._objects, name, one) for name, one in layout.arrays.items()
         }
-
-    def metadata(self, name: str) -> bytes:
-        """The object that describes an array."""
-        return bytes(self._objects[f"{name}/zarr.json"].to_bytes())
 
     def encode(self, key: str, place: tuple[Any, ...], values: np.ndarray) -> bytes:
         """The bytes of the object `key`, which holds an array's values at a place and no others."""
@@ -289,11 +282,3 @@ def parse_shard_name(name: str) -> tuple[int, int] | None:
 def record_object(view: int, shard: int) -> str:
     """Key of a shard's commit record."""
     return f"commits/c/{view}/{shard}/0"
-
-
-def shard_objects(manifest: Manifest, view: int, shard: int) -> Iterator[str]:
-    """Keys of the objects of a shard, in the order of its commit record."""
-    layouts = arrays(manifest)
-    for name in shard_arrays(manifest):
-        rest = ["0"] * (len(layouts[name].shape) - 2)
-        yield "/".join([name, "c", str(view), str(shard), *rest])

@@ -16,12 +16,10 @@ from kdscale.cache.checked_objects import (
 )
 from kdscale.cache.layout import (
     DAMAGE,
+    Layout,
     decode,
-    read_arrays,
     record_object,
     shard_name,
-    shard_objects,
-    static_objects,
 )
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.records import CommitRecords
@@ -59,7 +57,8 @@ class CacheReader:
             self.manifest, self._fixed = _finished(self.store)
         else:
             self.manifest, self._fixed = _begun(self.store, patience, num_views)
-        self._records = CommitRecords(self.store, self.manifest)
+        self._layout = Layout(self.manifest)
+        self._records = CommitRecords(self.store, self._layout)
         # What a finished cache misses is lost, and not still to come.
         self._patience = None if self.manifest.complete else patience
         self._there: set[tuple[int, int]] = set()  # shards known to be committed
@@ -73,23 +72,18 @@ class CacheReader:
         return self.store.location
 
     def read_view(self, view: int, features: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """All samples of one view: the encoding's arrays as stored and `digests` uint32 [N].
-
-        And of `features`, modules of the teacher that the manifest names, the arrays as stored; of
-        others nothing is read.
-
-        Raises:
-            OutOfRangeError: the cache has no such view.
-            CacheMismatchError: it has no such features.
-            CacheCorruptError: an object is missing, damaged or not this cache's; its shard is
-                named.
-        """
+        """Return all samples of one view, as `read_shard` does those of one shard."""
         return self._read(view, range(self.manifest.num_shards), features)
 
     def read_shard(
         self, view: int, shard: int, features: Sequence[str] = ()
     ) -> dict[str, np.ndarray]:
-        """The samples of one shard, like `read_view`.
+        """Return the samples of one shard: arrays as stored, and `digests` uint32 [samples].
+
+        Args:
+            view: view number.
+            shard: shard number.
+            features: modules of the teacher, named in the manifest, whose arrays are read as well.
 
         Raises:
             OutOfRangeError: the cache has no such view or shard.
@@ -97,6 +91,38 @@ class CacheReader:
             CacheCorruptError: an object of it is missing, damaged or not this cache's.
         """
         return self._read(view, range(shard, shard + 1), features)
+
+    def _read(self, view: int, shards: range, features: Sequence[str]) -> dict[str, np.ndarray]:
+        self._check_range(view, shards)
+        self.check_features(features)
+        names = self._layout.read_arrays(features)
+
+        def read(shard: int) -> ShardContent:
+            self.wait(view, shard)
+            record = self._records.read(view, shard)
+            content = read_shard_objects(self.store, self._layout, view, shard, record, names)
+            with self._lock:
+                self.bytes_read += sum(map(len, content.objects.values()))
+            return content
+
+        size = self.manifest.shard_samples * self.manifest.bytes_per_sample
+        objects, faults = dict(self._fixed), dict[str, str]()
+        for shard, content in zip(shards, each(self.store, read, shards, size), strict=True):
+            objects |= content.objects
+            if content.state != "ok":
+                faults[shard_name(view, shard)] = content.reason
+        if faults:
+            raise corrupt(self.location, faults)
+        first, last = (self.manifest.shard_range(one) for one in (shards[0], shards[-1]))
+        rows = slice(first[0], last[1])
+        try:
+            values = {name: np.asarray(decode(name, objects)[view, rows]) for name in names}
+        except DAMAGE as error:
+            raise CacheCorruptError(
+                f"{self.location}: view {view} cannot be decoded: {error}"
+            ) from error
+        values["digests"] = (values["digests"] - np.uint64(1)).astype(np.uint32)
+        return values
 
     def is_there(self, view: int, shard: int) -> bool:
         """Return whether a shard has a commit record, valid or not; the result is remembered."""
@@ -154,7 +180,7 @@ class CacheReader:
         Raises:
             CacheCorruptError: they are missing or damaged.
         """
-        return read_once(self.store, self.manifest, "labels")
+        return read_once(self.store, self._layout, "labels")
 
     def head(self) -> dict[str, np.ndarray]:
         """Return the stored arrays of the teacher's head by name; empty without a stored head.
@@ -162,21 +188,16 @@ class CacheReader:
         Raises:
             CacheCorruptError: it is missing or damaged.
         """
-        names = [name for name in static_objects(self.manifest) if name.startswith("head_")]
-        return {name: read_once(self.store, self.manifest, name) for name in names}
+        names = [name for name in self._layout.static_objects if name.startswith("head_")]
+        return {name: read_once(self.store, self._layout, name) for name in names}
 
-    def _check_range(self, view: int, shards: range, features: Sequence[str]) -> None:
-        manifest = self.manifest
-        if not 0 <= view < manifest.num_views:
-            raise OutOfRangeError(
-                f"view {view}: {self.location} has views 0..{manifest.num_views - 1}"
-            )
-        if shards[0] < 0 or shards[-1] >= manifest.num_shards:
-            raise OutOfRangeError(
-                f"shard {shards[0]}: a view of {self.location} has shards "
-                f"0..{manifest.num_shards - 1}"
-            )
-        self.check_features(features)
+    def _check_range(self, view: int, shards: range) -> None:
+        for what, where, numbers, count in (
+            ("view", self.location, (view,), self.manifest.num_views),
+            ("shard", f"a view of {self.location}", shards, self.manifest.num_shards),
+        ):
+            if not 0 <= numbers[0] <= numbers[-1] < count:
+                raise OutOfRangeError(f"{what} {numbers[0]}: {where} has {what}s 0..{count - 1}")
 
     def check_features(self, features: Sequence[str]) -> None:
         """Check that the cache stores the features of modules.
@@ -192,76 +213,46 @@ class CacheReader:
                 f"those of {', '.join(lacking)}: build a cache with them in cache.features"
             )
 
-    def _read(self, view: int, shards: range, features: Sequence[str]) -> dict[str, np.ndarray]:
-        self._check_range(view, shards, features)
-        for shard in shards:
-            self.wait(view, shard)
-        names = read_arrays(self.manifest, features)
-        objects = self._checked(view, shards, names)
-        first, last = shards[0], shards[-1]
-        rows = slice(self.manifest.shard_range(first)[0], self.manifest.shard_range(last)[1])
-        try:
-            values = {name: np.asarray(decode(name, objects)[view, rows]) for name in names}
-        except DAMAGE as error:
-            raise CacheCorruptError(
-                f"{self.location}: view {view} cannot be decoded: {error}"
-            ) from error
-        values["digests"] = (values["digests"] - np.uint64(1)).astype(np.uint32)
-        return values
-
-    def _checked(self, view: int, shards: range, names: Sequence[str]) -> dict[str, bytes]:
-        """The objects of shards, read once and compared with their commit records; metadata too."""
-        records = self._records.read_each(view, shards)
-        objects, faults = dict(self._fixed), dict[str, str]()
-
-        def read(shard: int) -> ShardContent:
-            record = records[shard - shards[0]]
-            return read_shard_objects(self.store, self.manifest, view, shard, record, names)
-
-        size = self.manifest.shard_samples * self.manifest.bytes_per_sample
-        contents = each(self.store, read, shards, size)
-        for shard, content in zip(shards, contents, strict=True):
-            objects.update(content.objects)
-            with self._lock:
-                self.bytes_read += sum(map(len, content.objects.values()))
-            if content.state != "ok":
-                faults[shard_name(view, shard)] = content.reason
-        if faults:
-            raise corrupt(self.location, faults)
-        return objects
-
 
 def _finished(store: Store) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest of a finished cache and its metadata, all as the manifest vouches for."""
+    """Return the manifest of a finished cache and its metadata."""
     manifest = read_manifest(store)
-    objects, damaged = fixed_objects_of(store, manifest) if manifest.complete else ({}, {})
-    if damaged and read_manifest(store) == manifest:
-        raise corrupt(store.location, {key: fault.reason for key, fault in damaged.items()})
-    if damaged or not manifest.complete:  # damaged: a build that adds views began just now
+    metadata = _sound_metadata(store, manifest) if manifest.complete else None
+    if metadata is None:
         raise CacheIncompleteError(
             f"{store.location} is not complete: wait for its build, run the same `kdscale cache "
             "build` again to finish it, or train beside it with --wait"
         )
-    return manifest, {key: data for key, data in objects.items() if key.endswith("zarr.json")}
+    return manifest, metadata
 
 
 def _begun(store: Store, patience: Patience, num_views: int) -> tuple[Manifest, dict[str, bytes]]:
-    """As `_finished`, of a cache that may be being built: once its metadata are in place."""
+    """Return the same of a cache that may be being built, once its metadata are in place."""
     opened: list[tuple[Manifest, dict[str, bytes]]] = []
 
     def ready() -> bool:
         with suppress(CacheNotFoundError):
             manifest = read_manifest(store)
-            objects, damaged = fixed_objects_of(store, manifest)
-            if damaged and manifest.complete and read_manifest(store) == manifest:
-                raise corrupt(store.location, {key: fault.reason for key, fault in damaged.items()})
-            if not damaged and manifest.num_views >= num_views:
-                opened.append((manifest, objects))
+            metadata = _sound_metadata(store, manifest)
+            if metadata is not None and manifest.num_views >= num_views:
+                opened.append((manifest, metadata))
         return bool(opened)
 
     patience.wait(store, ready, f"a cache of {number_of(num_views, 'view')}")
-    manifest, objects = opened[0]
-    return manifest, {key: data for key, data in objects.items() if key.endswith("zarr.json")}
+    return opened[0]
+
+
+def _sound_metadata(store: Store, manifest: Manifest) -> dict[str, bytes] | None:
+    """Return the objects that describe the arrays; None while a builder is writing them.
+
+    Raises:
+        CacheCorruptError: they, or labels, are not what the manifest of a finished cache states.
+    """
+    objects, damaged = fixed_objects_of(store, Layout(manifest))
+    if damaged and manifest.complete and read_manifest(store) == manifest:
+        raise corrupt(store.location, {key: fault.reason for key, fault in damaged.items()})
+    metadata = {key: data for key, data in objects.items() if key.endswith("zarr.json")}
+    return None if damaged else metadata
 
 
 def check_present(cache: Location, manifest: Manifest) -> None:
@@ -272,16 +263,16 @@ def check_present(cache: Location, manifest: Manifest) -> None:
     Raises:
         CacheCorruptError: naming them.
     """
-    store = open_store(cache)
-    faults = {key: fault.reason for key, fault in fixed_objects_of(store, manifest)[1].items()}
+    store, layout = open_store(cache), Layout(manifest)
+    faults = {key: fault.reason for key, fault in fixed_objects_of(store, layout)[1].items()}
     there = {key for key, _ in store.keys("")}
     for view in range(manifest.num_views):
         for shard in range(manifest.num_shards):
-            keys = (record_object(view, shard), *shard_objects(manifest, view, shard))
+            keys = (record_object(view, shard), *layout.shard_objects(view, shard))
             if not there.issuperset(keys):
                 faults[shard_name(view, shard)] = ""
     if not faults and not is_remote(store):
-        faults = record_faults(CommitRecords(store, manifest), manifest, manifest.num_views)
+        faults = record_faults(CommitRecords(store, layout), manifest, manifest.num_views)
     if faults and read_manifest(store) == manifest:  # else a build that adds views began just now
         raise corrupt(store.location, faults)
 

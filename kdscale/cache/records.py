@@ -16,8 +16,7 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from kdscale.cache.layout import record_fields, record_object, shard_arrays, shard_name
-from kdscale.cache.manifest import Manifest
+from kdscale.cache.layout import Layout, record_object, shard_name
 from kdscale.cache.stores.store import Store, each
 from kdscale.documents import canonical
 from kdscale.errors import StorageError
@@ -50,12 +49,12 @@ MISSING = Record("missing")
 class CommitRecords:
     """The commit records of one cache."""
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
-        self._store = store
-        self._num_fields = record_fields(manifest)
+    def __init__(self, store: Store, layout: Layout) -> None:
+        self._store, manifest = store, layout.manifest
+        self._num_fields = layout.record_fields
         self._num_views, self._num_shards = manifest.num_views, manifest.num_shards
-        self._num_objects = len(shard_arrays(manifest))
-        self._binding = _binding(manifest) if manifest.bound_records else None
+        self._num_objects = len(layout.shard_arrays)
+        self._binding = _binding(layout) if manifest.bound_records else None
 
     def read(self, view: int, shard: int) -> Record:
         """Return the record of one shard."""
@@ -68,6 +67,10 @@ class CommitRecords:
         except OSError:
             return Record("corrupt", "its commit record cannot be read")
         return self._parse(data, view, shard)
+
+    def is_committed(self, view: int, shard: int) -> bool:
+        """Return whether a shard is finished."""
+        return self.read(view, shard).state == "ok"
 
     def read_each(self, view: int, shards: Sequence[int]) -> list[Record]:
         """Return the records of some shards of a view."""
@@ -115,7 +118,7 @@ class CommitRecords:
         Args:
             view: view number.
             shard: shard number.
-            objects: stored bytes of each of `shard_arrays`.
+            objects: stored bytes of each of `Layout.shard_arrays`.
             milliseconds: that the shard took to build.
         """
         stated = [*map(zlib.crc32, objects), milliseconds]
@@ -152,13 +155,14 @@ class CommitRecords:
         return ""
 
 
-def _binding(manifest: Manifest) -> bytes:
+def _binding(layout: Layout) -> bytes:
     """SHA-256 of all that the records of a cache have in common."""
+    manifest = layout.manifest
     common = {
         "format": "kdscale cache",
         "version": manifest.format_version,
         "identity": manifest.identity,
-        "arrays": list(shard_arrays(manifest)),
+        "arrays": list(layout.shard_arrays),
         "features": list(manifest.features),
         "shard_samples": manifest.shard_samples,
         "chunk_samples": manifest.chunk_samples,

@@ -9,19 +9,19 @@ import numpy as np
 from kdscale.cache.checked_objects import read_shard_objects
 from kdscale.cache.layout import (
     RECORDS_METADATA,
+    Layout,
     checksum,
     claim_name,
     fixed_objects,
     record_object,
-    shard_arrays,
-    shard_objects,
 )
 from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.manifest_schema import MAX_SHARDS
+from kdscale.cache.records import CommitRecords
 from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.cache.verify import VerifyReport, check_shards
-from kdscale.cache.writer import ShardWriter, changing_manifest, holds, write_metadata
+from kdscale.cache.writer import changing_manifest, holds, write_metadata
 from kdscale.documents import DAMAGE, canonical
 from kdscale.errors import CacheCorruptError, StorageError
 
@@ -88,16 +88,17 @@ def _remove_records(
 
     A shard that a builder has committed since it was judged is judged again, and stays.
     """
-    writer = ShardWriter(store, manifest)
+    layout = Layout(manifest)
+    records = CommitRecords(store, layout)
     for view, shard in shards:
         record = record_object(view, shard)
-        for key in (record, *shard_objects(manifest, view, shard)):
+        for key in (record, *layout.shard_objects(view, shard)):
             _make_way(store, key)
         if store.size(record) is None:
             continue
         with claims.exclusive(claim_name(view, shard)):
-            stored = writer.record(view, shard)
-            if read_shard_objects(store, manifest, view, shard, stored).state != "ok":
+            stored = records.read(view, shard)
+            if read_shard_objects(store, layout, view, shard, stored).state != "ok":
                 store.remove(record)
 
 
@@ -134,7 +135,7 @@ def restored_manifest(
     if not store.size("keys/zarr.json"):  # a cache of an earlier version
         dataset = {name: value for name, value in required.dataset.items() if name != "keys"}
         required = replace(required, dataset=dataset)
-    first = f"{shard_arrays(required)[0]}/zarr.json"
+    first = f"{Layout(required).shard_arrays[0]}/zarr.json"
     for views, shard_samples, chunk_samples, bound in _shapes(store, first, required.num_samples):
         manifest = replace(
             required.with_num_views(views),

@@ -9,10 +9,9 @@ import numpy as np
 
 from kdscale.cache.checked_objects import fixed_objects_of, read_once, read_shard_objects
 from kdscale.cache.layout import (
+    Layout,
     claim_name,
-    shard_arrays,
     shard_name,
-    static_objects,
     with_large_objects,
     with_plain_objects,
 )
@@ -60,7 +59,8 @@ def transfer(
     large = is_remote(store) if large is None else large
     lay_out = with_large_objects if large else with_plain_objects
     required = replace(lay_out(reader.manifest), build={})
-    once = {name: read_once(reader.store, required, name) for name in static_objects(required)}
+    layout = Layout(required)
+    once = {name: read_once(reader.store, layout, name) for name in layout.static_objects}
     begun = create_or_resume(store, required, once.pop("labels"), once=once)
     writer = ShardWriter(store, begun)
     with Leases(store) as claims:
@@ -125,8 +125,8 @@ def _bring(
 
 def _is_sound(store: Store, writer: ShardWriter, view: int, shard: int) -> bool:
     """Whether a shard's objects, read back, are those of its record."""
-    record = writer.record(view, shard)
-    return read_shard_objects(store, writer.manifest, view, shard, record)[0] == "ok"
+    record = writer.records.read(view, shard)
+    return read_shard_objects(store, writer.layout, view, shard, record)[0] == "ok"
 
 
 def _rows(
@@ -140,7 +140,7 @@ def _rows(
     within = slice(start - shards[0] * size, stop - shards[0] * size)
     values = {
         name: np.concatenate([part[name] for part in parts])[within]
-        for name in shard_arrays(reader.manifest)
+        for name in Layout(reader.manifest).shard_arrays
     }
     values["digests"] = values["digests"].astype(np.uint64) + np.uint64(1)
     build = reader.manifest.build_seconds
@@ -167,7 +167,7 @@ def _finish(source: Manifest, store: Store, claims: Leases) -> None:
 
 
 def _check_fixed(store: Store) -> None:
-    damaged = fixed_objects_of(store, read_manifest(store))[1]
+    damaged = fixed_objects_of(store, Layout(read_manifest(store)))[1]
     if damaged:
         raise CacheError(
             f"{store.location}: {', '.join(damaged)} read back as other bytes than were written: "

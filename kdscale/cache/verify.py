@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdscale.cache.checked_objects import Fault, ShardContent, fixed_objects_of, read_shard_objects
-from kdscale.cache.layout import RECORDS_METADATA, parse_shard_name, shard_name
+from kdscale.cache.layout import RECORDS_METADATA, Layout, parse_shard_name, shard_name
 from kdscale.cache.lease_files import is_lease
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.owned_keys import is_owned
@@ -107,12 +107,13 @@ def check_shards(cache: Location, manifest: Manifest) -> VerifyReport:
     """Compare every object of a cache with what a manifest, its own, makes of it."""
     store = open_store(cache)
     found: dict[str, dict[str, str]] = {"missing": {}, "corrupt": {}}
-    sound, damaged = fixed_objects_of(store, manifest)
+    layout = Layout(manifest)
+    sound, damaged = fixed_objects_of(store, layout)
     for key, fault in damaged.items():
         # The next build of an unfinished cache writes these anew, whatever is there.
         found[fault.state if manifest.complete else "missing"][key] = fault.reason
     if RECORDS_METADATA in sound:
-        for name, fault in _bad_shards(store, manifest).items():
+        for name, fault in _bad_shards(store, layout).items():
             found[fault.state][name] = fault.reason
     reasons = {**found["missing"], **found["corrupt"]}
     return VerifyReport(
@@ -125,9 +126,10 @@ def check_shards(cache: Location, manifest: Manifest) -> VerifyReport:
     )
 
 
-def _bad_shards(store: Store, manifest: Manifest) -> dict[str, Fault]:
+def _bad_shards(store: Store, layout: Layout) -> dict[str, Fault]:
     """What is wrong with shards that are missing or corrupt, by name."""
-    records, shards = CommitRecords(store, manifest), range(manifest.num_shards)
+    manifest = layout.manifest
+    records, shards = CommitRecords(store, layout), range(manifest.num_shards)
     begun = _views_begun(store, manifest)
     size = manifest.shard_samples * manifest.bytes_per_sample
     bad: dict[str, Fault] = {}
@@ -140,7 +142,7 @@ def _bad_shards(store: Store, manifest: Manifest) -> dict[str, Fault]:
         def content_of(
             shard: int, records: Sequence[Record] = of_view, view: int = view
         ) -> ShardContent:
-            content = read_shard_objects(store, manifest, view, shard, records[shard])
+            content = read_shard_objects(store, layout, view, shard, records[shard])
             return content._replace(objects={})
 
         for shard, content in zip(shards, each(store, content_of, shards, size), strict=True):

@@ -1,7 +1,7 @@
 """Writes a cache shard by shard. A shard is there when its commit record is."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,14 +11,12 @@ import numpy as np
 
 from kdscale.cache.layout import (
     Encoder,
+    Layout,
     absent_rows,
-    arrays,
     checksum,
     fixed_objects,
     record_object,
-    shard_arrays,
     shard_name,
-    shard_objects,
 )
 from kdscale.cache.lease import MANIFEST, Leases
 from kdscale.cache.lease_files import is_lease
@@ -31,7 +29,7 @@ from kdscale.cache.manifest import (
 )
 from kdscale.cache.manifest_diff import check_identity
 from kdscale.cache.manifest_schema import MAX_SHARDS
-from kdscale.cache.records import CommitRecords, Record
+from kdscale.cache.records import CommitRecords
 from kdscale.cache.stored_bytes import content_bytes
 from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, ConfigError, StorageError
@@ -178,8 +176,9 @@ class ShardWriter:
     def __init__(self, cache: Location, manifest: Manifest) -> None:
         self.manifest = manifest
         self._store = open_store(cache)
-        self._encoder = Encoder(manifest)
-        self._records = CommitRecords(self._store, manifest)
+        self.layout = Layout(manifest)
+        self._encoder = Encoder(self.layout)
+        self.records = CommitRecords(self._store, self.layout)
         self.refused: dict[str, str] = {}
         """Shards with a record that does not commit them, and why, as `committed` last found."""
 
@@ -196,8 +195,8 @@ class ShardWriter:
         Args:
             view: view number.
             shard: shard number.
-            values: for each of `shard_arrays` its rows, [samples of the shard, ...]; digests plus
-                one.
+            values: for each of `Layout.shard_arrays` its rows, [samples of the shard, ...];
+                digests plus one.
             seconds: that it took to build.
             check: called before each object is put in its place; raises where the shard is another
                 builder's by now, whose objects would no longer fit their record.
@@ -209,20 +208,19 @@ class ShardWriter:
         start, stop = self.manifest.shard_range(shard)
         self._check(values, stop - start)
         objects = []
-        keys = shard_objects(self.manifest, view, shard)
-        for name, key in zip(shard_arrays(self.manifest), keys, strict=True):
+        keys = self.layout.shard_objects(view, shard)
+        for name, key in zip(self.layout.shard_arrays, keys, strict=True):
             data = self._encoder.encode(key, (view, slice(start, stop)), values[name])
             self._store.write(key, data, check)
             objects.append(data)
-        record = self._records.values(view, shard, objects, round(seconds * 1000))
+        record = self.records.values(view, shard, objects, round(seconds * 1000))
         key = record_object(view, shard)
         self._store.write(key, self._encoder.encode(key, (view, shard), record), check)
 
     def _check(self, values: Mapping[str, np.ndarray], rows: int) -> None:
         """Zarr would cast and broadcast without a word."""
-        layouts = arrays(self.manifest)
-        for name in shard_arrays(self.manifest):
-            layout = layouts[name]
+        for name in self.layout.shard_arrays:
+            layout = self.layout.arrays[name]
             wanted = (np.dtype(layout.dtype), (rows, *layout.shape[2:]))
             got = (values[name].dtype, values[name].shape)
             if got != wanted:
@@ -235,7 +233,7 @@ class ShardWriter:
 
         One whose record is damaged, or another cache's, is not, and is written anew.
         """
-        found = self.records()
+        found = self.records.read_present()
         self.refused = {
             shard_name(*one): record.reason
             for one, record in found.items()
@@ -245,26 +243,6 @@ class ShardWriter:
         for one, record in found.items():
             committed[one] = record.state == "ok"
         return committed
-
-    def records(self) -> dict[tuple[int, int], Record]:
-        """Return the commit records that are there, by (view, shard)."""
-        return self._records.read_present()
-
-    def present(self) -> set[tuple[int, int]]:
-        """Return (view, shard) of what has a commit record: one listing."""
-        return self._records.present()
-
-    def present_among(self, shards: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
-        """Return those of some (view, shard) that have a commit record, in the fewest requests."""
-        return self._records.present_among(shards)
-
-    def record(self, view: int, shard: int) -> Record:
-        """Return the commit record of one shard."""
-        return self._records.read(view, shard)
-
-    def is_committed(self, view: int, shard: int) -> bool:
-        """Return whether one shard is finished."""
-        return self.record(view, shard).state == "ok"
 
 
 def finish(
@@ -290,7 +268,8 @@ def finish(
         found = read_manifest(store)  # another builder may have finished, or added views
         if found.complete and found.num_views >= manifest.num_views:
             return found
-        records = [one for one in ShardWriter(store, found).records().values() if one.state == "ok"]
+        present = CommitRecords(store, Layout(found)).read_present()
+        records = [one for one in present.values() if one.state == "ok"]
         missing = found.num_views * found.num_shards - len(records)
         if missing:
             raise CacheIncompleteError(

@@ -88,26 +88,27 @@ def bits_KB(
     if not draws:
         return index.new_empty((0, len(index)))
     number = view if isinstance(view, int) else None
-    words = _states(seed, tuple(draws), number)
-    state_K1 = device_tables.on(index.device, words).view(-1, 1)
+    state_K1 = _states(seed, tuple(draws), number, index.device)
     if isinstance(view, Tensor):
         state_K1 = _finalize(state_K1 ^ view) + as_int64(_GOLDEN)
     return _finalize(state_K1 ^ index)
 
 
-@device_tables.uncompiled
 @lru_cache(maxsize=64)  # of every pipeline in use, for this epoch's view and the next one's
-def _states(seed: int, draws: tuple[tuple[int, int], ...], view: int | None) -> tuple[int, ...]:
-    """Return the states before the last link, plus the constant that it adds, as int64."""
+@torch.inference_mode(False)
+def _states(
+    seed: int, draws: tuple[tuple[int, int], ...], view: int | None, device: torch.device
+) -> Tensor:
+    """Return the states before the last link, plus the constant that it adds: int64 [K, 1]."""
     states = [derive_seed(seed, position, draw) for position, draw in draws]
     if view is not None:
         states = [mix_integer(state, view) for state in states]
-    return tuple(as_int64(state + _GOLDEN) for state in states)
+    return torch.tensor([[as_int64(state + _GOLDEN)] for state in states], device=device)
 
 
 def upper_half(bits: Tensor) -> Tensor:
     """Return the upper 32 bits of each word, int64 in [0, 2^32)."""
-    if torch.compiler.is_compiling() or bits.ndim == 0 or bits.stride(-1) != 1:
+    if bits.ndim == 0 or bits.stride(-1) != 1:
         return _shift_right(bits, 32)
     return bits.view(torch.uint32)[..., _UPPER::2].to(torch.int64)
 

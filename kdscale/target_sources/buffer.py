@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.cache.layout import arrays, read_arrays
+from kdscale.cache.layout import Layout
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.store import each
@@ -98,10 +98,10 @@ def row_bytes(manifest: Manifest, features: Sequence[str] = ()) -> int:
 
 def _rows(manifest: Manifest, features: Sequence[str]) -> dict[str, tuple[torch.dtype, torch.Size]]:
     """Return type and shape of a row of each array that is read."""
-    layouts = arrays(manifest)
+    layout = Layout(manifest)
     return {
-        name: (_DTYPES[layouts[name].dtype], torch.Size(layouts[name].shape[2:]))
-        for name in read_arrays(manifest, features)
+        name: (_DTYPES[layout.arrays[name].dtype], torch.Size(layout.arrays[name].shape[2:]))
+        for name in layout.read_arrays(features)
     }
 
 

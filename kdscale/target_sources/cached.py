@@ -67,7 +67,7 @@ class CachedTargets:
         self.reader = reader
         self.manifest: Manifest = reader.manifest
         self.num_views = num_views or reader.manifest.num_views
-        self.device = device
+        self.device, self._location = device, reader.location
         self.pipeline = pipeline or Pipeline.from_description(reader.manifest.views)
         """Renders the pixels that the teacher's outputs belong to."""
         self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
@@ -231,7 +231,7 @@ class CachedTargets:
         return found
 
     def _check_range(self, samples: SampleViews) -> None:
-        manifest, place = self.manifest, self.reader.location
+        manifest = self.manifest
         for what, numbers, count in (
             ("view", torch.as_tensor(samples.host_view), manifest.num_views),
             ("sample", samples.host_index, manifest.num_samples),
@@ -240,14 +240,16 @@ class CachedTargets:
                 first, last = (int(number) for number in numbers.aminmax())
                 if first < 0 or last >= count:
                     outside = first if first < 0 else last
-                    raise OutOfRangeError(f"{what} {outside}: {place} has {what}s 0..{count - 1}")
+                    raise OutOfRangeError(
+                        f"{what} {outside}: {self._location} has {what}s 0..{count - 1}"
+                    )
 
     def _check(
         self, buffer: TargetBuffer, rows: Tensor, samples: SampleViews, pixels: Tensor
     ) -> None:
         assert self._memory.contains(samples), "the epoch was started"
         differing = digest(pixels).to(self.device) != buffer.digests(rows)
-        self._verdicts.append(_Verdict(HostCopy(differing), samples, str(self.reader.location)))
+        self._verdicts.append(_Verdict(HostCopy(differing), samples, self._location))
         while self._verdicts and self._verdicts[0].ready:  # on a CPU at once
             self._verdicts.popleft().raise_error()
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from kdscale.cache.checked_objects import read_once
 from kdscale.cache.dataset_diff import Rows, changes
+from kdscale.cache.layout import Layout
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.manifest_diff import check_identity
 from kdscale.cache.stores.store import Location, open_store
@@ -40,9 +41,9 @@ def differing_images(cache: Location, manifest: Manifest, images: ImageDataset) 
     """
     if manifest.dataset.get("keys") != images.key_kind:
         return []
-    store = open_store(cache)
+    store, layout = open_store(cache), Layout(manifest)
     try:
-        keys, labels = (read_once(store, manifest, name) for name in ("keys", "labels"))
+        keys, labels = (read_once(store, layout, name) for name in ("keys", "labels"))
     except CacheError:
         return []
     before = Rows(keys, labels, manifest.dataset["classes"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from kdscale.cache.layout import record_object, shard_name, shard_objects
+from kdscale.cache.layout import Layout, record_object, shard_name
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader, check_present
 from kdscale.cache.repair import discard_bad_shards
@@ -47,7 +47,7 @@ def pair(request, tmp_path):
 
 
 def keys_of(cache, view, shard):
-    return [*shard_objects(read_manifest(cache), view, shard), record_object(view, shard)]
+    return [*Layout(read_manifest(cache)).shard_objects(view, shard), record_object(view, shard)]
 
 
 def put(cache, keys, source, source_keys):
@@ -215,7 +215,7 @@ def test_builder_writes_a_foreign_shard_anew_and_says_so(pair):
     writer = ShardWriter(ours, read_manifest(ours))
     assert np.argwhere(~writer.committed()).tolist() == [[1, 0]]
     assert "another cache" in writer.refused[shard_name(1, 0)]
-    assert not writer.is_committed(1, 0)
+    assert not writer.records.is_committed(1, 0)
     synthetic.build(ours, manifest)
     assert verify(ours).ok
 

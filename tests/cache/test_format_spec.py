@@ -16,10 +16,8 @@ import zarr
 
 from kdscale.cache.checked_objects import read_once
 from kdscale.cache.layout import (
-    arrays,
-    fixed_keys,
+    Layout,
     shard_name,
-    shard_objects,
     with_large_objects,
     with_plain_objects,
 )
@@ -111,7 +109,7 @@ ENCODED = {name: name for name in synthetic.ENCODINGS} | {"float32": "float", "f
 
 def test_table_of_arrays_is_the_codes(any_cache):
     manifest = read_manifest(any_cache)
-    layouts = arrays(manifest)
+    layouts = Layout(manifest).arrays
     values = {"V": 2, "N": 10, "C": 5, "S": 3, "shard_samples": 4, "P": 3, "K": 2, "G": 3,
               "D": 3, "R": len(shard_objects_of(any_cache)) + 4}  # fmt: skip
     values |= {str(number): number for number in range(9)}
@@ -173,7 +171,7 @@ def test_large_objects_are_as_the_page_says(tmp_path):
 
 
 def shard_objects_of(cache):
-    return list(shard_objects(read_manifest(cache), 0, 0))
+    return Layout(read_manifest(cache)).shard_objects(0, 0)
 
 
 def test_table_of_encodings_is_the_codes():
@@ -255,7 +253,7 @@ def test_table_of_codecs_is_what_is_on_disk(cache):
         "": {},
     }
     expected = [(name, configurations[text]) for name, text in table("codec")]
-    for name in arrays(read_manifest(cache)):
+    for name in Layout(read_manifest(cache)).arrays:
         codecs = metadata(cache, name)["codecs"]
         assert [(c["name"], c.get("configuration", {})) for c in codecs] == expected
 
@@ -267,7 +265,7 @@ def test_chunks_of_one_shard_are_never_larger_than_the_data_set(tmp_path):
 
 def test_table_of_files_is_what_is_on_disk(any_cache):
     manifest = read_manifest(any_cache)
-    names = "|".join(arrays(manifest))
+    names = "|".join(Layout(manifest).arrays)
     patterns = [key for row in table("key") if "." in row[0] or "/" in row[0]
                  for key in row[0].split(", ")
                 if is_there([key.partition("/")[0]], manifest)]  # fmt: skip
@@ -298,12 +296,14 @@ def test_table_of_the_manifest_is_what_is_on_disk_in_its_order(any_cache):
     absent = {"chunk_samples"}
     absent |= {"top_k", "temperatures"} if stored["encoding"] != "topk" else set()
     absent |= {"embedding_size"} if stored["encoding"] != "embedding" else set()
-    absent |= {"features"} if "features.pool" not in arrays(read_manifest(any_cache)) else set()
+    absent |= (
+        {"features"} if "features.pool" not in Layout(read_manifest(any_cache)).arrays else set()
+    )
     rows = {key: name for key, name in manifest_rows().items() if key not in absent}
     assert list(rows) == list(stored)
     for key, name in rows.items():
         assert type(stored[key]) is types[name], key
-    assert sorted(stored["checksums"]) == sorted(fixed_keys(read_manifest(any_cache)))
+    assert sorted(stored["checksums"]) == sorted(Layout(read_manifest(any_cache)).fixed_keys)
 
 
 def test_table_of_the_identity_is_the_codes(cache):
@@ -360,7 +360,7 @@ def test_commit_records_are_as_the_page_says(any_cache):
     common = binding_of(stored_manifest(any_cache), rows)
     for view, shard in synthetic.all_shards(manifest):
         fields = [int(value) for value in commits[view, shard]]
-        keys = list(shard_objects(manifest, view, shard))
+        keys = Layout(manifest).shard_objects(view, shard)
         assert [key.split("/")[0] for key in keys] == rows
         crcs = [zlib.crc32((any_cache / key).read_bytes()) for key in keys]
         assert [value - 2**32 for value in fields[:-1]] == [*crcs, 250, view, shard]
@@ -400,7 +400,9 @@ def test_records_of_earlier_versions_are_as_the_page_says(tmp_path):
     manifest = dataclasses.replace(synthetic.asked(), bound_records=False)
     synthetic.build(tmp_path, manifest)
     stored = zarr.open_group(tmp_path, mode="r")["commits"][1, 2]
-    crcs = [zlib.crc32((tmp_path / key).read_bytes()) for key in shard_objects(manifest, 1, 2)]
+    crcs = [
+        zlib.crc32((tmp_path / key).read_bytes()) for key in Layout(manifest).shard_objects(1, 2)
+    ]
     assert [int(value) - 2**32 for value in stored] == [*crcs, 250]
     assert "Versions 1 and 2 end at the milliseconds" in WORDS
 
@@ -430,7 +432,7 @@ def test_golden_cache_reads_as_on_the_day_it_was_written(path):
     assert reader.labels().tolist() == expected["labels"]
     assert {name: one.tolist() for name, one in reader.head().items()} == expected.get("head", {})
     if "keys" in expected:
-        assert read_once(reader.store, reader.manifest, "keys").tolist() == expected["keys"]
+        assert read_once(reader.store, Layout(reader.manifest), "keys").tolist() == expected["keys"]
 
 
 def expected_of(path):

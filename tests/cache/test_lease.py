@@ -388,11 +388,11 @@ def test_shard_whose_claim_is_lost_is_not_written(tmp_path, builder):
 
     with pytest.raises(ClaimLostError):
         writer.write(0, 0, synthetic.rows(manifest, 0, 0), 0.0, lost_after_the_first_object)
-    assert not writer.is_committed(0, 0)
+    assert not writer.records.is_committed(0, 0)
     assert not list(tmp_path.rglob("*.tmp"))
     assert not (tmp_path / "c.zarr/digests/c/0/0").exists()
     writer.write(0, 0, synthetic.rows(manifest, 0, 0), 0.0)
-    assert writer.is_committed(0, 0)
+    assert writer.records.is_committed(0, 0)
 
 
 # ------------------------------------------------------------------ disks and folders

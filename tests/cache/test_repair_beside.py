@@ -41,7 +41,7 @@ def test_shard_that_was_committed_since_it_was_judged_stays(damaged, monkeypatch
 
     monkeypatch.setattr(repair, "check_shards", judge_slowly)
     assert discard_bad_shards(cache, synthetic.labels(manifest)).corrupt_shards == (BAD,)
-    assert ShardWriter(cache, manifest).is_committed(0, 0)
+    assert ShardWriter(cache, manifest).records.is_committed(0, 0)
     assert not verify(cache).missing_shards
 
 
@@ -57,12 +57,12 @@ def test_shard_that_a_builder_works_on_is_waited_for(damaged):
         builder.release(claim_name(0, 0))
         taking_out.join(30)
         assert not taking_out.is_alive()
-    assert writer.is_committed(0, 0)
+    assert writer.records.is_committed(0, 0)
 
 
 def test_shard_that_nobody_works_on_is_taken_out(damaged):
     cache, manifest = damaged
     discard_bad_shards(cache, synthetic.labels(manifest))
-    assert not ShardWriter(cache, manifest).is_committed(0, 0)
-    assert ShardWriter(cache, manifest).is_committed(0, 1)
+    assert not ShardWriter(cache, manifest).records.is_committed(0, 0)
+    assert ShardWriter(cache, manifest).records.is_committed(0, 1)
     assert not (cache / "claims").exists()

@@ -9,7 +9,7 @@ import synthetic
 import tensorstore
 import zarr
 
-from kdscale.cache.layout import arrays
+from kdscale.cache.layout import Layout
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 
@@ -32,7 +32,7 @@ def read_elsewhere(cache, name):
 def assert_reads_elsewhere(cache):
     """Every array, value for value and type for type; NaN would be one that is missing."""
     ours = zarr.open_group(cache, mode="r")
-    names = list(arrays(read_manifest(cache)))
+    names = list(Layout(read_manifest(cache)).arrays)
     assert names
     for name in names:
         found = read_elsewhere(cache, name)

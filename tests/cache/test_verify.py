@@ -4,7 +4,7 @@ import os
 import pytest
 import synthetic
 
-from kdscale.cache.layout import shard_objects
+from kdscale.cache.layout import Layout
 from kdscale.cache.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import create_or_resume
@@ -103,7 +103,7 @@ def test_every_flipped_byte_of_one_shard_is_found(cache):
 
 def test_every_flipped_byte_of_one_shard_is_found_whatever_the_encoding(other_cache):
     manifest = read_manifest(other_cache)
-    for key in shard_objects(manifest, 0, 2):
+    for key in Layout(manifest).shard_objects(0, 2):
         intact = (other_cache / key).read_bytes()
         for position in range(len(intact)):
             flipped = bytearray(intact)

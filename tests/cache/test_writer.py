@@ -192,7 +192,7 @@ def test_shard_with_a_damaged_record_is_written_again(tmp_path, damage):
     synthetic.write_shards(tmp_path, manifest, [(0, 0), (0, 1)])
     (tmp_path / "commits/c/0/0/0").write_bytes(damage)
     assert ShardWriter(tmp_path, manifest).committed()[0].tolist() == [False, True, False]
-    assert ShardWriter(tmp_path, manifest).record(0, 1).milliseconds == 250
+    assert ShardWriter(tmp_path, manifest).records.read(0, 1).milliseconds == 250
     assert verify(tmp_path).corrupt_shards == ("view-00000/shard-00000",)
     synthetic.build(tmp_path)
     assert_holds_everything(tmp_path)

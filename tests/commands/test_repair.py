@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdscale.cache.layout import arrays, shard_arrays, shard_objects
+from kdscale.cache.layout import Layout
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
@@ -206,10 +206,11 @@ def test_every_encoding_is_repaired_and_confirmed_by_the_teacher(kdscale, recipe
         changes += ["--set", "cache.top_k=2", "--set", "cache.temperatures=[1, 2, 4]"]
     path = Path(kdscale("cache", "build", recipe, *changes).stdout.strip())
     manifest = read_manifest(path)
-    keys = [key for view in range(2) for s in range(4) for key in shard_objects(manifest, view, s)]
+    layout = Layout(manifest)
+    keys = [key for view in range(2) for s in range(4) for key in layout.shard_objects(view, s)]
     shards = {key: (path / key).read_bytes() for key in keys}
-    for shard, name in enumerate(shard_arrays(manifest)):  # one array of each, the last is gone
-        key = next(k for k in shard_objects(manifest, 0, shard) if k.startswith(name))
+    for shard, name in enumerate(layout.shard_arrays):  # one array of each, the last is gone
+        key = next(k for k in layout.shard_objects(0, shard) if k.startswith(name))
         flip(path / key) if name != "digests" else (path / key).unlink()
     flip(path / "labels/c/0")
     command = ("cache", "repair", path, "--recipe", recipe, *changes)
@@ -275,7 +276,7 @@ def rewrite(path, view, shard, row, **changes):
     values = CacheReader(path).read_shard(view, shard)
     values["digests"] = values["digests"].astype(np.uint64) + 1
     for name, change in changes.items():
-        values[name][row] += np.asarray(change, arrays(manifest)[name].dtype)
+        values[name][row] += np.asarray(change, Layout(manifest).arrays[name].dtype)
     ShardWriter(path, manifest).write(view, shard, values, 0.0)
 
 

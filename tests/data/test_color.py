@@ -289,14 +289,6 @@ def test_choices_say_what_is_drawn():
     assert GaussianBlur(kernel_size=3).choices is None
 
 
-@pytest.mark.slow  # half a minute to start the compiler for the first time
-@pytest.mark.parametrize("name", ["solarize", "hue"])
-def test_compiled_functions_equal_eager_ones(name):
-    pixels, parameter_B = images(8), parameters(8, 0, 256)
-    function = getattr(grey_levels, name)
-    assert torch.compile(function)(pixels, parameter_B).equal(function(pixels, parameter_B))
-
-
 def test_descriptions_replay():
     pipeline = Pipeline.parse(
         [*EVERY_OPERATION, {"name": "gaussian_blur", "kernel_size": 3, "sigma": 1}]

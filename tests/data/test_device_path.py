@@ -4,7 +4,6 @@ It runs here on a CPU, as it would on a GPU.
 """
 
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -92,25 +91,3 @@ def test_words_drawn_ahead_for_many_batches_give_the_same_views(monkeypatch, nam
     found = list(rendered())
     assert all(words is not None for _, words in found)
     assert all(one.equal(other) for (one, _), (other, _) in zip(found, expected, strict=True))
-
-
-COMPILED = {
-    "crop and flip": [CROP, FLIP],
-    "policy": [{"name": "random_resized_crop", "size": 8}, "rand_augment", "random_erasing"],
-    "mixed": [CROP, {"name": "color_jitter", **JITTER}, "mixup_or_cutmix", "random_equalize"],
-}
-
-
-@pytest.mark.slow  # the compiler takes half a minute for each
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled_views_equal_eager_ones(monkeypatch, name):
-    """As on a GPU, but by the compiler's code for CPUs."""
-    pipeline = Pipeline.parse(COMPILED[name], 7, pairing=MixPairs(200))
-    pixels = images("smooth", (3, 10, 9)).repeat(2, 1, 1, 1)[:200]
-    plans = list(pipeline.plan(1, torch.randperm(200), 80))
-    expected = [pipeline.render(pixels[plan.images.host_index], plan).pixels for plan in plans]
-    monkeypatch.setattr("kdscale.data.views.pipeline.on_host", lambda tensor: False)
-    compiled = replace(pipeline, compiled=True)
-    for plan, made in zip(plans, expected, strict=True):
-        assert compiled.render(pixels[plan.images.host_index], plan).pixels.equal(made)
-    assert compiled.describe() == pipeline.describe()

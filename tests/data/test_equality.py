@@ -122,17 +122,6 @@ def test_two_processes_show_the_pixels_of_one():
     assert together == epoch_of_digests()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ALL)
-def test_compiled_equals_eager(name):
-    """Through inductor: other loops, fused operations, other instructions."""
-    source, index = images(64), torch.arange(64)
-    views = Pipeline.parse([operation(name)], 11, pairing=MixPairs(64))
-    compiled = torch.compile(source.render_views, dynamic=False)
-    assert compiled(views, 3, index).pixels.equal(source.render_views(views, 3, index).pixels)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ALL)
 def test_gpu_equals_cpu(name):

@@ -512,15 +512,6 @@ def test_autocast_and_inference_mode_do_not_matter(name):
         assert operation(images, drawn).equal(found)
 
 
-@pytest.mark.slow  # a compiler takes its ten seconds
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_compiled_equals_eager(name):
-    operation, images = OPERATIONS[name], noise(6)
-    drawn = bits(operation, 6)
-    compiled = torch.compile(operation.__call__, dynamic=False)
-    assert compiled(images, drawn).equal(operation(images, drawn))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_cuda_equals_cpu(name):

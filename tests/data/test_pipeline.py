@@ -175,15 +175,6 @@ def test_no_global_generator_is_touched():
     assert global_states() == before
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_view_is_bit_equal():
-    pipeline = Pipeline.parse([CROP, FLIP], seed=4)
-    pixels, index = images(64), torch.arange(64)
-    compiled = torch.compile(pipeline.__call__, dynamic=False)
-    assert compiled(pixels, torch.tensor(3), index).equal(pipeline(pixels, 3, index))
-
-
 # --------------------------------------------------------------------------- schedule
 
 

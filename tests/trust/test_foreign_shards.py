@@ -15,7 +15,7 @@ import pytest
 import sandbox
 import torch
 
-from kdscale.cache.layout import record_object, shard_name, shard_objects
+from kdscale.cache.layout import Layout, record_object, shard_name
 from kdscale.cache.manifest import read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
@@ -237,7 +237,7 @@ def foreign(tiny_cache, tmp_path):
 
 def bring(source, cache, view, shard):
     manifest = read_manifest(cache)
-    for key in (*shard_objects(manifest, view, shard), record_object(view, shard)):
+    for key in (*Layout(manifest).shard_objects(view, shard), record_object(view, shard)):
         shutil.copyfile(source / key, cache / key)
 
 

@@ -6,11 +6,12 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any, cast
 
 from kdscale.cache.stores.store import Location, Sound, Store, is_remote, open_store
 from kdscale.regular_files import check_key, open_inside, path_inside, read_file
@@ -30,7 +31,7 @@ class Copies:
 
     def over(self, cache: Location) -> Location:
         """A cache, read through copies where it is remote."""
-        return ReadThrough(open_store(cache), self) if is_remote(cache) else cache
+        return cast(Store, ReadThrough(open_store(cache), self)) if is_remote(cache) else cache
 
 
 class ReadThrough:
@@ -49,21 +50,16 @@ class ReadThrough:
         self._folder = copies.folder / f"copies-{name}"
         self._usable, self._telling = True, Lock()
 
-    @property
-    def location(self) -> str:
-        """The remote one."""
-        return self._remote.location
-
-    @property
-    def requests(self) -> int:
-        """Of the remote one."""
-        return self._remote.requests
+    def __getattr__(self, name: str) -> Any:
+        """Return what the remote store has: all but reading is its own."""
+        return getattr(self._remote, name)
 
     def read(self, key: str, sound: Sound | None = None) -> bytes:
         """Return all bytes of an object, of a copy where `sound` accepts its bytes."""
         if sound is None or not self._usable:
             return self._remote.read(key)
-        copy = path_inside(self._root, f"{self._folder.name}/{check_key(key, self.location)}")
+        check_key(key, self._remote.location)
+        copy = path_inside(self._root, f"{self._folder.name}/{key}")
         found = _sound_copy(copy, sound)
         if found is not None:
             return found
@@ -80,41 +76,9 @@ class ReadThrough:
             with self._telling:
                 if self._usable:
                     log.warning("no local copies in %s (%s): reading from %s each time",
-                                self._root, error, self.location)  # fmt: skip
+                                self._root, error, self._remote.location)  # fmt: skip
                 self._usable = False
             return self._remote.read(key)
-
-    def write(self, key: str, data: bytes, check: Callable[[], None] | None = None) -> None:
-        """To the remote one."""
-        self._remote.write(key, data, check)
-
-    def create(self, key: str, data: bytes) -> bool:
-        """In the remote one."""
-        return self._remote.create(key, data)
-
-    def overwrite(self, key: str, data: bytes) -> None:
-        """In the remote one."""
-        self._remote.overwrite(key, data)
-
-    def keys(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Of the remote one."""
-        return self._remote.keys(folder)
-
-    def size(self, key: str) -> int | None:
-        """In the remote one."""
-        return self._remote.size(key)
-
-    def remove(self, key: str, *, durable: bool = True) -> None:
-        """Read the remote object; a local copy of it is not used again, and removed in its turn."""
-        self._remote.remove(key, durable=durable)
-
-    def prune(self, folder: str) -> None:
-        """In the remote one."""
-        self._remote.prune(folder)
-
-    def tidy(self, written: str, folder: str = "") -> None:
-        """In the remote one."""
-        self._remote.tidy(written, folder)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

@@ -10,8 +10,6 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar
 
-from kdscale.data.device_tables import uncompiled
-
 UNITS_PER_DEGREE = 64
 """Angles are integers: 64ths of a degree."""
 ONE = 1 << 16
@@ -32,13 +30,11 @@ Result = TypeVar("Result")
 def _table(function: Callable[Arguments, list[int]]) -> Callable[Arguments, tuple[int, ...]]:
     """Compute in 40 decimal digits, once."""
 
-    @lru_cache(maxsize=64)
-    @wraps(function)
     def computed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> tuple[int, ...]:
         with localcontext(_CONTEXT):
             return tuple(function(*args, **kwargs))
 
-    return uncompiled(computed)
+    return lru_cache(maxsize=64)(wraps(function)(computed))  # type: ignore[return-value]
 
 
 @_table

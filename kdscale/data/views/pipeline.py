@@ -1,7 +1,7 @@
 """A pipeline of operations: images and (view, index) in, the view's pixels out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -10,13 +10,11 @@ from torch import Tensor
 
 from kdscale.data.rng import GENERATOR_VERSION, as_int64, bits_KB, derive_seed, integers, mix
 from kdscale.data.views.batch_plan import BatchPlan, PlannedBatches, SampleViews, View
-from kdscale.data.views.functional.masking import on_host
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.operations.mixing import Mixing
 from kdscale.data.views.operations.operation import Operation
 from kdscale.data.views.operations.operation_registry import NAMES, parse_operation
 from kdscale.data.views.operations.torchvision_op import TorchvisionOp, is_own
-from kdscale.data.views.run_operations import compiled_run, run_operations
 from kdscale.errors import ConfigError, DataError
 
 _ALL = derive_seed(0x616C6C)  # "all"
@@ -51,8 +49,6 @@ class Pipeline:
     """Who is mixed with whom."""
     enumerated: bool = False
     """Views count through all outcomes instead of drawing them."""
-    compiled: bool = field(default=False, compare=False)
-    """Compile the operations where images lie on a GPU; the views are the same, bit for bit."""
 
     def __post_init__(self) -> None:
         mixing = [_name(o) for o in self.operations if isinstance(o, Mixing)]
@@ -296,11 +292,14 @@ class Pipeline:
 
     def _run(self, images: Tensor, words: Tensor, start: int, stop: int) -> Tensor:
         """The operations from number `start` up to `stop`, with words of theirs alone."""
-        if start == stop or not len(images):
+        if not len(images):
             return images
-        compiled = self.compiled and not on_host(images)
-        run = compiled_run() if compiled else run_operations
-        return run(self.operations[start:stop], images, words)
+        first = 0
+        for operation in self.operations[start:stop]:
+            assert not isinstance(operation, Mixing), "partners' images are at hand in `render`"
+            images = operation(images, words[first : first + operation.num_draws])
+            first += operation.num_draws
+        return images
 
     def _enumerated(self, draws: Sequence[tuple[int, int]], view: View, index: Tensor) -> Tensor:
         """Bits that lead to outcome (view + a number drawn for the sample) of all outcomes."""

@@ -96,7 +96,7 @@ def _has_tables(images: Tensor, size: tuple[int, int]) -> bool:
 
     Both ways give the same pixels; this one needs that matrix products keep all 24 bits.
     """
-    if max(*images.shape[2:], *size) > _SMALL or torch.compiler.is_compiling():
+    if max(*images.shape[2:], *size) > _SMALL:
         return False
     exact = images.device.type == "cpu" or not torch.backends.cuda.matmul.allow_tf32
     return exact and torch.get_float32_matmul_precision() == "highest"
