@@ -1,43 +1,27 @@
 """`evaluation.json`, the measurements of `kdscale evaluate`, as a type."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from kdscale.documents import DAMAGE
-from kdscale.report.fields import (
-    dicts,
-    error_text,
-    is_number,
-    is_whole,
-    name_text,
-    names_text,
-    numbers,
-    read_json,
-    sound_metrics,
-    whole_numbers,
-)
+from pydantic import Field
+
+from kdscale.documents import DAMAGE, check_as
+from kdscale.report.fields import dicts, error_text, name_text, read_json, sound_metrics
+from kdscale.runs.run_spec import Share
 
 _VERSION = 1
 _METRICS = (
-    "model",
-    "num_samples",
-    "top1_accuracy",
-    "top5_accuracy",
-    "macro_precision",
-    "macro_recall",
-    "calibration_error",
-    "agreement",
-    "non_finite_samples",
-    "tied_samples",
-    "num_parameters",
-    "flops",
-    "weight_bytes",
-)
+    "model", "num_samples", "top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall",
+    "calibration_error", "agreement", "non_finite_samples", "tied_samples", "num_parameters",
+    "flops", "weight_bytes",
+)  # fmt: skip
 _LARGEST_MATRIX = 1000
 _MOST_CONFUSED = 100
 
+Count = Annotated[int, Field(ge=0, lt=1 << 60)]
+Seconds = Annotated[float, Field(ge=0, lt=1e18)]
 Mistake = tuple[int, int, int]
 """(label, prediction, number of samples)."""
 
@@ -46,11 +30,11 @@ Mistake = tuple[int, int, int]
 class CalibrationBins:
     """The bins of a reliability diagram, lowest confidence first."""
 
-    confidence: Sequence[float]
+    confidence: list[Share]
     """Mean confidence of each bin's samples, 0..1."""
-    accuracy: Sequence[float]
+    accuracy: list[Share]
     """Top-1 accuracy of each bin's samples, 0..1."""
-    samples: Sequence[int]
+    samples: list[Count]
     """Number of samples in each bin."""
 
 
@@ -58,9 +42,9 @@ class CalibrationBins:
 class Latency:
     """Time of a forward pass, without data loading."""
 
-    median_seconds: float
+    median_seconds: Seconds
     """Median of all rounds."""
-    p95_seconds: float
+    p95_seconds: Seconds
     """95th percentile of all rounds."""
 
 
@@ -76,7 +60,7 @@ class ClassCounts:
     """Number of samples predicted as each class, whatever their label."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TestSet:
     """The images that a model was evaluated on."""
 
@@ -110,6 +94,38 @@ class ModelEvaluation:
     """Device, threads, precision and library versions of the measurement."""
 
 
+@dataclass(frozen=True, slots=True)
+class _ClassRow:
+    samples: Count
+    correct: Count | None = None
+    """None in files of kdscale 0.1, which have a confusion matrix; likewise `predicted`."""
+    predicted: Count | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Confused:
+    label: Count
+    predicted: Count
+    samples: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """The lists and tables of the file, by its keys."""
+
+    class_names: list[str | int]
+    confusion: list[list[Count]] | None
+    calibration: CalibrationBins
+    per_class: list[_ClassRow] = field(default_factory=list)
+    most_confused: list[_Confused] = field(default_factory=list)
+    peak_activation_bytes: dict[int, Count] | None = None
+    latency: dict[int, Latency] | None = None
+    test_fingerprint: str | None = None
+    test_source: str | None = None
+    test_split: str | None = None
+    own_test_set: bool | None = None
+
+
 def read_evaluation(path: Path) -> tuple[ModelEvaluation | None, list[str]]:
     """Return the evaluation in a file, if there is one, and messages about what is wrong with it.
 
@@ -122,65 +138,55 @@ def read_evaluation(path: Path) -> tuple[ModelEvaluation | None, list[str]]:
         if table["version"] > _VERSION:
             return None, [f"{path} was written by a newer kdscale: update this one"]
         metrics, problems = sound_metrics({key: table.get(key) for key in _METRICS}, path)
-        return _parse(table, metrics), problems
+        known = {one.name: table[one.name] for one in fields(_Stored) if one.name in table}
+        return _parse(check_as(_Stored, known), metrics, _environment(table)), problems
     except DAMAGE as error:
         return None, [f"{path} cannot be read ({type(error).__name__}: {error_text(error)})"]
 
 
-def _parse(table: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelEvaluation:
-    confusion = None if table["confusion"] is None else _matrix(table["confusion"])
-    classes = _by_class(table) if confusion is None else _of_matrix(table, confusion)
-    names = names_text(table["class_names"])
-    names += [f"class {label}" for label in range(len(names), len(classes.samples))]
+def _parse(
+    stored: _Stored, metrics: Mapping[str, Any], environment: Mapping[str, Any]
+) -> ModelEvaluation:
+    confusion, bins = stored.confusion, stored.calibration
+    if len({len(bins.confidence), len(bins.accuracy), len(bins.samples)}) > 1:
+        raise ValueError("the calibration's lists differ in length")
+    classes = _by_class(stored) if confusion is None else _of_matrix(stored, confusion)
+    num_classes = len(classes.samples)
+    names = [name_text(str(name)) for name in stored.class_names]
+    names += [f"class {label}" for label in range(len(names), num_classes)]
+    source = f"{stored.test_source}, split {stored.test_split}" if stored.test_source else ""
     return ModelEvaluation(
         metrics=metrics,
-        test_set=_test_set(table),
-        class_names=names[: len(classes.samples)],
+        test_set=TestSet(stored.test_fingerprint, name_text(source), stored.own_test_set),
+        class_names=names[:num_classes],
         classes=classes,
-        confusion=confusion if len(classes.samples) <= _LARGEST_MATRIX else None,
-        most_confused=_listed(table) if confusion is None else mistakes_in(confusion),
-        calibration=_calibration(table["calibration"]),
-        activation_bytes={
-            int(k): v for k, v in (table.get("peak_activation_bytes") or {}).items() if is_whole(v)
-        },
-        latency={
-            int(batch): Latency(
-                median_seconds=one["median_seconds"], p95_seconds=one["p95_seconds"]
-            )
-            for batch, one in (table.get("latency") or {}).items()
-            if is_number(one["median_seconds"]) and is_number(one["p95_seconds"])
-        },
-        environment=_environment(table),
+        confusion=confusion if num_classes <= _LARGEST_MATRIX else None,
+        most_confused=_listed(stored) if confusion is None else mistakes_in(confusion),
+        calibration=bins,
+        activation_bytes=stored.peak_activation_bytes or {},
+        latency=stored.latency or {},
+        environment=environment,
     )
 
 
-def _matrix(values: object) -> list[list[int]]:
-    rows = values if isinstance(values, list) else []
-    if not rows or any(not isinstance(row, list) or len(row) != len(rows) for row in rows):
+def _of_matrix(stored: _Stored, confusion: Sequence[Sequence[int]]) -> ClassCounts:
+    """Count by class; samples without a prediction are in `per_class` alone."""
+    if not confusion or any(len(row) != len(confusion) for row in confusion):
         raise ValueError("the confusion matrix is not square")
-    return [whole_numbers(row) for row in rows]
-
-
-def _of_matrix(table: Mapping[str, Any], confusion: Sequence[Sequence[int]]) -> ClassCounts:
-    """Count by class; samples without a prediction are not in a matrix, so `per_class` has them."""
-    predicted = [sum(column) for column in zip(*confusion, strict=True)]
-    samples = [sum(row) for row in confusion]
-    if table.get("non_finite_samples"):
-        samples = whole_numbers([one["samples"] for one in table["per_class"]])
-    if len(samples) != len(predicted):
+    samples = [one.samples for one in stored.per_class] or [sum(row) for row in confusion]
+    if len(samples) != len(confusion):
         raise ValueError("per_class and the confusion matrix are of different classes")
     correct = [row[label] for label, row in enumerate(confusion)]
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
     return ClassCounts(samples=samples, correct=correct, predicted=predicted)
 
 
-def _by_class(table: Mapping[str, Any]) -> ClassCounts:
-    columns = {
-        name: whole_numbers([one[name] for one in table["per_class"]])
-        for name in ("samples", "correct", "predicted")
-    }
-    if not columns["samples"]:
-        raise ValueError("per_class has no class")
-    return ClassCounts(**columns)
+def _by_class(stored: _Stored) -> ClassCounts:
+    counts = [(one.samples, one.correct or 0, one.predicted or 0) for one in stored.per_class]
+    if not counts or any(None in (one.correct, one.predicted) for one in stored.per_class):
+        raise ValueError("per_class has no counts, and there is no confusion matrix")
+    samples, correct, predicted = zip(*counts, strict=True)
+    return ClassCounts(samples=samples, correct=correct, predicted=predicted)
 
 
 def mistakes_in(confusion: Sequence[Sequence[int]]) -> list[Mistake]:
@@ -194,37 +200,11 @@ def mistakes_in(confusion: Sequence[Sequence[int]]) -> list[Mistake]:
     return sorted(found, key=lambda one: -one[2])[:_MOST_CONFUSED]
 
 
-def _listed(table: Mapping[str, Any]) -> list[Mistake]:
-    last = len(table["per_class"]) - 1
-    rows = [(one["label"], one["predicted"], one["samples"]) for one in table["most_confused"]]
-    if not all(
-        is_whole(label, 0, last) and is_whole(prediction, 0, last) and is_whole(count, 1)
-        for label, prediction, count in rows
-    ):
+def _listed(stored: _Stored) -> list[Mistake]:
+    rows = [(one.label, one.predicted, one.samples) for one in stored.most_confused]
+    if any(max(label, prediction) >= len(stored.per_class) for label, prediction, _ in rows):
         raise ValueError("most_confused names classes that do not exist")
     return rows
-
-
-def _calibration(bins: Mapping[str, Any]) -> CalibrationBins:
-    found = CalibrationBins(
-        confidence=numbers(bins["confidence"], 1),
-        accuracy=numbers(bins["accuracy"], 1),
-        samples=whole_numbers(bins["samples"]),
-    )
-    if len({len(found.confidence), len(found.accuracy), len(found.samples)}) > 1:
-        raise ValueError("the calibration's lists differ in length")
-    return found
-
-
-def _test_set(table: Mapping[str, Any]) -> TestSet:
-    fingerprint, own = table.get("test_fingerprint"), table.get("own_test_set")
-    named = isinstance(table.get("test_source"), str)
-    source = f"{table['test_source']}, split {table.get('test_split')}" if named else ""
-    return TestSet(
-        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
-        source=name_text(source),
-        is_own=own if isinstance(own, bool) else None,
-    )
 
 
 def _environment(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,33 +32,6 @@ def is_number(value: object, low: float = 0.0, high: float = _LARGEST) -> TypeGu
     return low <= value <= high  # NaN is not
 
 
-def is_whole(value: object, low: int = 0, high: float = _LARGEST) -> TypeGuard[int]:
-    """Return whether a value is a whole number in a range."""
-    return isinstance(value, int) and is_number(value, low, high)
-
-
-def numbers(values: object, high: float = _LARGEST) -> list[float]:
-    """Return a list of numbers in 0..`high`.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if not isinstance(values, list) or not all(is_number(value, 0, high) for value in values):
-        raise ValueError(f"{excerpt(values)} is no list of numbers in 0..{high:g}")
-    return values
-
-
-def whole_numbers(values: object) -> list[int]:
-    """Return a list of whole numbers of at least 0.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if not isinstance(values, list) or not all(is_whole(value) for value in values):
-        raise ValueError(f"{excerpt(values)} is no list of whole numbers")
-    return values
-
-
 def excerpt(value: object) -> str:
     """Return a value for a message, cut to some 40 letters."""
     return reprlib.repr(value)
@@ -72,17 +45,6 @@ def name_text(name: str) -> str:
         for letter in words[: 2 * _LONGEST_NAME]
     )
     return words if len(words) <= _LONGEST_NAME else f"{words[: _LONGEST_NAME - 1]}…"
-
-
-def names_text(names: object) -> list[str]:
-    """Return class names as `name_text` gives them.
-
-    Raises:
-        ValueError: they are no list of names.
-    """
-    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
-        raise ValueError(f"{excerpt(names)} is no list of class names")
-    return [name_text(str(name)) for name in names]
 
 
 def sound_metrics(table: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:

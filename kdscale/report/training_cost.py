@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from kdscale.report.entry import Entry
-from kdscale.report.fields import is_whole, tables_of
+from kdscale.report.fields import is_number, tables_of
 from kdscale.report.model import Comparison, SweepResults
 from kdscale.report.run_results import Run
 
@@ -137,4 +137,4 @@ def _seconds_per_image(runs: Sequence[Run]) -> float | None:
 def _images(run: Run) -> int:
     """Return the number of images of all training steps, repeats counted."""
     batch = tables_of(run.recipe, "student", "train").get("global_batch_size", 0)
-    return int(run.metrics.get("steps", 0)) * (batch if is_whole(batch) else 0)
+    return int(run.metrics.get("steps", 0)) * (int(batch) if is_number(batch) else 0)
