@@ -7,6 +7,7 @@ from kdscale.report.table import Table
 from kdscale.tables.results_table import ResultsRow, results_table
 
 _BENCH = {
+    "fixed_batch_images_per_second": "bare loop, one batch",
     "plain_images_per_second": "bare loop",
     "supervised_images_per_second": "supervised",
     "cached_images_per_second": "cached",
@@ -14,6 +15,7 @@ _BENCH = {
     "build_images_per_second": "build",
 }
 _RATIOS = {
+    "fixed_batch_over_plain_time": "one batch / bare",
     "supervised_over_plain_time": "supervised / bare",
     "cached_over_staged_time": "cached / staged",
     "cached_over_supervised_time": "cached / supervised",

@@ -192,12 +192,13 @@ class CacheReader:
         return {name: read_once(self.store, self._layout, name) for name in names}
 
     def _check_range(self, view: int, shards: range) -> None:
-        for what, where, numbers, count in (
-            ("view", self.location, (view,), self.manifest.num_views),
-            ("shard", f"a view of {self.location}", shards, self.manifest.num_shards),
-        ):
-            if not 0 <= numbers[0] <= numbers[-1] < count:
-                raise OutOfRangeError(f"{what} {numbers[0]}: {where} has {what}s 0..{count - 1}")
+        last_view, last_shard = self.manifest.num_views - 1, self.manifest.num_shards - 1
+        if not 0 <= view <= last_view:
+            raise OutOfRangeError(f"view {view}: {self.location} has views 0..{last_view}")
+        if shards[0] < 0 or shards[-1] > last_shard:
+            raise OutOfRangeError(
+                f"shard {shards[0]}: a view of {self.location} has shards 0..{last_shard}"
+            )
 
     def check_features(self, features: Sequence[str]) -> None:
         """Check that the cache stores the features of modules.

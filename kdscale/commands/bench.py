@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count, islice, repeat
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
@@ -61,6 +61,7 @@ _STEP_SHARE = 0.7  # of the time; the rest measures the build
 _ROUND_SECONDS = 0.05  # wanted at least for each variant in a round
 
 RATIOS = {
+    "fixed_batch_over_plain_time": ("fixed_batch", "plain"),
     "supervised_over_plain_time": ("supervised", "plain"),
     "cached_over_staged_time": ("cached", "staged"),
     "cached_over_supervised_time": ("cached", "supervised"),
@@ -181,8 +182,11 @@ def _variants(setup: TimedSetup, cached: CachedTargets, scratch: _Scratch) -> di
     ours["staged"] = replace(
         ours["staged"], prepare=lambda count: staged.stage(trainers["staged"], count)
     )
-    plain, views = TimedLoop(_plain(setup, schedule)), TimedLoop(_views_alone(setup, schedule))
-    return {"plain": plain, **ours, "views": views}
+    bare = {
+        "fixed_batch": TimedLoop(_plain(setup, schedule, fixed=True)),
+        "plain": TimedLoop(_plain(setup, schedule)),
+    }
+    return {**bare, **ours, "views": TimedLoop(_views_alone(setup, schedule))}
 
 
 def _views_alone(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
@@ -196,8 +200,11 @@ def _views_alone(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
     return steps
 
 
-def _plain(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
-    """Run a bare PyTorch loop: same student, views, batches and optimizer, without a trainer."""
+def _plain(setup: TimedSetup, schedule: ViewSchedule, *, fixed: bool = False) -> Steps:
+    """Run a bare PyTorch loop: same student, views, batches and optimizer, without a trainer.
+
+    With `fixed`, every step takes the first batch, which lies on the device: no data path.
+    """
     settings, experiment = setup.settings, setup.experiment
     student, device = experiment.student(seed=0), experiment.device
     model = student.model.to(device)
@@ -207,7 +214,8 @@ def _plain(setup: TimedSetup, schedule: ViewSchedule) -> Steps:
     loader = setup.loader(schedule)
     rates = learning_rates(settings, loader.steps_per_epoch)
     plans = map(loader.plan, count())
-    batches = enumerate(experiment.train_images.render_each(experiment.views, plans))
+    rendered = experiment.train_images.render_each(experiment.views, plans)
+    batches = enumerate(repeat(next(rendered)) if fixed else rendered)
 
     def steps(number: int) -> None:
         model.train()

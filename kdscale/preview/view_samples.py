@@ -13,7 +13,8 @@ from kdscale.cache.reader import CacheReader
 from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import Batch, DeviceImages
-from kdscale.data.rng import derive_seed, permutation
+from kdscale.data.rng import derive_seed
+from kdscale.data.sample import balanced_sample
 from kdscale.data.views.digest import digest
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ViewMismatchError
@@ -44,12 +45,7 @@ def balanced_samples(labels: np.ndarray, count: int, seed: int) -> Tensor:
     Returns:
         int64 [count], in the order of (label, index).
     """
-    order = permutation(len(labels), _CHOICE, seed).numpy()
-    by_class = np.argsort(labels[order], kind="stable")
-    counts = np.unique(labels, return_counts=True)[1]
-    rounds = np.empty_like(order)  # 0 for the first of each class, 1 for the second, ...
-    rounds[by_class] = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
-    chosen = order[np.argsort(rounds, kind="stable")[:count]]
+    chosen = balanced_sample(labels, count, _CHOICE, seed).numpy()
     return torch.from_numpy(chosen[np.lexsort((chosen, labels[chosen]))])
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from kdscale.documents import DAMAGE, check_as
-from kdscale.report.fields import dicts, error_text, name_text, read_json, sound_metrics
+from kdscale.formatting import reason_of
+from kdscale.report.fields import dicts, name_text, read_json, sound_metrics
 from kdscale.runs.run_spec import Share
 
 _VERSION = 1
@@ -141,7 +142,7 @@ def read_evaluation(path: Path) -> tuple[ModelEvaluation | None, list[str]]:
         known = {one.name: table[one.name] for one in fields(_Stored) if one.name in table}
         return _parse(check_as(_Stored, known), metrics, _environment(table)), problems
     except DAMAGE as error:
-        return None, [f"{path} cannot be read ({type(error).__name__}: {error_text(error)})"]
+        return None, [f"{path} cannot be read ({type(error).__name__}: {reason_of(error)})"]
 
 
 def _parse(

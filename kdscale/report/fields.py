@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from kdscale.documents import DAMAGE
 from kdscale.errors import KdscaleError, RunError
+from kdscale.formatting import reason_of
 from kdscale.runs.folder import read_run_file
 
 _LARGEST = 1e18
@@ -93,14 +94,7 @@ def read_json(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     except RunError as error:
         return None, [str(error)]
     except (KdscaleError, *DAMAGE) as error:
-        return None, [f"{path} cannot be read ({error_text(error)})"]
-
-
-def error_text(error: Exception) -> str:
-    """Return an error's words on one line, cut to 200 letters."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    words = " ".join(text.split()) or type(error).__name__
-    return words if len(words) <= 200 else f"{words[:197]}..."
+        return None, [f"{path} cannot be read ({reason_of(error)})"]
 
 
 def tables_of(recipe: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from kdscale.documents import DAMAGE
 from kdscale.errors import KdscaleError, RunError
-from kdscale.report.fields import error_text, excerpt, is_number
+from kdscale.formatting import reason_of
+from kdscale.report.fields import excerpt, is_number
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import TORN, read_sound_metrics
 
@@ -50,7 +51,7 @@ def read_log(folder: Path, *, is_finished: bool) -> TrainingLog:
     except RunError as error:
         problems = [str(error)]
     except (KdscaleError, *DAMAGE) as error:
-        problems = [f"{path} cannot be read after line {number} ({error_text(error)})"]
+        problems = [f"{path} cannot be read after line {number} ({reason_of(error)})"]
     if not is_finished:  # its last line may be half written
         problems = [one for one in problems if not one.endswith(TORN)]
     return TrainingLog(dict(curves), reached, problems)

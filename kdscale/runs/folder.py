@@ -40,8 +40,6 @@ from kdscale.runs.run_spec import RunInputs, RunSpec, TrackerState, Weights, che
 
 _RECIPE, _RUN, _CONTENT, _RESULT = RECIPE_FILE, RUN_FILE, "content.json", "result.json"
 _METRICS, _CHECKPOINTS, _PRETRAINED = "metrics.jsonl", "checkpoints", "pretrained.json"
-_BENCH, _TRIALS, _SWEEP, _SUMMARY = "bench.json", "trials", "sweep.json", "trials.json"
-_PRUNED, _TABLE, _PAGE = "pruned.txt", "report.md", "report.html"
 _TRACKERS, _TENSORBOARD = "trackers.json", "tensorboard"
 _WEIGHTS: dict[Weights, str] = dict(zip(("last", "best", "ema"), WEIGHTS_FILES, strict=True))
 _EVALUATIONS: dict[Weights, str] = {
@@ -49,11 +47,20 @@ _EVALUATIONS: dict[Weights, str] = {
     "best": "evaluation-best.json",
     "ema": "evaluation-ema.json",
 }
-_GIVEN_TEACHER = "teacher-evaluation.json"
 FILES_OF_A_START = frozenset({_RUN, _RECIPE, _CONTENT, _PRETRAINED})
 """Names of the files that are written before the first step, and again by the next start."""
 
 T = TypeVar("T")
+
+
+class _Below:
+    """A path in a run's folder, by its name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: "RunFolder", _: object = None) -> Path:
+        return folder.path / self._name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,70 +71,32 @@ class RunFolder:
 
     # ------------------------------------------------------------------ names
 
-    @property
-    def recipe_file(self) -> Path:
-        """The resolved recipe."""
-        return self.path / _RECIPE
-
-    @property
-    def run_file(self) -> Path:
-        """The file of the run's `RunSpec`; only the folder of one run has it."""
-        return self.path / _RUN
-
-    @property
-    def inputs_file(self) -> Path:
-        """The file of the run's `RunInputs`."""
-        return self.path / _CONTENT
-
-    @property
-    def pretrained_file(self) -> Path:
-        """The description of the pretrained weights that the training starts from."""
-        return self.path / _PRETRAINED
-
-    @property
-    def bench_file(self) -> Path:
-        """The measurements of `kdscale bench`, for the report of a recipe or sweep."""
-        return self.path / _BENCH
-
-    @property
-    def trials(self) -> Path:
-        """The folder of a sweep's runs, one a trial."""
-        return self.path / _TRIALS
-
-    @property
-    def sweep_file(self) -> Path:
-        """The settings of a sweep; only the folder of a sweep has it."""
-        return self.path / _SWEEP
-
-    @property
-    def summary_file(self) -> Path:
-        """The trials of a sweep with their results, for readers without its database."""
-        return self.path / _SUMMARY
-
-    @property
-    def pruned_file(self) -> Path:
-        """The reason why a sweep ended the run early; other runs do not have it."""
-        return self.path / _PRUNED
-
-    @property
-    def table_file(self) -> Path:
-        """The table of results of a recipe or sweep, as Markdown."""
-        return self.path / _TABLE
-
-    @property
-    def page_file(self) -> Path:
-        """The report of a recipe or sweep, as HTML."""
-        return self.path / _PAGE
-
-    @property
-    def result_file(self) -> Path:
-        """The result; a run whose folder has it is finished."""
-        return self.path / _RESULT
-
-    @property
-    def metrics_file(self) -> Path:
-        """The log of the training, see `runs.log`."""
-        return self.path / _METRICS
+    recipe_file = _Below(_RECIPE)
+    """The resolved recipe."""
+    run_file = _Below(_RUN)
+    """The file of the run's `RunSpec`; only the folder of one run has it."""
+    inputs_file = _Below(_CONTENT)
+    """The file of the run's `RunInputs`."""
+    pretrained_file = _Below(_PRETRAINED)
+    """The description of the pretrained weights that the training starts from."""
+    bench_file = _Below("bench.json")
+    """The measurements of `kdscale bench`, for the report of a recipe or sweep."""
+    trials = _Below("trials")
+    """The folder of a sweep's runs, one a trial."""
+    sweep_file = _Below("sweep.json")
+    """The settings of a sweep; only the folder of a sweep has it."""
+    summary_file = _Below("trials.json")
+    """The trials of a sweep with their results, for readers without its database."""
+    pruned_file = _Below("pruned.txt")
+    """The reason why a sweep ended the run early; other runs do not have it."""
+    table_file = _Below("report.md")
+    """The table of results of a recipe or sweep, as Markdown."""
+    page_file = _Below("report.html")
+    """The report of a recipe or sweep, as HTML."""
+    result_file = _Below(_RESULT)
+    """The result; a run whose folder has it is finished."""
+    metrics_file = _Below(_METRICS)
+    """The log of the training, see `runs.log`."""
 
     @property
     def tensorboard(self) -> Path:
@@ -138,10 +107,8 @@ class RunFolder:
         """
         return path_inside(self.path, _TENSORBOARD)
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / _CHECKPOINTS
+    checkpoints = _Below(_CHECKPOINTS)
+    """The folder of checkpoints."""
 
     def weights_file(self, which: Weights = "last") -> Path:
         """Weights of the trained model."""
@@ -151,10 +118,8 @@ class RunFolder:
         """The evaluation of these weights."""
         return self.path / _EVALUATIONS[which]
 
-    @property
-    def given_teacher_file(self) -> Path:
-        """The evaluation of a teacher that a recipe names weights of."""
-        return self.path / _GIVEN_TEACHER
+    given_teacher_file = _Below("teacher-evaluation.json")
+    """The evaluation of a teacher that a recipe names weights of."""
 
     @property
     def is_run(self) -> bool:

@@ -7,6 +7,7 @@ from kdscale.formatting import number_of
 from kdscale.report.table import Table
 
 _STEPS = {
+    "fixed_batch": "bare PyTorch loop, one batch over and over",
     "plain": "bare PyTorch loop, labels",
     "supervised": "kdscale, labels",
     "staged": "kdscale, targets in memory",
@@ -15,6 +16,7 @@ _STEPS = {
     "views": "rendering the views alone",
 }
 _RATIOS = {
+    "fixed_batch_over_plain_time": "bare loop on one batch / on batches of the data",
     "supervised_over_plain_time": "kdscale's loop / bare loop",
     "cached_over_staged_time": "reading targets: cached / in memory",
     "cached_over_supervised_time": "cached / supervised",

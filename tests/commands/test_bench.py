@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-VARIANTS = ("plain", "supervised", "staged", "cached", "online", "views")
+VARIANTS = ("fixed_batch", "plain", "supervised", "staged", "cached", "online", "views")
 RATIOS = (
+    "fixed_batch_over_plain_time",
     "supervised_over_plain_time",
     "cached_over_staged_time",
     "cached_over_supervised_time",

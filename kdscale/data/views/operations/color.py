@@ -22,8 +22,8 @@ from kdscale.data.views.functional.all_kinds import Blend, blend
 from kdscale.data.views.functional.masking import dispatch_by_kind, on_host, where_chosen
 from kdscale.data.views.operations.operation import (
     Native,
+    RandomApply,
     check_interval,
-    check_probability,
     check_range,
 )
 from kdscale.errors import ConfigError
@@ -40,19 +40,6 @@ _NEUTRAL = 3  # among kinds of blends, where hue is none
 
 Jitter = float | tuple[float, float]
 """How far a factor may be from its middle, or its smallest and largest value."""
-
-
-class RandomApply(Native):
-    """What happens to a sample with probability `p`: draw 0 decides."""
-
-    __slots__ = ()
-    num_draws: ClassVar[int] = 1
-    p: float
-
-    @property
-    def choices(self) -> tuple[int]:
-        """Changed or not."""
-        return (2 if 0 < self.p < 1 else 1,)
 
 
 def _where_drawn(
@@ -189,9 +176,6 @@ class RandomGrayscale(RandomApply):
 
     p: float = 0.1
 
-    def __post_init__(self) -> None:
-        check_probability("random_grayscale", "p", self.p)
-
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them grey."""
         return _where_drawn(grey_levels.grayscale, images, bits, self.p)
@@ -237,9 +221,6 @@ class RandomInvert(RandomApply):
 
     p: float = 0.5
 
-    def __post_init__(self) -> None:
-        check_probability("random_invert", "p", self.p)
-
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them negatives."""
         return grey_levels.invert(images, bernoulli(bits[0], self.p))
@@ -254,7 +235,7 @@ class RandomPosterize(RandomApply):
 
     def __post_init__(self) -> None:
         check_range("random_posterize", "bits", self.bits, 0, 8, "bits")
-        check_probability("random_posterize", "p", self.p)
+        RandomApply.__post_init__(self)
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them in fewer grey levels."""
@@ -271,7 +252,7 @@ class RandomSolarize(RandomApply):
 
     def __post_init__(self) -> None:
         check_range("random_solarize", "threshold", self.threshold, 0, 255, "grey levels")
-        check_probability("random_solarize", "p", self.p)
+        RandomApply.__post_init__(self)
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them solarized."""
@@ -296,7 +277,7 @@ class RandomAdjustSharpness(RandomApply):
             most,
             "as a factor",
         )
-        check_probability("random_adjust_sharpness", "p", self.p)
+        RandomApply.__post_init__(self)
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them smoother or sharper."""
@@ -314,9 +295,6 @@ class RandomAutocontrast(RandomApply):
 
     p: float = 0.5
 
-    def __post_init__(self) -> None:
-        check_probability("random_autocontrast", "p", self.p)
-
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them stretched."""
         return _where_drawn(grey_levels.autocontrast, images, bits, self.p)
@@ -327,9 +305,6 @@ class RandomEqualize(RandomApply):
     """Each channel's histogram made flat, with probability `p`."""
 
     p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability("random_equalize", "p", self.p)
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them equalized."""

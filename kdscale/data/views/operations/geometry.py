@@ -19,9 +19,9 @@ from kdscale.data.views.functional import affine
 from kdscale.data.views.functional.affine import Interpolation
 from kdscale.data.views.operations.operation import (
     Native,
+    RandomApply,
     check_interval,
     check_name,
-    check_probability,
     check_range,
     limits_in,
 )
@@ -105,19 +105,10 @@ def _first_pixels(
 
 
 @dataclass(frozen=True, slots=True)
-class RandomHorizontalFlip(Native):
+class RandomHorizontalFlip(RandomApply):
     """A mirror image, left to right, with probability `p`. Draw 0 decides."""
 
-    num_draws: ClassVar[int] = 1
     p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability("random_horizontal_flip", "p", self.p)
-
-    @property
-    def choices(self) -> tuple[int]:
-        """Mirrored or not."""
-        return (2 if 0 < self.p < 1 else 1,)
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them mirrored."""
@@ -129,19 +120,10 @@ class RandomHorizontalFlip(Native):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomVerticalFlip(Native):
+class RandomVerticalFlip(RandomApply):
     """A mirror image, top to bottom, with probability `p`. Draw 0 decides."""
 
-    num_draws: ClassVar[int] = 1
     p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability("random_vertical_flip", "p", self.p)
-
-    @property
-    def choices(self) -> tuple[int]:
-        """Mirrored or not."""
-        return (2 if 0 < self.p < 1 else 1,)
 
     def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
         """The images, some of them mirrored."""

@@ -1,5 +1,6 @@
 """What an operation is, and the checks of arguments that operations share."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -43,6 +44,23 @@ class Native:
     def choices(self) -> tuple[int, ...] | None:
         """Too many to enumerate."""
         return None
+
+
+class RandomApply(Native):
+    """What happens to a sample with probability `p`: draw 0 decides."""
+
+    __slots__ = ()
+    num_draws: ClassVar[int] = 1
+    p: float
+
+    def __post_init__(self) -> None:
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+        check_probability(name, "p", self.p)
+
+    @property
+    def choices(self) -> tuple[int]:
+        """Changed or not."""
+        return (2 if 0 < self.p < 1 else 1,)
 
 
 def limits_in(units: int, limits: tuple[float, float]) -> tuple[int, int]:
