@@ -151,7 +151,11 @@ def _parse(
     confusion, bins = stored.confusion, stored.calibration
     if len({len(bins.confidence), len(bins.accuracy), len(bins.samples)}) > 1:
         raise ValueError("the calibration's lists differ in length")
-    classes = _by_class(stored) if confusion is None else _of_matrix(stored, confusion)
+    if confusion is None:
+        classes = _by_class(stored)
+    else:  # samples without a prediction are in `per_class` alone
+        samples = [one.samples for one in stored.per_class]
+        classes = _of_matrix(confusion, samples if metrics.get("non_finite_samples") else None)
     num_classes = len(classes.samples)
     names = [name_text(str(name)) for name in stored.class_names]
     names += [f"class {label}" for label in range(len(names), num_classes)]
@@ -170,16 +174,22 @@ def _parse(
     )
 
 
-def _of_matrix(stored: _Stored, confusion: Sequence[Sequence[int]]) -> ClassCounts:
-    """Count by class; samples without a prediction are in `per_class` alone."""
+def _of_matrix(confusion: Sequence[Sequence[int]], samples: Sequence[int] | None) -> ClassCounts:
+    """Count by class.
+
+    Args:
+        confusion: samples by label (row) and prediction (column).
+        samples: number of samples with each label; None where all of them have a prediction.
+    """
     if not confusion or any(len(row) != len(confusion) for row in confusion):
         raise ValueError("the confusion matrix is not square")
-    samples = [one.samples for one in stored.per_class] or [sum(row) for row in confusion]
-    if len(samples) != len(confusion):
+    if samples is not None and len(samples) != len(confusion):
         raise ValueError("per_class and the confusion matrix are of different classes")
-    correct = [row[label] for label, row in enumerate(confusion)]
-    predicted = [sum(column) for column in zip(*confusion, strict=True)]
-    return ClassCounts(samples=samples, correct=correct, predicted=predicted)
+    return ClassCounts(
+        samples=[sum(row) for row in confusion] if samples is None else samples,
+        correct=[row[label] for label, row in enumerate(confusion)],
+        predicted=[sum(column) for column in zip(*confusion, strict=True)],
+    )
 
 
 def _by_class(stored: _Stored) -> ClassCounts:
