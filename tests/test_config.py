@@ -275,6 +275,16 @@ def test_every_problem_is_listed_at_once(recipe_table):
             {"student": {"train": {"optimizer": "sgd", "nesterov": True, "momentum": 0.0}}},
             "wanted a momentum above 0",
         ),
+        (
+            {"student": {"train": {"schedule": "cosine", "cooldown_epochs": 0.5}}},
+            "cooldown_epochs is 0.5 and min_learning_rate 0, at which nothing is learned",
+        ),
+        (
+            {"student": {"train": {"epochs": 3, "warmup_epochs": 2.0, "cooldown_epochs": 2.0}}},
+            "warmup_epochs is 2.0 and cooldown_epochs 2.0, more than all 3 epochs",
+        ),
+        ({"student": {"train": {"min_learning_rate": 0.5}}}, "above learning_rate, 0.01"),
+        ({"student": {"train": {"optimizer": "timm/"}}}, "wanted adam, adamw, sgd or timm/NAME"),
         ({"data": {"classes": [3]}}, "at least 2 items"),
         ({"views": {"operations": [], "count": 3}}, "without operations all views are alike"),
         ({"teacher": {"input": {"mean": [0.1, 0.2]}}}, "mean has 2 values, std has 1"),

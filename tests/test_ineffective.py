@@ -32,6 +32,9 @@ def said_of(recipe_table, **train):
         ({"optimizer": "adam", "momentum": 0.5}, "momentum = 0.5 has no effect"),
         ({"optimizer": "adamw", "nesterov": True}, "nesterov = true has no effect"),
         ({"decay_norm_and_bias": False}, "weight_decay is 0"),
+        ({"schedule": "steps", "milestones": [5], "cooldown_epochs": 1.0}, "cooldown_epochs = 1.0"),
+        ({"min_learning_rate": 1e-4}, "min_learning_rate = 0.0001 has no effect"),
+        ({"optimizer": "timm/lamb", "nesterov": True}, "nesterov = true has no effect"),
     ],
 )
 def test_setting_that_never_acts_is_reported(recipe_table, settings, part):
@@ -51,6 +54,8 @@ def test_setting_that_never_acts_is_reported(recipe_table, settings, part):
         {"evaluate_every": 10},
         {"schedule": "cosine", "warmup_epochs": 9.5},
         {"optimizer": "sgd", "nesterov": True, "momentum": 0.5},
+        {"optimizer": "timm/sgdw", "momentum": 0.5},
+        {"schedule": "cosine", "cooldown_epochs": 2.0, "min_learning_rate": 1e-5},
     ],
 )
 def test_setting_that_acts_is_not_reported(recipe_table, settings):

@@ -1,4 +1,7 @@
-"""The optimizer step after a backward pass, whose gradients are taken as given: it needs a GPU."""
+"""The optimizer step after a backward pass, whose gradients are taken as given: it needs a GPU.
+
+And the moving average of the weights after it.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from kdscale.training.averaged_weights import AveragedWeights
 from kdscale.training.optim import Schedule, create_optimizer
 from kdscale.training.optimizer_step import OptimizerStep
 from sync_cases.counting import CUDA, Case
@@ -16,6 +20,7 @@ _SHAPES = [(64, 3, 3, 3), (64,), (64,), (10, 64), (10,)]
 
 def cases() -> Iterator[Case]:
     """Optimizer steps of each optimizer, in float32 and, with a loss scale, in float16."""
+    yield Case("moving average of the weights", _averaging)
     for name in ("sgd", "adam", "adamw"):
         yield Case(f"update, {name}", partial(_updating, name))
         yield Case(f"update, {name}, clipped", partial(_updating, name, clip=1.0))
@@ -45,3 +50,13 @@ def _updating(
             step.apply(parameters, schedule(1))
 
     return update
+
+
+def _averaging() -> Callable[[], object]:
+    model, other = (
+        nn.Sequential(nn.Conv2d(3, 64, 3, device=CUDA), nn.BatchNorm2d(64, device=CUDA))
+        for _ in range(2)
+    )
+    with patch("copy.deepcopy", return_value=other):  # fake tensors cannot be copied
+        average = AveragedWeights(model, 0.999)
+    return partial(average.update, model, 7)

@@ -64,12 +64,9 @@ def timm_optim(what: str) -> Any:
     """Import `timm.optim`; `what` needs it.
 
     Raises:
-        ConfigError: it is missing, or too old to list its optimizers.
+        ConfigError: it is missing.
     """
     try:
-        module = importlib.import_module("timm.optim")
+        return importlib.import_module("timm.optim")
     except ImportError as error:
         raise ConfigError(f"{what} needs timm ({error}): {INSTALL_MODELS}") from error
-    if not hasattr(module, "list_optimizers"):
-        raise ConfigError(f'{what} needs timm 1.0.12 or later: pip install -U "timm>=1.0.12"')
-    return module
