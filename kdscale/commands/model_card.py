@@ -11,11 +11,10 @@ from typing import Any
 import tomli_w
 from huggingface_hub import EvalResult, ModelCardData
 
-from kdscale.documents import read_object
 from kdscale.experiment.trained_models import TrainedModel
 from kdscale.formatting import number_of
 from kdscale.models.untrusted import is_code
-from kdscale.runs.folder import RunFolder
+from kdscale.runs.folder import RunFolder, read_run_file
 
 _PATH = re.compile(r"(?:~|/|\.{1,2}/|[A-Za-z]:[\\/]).*", re.DOTALL)
 _PATH_IN_TEXT = re.compile(r"(?:(?<=[\s\"'=(,`])|^)(?:~/|/|[A-Za-z]:\\)[^\s\"'`,)]+")
@@ -27,6 +26,8 @@ _METRICS = {
     "macro_recall": "macro recall",
     "calibration_error": "calibration error (ECE)",
     "agreement": "agreement with the teacher (top-1)",
+    "knn_top1_accuracy": "k-NN top-1 accuracy",
+    "probe_top1_accuracy": "linear probe top-1 accuracy",
 }
 """Names of metrics 0..1 that a card states, by their keys in a run's files."""
 
@@ -43,19 +44,25 @@ def model_card(
         licence: by the Hub's name, such as "apache-2.0"; None = not stated.
     """
     table = without_paths(trained.recipe.model_dump(exclude_none=True))
-    metrics = _metrics(trained)
+    metrics, model = _metrics(trained), table[trained.role]["model"]
+    headless = trained.section.headless
+    gives = (
+        "without a classifier: it gives embeddings"
+        if headless
+        else number_of(about["num_classes"], "class", "classes")
+    )
+    task = "image-feature-extraction" if headless else "image-classification"
     parts = [
-        f"---\n{_header(table, name, metrics, licence)}\n---",
+        f"---\n{_header(table, model, name, metrics, licence, task)}\n---",
         f"# {name.rpartition('/')[2]}",
-        f"A student that [kdscale](https://pypi.org/project/kdscale/) {about['kdscale']} trained: "
-        f"`{table['student']['model']}`, "
-        f"{number_of(about['num_classes'], 'class', 'classes')}.",
+        f"A {trained.role} that [kdscale](https://pypi.org/project/kdscale/) {about['kdscale']} "
+        f"trained: `{model}`, {gives}.",
         _table(_origin(trained, table, about)),
         "## Results\n\nOn the test split of the recipe, of these weights.\n\n"
         + _table({_METRICS[key]: f"{value:.4f}" for key, value in metrics.items()}),
-        "## How to load\n\n" + _how_to_load(table["student"]["model"], name),
+        "## How to load\n\n" + _how_to_load(model, name),
         f"## Recipe\n\n```toml\n{tomli_w.dumps(table)}```",
-        "## Trackers\n\n" + (_trackers(table) or "None."),
+        "## Trackers\n\n" + (_trackers(table[trained.role]) or "None."),
         "## Licence\n\n" + (licence or "Not stated: the owner of this repository states it. It "
         "depends on the teacher and the images."),
     ]  # fmt: skip
@@ -95,26 +102,32 @@ def _last_part(path: str) -> str:
 
 
 def _header(
-    table: Mapping[str, Any], name: str, metrics: Mapping[str, float], licence: str | None
+    table: Mapping[str, Any],
+    model: str,
+    name: str,
+    metrics: Mapping[str, float],
+    licence: str | None,
+    task: str,
 ) -> str:
     """Return the YAML that the Hub reads."""
-    library = table["student"]["model"].partition("/")[0]
+    library = model.partition("/")[0]
     source = table["data"]["source"]
     results = [
         EvalResult(
-            task_type="image-classification", dataset_type=source, dataset_name=source,
+            task_type=task, dataset_type=source, dataset_name=source,
             dataset_split=table["data"]["test_split"], metric_type="accuracy",
-            metric_name="top-1 accuracy", metric_value=round(metrics["top1_accuracy"], 4),
+            metric_name=_METRICS[key], metric_value=round(value, 4),
         )
-    ] if "top1_accuracy" in metrics else None  # fmt: skip
+        for key, value in metrics.items() if key.endswith("top1_accuracy")
+    ]  # fmt: skip
     data = ModelCardData(
         library_name=library if library in ("timm", "transformers") else "kdscale",
         license=licence,
-        tags=["image-classification", "knowledge-distillation", "kdscale"],
-        pipeline_tag="image-classification",
+        tags=[task, "knowledge-distillation", "kdscale"],
+        pipeline_tag=task,
         datasets=source if _HUB_NAME.fullmatch(source) else None,
         model_name=name.rpartition("/")[2] if results else None,
-        eval_results=results,
+        eval_results=results or None,
     )
     return str(data.to_yaml()).strip()
 
@@ -144,11 +157,13 @@ def _origin(
 def _metrics(trained: TrainedModel) -> dict[str, float]:
     """Return the metrics of the weights: of their evaluation, else of the training."""
     if trained.evaluation.is_file():
-        found = read_object(trained.evaluation, root=trained.evaluation.parent)
+        found = read_run_file(trained.evaluation)
     else:
         found = RunFolder(Path(trained.name)).read_result()
         if trained.weights == "best":
             found = {"top1_accuracy": found.get("chosen_top1_accuracy")}
+        if trained.section.headless:  # which the nearest neighbours classify
+            found = {"knn_top1_accuracy": found.get("top1_accuracy")}
     return {key: found[key] for key in _METRICS if isinstance(found.get(key), int | float)}
 
 
@@ -157,9 +172,9 @@ def _table(rows: Mapping[str, str]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(lines or ["| (none) | |"])])
 
 
-def _trackers(table: Mapping[str, Any]) -> str:
+def _trackers(section: Mapping[str, Any]) -> str:
     """Return the names of the trackers that logged the training."""
-    return ", ".join((table["student"].get("train") or {}).get("log_with") or ())
+    return ", ".join((section.get("train") or {}).get("log_with") or ())
 
 
 def _how_to_load(model: str, name: str) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdscale.documents import check_as
 from kdscale.errors import ModelError, WeightsError
+from kdscale.models.headless import requested_classes
 from kdscale.models.preprocess import Preprocess, resize
 from kdscale.models.registry import create_model
 from kdscale.models.student_files import MODEL_OF_FOLDER, check_files, find_weights
@@ -79,7 +80,8 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
         trust_code: create whatever model the file names, also `module:factory`, whose code runs.
 
     Returns:
-        The model on the CPU, in evaluation mode; `class_names` and `preprocess` are attributes.
+        The model on the CPU, in evaluation mode; `class_names` and `preprocess` are attributes. One
+        without a classifier gives embeddings, and has no class names.
 
     Raises:
         WeightsError: the file is missing or damaged, or does not state its model.
@@ -102,7 +104,9 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
             "which a weights file does not state: name the sizes in its code, or export pt2"
         )
     load_weights(path, model, what="student")
-    return Deployable(model, preprocess, stated.class_names, size_of(stated.pixels))
+    classes, _ = requested_classes(stated.num_classes, stated.options)
+    names = stated.class_names if classes else ()
+    return Deployable(model, preprocess, names, size_of(stated.pixels))
 
 
 def _model_beside(path: Path, stated: "StudentStatement") -> str:
@@ -151,7 +155,7 @@ class StudentStatement:
     """What a weights file states of its model."""
 
     model: str
-    num_classes: PositiveInt
+    num_classes: NonNegativeInt
     preprocess: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdscale.atomic_write import create_folder
 from kdscale.models.deployable import Deployable
+from kdscale.models.headless import NUM_CLASSES
 from kdscale.models.student_files import CONFIG, MODEL_OF_FOLDER, PROCESSOR, WEIGHTS, sums_of
 from kdscale.models.untrusted import without_initial_weights
 from kdscale.models.weights import save_weights
@@ -39,7 +40,7 @@ def write_student_folder(folder: Path, student: Deployable, about: Mapping[str, 
         _write_timm(folder, student, about)
     elif library == "transformers":
         _write_transformers(folder, student, about["clean"])
-        stated |= {"model": MODEL_OF_FOLDER, "options": {}}
+        stated["model"] = MODEL_OF_FOLDER
     save_weights(folder / WEIGHTS, student.model, metadata={**stated, "files": sums_of(folder)})
 
 
@@ -63,6 +64,7 @@ def _write_timm(folder: Path, student: Deployable, about: Mapping[str, Any]) -> 
     }
     settings.pop("architecture", None)
     options = {**without_initial_weights("timm/", about["options"]), "in_chans": channels}
+    options.pop(NUM_CLASSES, None)  # stated beside them
     names = list(student.class_names)
     config = {"pretrained_cfg": settings} | ({"label_names": names} if names else {})
     save_for_hf(

@@ -13,6 +13,10 @@ import yaml
 
 from kdscale import load_student
 from kdscale.errors import ConfigError, ModelError, StorageError, WeightsError
+from kdscale.models.deployable import Deployable
+from kdscale.models.preprocess import Preprocess
+from kdscale.models.registry import create_model
+from kdscale.models.student_folder import write_student_folder
 from kdscale.models.weights import save_weights
 
 URL, NAME = "hf://me/student", "me/student"
@@ -121,14 +125,20 @@ def test_student_of_timm_is_created_by_timm(kdscale, train_student, hub, tmp_pat
 
 
 @pytest.fixture
-def transformers_run(train_student, tmp_path):
+def vit_folder(tmp_path):
+    """A random ViT with a head for 4 classes, as transformers saves it."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
         image_size=16, patch_size=8, num_labels=4, num_channels=1,
     )  # fmt: skip
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    return train_student(tmp_path / "run", model=f"transformers/{tmp_path / 'vit'}")
+    return tmp_path / "vit"
+
+
+@pytest.fixture
+def transformers_run(train_student, vit_folder, tmp_path):
+    return train_student(tmp_path / "run", model=f"transformers/{vit_folder}")
 
 
 def test_student_of_transformers_is_loaded_by_transformers(
@@ -160,6 +170,37 @@ def test_exchanged_configuration_is_refused(kdscale, transformers_run, hub, tmp_
     done = kdscale("pull", URL, "there")
     assert (done.exit_code, "config.json" in done.stderr) == (1, True)
     assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers", "kdscale"])
+def test_student_without_a_classifier_comes_back_as_its_library_has_it(
+    library, vit_folder, tmp_path, noise
+):
+    name, options = {
+        "timm": ("timm/test_resnet", {}),
+        "transformers": (f"transformers/{vit_folder}", {"ignore_mismatched_sizes": True}),
+        "kdscale": ("resnet8x4", {}),
+    }[library]
+    torch.manual_seed(0)
+    options = {**options, "num_classes": 0}
+    model = create_model(name, num_classes=4, in_channels=1, options=options)
+    student = Deployable(model, Preprocess((0.4,), (0.25,), None), (), (16, 16))
+    about = {"model": name, "options": options, "num_classes": 4, "class_names": list("abcd"),
+             "clean": [], "preprocess": student.preprocess.describe()}  # fmt: skip
+    write_student_folder(tmp_path / "there", student, about)
+    read_back, expected = load_student(tmp_path / "there"), student(noise)
+    assert read_back.class_names == ()
+    assert expected.shape[1] > 4
+    assert torch.equal(read_back(noise), expected)
+    if library == "timm":
+        timm = pytest.importorskip("timm")
+        own = timm.create_model(f"local-dir:{tmp_path / 'there'}", pretrained=True).eval()
+        assert torch.equal(own(student.preprocess(noise)), expected)
+    if library == "transformers":
+        from transformers import AutoModel
+
+        own = AutoModel.from_pretrained(tmp_path / "there").eval()
+        assert torch.equal(own(student.preprocess(noise)).pooler_output, expected)
 
 
 # ------------------------------------------------------------------ the card
