@@ -144,7 +144,7 @@ def confused_pairs(entry: Entry, most: int = 12) -> Table:
         ]
         for label, prediction, count in entry.mistakes[:most]
     ]
-    return Table(["true class", "predicted class", "samples", "% of the class"], rows)
+    return Table(["true", "predicted", "samples", "% of class"], rows)
 
 
 def other_test_sets(study: Comparison) -> Table:

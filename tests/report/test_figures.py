@@ -83,14 +83,15 @@ def test_parts_of_the_loss_and_other_quantities_of_the_log_are_drawn(charts, tmp
     records = [json.loads(line) for line in log.read_text().splitlines()]
     for number, record in enumerate(records):
         if "loss" in record:
-            record |= {"soft_loss": 2.0 / (1 + number), "hard_loss": 1.0 / (1 + number),
+            record |= {"soft_loss": 0.1**number, "hard_loss": 1.0 / (1 + number),
                        "gradient_norm": 3.0 - number / 10, "images_per_second": 900.0 + number,
                        "learning_rate": 0.1 / (1 + number)}  # fmt: skip
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     found = charts(run)
     assert {"Parts of the loss", "Gradient norm", "Throughput", "Learning rate"} <= found.keys()
-    labels = axes_of(found["Parts of the loss"]).get_legend_handles_labels()[1]
-    assert labels == ["soft loss", "hard loss"]
+    parts = axes_of(found["Parts of the loss"])
+    assert parts.get_legend_handles_labels()[1] == ["soft loss", "hard loss"]
+    assert parts.get_yscale() == "log"
 
 
 def test_accuracy_is_drawn_against_flops_where_they_are_known(charts, tmp_path):

@@ -116,7 +116,7 @@ def _chart(
                 axes.plot(*_axes_of(curve), color=one.style["color"], linewidth=0.8, alpha=0.4)
             every = max(len(one.curve) // 12, 1)
             axes.plot(*_axes_of(one.curve), **one.style, markevery=every, label=one.label)
-        if axis == "loss":  # by factors where it falls by many
+        if axis.startswith("loss"):  # by factors where it falls by many
             set_scale(axes, "y", values)
         axes.set_xlim(0)
         axes.set_xlabel("epoch")
