@@ -35,7 +35,8 @@ def create_accelerator() -> Accelerator:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     accelerator = Accelerator(mixed_precision="no")
-    check_device(accelerator.device.type)
+    missing = accelerator.device.type == "mps" and not torch.backends.mps.is_available()
+    check_device("cpu" if missing else accelerator.device.type)
     if accelerator.device.type == "cpu":
         reuse_freed_memory()
     check_world_size(accelerator.num_processes)

@@ -114,12 +114,54 @@ def check_world_size(seen: int) -> None:
         )
 
 
-def check_device(device_type: str) -> None:
-    """Stop on a device that kdscale has no code for.
+def choose_device(name: str) -> None:
+    """Let this process, and those that it starts, run models on a device.
+
+    Must be called before torch uses a GPU.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N` (GPU N of those that are visible) or `mps`.
 
     Raises:
-        LaunchError: it is a TPU.
+        LaunchError: one GPU is named for several processes, or there is no such GPU.
     """
+    kind, _, index = name.partition(":")
+    os.environ[_DEVICE] = kind
+    if index and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LaunchError(
+            f"--device {name} names one GPU for {os.environ['WORLD_SIZE']} processes: leave it "
+            "out; each process uses its own"
+        )
+    if kind == "cpu" or "ACCELERATE_USE_CPU" in os.environ:
+        os.environ["ACCELERATE_USE_CPU"] = str(kind == "cpu").lower()
+    if kind == "mps":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = kind
+    if index:  # as the only visible one, it is the current one of all libraries
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else []
+        if visible is not None and int(index) >= len(gpus):
+            raise LaunchError(
+                f"--device {name}: {len(gpus)} GPUs are visible (CUDA_VISIBLE_DEVICES), counted "
+                "from 0: name another one"
+            )
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(index)] if gpus else index
+
+
+_DEVICE = "KDSCALE_DEVICE"
+
+
+def check_device(device_type: str) -> None:
+    """Stop on a device that was not chosen, or that kdscale has no code for.
+
+    Raises:
+        LaunchError: the chosen device is not there, or it is a TPU.
+    """
+    chosen = os.environ.get(_DEVICE, device_type)
+    if chosen != device_type:
+        raise LaunchError(
+            f"--device {chosen}: torch finds none on this machine, only {device_type}; see "
+            "`kdscale env`"
+        )
     if device_type == "xla":
         raise LaunchError(
             "kdscale does not support TPUs (device xla): its views and targets are computed by "

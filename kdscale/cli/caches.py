@@ -19,6 +19,7 @@ from kdscale.cli.options import (
     cache_root_option,
     cache_root_options,
     data_option,
+    device_option,
     grouped,
     json_option,
     out_option,
@@ -71,6 +72,7 @@ _cluster_options = grouped(
 
 
 @cache_group.command(name="plan")
+@device_option
 @recipe_options
 @cache_options
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, metavar="N",
@@ -108,6 +110,7 @@ def cache_plan(
 
 
 @cache_group.command(name="build")
+@device_option
 @recipe_options
 @cache_options
 @click.option("--part", metavar="I/N",
@@ -129,6 +132,7 @@ def cache_build(chosen: RecipeOptions, where: LocationOptions, part: str | None)
 
 
 @cache_group.command(name="extend")
+@device_option
 @click.argument("path", type=PLACE)
 @click.option("--views", "num_views", type=click.IntRange(1), required=True, metavar="N",
               help="Total number of views.")  # fmt: skip
@@ -215,6 +219,7 @@ _spot_check_options = grouped(
 
 
 @cache_group.command(name="verify")
+@device_option
 @click.argument("path", type=PLACE)
 @_spot_check_options
 @grouped(
@@ -259,6 +264,7 @@ def cache_verify(
 
 
 @cache_group.command(name="repair")
+@device_option
 @click.argument("path", type=PLACE)
 @built_with_options
 @cache_root_options

@@ -21,6 +21,7 @@ from kdscale.cli.options import (
     caches_option,
     copies_gib_option,
     copies_option,
+    device_option,
     further_caches,
     grouped,
     json_option,
@@ -59,6 +60,7 @@ class TrainedModelOptions:
 
 
 @click.command()
+@device_option
 @click.option("--run", type=STORED, default=Path("runs/quickstart"),
               show_default=True, help="Folder of the results.")  # fmt: skip
 @cache_root_option
@@ -89,6 +91,7 @@ def recipes(name: str | None, reference: bool) -> None:
 
 
 @click.command()
+@device_option
 @training_recipe_options
 @grouped("where", LocationOptions, run_option, cache_option, copies_option, copies_gib_option,
          cache_root_option)  # fmt: skip
@@ -115,6 +118,7 @@ def run(chosen: RecipeOptions, where: LocationOptions, seeds: int, online: bool)
 
 
 @click.command()
+@device_option
 @training_recipe_options
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student",
               show_default=True, help="A teacher is trained on labels.")  # fmt: skip
@@ -177,6 +181,7 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
 
 
 @click.command()
+@device_option
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True,
                 type=STORED)  # fmt: skip
 @weights_option
@@ -318,6 +323,7 @@ def report(
 
 
 @click.command()
+@device_option
 @recipe_options
 @cache_root_options
 @click.option("--seconds", type=click.FloatRange(1), default=120, show_default=True,
@@ -359,6 +365,7 @@ def views_command(
 
 
 @click.command()
+@device_option
 @click.argument("model", metavar="RUN", type=MODEL)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True,
                 type=UserPath(path_type=Path, exists=True))  # fmt: skip

@@ -290,6 +290,23 @@ cache_root_options = grouped("where", LocationOptions, cache_root_option)
 cache_options = grouped("where", LocationOptions, cache_option, cache_root_option)
 
 
+def _choose_device(_context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    if name is None:
+        return
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise click.BadParameter(f"{name!r} is none of cpu, cuda, cuda:N, mps", param=parameter)
+    from kdscale.launcher import choose_device
+
+    choose_device(name)
+
+
+device_option = click.option(
+    "--device", expose_value=False, callback=_choose_device, envvar="KDSCALE_DEVICE",
+    metavar="cpu|cuda|cuda:N|mps",
+    help="Device that models run on.  [default: a GPU if there is one]",
+)  # fmt: skip
+
+
 def further_caches(caches: tuple[Place, ...]) -> list[str]:
     """Return the override that names all caches but the first as those of the ensemble."""
     if len(caches) < 2:

@@ -16,6 +16,7 @@ from kdscale.cli.options import (
     cache_root_option,
     copies_gib_option,
     copies_option,
+    device_option,
     grouped,
     home_expanded,
     json_option,
@@ -94,6 +95,7 @@ def sweep_group() -> None:
 
 
 @sweep_group.command(name=_START, cls=_Start, hidden=True)
+@device_option
 @training_recipe_options
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N",
               help="Number of students trained concurrently on this machine.")  # fmt: skip

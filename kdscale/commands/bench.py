@@ -83,6 +83,7 @@ def bench(experiment: Experiment, *, seconds: float) -> dict[str, Any]:
     """
     experiment = replace(experiment, require_labels=False, random_teacher=True)
     _check_measurable(experiment)
+    experiment.log_teacher()
     setup = TimedSetup(experiment, student_settings(experiment.recipe).global_batch_size)
     with tempfile.TemporaryDirectory(prefix="kdscale-bench-") as folder:
         cache = _temporary_cache(Path(folder) / "steps.zarr", experiment)

@@ -62,6 +62,7 @@ def build(experiment: Experiment, *, num_views: int | None = None, part: Part = 
         return path
     check_space(path, required)
     mention_large_shards(required)
+    experiment.log_teacher()
     teacher = experiment.oom_safe(experiment.teacher)
     first = _preflight(experiment, required, teacher)
     with Leases(path) as leases:

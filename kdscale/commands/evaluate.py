@@ -32,6 +32,7 @@ from kdscale.evaluation.teacher_predictions import (
 from kdscale.evaluation.test_set import evaluation_file, own_test_set, own_training_set
 from kdscale.experiment.cache_spec import library_versions
 from kdscale.experiment.datasets import clean_shape, test_images
+from kdscale.experiment.model_line import log_model
 from kdscale.experiment.models import frozen_teacher, model_of
 from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_models
 from kdscale.models.checkpoints import read_metadata
@@ -101,6 +102,10 @@ class Evaluation:
         with main_process_first(accelerator):
             test = test_images(subject.recipe, self.cache_root)
         model, parameters = _load(subject, test, accelerator.device)
+        log_model(
+            subject.role, subject.section.model, model.model, test,
+            device=accelerator.device, precision=subject.precision,
+        )  # fmt: skip
         predictions, note = self._teacher_predictions(subject, test, accelerator)
         identity = {
             "version": _VERSION,

@@ -17,6 +17,7 @@ from kdscale.data.loader import DeviceImages
 from kdscale.distributed import create_accelerator
 from kdscale.errors import ConfigError, ExportError
 from kdscale.experiment.datasets import test_images
+from kdscale.experiment.model_line import log_model
 from kdscale.experiment.models import model_of
 from kdscale.experiment.trained_models import TrainedModel
 from kdscale.models.deployable import Deployable, pixels_of
@@ -72,6 +73,10 @@ def export(
     model = freeze(
         classifier.model, classifier.preprocess, precision="float32",
         memory_format="contiguous", device=_CPU,
+    )  # fmt: skip
+    log_model(
+        trained.role, trained.section.model, classifier.model, test,
+        device=_CPU, precision="float32",
     )  # fmt: skip
     if trained.precision != "float32":
         log.info("trained in %s, exported in float32", trained.precision)

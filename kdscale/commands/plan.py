@@ -71,6 +71,7 @@ def plan(
     experiment = replace(experiment, random_teacher=True)
     with _decoded_images_logged(experiment.locations.cache_root):
         images = experiment.train_set
+    experiment.log_teacher()
     trained, outputs = experiment.teacher_is_trained, experiment.stored_outputs
     required, once = with_keys(experiment.required_manifest, images)
     existing = _find_existing(experiment, required) if trained else _Existing(None, 0.0)

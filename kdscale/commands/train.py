@@ -28,6 +28,7 @@ from kdscale.experiment.datasets import (
 )
 from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.model_checks import Classifier
+from kdscale.experiment.model_line import log_model
 from kdscale.experiment.pretrained_init import (
     PretrainedInit,
     find_pretrained_init,
@@ -204,6 +205,10 @@ def _trainer(
     experiment, spec = training.experiment, training.spec
     loader = _loader(training, source)
     classifier = experiment.model_to_train(training.section, spec.seed, spec.model)
+    log_model(
+        spec.model, training.section.model, classifier.model, experiment.train_set,
+        device=accelerator.device, precision=settings.precision,
+    )  # fmt: skip
     model = _student(training, classifier, loader, source, pretrained).to(accelerator.device)
     _check_trainable(training, model, classifier, loader)
     model = accelerator.prepare(model)

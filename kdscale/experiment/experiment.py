@@ -20,6 +20,7 @@ from kdscale.experiment.datasets import test_images, training_images
 from kdscale.experiment.given_objects import GivenObjects
 from kdscale.experiment.locations import Locations
 from kdscale.experiment.model_checks import Classifier
+from kdscale.experiment.model_line import log_model
 from kdscale.experiment.models import (
     frozen_module,
     frozen_teacher,
@@ -140,6 +141,14 @@ class Experiment:
             return frozen_module(self.recipe, self.given.teacher, classes, self.few_views)
         load = frozen_teacher_or_random if self.random_teacher else frozen_teacher
         return load(self.recipe, self.train_set, self.locations.teacher_weights, self.device)
+
+    def log_teacher(self) -> None:
+        """Log the line about the teacher that begins a command."""
+        teacher = self.teacher
+        log_model(
+            "teacher", self.recipe.teacher.model, teacher.model, self.train_set,
+            device=self.device, precision=teacher.precision,
+        )  # fmt: skip
 
     @property
     def teacher_is_trained(self) -> bool:
