@@ -3,6 +3,7 @@
 import tomllib
 
 import pytest
+import tomli_w
 from pydantic import ValidationError
 
 from kdscale.config import (
@@ -343,3 +344,31 @@ def test_differences_name_every_dotted_field_with_both_values():
         ("b.d.e", [1], [2]),
         ("new", None, 4),
     ]
+
+
+def test_relative_paths_are_those_beside_the_recipe_then_those_of_the_current_folder(
+    tmp_path, monkeypatch, recipe_table
+):
+    table = recipe_table(
+        data={"source": "mine"},
+        teacher={"weights": "teacher.safetensors", "train": {"pretrained": "first.pt"}},
+        student={"weights": "missing.safetensors"},
+        ensemble={"caches": ["other.zarr", "s3://bucket/other.zarr"]},
+    )
+    folder = tmp_path / "recipes"
+    for name in ("mine", "other.zarr", "teacher.safetensors"):
+        (folder / name).mkdir(parents=True)
+    (tmp_path / "first.pt").touch()
+    (tmp_path / "mine").mkdir()
+    (folder / "a.toml").write_text(tomli_w.dumps(table))
+    monkeypatch.chdir(tmp_path)
+    found = load_recipe("recipes/a.toml")
+    assert found.data.source == "recipes/mine"  # though the current folder has one, too
+    assert found.teacher.weights == "recipes/teacher.safetensors"
+    assert found.teacher.train.pretrained == "first.pt"
+    assert found.student.weights == "missing.safetensors"
+    assert found.ensemble.caches == ["recipes/other.zarr", "s3://bucket/other.zarr"]
+    assert load_recipe("recipes/a.toml", ["data.source=mine"]).data.source == "mine"  # as typed
+    monkeypatch.chdir(folder)
+    assert load_recipe("a.toml").data.source == "mine"
+    assert load_recipe(f"{folder}/a.toml").data.source == f"{folder}/mine"

@@ -242,7 +242,10 @@ caches_option = click.option(
     help="The cache's folder, NAME.zarr, or its URL; without it, a cache with the required content "
     "is searched in CACHE_ROOT. Repeated: further caches, of other teachers (ensemble.caches).",
 )  # fmt: skip
-run_option = click.option("--run", type=STORED, help="The run's folder.  [default: runs/NAME]")
+run_option = click.option(
+    "--run", type=STORED,
+    help="The folder of the results.  [default: runs/NAME; train: in it, such as cache-seed0]",
+)  # fmt: skip
 out_option = click.option(
     "--out", type=UserPath(path_type=Path, dir_okay=False), required=True,
     help="The picture to write: .png, .jpg or .webp.",

@@ -30,13 +30,14 @@ from kdscale.experiment.saved_runs import (
     is_same_teacher,
     of_caches,
     refuse_foreign_files,
+    student_folder,
     teacher_folder,
     usual_folder,
 )
 from kdscale.experiment.trained_models import Trust, given_teacher
 from kdscale.experiment.training_setup import section_of
 from kdscale.regular_files import read_regular
-from kdscale.report.run_results import Kind
+from kdscale.report.run_results import KIND_OF_TARGETS
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.lock import run_lock
 from kdscale.runs.run_spec import RunInputs, RunSpec, Targets
@@ -79,9 +80,9 @@ def run_recipe(
         inputs = _inputs_by_targets(splits, _manifests(experiment, train_set))
         rows = [ResultsRow("teacher", [teacher])]
         for targets in _targets(train_set, online=online):
-            rows.append(ResultsRow(_FOLDERS[targets], []))
+            rows.append(ResultsRow(KIND_OF_TARGETS[targets], []))
             for seed in seeds:
-                student = experiment.at(run=folder / f"{_FOLDERS[targets]}-seed{seed}")
+                student = experiment.at(run=student_folder(folder, targets, seed))
                 spec = RunSpec("student", targets, seed)
                 rows[-1].results.append(_train_or_reuse(student, spec, inputs[targets]))
                 _write_table(experiment, rows)  # as they come
@@ -123,9 +124,6 @@ def _inputs_by_targets(splits: RunInputs, caches: Sequence[Manifest]) -> dict[Ta
     }
 
 
-_FOLDERS: dict[Targets, Kind] = {"none": "alone", "teacher": "online", "cache": "cache"}
-
-
 def _open_folder(experiment: Experiment) -> None:
     """Refuse the folder of a single run, of a sweep, or of another recipe with students in it."""
     recipe, path = experiment.recipe, experiment.locations.run_folder
@@ -136,8 +134,9 @@ def _open_folder(experiment: Experiment) -> None:
         raise RunError(f"{path} has a sweep: name another --run")
     refuse_foreign_files(path, folder.recipe_file.name)
     folder.check_files()
-    students = [run for kind in _FOLDERS.values() for run in path.glob(f"{kind}-seed*")]
-    if any(is_begun(run) or is_finished(run) for run in students):
+    students = [run for kind in KIND_OF_TARGETS.values() for run in path.glob(f"{kind}-seed*")]
+    # Without a recipe: `kdscale train` began the students, which are compared one by one.
+    if folder.has_recipe and any(is_begun(run) or is_finished(run) for run in students):
         check_same_recipe(path, recipe)
     elif experiment.accelerator.is_main_process:
         folder.write_recipe(dump_recipe(recipe))
@@ -221,7 +220,7 @@ def _write_table(experiment: Experiment, rows: Sequence[ResultsRow]) -> None:
 def _finish(experiment: Experiment, first_seed: int, rows: Sequence[ResultsRow]) -> dict[str, Any]:
     """Write a result, so that the folder reads like the run of the first distilled student."""
     whole = RunFolder(experiment.locations.run_folder)
-    distilled = RunFolder(whole.path / f"{_FOLDERS['cache']}-seed{first_seed}")
+    distilled = RunFolder(student_folder(whole.path, "cache", first_seed))
     result = {
         **distilled.read_result(),
         "recipe": experiment.recipe.name,

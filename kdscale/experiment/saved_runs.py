@@ -10,10 +10,11 @@ from kdscale import config
 from kdscale.cache.manifest import Manifest
 from kdscale.errors import RunError
 from kdscale.formatting import shortened
+from kdscale.report.run_results import KIND_OF_TARGETS
 from kdscale.run_identity import run_id
 from kdscale.runs import checkpoint
 from kdscale.runs.folder import RunFolder
-from kdscale.runs.run_spec import RunInputs, RunSpec
+from kdscale.runs.run_spec import RunInputs, RunSpec, Targets
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ def refuse_foreign_files(folder: Path, ours: str) -> None:
         raise RunError(f"{folder} is a file: name another --run")
     ours_too = {"teacher", "claims"}  # there before the rest
     found = (path for path in folder.iterdir() if path.suffix != ".tmp")
-    foreign = [path.name for path in found if path.name not in ours_too]
+    foreign = [
+        path.name for path in found if path.name not in ours_too and not RunFolder(path).is_run
+    ]
     if foreign:
         raise RunError(
             f"{folder} holds files that are no run's ({', '.join(sorted(foreign)[:3])}): name a "
@@ -210,10 +213,26 @@ def usual_folder(recipe: config.Recipe) -> Path:
     return Path("runs") / recipe.name
 
 
+def student_folder(folder: Path, targets: Targets, seed: int) -> Path:
+    """Return the folder of a student below that of its recipe's runs, such as `cache-seed0`."""
+    return folder / f"{KIND_OF_TARGETS[targets]}-seed{seed}"
+
+
 def default_run(recipe: config.Recipe, spec: RunSpec) -> Path:
-    """Return the folder of a single run where none is named."""
+    """Return the folder of a single run where none is named.
+
+    A student has the folder that `kdscale run` gives it. One that an earlier version of kdscale
+    trained into the folder of the recipe's runs itself is found there.
+
+    Raises:
+        RunError: a run lies there, and its `run.json` is damaged.
+    """
     folder = usual_folder(recipe)
-    return teacher_folder(folder) if spec.model == "teacher" else folder
+    if spec.model == "teacher":
+        return teacher_folder(folder)
+    if RunFolder(folder).is_run and RunFolder(folder).read_job() == spec:
+        return folder
+    return student_folder(folder, spec.targets, spec.seed)
 
 
 def trained_teacher(recipe: config.Recipe, folder: Path, *, required: bool = True) -> str | None:

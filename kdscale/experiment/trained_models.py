@@ -107,6 +107,10 @@ def trained_models(
             raise RunError(f"{folder} holds no finished trial: go on with the sweep first")
         trials = [model_of(one) for one in runs]
         return [*_teachers_at_hand(folder, data, weights, trust), *trials]
+    if not (RunFolder(folder).has_recipe or RunFolder(folder).is_finished):
+        runs = [one for name in ("teacher", "*-seed*") for one in _finished(folder, name)]
+        if runs:  # of `kdscale train`, one by one
+            return [model_of(one) for one in runs]
     if "rows" not in RunFolder(folder).read_result():
         return [model_of(folder)]
     students = [model_of(one) for one in _finished(folder, "*-seed*")]

@@ -27,7 +27,7 @@ PHRASES: dict[Kind, str] = {
     "online": "the student with the online teacher",
     "cache": "the student with the cached teacher",
 }
-_KIND_OF_TARGETS: dict[str, Kind] = {"none": "alone", "teacher": "online", "cache": "cache"}
+KIND_OF_TARGETS: dict[str, Kind] = {"none": "alone", "teacher": "online", "cache": "cache"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Run:
     @property
     def targets(self) -> str:
         """Value of `kdscale train --targets` for this kind of run."""
-        return {kind: targets for targets, kind in _KIND_OF_TARGETS.items()}.get(self.kind, "none")
+        return {kind: targets for targets, kind in KIND_OF_TARGETS.items()}.get(self.kind, "none")
 
     @property
     def epochs_done(self) -> float:
@@ -214,7 +214,7 @@ def test_split_of(recipe: Mapping[str, Any]) -> str:
 
 
 def _kind_of(job: RunSpec) -> Kind:
-    return "teacher" if job.model == "teacher" else _KIND_OF_TARGETS[job.targets]
+    return "teacher" if job.model == "teacher" else KIND_OF_TARGETS[job.targets]
 
 
 def _read_result(path: Path) -> tuple[dict[str, Any] | None, list[str]]:

@@ -347,6 +347,38 @@ def test_best_weights_are_chosen_on_the_validation_split(kdscale, write_recipe, 
     assert len(accuracy["test"]) == 6
 
 
+def test_students_of_one_recipe_do_not_collide_and_are_reused_by_run(
+    kdscale, write_recipe, tmp_path, tiny_teacher
+):
+    recipe, runs = write_recipe(teacher={"weights": tiny_teacher}), tmp_path / "runs" / "tiny"
+    for targets in ("none", "cache", "teacher"):
+        done = kdscale("train", recipe, "--targets", targets)
+        assert done.exit_code == 0, done.stderr
+    assert {path.name for path in runs.iterdir()} == {"alone-seed0", "cache-seed0", "online-seed0"}
+    done = kdscale("evaluate", runs, "--seconds", 0, "--json")
+    assert [one["targets"] for one in json.loads(done.stdout)["runs"]] == [
+        "none",
+        "cache",
+        "teacher",
+    ]
+    done = kdscale("run", recipe, "--online")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("is finished: reused") == 3
+    assert "training student" not in done.stderr
+
+
+def test_run_of_before_in_the_folder_of_the_recipe_is_resumed_there(
+    kdscale, write_recipe, tmp_path, stopped_after_step
+):
+    recipe, runs = write_recipe(), tmp_path / "runs" / "tiny"
+    with stopped_after_step(6):
+        assert kdscale("train", recipe, "--run", "runs/tiny").exit_code == 75
+    assert kdscale("train", recipe, "--resume").exit_code == 0
+    assert result(runs)["steps"] == 12
+    assert kdscale("train", recipe, "--seed", 1).exit_code == 0
+    assert (runs / "alone-seed1" / "result.json").is_file()
+
+
 def test_without_a_validation_split_there_are_no_best_weights(kdscale, write_recipe, tmp_path):
     kdscale("train", write_recipe(), "--run", "run")
     assert not (tmp_path / "run" / "best.safetensors").exists()
