@@ -15,6 +15,7 @@ from kdscale.cli.experiments import (
     env,
     evaluate,
     export,
+    init,
     predict,
     quickstart,
     recipes,
@@ -42,6 +43,7 @@ def cli() -> None:
 
 for _command in (
     quickstart,
+    init,
     recipes,
     run,
     train,

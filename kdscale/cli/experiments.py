@@ -72,6 +72,32 @@ def quickstart(run: Path, cache_root: Path) -> None:
 
 
 @click.command()
+@click.argument("folder", type=UserPath(path_type=Path, exists=True))
+@click.option("--teacher", required=True, metavar="MODEL|FILE",
+              help="torchvision/NAME, timm/NAME, transformers/NAME, another model, or weights of "
+              "kdscale.")  # fmt: skip
+@click.option("--student", metavar="MODEL",
+              help="The student's model.  [default: by the size of the images]")  # fmt: skip
+@click.option("-o", "--out", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The recipe to write.  [default: FOLDER's name.toml]")  # fmt: skip
+@cache_root_option
+def init(
+    folder: Path, teacher: str, student: str | None, out: Path | None, cache_root: Path
+) -> None:
+    """Write a recipe for images of your own, after looking at images and teacher.
+
+    FOLDER holds train and test, with one folder of images for each class in each; several sizes
+    are welcome. The recipe is commented, and checked before it is written.
+    """
+    from kdscale.commands.init import write_recipe
+
+    path, text = write_recipe(
+        folder, teacher=teacher, student=student, out=out, cache_root=cache_root
+    )
+    print_text(f"{text}\nwritten: {path}\nnext:    kdscale cache plan {path}; kdscale run {path}")
+
+
+@click.command()
 @click.argument("name", required=False)
 @click.option("--reference", is_flag=True, help="Print every field of a recipe and its meaning.")
 def recipes(name: str | None, reference: bool) -> None:

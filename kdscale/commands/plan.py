@@ -85,9 +85,11 @@ def plan(
     setup.loader(ViewSchedule(1, 0))  # a batch that does not split over the processes ends here
     embedded = embedding_outputs(experiment)
     teacher = configure_teacher(experiment.teacher, required, embedded or outputs)
+    accuracy, inspected = None, 0
     if trained:
         batches = experiment.oom_safe(teacher)
-        inspect_teacher(batches, experiment.train_images, images, num_samples=_INSPECTED)
+        found = inspect_teacher(batches, experiment.train_images, images, num_samples=_INSPECTED)
+        accuracy, inspected = found.top1_accuracy, len(found.index)
     codec = create_codec(required.target_encoding, outputs.head)
     timed = time_teacher(setup, teacher, codec, required.num_views, seconds * _TEACHER_SHARE)
     steps = step_seconds(setup, required, codec, seconds * (1 - _TEACHER_SHARE))
@@ -104,6 +106,9 @@ def plan(
         "num_classes": required.num_classes,
         "teacher": recipe.teacher.model,
         "teacher_is_trained": trained,
+        "teacher_top1_accuracy": accuracy,
+        "teacher_inspected_samples": inspected,
+        "unused_views": _unused_views(experiment, required.num_views),
         "encoding": required.encoding,
         "reason": choose_encoding(recipe.cache, images.num_classes)[1],
         "encodings": encodings,
@@ -143,6 +148,12 @@ def _on_cluster(
         manifest, cluster, size, teacher_images_per_second=images_per_second,
         targets_memory_bytes=experiment.recipe.cache.targets_memory_bytes,
     )  # fmt: skip
+
+
+def _unused_views(experiment: Experiment, num_views: int) -> int:
+    """Return the number of views of each image that no epoch of the student trains on."""
+    epochs = student_settings(experiment.recipe).epochs
+    return max(0, num_views - epochs) if experiment.recipe.views.mode == "replayed" else 0
 
 
 def _check_one_process(experiment: Experiment) -> None:

@@ -15,7 +15,7 @@ from kdscale.tables.results_table import ResultsRow, results_table
 from kdscale.tables.timing_table import bench_table
 
 _SEEDS = 3
-_BENCH_SECONDS = 8.0
+_BENCH_SECONDS = 6.0
 
 
 def quickstart(*, folder: Path, cache_root: Path) -> str:

@@ -208,8 +208,8 @@ def read_table(
         ConfigError: the recipe is unknown or no TOML, or an override is malformed.
     """
     try:
-        table = _parse_toml(recipe_text(name_or_path))
-    except _TomlError as error:
+        table = parse_toml(recipe_text(name_or_path))
+    except TomlError as error:
         raise ConfigError(f"{name_or_path} is not valid TOML: {error}") from None
     table.setdefault("name", Path(name_or_path).stem)
     folder = Path(name_or_path).expanduser().parent
@@ -280,24 +280,24 @@ _DEEPEST = 50
 _ENDLESS_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++\s*+\.\s*+){200}""")
 
 
-class _TomlError(ValueError):
+class TomlError(ValueError):
     """Raised for a text that is not TOML, with a message of one line."""
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """Return a TOML document as a table.
 
     Raises:
-        _TomlError: the text is no TOML, or Python cannot represent a value.
+        TomlError: the text is no TOML, or Python cannot represent a value.
     """
     if _ENDLESS_KEY.search(text):  # for which tomllib would take minutes
-        raise _TomlError("a key has more than 200 parts")
+        raise TomlError("a key has more than 200 parts")
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise _TomlError("its lists or tables are nested too deeply") from None
+        raise TomlError("its lists or tables are nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, and an integer of more than 4,300 digits
-        raise _TomlError(shortened(str(error))) from None
+        raise TomlError(shortened(str(error))) from None
 
 
 def parse_recipe(table: Mapping[str, object], origin: str) -> Recipe:
@@ -372,8 +372,8 @@ def _apply(table: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise ConfigError(f"--set {shortened(override)!r}: write section.field=value")
     try:
-        value = _parse_toml(f"value = {text.strip()}")["value"]
-    except _TomlError:
+        value = parse_toml(f"value = {text.strip()}")["value"]
+    except TomlError:
         value = text.strip()
     try:
         set_field(table, key.strip(), value)

@@ -21,10 +21,7 @@ def plan_table(found: Mapping[str, Any]) -> str:
     views = number_of(found["num_views"], "view")
     samples = number_of(found["num_samples"], "sample")
     classes = number_of(found["num_classes"], "class", "classes")
-    untrained = "" if found["teacher_is_trained"] else ", which is not trained yet"
-    title = (
-        f"{found['recipe']}: {views} of {samples}, {classes}, teacher {found['teacher']}{untrained}"
-    )
+    title = f"{found['recipe']}: {views} of {samples}, {classes}, {_teacher_text(found)}"
     parts = [title, _encodings_table(found), _place_line(found), _times_table(found)]
     cluster = found["cluster"]
     if cluster is not None:
@@ -32,14 +29,34 @@ def plan_table(found: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, *_suggestions(found), _verdict(found)])
 
 
+def _teacher_text(found: Mapping[str, Any]) -> str:
+    """Return the teacher with its accuracy, if it is known."""
+    name, accuracy = f"teacher {found['teacher']}", found["teacher_top1_accuracy"]
+    if not found["teacher_is_trained"]:
+        return f"{name}, which is not trained yet"
+    if accuracy is None:
+        return name
+    images = number_of(found["teacher_inspected_samples"], "clean training image")
+    return f"{name}, top-1 about {100 * accuracy:.1f} % (on {images})"
+
+
 def _suggestions(found: Mapping[str, Any]) -> list[str]:
-    """Return settings of the recipe with which steps are faster here, as sentences."""
-    ratio = found["channels_last_over_contiguous_time"]
+    """Return sentences about views that are not used, and settings with which steps are faster."""
+    ratio, unused = found["channels_last_over_contiguous_time"], found["unused_views"]
+    sentences = []
+    if unused:
+        views, epochs = found["num_views"], number_of(found["epochs"], "epoch")
+        sentences.append(
+            f"The student trains for {epochs}, each on one view of each image: {unused} of the "
+            f"{views} views of an image are never used. Set views.count = {found['epochs']}, or "
+            "train longer."
+        )
     if ratio is None or ratio > _WORTH_A_CHANGE:
-        return []
+        return sentences
     return [
+        *sentences,
         "student.train.memory_format = 'channels_last' makes the student's steps "
-        f"{100 * (1 - ratio):.0f} % shorter here, and moves logits by rounding alone."
+        f"about {100 * (1 - ratio):.0f} % shorter here, and moves logits by rounding alone.",
     ]
 
 
@@ -109,7 +126,7 @@ def _times_table(found: Mapping[str, Any]) -> str:
     ]
     processes = found["num_processes"]
     where = f"{processes} such processes" if processes > 1 else "this machine"
-    return Table(["what", f"time, {where}"], build + students).text()
+    return Table(["what", f"estimated time, {where}"], build + students).text()
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
@@ -117,10 +134,13 @@ def _verdict(found: Mapping[str, Any]) -> str:
     if found["online_student_seconds"] is None:
         return "views.mode = 'fixed' has no online run to compare with."
     if students is None:
-        return "The cache does not pay off: a student with an online teacher takes no longer."
+        return "By these estimates the cache does not pay off: an online teacher takes no longer."
     if not found["build_seconds"]:
         return "The cache is built already: every student saves the difference."
     saved = number_of(epochs, "epoch")
     if students == 1:
-        return f"The cache pays off with the first student, after {saved}."
-    return f"The cache pays off with student {students}, or after {saved} of one student."
+        return f"By these estimates the cache pays off with the first student, after {saved}."
+    return (
+        f"By these estimates the cache pays off with student {students}, or after {saved} of one "
+        "student."
+    )

@@ -37,8 +37,9 @@ def recipe_reference() -> str:
 _RECIPE_WORDS = [
     "Printed by `kdscale recipes --reference`. An unknown key is an error;",
     "`--set section.field=value` changes any field, and every run stores its resolved recipe.",
-    "Relative paths are those beside the recipe's file, where something lies there, else those of the current folder;",
-    "of `--set` and `--data`, those of the current folder. `~` is the home folder.",
+    "Relative paths are those beside the recipe's file, where something lies there, else those of",
+    "the current folder; of `--set` and `--data`, those of the current folder.",
+    "`~` is the home folder.",
 ]
 
 

@@ -1,6 +1,7 @@
 """`kdscale cache plan`: what it says is what then comes true, and it writes nothing."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -95,6 +96,15 @@ def test_finished_cache_costs_nothing_any_more(plan, kdscale, taught):
     assert found["whole_build_seconds"] > 0
     assert found["break_even_students"] in (1, None)
     assert "is complete: nothing is to be built" in plan_table(found)
+
+
+def test_accuracy_of_the_teacher_and_views_that_are_never_used_are_stated(plan, taught):
+    text = plan_table(plan(taught()))
+    assert re.search(r"top-1 about \d+\.\d % \(on 128 clean training images\)", text)
+    assert "never used" not in text  # 3 views, 3 epochs
+    found = plan(taught(), "--set", "views.count=5")
+    assert found["unused_views"] == 2
+    assert "2 of the 5 views of an image are never used. Set views.count = 3" in plan_table(found)
 
 
 def test_larger_cache_serves_a_smaller_plan(plan, kdscale, taught):

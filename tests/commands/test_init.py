@@ -1,0 +1,126 @@
+"""`kdscale init` looks at images and teacher, and writes a recipe that runs."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+from kdscale.config import load_recipe
+from kdscale.models.weights import save_weights
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of photographs of several sizes: red cats, blue dogs."""
+    random = np.random.default_rng(0)
+    for split, number in (("train", 12), ("test", 4)):
+        for name, channel in (("cat", 0), ("dog", 2)):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for index in range(number):
+                pixels = random.integers(0, 120, (*random.integers(36, 64, 2), 3)).astype(np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(folder / f"{index}.jpg")
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def small_images(write_split, tmp_path):
+    """A folder of parquet files with grey images of 8 x 8 pixels."""
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 8, 8)).astype(np.uint8)
+    for split in ("train", "test"):
+        write_split(tmp_path / "grey" / f"{split}.parquet", pixels, np.arange(16) % 2, ["a", "b"])
+    return tmp_path / "grey"
+
+
+@pytest.mark.thorough
+def test_recipe_of_photographs_runs_as_it_is_written(kdscale, photographs, tmp_path):
+    done = kdscale("init", "pets", "--teacher", "resnet8x4", "--student", "resnet20")
+    assert done.exit_code == 0, done.stderr
+    text = (tmp_path / "pets.toml").read_text()
+    assert "24 images of 2 classes (cat, dog)" in text
+    assert text in done.stdout
+    recipe = load_recipe("pets.toml")
+    assert recipe.data.source == "pets"
+    assert recipe.data.clean[1] == {"name": "center_crop", "size": 32}
+    quick = [f"--set={model}.train.epochs=1" for model in ("teacher", "student")]
+    done = kdscale("run", "pets.toml", "--set=views.count=2", *quick)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads((tmp_path / "runs" / "pets" / "result.json").read_text())["rows"]
+    assert [row["label"] for row in rows] == ["teacher", "alone", "cache"]
+
+
+def test_recipe_names_data_relative_to_its_folder(kdscale, photographs, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for out in (tmp_path / "mine.toml", tmp_path / "elsewhere" / "here" / "mine.toml"):
+        done = kdscale(
+            "init", "../pets", "--teacher", "mnist-cnn", "-o", out, "--student", "resnet20"
+        )
+        assert done.exit_code == 1  # mnist-cnn is for grey images
+        done = kdscale("init", "../pets", "--teacher", "resnet8x4", "-o", out)
+        assert done.exit_code == 0, done.stderr
+        assert load_recipe(str(out)).data.source == str(photographs)
+
+
+def test_weights_of_kdscale_state_model_size_and_preprocessing(kdscale, small_images):
+    assert kdscale("init", "grey", "--teacher", "resnet8x4", "--student", "resnet20").exit_code == 0
+    recipe = load_recipe("grey.toml")
+    assert recipe.data.clean == []
+    assert recipe.views.operations[0] == {"name": "random_crop", "padding": 1}
+    assert recipe.teacher.input.mean == [0.5]
+    done = kdscale("train", "grey.toml", "--model", "teacher", "--run", "t",
+                   "--set=teacher.train.epochs=1")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    done = kdscale("init", "grey", "--teacher", "t/weights.safetensors", "-o", "two.toml")
+    assert done.exit_code == 0, done.stderr
+    recipe = load_recipe("two.toml")
+    assert recipe.teacher.weights == "t/weights.safetensors"
+    assert recipe.teacher.model == "resnet8x4"
+    assert recipe.teacher.train is None
+
+
+def test_pretrained_model_of_a_library_is_fine_tuned_at_its_size(kdscale, photographs):
+    done = kdscale(
+        "init", "pets", "--teacher", "torchvision/squeezenet1_1", "--student", "resnet20"
+    )
+    assert done.exit_code == 0, done.stderr
+    recipe = load_recipe("pets.toml")
+    assert recipe.teacher.input.size == 224
+    assert recipe.teacher.train.pretrained == "torchvision:DEFAULT"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pets", "--teacher", "resnet9000"], "there is no model 'resnet9000'"),
+        (["pets", "--teacher", "missing.safetensors"], "no weights file 'missing.safetensors'"),
+        (["pets/train", "--teacher", "resnet20"], "has no split"),
+    ],
+)
+def test_what_cannot_run_is_refused_and_nothing_is_written(
+    kdscale, photographs, tmp_path, arguments, message
+):
+    done = kdscale("init", *arguments)
+    assert done.exit_code in (1, 2)
+    assert message in done.stderr
+    assert not list(tmp_path.glob("*.toml"))
+
+
+def test_weights_that_name_code_run_none(kdscale, photographs, tmp_path):
+    stated = {"model": "os:system", "preprocess": {"mean": [0.5], "std": [0.5], "size": None}}
+    save_weights(tmp_path / "evil.safetensors", nn.Linear(1, 1), metadata=stated)
+    done = kdscale("init", "pets", "--teacher", "evil.safetensors")
+    assert done.exit_code == 2
+    assert "the model 'os:system' that evil.safetensors names cannot be taken" in done.stderr
+
+
+def test_existing_file_is_left_as_it_is(kdscale, photographs, tmp_path):
+    (tmp_path / "pets.toml").write_text("mine")
+    done = kdscale("init", "pets", "--teacher", "resnet20")
+    assert done.exit_code == 2
+    assert "pets.toml exists" in done.stderr
+    assert (tmp_path / "pets.toml").read_text() == "mine"
