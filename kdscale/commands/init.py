@@ -41,9 +41,9 @@ class _Teacher:
     """Lines of `[teacher]` that name its weights, if it has any."""
     training: tuple[str, ...]
     """Lines of `[teacher.train]`; () = the teacher is trained already."""
-    mean: tuple[float, ...] | None
-    """None = the weights' file states mean and standard deviation itself."""
-    std: tuple[float, ...] | None
+    mean: tuple[float, ...]
+    """Mean of each channel, of pixels scaled to 0..1; as `std`, also the student's."""
+    std: tuple[float, ...]
     side: int | None
     """Side in pixels of the images that the weights were trained on; None if it is not stated."""
 
@@ -129,11 +129,11 @@ def _of_file(file: Path, recipe: Path) -> _Teacher:
     advice = "name the model with --teacher, then set teacher.weights in the recipe"
     if "model" not in stated:
         raise ConfigError(f"{file} does not state its model, as weights of kdscale do: {advice}")
+    preprocess = Preprocess.parse(stated["preprocess"])
     try:
         create_named_by_file(
             stated["model"], num_classes=stated.get("num_classes", 2),
-            in_channels=Preprocess.parse(stated["preprocess"]).channels,
-            options=stated.get("options"), origin=file,
+            in_channels=preprocess.channels, options=stated.get("options"), origin=file,
         )  # fmt: skip
     except ModelError as error:  # code, or a file, of the file's choice
         model = shortened(str(stated["model"]))
@@ -144,9 +144,8 @@ def _of_file(file: Path, recipe: Path) -> _Teacher:
     lines = [f"weights = {_toml(_below(file, recipe))}"]
     if stated.get("options"):
         lines.append(f"options = {_toml(stated['options'])}")
-    return _Teacher(
-        stated["model"], tuple(lines), (), None, None, None if size is None else size[0]
-    )
+    side = None if size is None else size[0]
+    return _Teacher(stated["model"], tuple(lines), (), preprocess.mean, preprocess.std, side)
 
 
 _Stated = tuple[tuple[float, ...], tuple[float, ...], int]
@@ -253,6 +252,7 @@ def _recipe_text(
             *([""] if teacher.training else []),
             "[student]",
             f"model = {_toml(student)}",
+            _input_line(teacher, None),
             "",
             "[student.train]",
             f"epochs = {_STUDENT_EPOCHS}                  # each view is trained on "
@@ -273,12 +273,18 @@ def _recipe_text(
 
 
 def _input_lines(teacher: _Teacher, side: int) -> list[str]:
-    if teacher.mean is None or teacher.std is None:
-        return ["# Mean, standard deviation and classes are stated by the weights."]
-    larger = teacher.side is not None and teacher.side > side
-    size = f", size = {teacher.side}" if larger else ""
-    note = [f"# Its weights are of images of {teacher.side} pixels."] if larger else []
-    return [*note, f"input = {{ mean = {list(teacher.mean)}, std = {list(teacher.std)}{size} }}"]
+    """Return the lines of `[teacher]` about its input."""
+    if any(line.startswith("weights") for line in teacher.lines):
+        return ["# Mean, standard deviation, size and classes are stated by the weights."]
+    if teacher.side is None or teacher.side <= side:
+        return [_input_line(teacher, None)]
+    note = f"# Its weights are of images of {teacher.side} pixels."
+    return [note, _input_line(teacher, teacher.side)]
+
+
+def _input_line(teacher: _Teacher, size: int | None) -> str:
+    resized = "" if size is None else f", size = {size}"
+    return f"input = {{ mean = {list(teacher.mean)}, std = {list(teacher.std)}{resized} }}"
 
 
 def _below(path: Path, recipe: Path) -> str:

@@ -89,7 +89,7 @@ def test_pretrained_model_of_a_library_is_fine_tuned_at_its_size(kdscale, photog
     )
     assert done.exit_code == 0, done.stderr
     recipe = load_recipe("pets.toml")
-    assert recipe.teacher.input.size == 224
+    assert (recipe.teacher.input.size, recipe.student.input.size) == (224, None)
     assert recipe.teacher.train.pretrained == "torchvision:DEFAULT"
 
 
