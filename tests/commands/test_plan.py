@@ -281,7 +281,9 @@ def test_channels_last_is_suggested_where_it_is_faster(plan, taught, ratio, sugg
     from kdscale.tables.plan_table import plan_table
 
     text = plan_table({**plan(taught()), "channels_last_over_contiguous_time": ratio})
-    line = "student.train.memory_format = 'channels_last' makes the student's steps about 50 % shorter"
+    line = (
+        "student.train.memory_format = 'channels_last' makes the student's steps about 50 % shorter"
+    )
     assert (line in text) == suggested
 
 
