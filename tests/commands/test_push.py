@@ -105,6 +105,26 @@ def photo(tmp_path):
     return path
 
 
+@pytest.mark.launch
+def test_address_of_the_hub_is_that_of_its_environment_variable(
+    kdscale_process, run, hub, photo, tmp_path
+):
+    def command(*words, endpoint=hub.url):
+        return kdscale_process(
+            *words, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1",
+            HF_HOME=str(tmp_path / "home"),
+        )  # fmt: skip
+
+    for words in (("push", run, URL), ("pull", URL), ("predict", URL, photo)):
+        done = command(*words)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+    lost = command("pull", "hf://me/other", endpoint="http://127.0.0.1:9")
+    assert lost.returncode == 1
+    assert "check the name, the network and the token" in lost.stderr.splitlines()[-1]
+    assert "Traceback" not in lost.stderr
+
+
 # ------------------------------------------------------------------ other libraries
 
 
