@@ -26,7 +26,10 @@ BATCH_NORM = ("--set", "student.model=tiny_models:batch_norm", "--set", "student
 STUDENTS = {
     "none": ["--targets", "none"],
     "cache": ["--targets", "cache"],
-    "accumulated": ["--targets", "cache", "--set", "student.train.accumulation=2"],
+    "accumulated": [
+        *("--targets", "cache", "--set", "student.train.accumulation=2"),
+        *("--set", "student.train.ema_decay=0.8"),
+    ],
     "windows": ["--targets", "cache", "--set", "cache.targets_memory=3200"],
     "hint": [
         *("--targets", "teacher", "--set", 'cache.features=["1"]', "--set", "loss.hard_weight=0"),
@@ -48,6 +51,7 @@ STUDENTS = {
     "sync": [
         *("--targets", "cache", *BATCH_NORM, "--set", "student.train.sync_batch_norm=true"),
         *("--set", "student.train.memory_format=channels_last"),
+        *("--set", "student.train.ema_decay=0.8"),
         # A bias before batch-norm has no gradient but rounding, which Adam would take for one.
         *("--set", "student.train.optimizer=sgd", "--set", "student.train.learning_rate=0.1"),
     ],
@@ -192,6 +196,18 @@ def test_two_processes_train_with_the_same_losses(one, student):
     weights, expected = (load_file(run / "weights.safetensors") for run in (ours, theirs))
     for name, tensor in weights.items():
         assert torch.allclose(tensor, expected[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("student", ["accumulated", "sync"])
+def test_two_processes_average_the_same_weights(one, student):
+    ours, theirs = (load_file(one / f"{name}-{student}/ema.safetensors") for name in ("two", "one"))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[name], atol=1e-4), name
+    results = [result(one / f"{name}-{student}") for name in ("two", "one")]
+    assert results[0]["ema_top1_accuracy"] == pytest.approx(
+        results[1]["ema_top1_accuracy"], abs=2e-3
+    )
 
 
 def test_two_processes_end_early_where_one_does_and_choose_the_same_weights(one):
