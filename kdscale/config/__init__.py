@@ -23,13 +23,7 @@ from kdscale.config.data_sections import (
 )
 from kdscale.config.ineffective import ineffective_settings
 from kdscale.config.loss_sections import FeatureLossSection, LossSection
-from kdscale.config.model_sections import (
-    InputSection,
-    ModelSection,
-    TeacherSection,
-    TeacherTrainSection,
-    TrainSection,
-)
+from kdscale.config.model_sections import InputSection, ModelSection, TeacherSection
 from kdscale.config.recipe import (
     Recipe,
     differences,
@@ -44,6 +38,7 @@ from kdscale.config.recipe import (
     set_local_data,
 )
 from kdscale.config.sweep_section import RangeSection, SweepSection
+from kdscale.config.train_section import TeacherTrainSection, TrainSection
 from kdscale.config.variants import Variants
 
 __all__ = [

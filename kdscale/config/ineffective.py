@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from kdscale.config.model_sections import TrainSection
 from kdscale.config.recipe import Recipe
+from kdscale.config.train_section import TrainSection
 from kdscale.formatting import number_of
 
 _BELONG: dict[str, tuple[str, tuple[str, ...]]] = {
