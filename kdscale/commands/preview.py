@@ -182,6 +182,8 @@ def _cached_images(
         config=manifest.dataset.get("config"),
         revision=None if data else manifest.dataset.get("revision"),
         grey_range=_grey_range(manifest),
+        class_names=manifest.dataset.get("class_names"),
+        unlabelled=(manifest.dataset["split"],) if manifest.dataset.get("unlabelled") else (),
     )
     for classes in (names, None) if labelled else (None, names):
         try:

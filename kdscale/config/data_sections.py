@@ -48,6 +48,11 @@ class DataSection(ConfigSection):
     label: str | None = Field(
         None, description="Column of labels. Not set: the only column of class labels."
     )
+    unlabelled: bool = Field(
+        False,
+        description="Whether the training split is read without labels: folders of any depth, and "
+        "no column of labels. The test split has labels all the same.",
+    )
     classes: list[str | int] | None = Field(
         None,
         min_length=2,

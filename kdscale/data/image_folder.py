@@ -6,7 +6,7 @@ the innermost folder for the class, the contents of archives for images, and dro
 files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,26 @@ class _Split:
         return f"{self.top}/{file}" if self.top else file
 
 
-def open_image_folder(listing: Listing) -> dict[str, Any]:
+def open_image_folder(listing: Listing, unlabelled: Collection[str] = ()) -> dict[str, Any]:
     """Each split as a `datasets.Dataset` of columns image (paths) and, with classes, label.
+
+    Args:
+        listing: the folder.
+        unlabelled: splits whose folders are no classes, and may be of any depth.
 
     Raises:
         DataError: a file or folder that has no place in this layout; it is named.
     """
     check_archives(listing)
     splits = find_splits(listing)
-    for split in splits.values():
-        _check_layout(listing, split)
-    with_classes = {name: split for name, split in splits.items() if not split.flat}
+    for name, split in splits.items():
+        if name in unlabelled:
+            _check_no_unread_files(listing, split)
+        else:
+            _check_layout(listing, split)
+    with_classes = {
+        name: split for name, split in splits.items() if not split.flat and name not in unlabelled
+    }
     folders = {name: sorted(_classes(split)) for name, split in with_classes.items()}
     names = sorted({one for classes in folders.values() for one in classes})
     check_distinguishable(folders.values(), str(listing.root))

@@ -59,6 +59,8 @@ class SourceOptions:
     classes: Sequence[str | int] | None = None
     """Classes whose rows are read (names, or labels as integers), renumbered in this order; None =
     all. Where there are no labels at all, merely the names of the classes."""
+    unlabelled: tuple[str, ...] = ()
+    """Splits that are read without labels; their folders may be of any depth."""
     class_names: str | None = None
     """File of class names, as of `kdscale.data.class_names.read_class_names`; None = the source's
     own names, or numbers."""
@@ -98,9 +100,11 @@ def open_source(
     if len(dataset) == 0:
         raise DataError(f"{place} is empty: choose another split or point --data at a whole copy")
     image_column = find_image_column(dataset.features, options.image_column, place)
-    label_column = find_label_column(
-        dataset.features, options.label_column, place, required=require_labels
-    )
+    label_column = None
+    if found not in options.unlabelled:
+        label_column = find_label_column(
+            dataset.features, options.label_column, place, required=require_labels
+        )
     labels = read_labels(opened.splits, found, label_column, place)
     if require_labels and len(without := np.flatnonzero(labels.values < 0)):
         raise DataError(
@@ -231,7 +235,7 @@ def _open_folder(path: Path, options: SourceOptions) -> _Opened:
         )
     if images and not tables:
         _refuse_config(options, f"{path} is a folder of images")
-        return _open_images(listing)
+        return _open_images(listing, options.unlabelled)
     if tables or listing.of_suffix(".tar"):
         splits, read = open_table_folder(listing, options.config, options.label_column)
         return _opened(splits, folders, listing, read)
@@ -241,9 +245,9 @@ def _open_folder(path: Path, options: SourceOptions) -> _Opened:
     )
 
 
-def _open_images(listing: Listing) -> _Opened:
+def _open_images(listing: Listing, unlabelled: Sequence[str]) -> _Opened:
     metadata = listing.of("metadata")
-    splits = open_metadata_folder(listing) if metadata else open_image_folder(listing)
+    splits = open_metadata_folder(listing) if metadata else open_image_folder(listing, unlabelled)
     return _Opened(splits, (), listing, (*listing.of("image"), *metadata))
 
 

@@ -200,6 +200,8 @@ def required_manifest(
                 config=recipe.data.config,
                 revision=recipe.data.revision,
                 grey_range=recipe.data.grey_range,
+                class_names=recipe.data.class_names,
+                unlabelled=recipe.data.unlabelled or None,
             ),
         },
         views={

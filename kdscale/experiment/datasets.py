@@ -34,6 +34,11 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
         root: where decoded images lie.
         labelled: whether a loss needs labels. Without labels, the test split names the classes.
     """
+    if labelled and recipe.data.unlabelled:
+        raise ConfigError(
+            "data.unlabelled is true, and the loss needs labels: set loss.hard_weight = 0, or "
+            "leave data.unlabelled out"
+        )
     images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
     _check_distinguishes(images, labelled=labelled)
     _check_views_fix_size(recipe, images)
@@ -47,7 +52,7 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
     if not images.classes:
         raise DataError(
             f"neither split {images.split!r} of {images.name} nor its test split names classes: "
-            "check the label column and data.classes"
+            "check the label column, or name the classes of the teacher in data.class_names"
         )
     return images
 
@@ -65,6 +70,7 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
     options = SourceOptions(
         image_column=recipe.data.image,
         label_column=recipe.data.label,
+        unlabelled=(recipe.data.train_split,) if recipe.data.unlabelled else (),
         classes=recipe.data.classes,
         class_names=recipe.data.class_names,
         config=recipe.data.config,

@@ -611,3 +611,24 @@ def test_text_labels_that_look_alike_are_refused(tmp_path):
     write_table(tmp_path / "train.parquet", ["café", unicodedata.normalize("NFD", "café")])
     with pytest.raises(DataError, match="look alike"):
         load(tmp_path / "train.parquet", tmp_path)
+
+
+def test_split_without_labels_may_have_folders_of_any_depth(tmp_path):
+    write(tmp_path / "set", ["train/a/b/0.ppm", "train/c/1.ppm", "train/2.ppm",
+                             "test/cat/3.ppm", "test/dog/4.ppm"])  # fmt: skip
+    with pytest.raises(DataError):
+        load(tmp_path / "set", tmp_path, require_labels=False)
+    train = load(tmp_path / "set", tmp_path, require_labels=False, unlabelled=("train",))
+    assert train.labels.tolist() == [-1, -1, -1]
+    assert train.classes == ()
+    test = load(tmp_path / "set", tmp_path, "test", unlabelled=("train",))
+    assert test.classes == ("cat", "dog")
+    (tmp_path / "set" / "train" / "c" / "film.mp4").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train/c/film\.mp4"):
+        load(tmp_path / "set", tmp_path, require_labels=False, unlabelled=("train",))
+
+
+def test_column_of_labels_is_not_read_of_a_split_without_labels(tmp_path):
+    write_table(tmp_path / "set" / "train.parquet", labels=(0, 7))
+    images = load(tmp_path / "set", tmp_path, require_labels=False, unlabelled=("train",))
+    assert images.labels.tolist() == [-1, -1]
