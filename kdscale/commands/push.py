@@ -1,6 +1,7 @@
 """Push a student to a repository of the Hugging Face Hub, with its model card."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -47,9 +48,14 @@ def push(
     weights = Path(str(trained.section.weights))
     student = load_student(weights, trust_code=trained.trust.code)
     about = _describe(trained, student, weights)
+    noise = _noise(student, about["pixels"]["shape"])
+    expected = student(noise)
+    about["logits" if "logits" in about else "embedding"]["shape"] = ["batch", *expected.shape[1:]]
     with temporary_folder(Path(gettempdir()), "push") as folder:
         write_student_folder(folder / "student", student, about)
-        _check_equal(folder / "student", student, about, trust_code=trained.trust.code)
+        read_back = load_student(folder / "student", trust_code=trained.trust.code)
+        if not torch.equal(read_back(noise), expected):
+            raise ExportError(f"the written {WEIGHTS} gives other logits than the run's weights")
         _refuse_another(repository, tensors_sha256(student.model), overwrite=overwrite)
         repository.upload(
             folder / "student",
@@ -81,18 +87,13 @@ def _describe(trained: TrainedModel, student: Deployable, weights: Path) -> dict
     return about
 
 
-def _check_equal(
-    folder: Path, student: Deployable, about: dict[str, Any], *, trust_code: bool
-) -> None:
-    """Stop unless the folder gives bit-equal logits of noise."""
-    channels, *size = about["pixels"]["shape"][1:]
+def _noise(student: Deployable, shape: Sequence[Any]) -> torch.Tensor:
+    """Return two images of noise, uint8 [2, C, H, W], of the size that the student takes."""
+    channels, *size = shape[1:]
     height, width = size if None not in size else (student.preprocess.size or 64,) * 2
     generator = torch.Generator().manual_seed(0)
-    shape = (2, channels, height, width)
-    noise = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    read_back = load_student(folder, trust_code=trust_code)
-    if not torch.equal(read_back(noise), student(noise)):
-        raise ExportError("the written weights give other logits than the run's: nothing is pushed")
+    wanted = (2, channels, height, width)
+    return torch.randint(256, wanted, dtype=torch.uint8, generator=generator)
 
 
 def _refuse_another(repository: HubRepository, sha256: str, *, overwrite: bool) -> None:
