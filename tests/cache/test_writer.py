@@ -38,7 +38,7 @@ def assert_holds_everything(path, manifest=None):
 # ------------------------------------------------------------------ values
 
 
-@pytest.mark.parametrize("encoding", synthetic.ENCODINGS)
+@pytest.mark.parametrize("encoding", [one for one in synthetic.ENCODINGS if one != "none"])
 @pytest.mark.parametrize("shard_samples", [1, 4, 64])
 def test_targets_read_back_value_for_value(tmp_path, encoding, shard_samples):
     manifest = synthetic.encoded(encoding, shard_samples=shard_samples, num_views=1)
