@@ -11,6 +11,7 @@ from torch import nn
 
 from kdscale.api.given_settings import images_root, interruptible, recipe_of
 from kdscale.api.given_views import Views, pipeline_of
+from kdscale.api.own_state import own_state
 from kdscale.commands.build import build
 from kdscale.data.given_images import MapDataset, images_of
 from kdscale.data.image_dataset import ImageDataset
@@ -93,13 +94,9 @@ def build_cache(
         student={"model": _UNUSED_STUDENT},
         loss={"hard_weight": 0.0, "soft_weight": 1.0},
     )
-    experiment = Experiment(
-        recipe,
-        Locations(cache_root=images_root(path), cache=path),
-        given=GivenObjects(train_set=images, views=pipeline, teacher=teacher),
-    )
-    with _restored(teacher), interruptible(path):
-        build(experiment)
+    given = GivenObjects(train_set=images, views=pipeline, teacher=teacher)
+    with own_state(), _restored(teacher), interruptible(path):
+        build(Experiment(recipe, Locations(cache_root=images_root(path), cache=path), given=given))
     return path
 
 

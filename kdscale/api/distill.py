@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from kdscale import config
 from kdscale.api.cached_dataset import CachedDataset
 from kdscale.api.given_settings import images_root, interruptible, recipe_of
+from kdscale.api.own_state import own_state
 from kdscale.cache.manifest import Manifest
 from kdscale.commands.train import train
 from kdscale.data.given_images import MapDataset, images_of
@@ -78,7 +79,7 @@ def distill(
         train_set=dataset.images, test_set=tested, views=dataset.pipeline, student=student
     )
     devices = {one.device for one in student.parameters()}
-    with _folder(run) as folder:
+    with own_state(), _folder(run) as folder:
         locations = Locations(
             cache_root=images_root(dataset.cache), cache=dataset.cache, run=folder
         )

@@ -5,6 +5,8 @@ import shutil
 import pytest
 import tiny_models
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 
@@ -178,3 +180,20 @@ def test_test_set_may_be_a_list_and_needs_labels(splits, tiny_cache, tmp_path):
     assert of_list["cross_entropy"] == of_split["cross_entropy"]
     with pytest.raises(ConfigError, match="test_set has no labels"):
         kdscale.distill(new_student(), cached, [image for image, _ in samples], train=train)
+
+
+def test_programs_own_accelerator_is_left_as_it_was(call):
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=4)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        call(new_student(), train={**TRAIN, "epochs": 1})
+        assert own.mixed_precision == "bf16"
+        assert own.gradient_accumulation_steps == 4
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert Accelerator().mixed_precision == "bf16"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        AcceleratorState._reset_state()
+        GradientState._reset_state()

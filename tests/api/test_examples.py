@@ -1,30 +1,88 @@
-"""The examples run as they stand, offline."""
+"""The examples run as they stand, offline, from an empty folder."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+NOTEBOOK = EXAMPLES / "quickstart.ipynb"
 
 
 @pytest.fixture(autouse=True)
 def _one_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.chdir(tmp_path)
 
 
-def test_cache_and_student_in_plain_pytorch():
+def test_cache_and_student_in_plain_pytorch(tmp_path):
     import cache_from_python
 
-    assert cache_from_python.main() > 0.9
+    assert cache_from_python.main(tmp_path) > 0.9
 
 
 @pytest.mark.launch  # transformers takes ten seconds to import
 @pytest.mark.filterwarnings("ignore")
-def test_hugging_face_trainer():
+def test_hugging_face_trainer_takes_the_first_step_of_kdscales_loop(tmp_path, monkeypatch):
     import hugging_face_trainer
+    import toy
 
-    losses = hugging_face_trainer.main()
-    assert len(losses) == 8
-    assert losses[-1] < losses[0]
+    import kdscale
+
+    losses = []
+
+    def recorded(self, *args, compute=hugging_face_trainer.Distillation.compute_loss, **kwargs):
+        loss = compute(self, *args, **kwargs)
+        losses.append(float(loss))
+        return loss
+
+    monkeypatch.setattr(hugging_face_trainer.Distillation, "compute_loss", recorded)
+    logged = hugging_face_trainer.main(tmp_path, batch_size=256)  # all samples, in whatever order
+    assert logged[-1] < logged[0]
+    kdscale.distill(
+        toy.model(8),
+        toy.cached(tmp_path),
+        toy.pictures(64, seed=1),
+        train={"epochs": 1, "global_batch_size": 256, "log_every": 1},
+        loss={"temperature": 2.0, "hard_weight": 0.0, "soft_weight": 1.0},
+        run=tmp_path / "run",
+    )
+    with (tmp_path / "run" / "metrics.jsonl").open() as log:
+        ours = json.loads(next(log))["loss"]
+    assert losses[0] == pytest.approx(ours, rel=1e-6)
+
+
+@pytest.mark.launch
+@pytest.mark.filterwarnings("ignore")
+def test_lightning(tmp_path):
+    import lightning_trainer
+
+    assert lightning_trainer.main(tmp_path) > 0.9
+
+
+@pytest.mark.launch
+@pytest.mark.filterwarnings("ignore")
+def test_loop_of_timm(tmp_path):
+    import timm_loop
+
+    assert timm_loop.main(tmp_path) > 90
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("example", ["accelerate_loop", "torchrun_distill"])
+def test_two_processes(example, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, "--master_port", "0", EXAMPLES / f"{example}.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "top-1 100.0 %" in done.stdout
+    if example == "accelerate_loop":
+        assert "on 2 processes" in done.stdout
+    else:
+        result = json.loads((tmp_path / "toy/runs/student/result.json").read_text())
+        assert result["num_processes"] == 2
