@@ -83,6 +83,7 @@ def build_cache(
     settings = {"memory_format": "contiguous", "input": input or _stated_input(teacher), **forward}
     recipe = recipe_of(
         "build_cache",
+        path,
         data={"source": images.name},
         views={"operations": pipeline.describe()["operations"], "count": num_views},
         cache={"encoding": "auto", **cache},

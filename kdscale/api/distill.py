@@ -141,6 +141,7 @@ def _recipe(student: nn.Module, dataset: CachedDataset, **student_settings: Any)
     stated = {"preprocess": "input", "precision": "precision", "memory_format": "memory_format"}
     return recipe_of(
         "distill",
+        dataset.cache,
         data={"source": dataset.images.name, "clean": dataset.images.clean},
         views={
             "operations": manifest.views["operations"],

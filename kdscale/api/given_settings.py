@@ -1,27 +1,30 @@
 """Settings as Python code gives them: sections of a recipe, checked as those of a file are."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdscale import config
-from kdscale.cache.stores.store import Place, is_remote
+from kdscale.cache.stores.store import Place, is_remote, name_of
 from kdscale.errors import Interrupted
 
 
-def recipe_of(call: str, **sections: Mapping[str, Any]) -> config.Recipe:
-    """Return the recipe of some sections.
+def recipe_of(call: str, place: Place, **sections: Mapping[str, Any]) -> config.Recipe:
+    """Return the recipe of some sections, which is named after its cache.
 
     Args:
         call: name of the public function, for messages.
+        place: folder or URL of the cache.
         sections: tables of the recipe.
 
     Raises:
         ConfigError: an unknown field, or a value of the wrong type or range.
     """
     tables = {name: _with_lists(section) for name, section in sections.items()}
-    return config.parse_recipe({"name": "python", **tables}, f"kdscale.{call}")
+    name = re.sub(r"^[\W_]+|[^\w.-]", "", name_of(place).removesuffix(".zarr"), flags=re.ASCII)
+    return config.parse_recipe({"name": name or "python", **tables}, f"kdscale.{call}")
 
 
 def _with_lists(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """The examples run as they stand, offline, from an empty folder."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+DOCS = EXAMPLES.parent / "docs"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
 
 
@@ -86,3 +88,43 @@ def test_two_processes(example, tmp_path):
     else:
         result = json.loads((tmp_path / "toy/runs/student/result.json").read_text())
         assert result["num_processes"] == 2
+
+
+@pytest.mark.launch
+@pytest.mark.filterwarnings("ignore")
+def test_notebook_runs_from_quickstart_to_report(tmp_path, monkeypatch):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    paths = filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    commands = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(commands))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place)
+    client.execute()
+    assert "<html" in (tmp_path / "report.html").read_text()
+    for name in ("labels", "teacher"):
+        result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
+        assert result["top1_accuracy"] > 0.8
+
+
+def test_notebook_is_stored_without_outputs():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    written = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert written
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in written)
+
+
+def test_page_of_integrations_has_the_code_of_the_examples():
+    path = DOCS / "site" / "example_code.py"
+    spec = importlib.util.spec_from_file_location("example_code", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (DOCS / "integrations.md").read_text()
+    assert page == module.with_code(page), "run: python docs/site/example_code.py"
+
+
+def test_each_example_is_listed():
+    names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    for page in (EXAMPLES / "README.md", DOCS / "integrations.md"):
+        assert all(name in page.read_text() for name in names), page
