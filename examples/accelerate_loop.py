@@ -6,7 +6,7 @@ On two GPUs:
 
 On a CPU, where `accelerate launch` starts one process whatever it is told:
 
-    torchrun --nproc_per_node 2 examples/accelerate_loop.py
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 examples/accelerate_loop.py
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """One call trains a student on as many processes as torchrun starts.
 
-    torchrun --nproc_per_node 2 examples/torchrun_distill.py
+    torchrun --standalone --nproc_per_node 2 examples/torchrun_distill.py
 
+On a CPU with `ACCELERATE_USE_CPU=true` before it, since kdscale runs on Accelerate.
 Stopped and started again, it goes on from its last checkpoint, as `torchrun --max-restarts` does;
 when it is finished, it prints the result again.
 """

@@ -78,8 +78,9 @@ def test_loop_of_timm(tmp_path):
 def test_two_processes(example, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "--master_port", "0", EXAMPLES / f"{example}.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        [*command, "--standalone", EXAMPLES / f"{example}.py"],
+        cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True,
+        text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "top-1 100.0 %" in done.stdout
