@@ -50,6 +50,18 @@ class StartOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """Options of `kdscale evaluate`."""
+
+    weights: Any
+    teacher: str | None
+    seconds: float
+    data: str | None
+    trust_code: bool
+    embeddings: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedModelOptions:
     """A trained model as it is named on the command line."""
 
@@ -199,8 +211,9 @@ def train(
 
 
 def _trained(result: dict[str, Any], folder: Path) -> str:
+    by = f"{result['classifier']} " if "classifier" in result else ""
     return (
-        f"top-1 {100 * result['top1_accuracy']:.2f} % after "
+        f"{by}top-1 {100 * result['top1_accuracy']:.2f} % after "
         f"{number_of(result['epochs'], 'epoch')}, {result['train_seconds']:.1f} s of training; see "
         f"{folder}"
     )
@@ -210,29 +223,28 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
 @device_option
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True,
                 type=STORED)  # fmt: skip
-@weights_option
-@click.option("--teacher", type=UserPath(exists=True, dir_okay=False), metavar="FILE",
+@grouped(
+    "options", EvaluationOptions, weights_option,
+    click.option("--embeddings", is_flag=True,
+                 help="Also k-NN and a linear probe on embeddings; always for models without a "
+                 "classifier."),
+    click.option("--teacher", type=UserPath(exists=True, dir_okay=False), metavar="FILE",
               help="The teacher's weights, for `agreement`.  [default: those that the recipe "
-              "names, or that were trained for it]")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
-              help="Seconds of timing for each batch size; at least five passes.")  # fmt: skip
-@click.option("--data", type=EXISTING, help="A local copy of the data set.")
+              "names, or that were trained for it]"),
+    click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
+                 help="Seconds of timing for each batch size; at least five passes."),
+    click.option("--data", type=EXISTING, help="A local copy of the data set."),
+    trust_code_option,
+)  # fmt: skip
 @cache_root_option
-@trust_code_option
 @json_option
 def evaluate(
-    runs: tuple[Path, ...],
-    weights: Any,
-    teacher: str | None,
-    seconds: float,
-    data: str | None,
-    cache_root: Path,
-    trust_code: bool,
-    as_json: bool,
+    runs: tuple[Path, ...], options: EvaluationOptions, cache_root: Path, as_json: bool
 ) -> None:
     """Evaluate finished runs on the test split.
 
-    Measures accuracy, calibration, agreement with the teacher, FLOPs, latency and memory. RUN
+    Measures accuracy, calibration, agreement with the teacher, FLOPs, latency and memory. A model
+    without a classifier is evaluated as a weighted k-NN classifier on its embeddings. RUN
     is a run's folder, or that of a whole recipe or sweep: then all finished runs in it. Results
     are written to evaluation.json in each run's folder.
     """
@@ -241,9 +253,10 @@ def evaluate(
     from kdscale.tables.evaluation_table import evaluation_tables
 
     evaluation = Evaluation(
-        cache_root, teacher=teacher, seconds=seconds, trust=Trust(code=trust_code)
-    )
-    found = evaluation.folders(runs, data=data, weights=weights)
+        cache_root, teacher=options.teacher, seconds=options.seconds,
+        trust=Trust(code=options.trust_code), embeddings=options.embeddings,
+    )  # fmt: skip
+    found = evaluation.folders(runs, data=options.data, weights=options.weights)
     print_found({"runs": found}, evaluation_tables(found), as_json=as_json)
 
 

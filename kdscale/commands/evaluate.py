@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from kdscale.commands.evaluate_embeddings import evaluate_embeddings
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
@@ -22,6 +23,7 @@ from kdscale.evaluation.efficiency import (
     forward_cost,
     weight_bytes,
 )
+from kdscale.evaluation.embeddings import KNN
 from kdscale.evaluation.evaluator import Examined, examine, mention_unclear
 from kdscale.evaluation.metrics import NO_PREDICTION, details, summarize
 from kdscale.evaluation.teacher_predictions import (
@@ -31,7 +33,7 @@ from kdscale.evaluation.teacher_predictions import (
 )
 from kdscale.evaluation.test_set import evaluation_file, own_test_set, own_training_set
 from kdscale.experiment.cache_spec import library_versions
-from kdscale.experiment.datasets import clean_shape, test_images
+from kdscale.experiment.datasets import clean_shape, test_images, training_images
 from kdscale.experiment.model_line import log_model
 from kdscale.experiment.models import frozen_teacher, model_of
 from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_models
@@ -61,6 +63,9 @@ class Evaluation:
     """Seconds of timing for each batch size."""
     trust: Trust = field(default_factory=Trust)
     """Models named in the folders that may run code of their own."""
+    embeddings: bool = False
+    """Also classify by embeddings (k-NN, linear probe); always done for models without a
+    classifier."""
     reuse: bool = False
     """Reuse an earlier result if model, images and teacher are the same."""
     _predictions: dict[str, TeacherPredictions] = field(default_factory=dict)
@@ -123,13 +128,21 @@ class Evaluation:
                 "split %r of %s holds the images that %s was trained on: what is found is no "
                 "accuracy on new images", test.split, test.name, subject.name,
             )  # fmt: skip
-        known = _known(file, identity) if self.reuse else None
+        known = _known(file, identity, embeddings=self.embeddings) if self.reuse else None
         known = broadcast_from_main(accelerator, known)
         if known is not None:
             return {"run": subject.name, **known}
         log.info("evaluating %s", subject.name)
-        examined = _examine(model, test, accelerator)
-        if subject.role == "teacher":
+        by_embeddings = None
+        if self.embeddings or model.headless:
+            with main_process_first(accelerator):
+                train = training_images(subject.recipe, self.cache_root, labelled=False)
+            by_embeddings = evaluate_embeddings(model, train, test, accelerator)
+        if by_embeddings is not None and model.headless:
+            examined = by_embeddings.by_neighbours
+        else:
+            examined = _examine(model, test, accelerator)
+        if subject.role == "teacher" and not model.headless:
             store_predictions(model, test, self.cache_root, examined.predictions, accelerator)
         if file != subject.evaluation:
             log.warning(
@@ -147,6 +160,8 @@ class Evaluation:
             **_of_average(subject, test, accelerator),
             "agreement": None if predictions is None else _agreement(examined, predictions),
             "agreement_note": note,
+            **({"classifier": KNN} if model.headless else {}),
+            **(by_embeddings.to_json() if by_embeddings is not None else {}),
             "num_parameters": parameters,
             "weight_bytes": weight_bytes(model.model),
             **_cost(model, test, self.seconds, accelerator),
@@ -163,6 +178,9 @@ class Evaluation:
         """Return the predictions of the student's teacher, or None and the reason."""
         if subject.role == "teacher":
             return None, None
+        if subject.recipe.teacher.headless or subject.section.headless:
+            which = "teacher" if subject.recipe.teacher.headless else "student"
+            return None, f"its {which} has no classifier"
         if subject.recipe.ensemble.caches or "+" in (subject.taught_by or ""):
             return None, "it has several teachers"
         weights = self.teacher or subject.teacher
@@ -218,6 +236,7 @@ def _load(
         precision=subject.precision,
         memory_format=subject.memory_format,
         device=device,
+        headless=subject.section.headless,
     )
     return model, parameters
 
@@ -278,8 +297,10 @@ def _cost(
     }
 
 
-def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def _known(file: Path, identity: Mapping[str, Any], *, embeddings: bool) -> dict[str, Any] | None:
     """Return the content of a file if it is of this model, these images and this teacher.
+
+    With `embeddings`, one without results of embeddings is None.
 
     Files of kdscale 0.1 may count samples without a prediction as correct: None for those.
     """
@@ -291,4 +312,5 @@ def _known(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     except (KdscaleError, *DAMAGE):
         return None
     same = identity.items() <= found.items() and "non_finite_samples" in found
+    same = same and (not embeddings or "knn_top1_accuracy" in found)
     return found if same else None

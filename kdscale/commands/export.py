@@ -1,4 +1,7 @@
-"""Export a trained model, with its preprocessing, into a file that others can run."""
+"""Export a trained model, with its preprocessing, into a file that others can run.
+
+A model without a classifier gives embeddings where this file speaks of logits.
+"""
 
 import json
 import logging
@@ -84,11 +87,12 @@ def export(
     program = Deployable(
         classifier.model, classifier.preprocess, test.classes, (height, width), clean
     )
-    about = describe_model(trained, program, pixels.shape[1:], test.num_classes)
+    expected = model.outputs(pixels).output
+    about = describe_model(trained, program, pixels.shape[1:], test.num_classes, expected.shape[1])
     images = pixels.split([1, len(pixels) - 1]) if len(pixels) > 1 else (pixels,)
     if clean is not None:
         images = _as_decoded(test, len(pixels))
-    check = _write_checked(path, format_name, program, about, images, model.logits(pixels))
+    check = _write_checked(path, format_name, program, about, images, expected)
     return {
         "run": trained.name,
         "file": str(path),
@@ -128,7 +132,11 @@ def _check_place(path: Path, format_name: str, *, overwrite: bool) -> None:
 
 
 def describe_model(
-    trained: TrainedModel, program: Deployable, shape: Sequence[int | str], num_classes: int
+    trained: TrainedModel,
+    program: Deployable,
+    shape: Sequence[int | str],
+    num_classes: int,
+    width: int | None = None,
 ) -> dict[str, Any]:
     """Return the description of the model in its file, with all keys of a weights file.
 
@@ -137,21 +145,24 @@ def describe_model(
         program: the model as it is exported.
         shape: channels, height and width of the images that it takes.
         num_classes: of the data set.
+        width: values of an output; None = one for each class.
     """
     if program.clean is not None:
         shape = (shape[0], "height", "width")
+    headless = trained.section.headless
+    output = {"dtype": "float32", "shape": ["batch", num_classes if width is None else width]}
     return {
         "kdscale": __version__,
         "model": trained.section.model,
         "options": dict(trained.section.options),
         "num_classes": num_classes,
-        "class_names": list(program.class_names),
+        "class_names": [] if headless else list(program.class_names),
         "clean": list(trained.recipe.data.clean),
         "clean_in_graph": program.clean is not None,
         "grey_range": trained.recipe.data.grey_range,
         "preprocess": program.preprocess.describe(),
         "pixels": pixels_of(shape),
-        "logits": {"dtype": "float32", "shape": ["batch", num_classes]},
+        ("embedding" if headless else "logits"): output,
     }
 
 

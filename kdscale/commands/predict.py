@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,12 +15,13 @@ from torch import Tensor
 from kdscale.data.decode import decode_file
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import create_accelerator
-from kdscale.errors import DataError, ExportError, KdscaleError
+from kdscale.errors import DataError, ExportError, KdscaleError, ModelError
 from kdscale.experiment.trained_models import Trust, Weights, trained_model_of
 from kdscale.formatting import number_of
 from kdscale.hub import is_hub
 from kdscale.models.deployable import load_student
 from kdscale.models.formats import FORMATS, Forward
+from kdscale.models.headless import NUM_CLASSES
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.student_files import WEIGHTS, find_weights
 
@@ -103,6 +104,7 @@ def open_classifier(
             "`kdscale train` or `kdscale export` wrote"
         )
     about = kind.describe(model)
+    _check_classifies(model, about)
     if model.suffix == ".safetensors":
         forward = _on_device(model, trust_code=trust_code)
     else:
@@ -172,6 +174,7 @@ def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> ImageClassifier
     trained = trained_model_of(run, trust=Trust(code=trust_code), weights=weights)
     data, path = trained.recipe.data, Path(str(trained.section.weights))
     about = FORMATS["safetensors"].describe(path)
+    _check_classifies(run, about)
     levels = data.grey_range
     return ImageClassifier(
         _on_device(path, trust_code=trust_code),
@@ -180,6 +183,15 @@ def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> ImageClassifier
         Pipeline.parse(data.clean),
         None if levels is None else (levels[0], levels[1]),
     )
+
+
+def _check_classifies(model: Path, about: Mapping[str, Any]) -> None:
+    """Raise ModelError for a model without a classifier."""
+    if (about.get("options") or {}).get(NUM_CLASSES) == 0:
+        raise ModelError(
+            f"{model} has no classifier (num_classes = 0), so it names no class: `kdscale "
+            "evaluate` measures its embeddings by k-NN, and kdscale.load_student gives them"
+        )
 
 
 def _on_device(path: Path, *, trust_code: bool) -> Forward:

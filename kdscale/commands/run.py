@@ -14,7 +14,7 @@ from kdscale.commands.build import build
 from kdscale.commands.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.commands.report import write_page
 from kdscale.commands.train import train
-from kdscale.config import dump_recipe
+from kdscale.config import Recipe, dump_recipe
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.errors import Interrupted, RunError
 from kdscale.experiment.cache_spec import check_recipe, required_manifest
@@ -79,7 +79,7 @@ def run_recipe(
             experiment = experiment.at(cache=build(experiment))
         inputs = _inputs_by_targets(splits, _manifests(experiment, train_set))
         rows = [ResultsRow("teacher", [teacher])]
-        for targets in _targets(train_set, online=online):
+        for targets in _targets(recipe, train_set, online=online):
             rows.append(ResultsRow(KIND_OF_TARGETS[targets], []))
             for seed in seeds:
                 student = experiment.at(run=student_folder(folder, targets, seed))
@@ -94,11 +94,12 @@ def run_recipe(
         return result
 
 
-def _targets(images: ImageDataset, *, online: bool) -> list[Targets]:
+def _targets(recipe: Recipe, images: ImageDataset, *, online: bool) -> list[Targets]:
     """Return where the students' targets come from, one kind after the other."""
     kinds: list[Targets] = ["none", "cache", "teacher"] if online else ["none", "cache"]
-    if not images.labelled:
-        log.info("the training split has no labels: no student is trained on labels alone")
+    if not images.labelled or recipe.student.headless:
+        why = "student has no classifier" if images.labelled else "training split has no labels"
+        log.info("the %s: no student is trained on labels alone", why)
         kinds.remove("none")
     return kinds
 

@@ -165,7 +165,7 @@ class TimedSetup:
 
 def student_settings(recipe: config.Recipe) -> config.TrainSection:
     """Return the training settings of a recipe's student."""
-    return section_of(recipe, RunSpec("student", "none", 0))[1]
+    return section_of(recipe, RunSpec("student", "cache", 0))[1]
 
 
 def timed_objective(recipe: config.Recipe) -> Objective:

@@ -138,7 +138,8 @@ def train(
             source = target_source.make_target_source(experiment, spec, caches)
             inputs = _inputs(experiment, source, caches)
             keep_content(run, inputs, main=accelerator.is_main_process)
-            mention_loss(loss, settings.epochs, settings.accumulation)
+            headless = training.section.headless
+            mention_loss(loss, settings.epochs, settings.accumulation, headless=headless)
             trainer = _trainer(training, source, pretrained)
             mention_steps(settings, trainer.loader.num_samples, trainer.loader.steps_per_epoch)
             metrics, resumed = restore(run, trainer)
@@ -343,10 +344,13 @@ def _run(
 
 def _evaluator(training: _Training) -> EvaluationHook:
     experiment = training.experiment
-    _, validation = sample_indices(experiment.recipe, experiment.train_set)
+    known, validation = sample_indices(experiment.recipe, experiment.train_set)
     tested = experiment.on_device(experiment.test_set)
+    bank = None
+    if training.section.headless:
+        bank = known if experiment.train_set.labelled else known[:0]
     return EvaluationHook(
-        tested, experiment.train_set.num_classes, experiment.train_images, validation
+        tested, experiment.train_set.num_classes, experiment.train_images, validation, bank
     )
 
 

@@ -1,7 +1,8 @@
 """Evaluation: every sample counted once, whatever the number of processes."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,21 @@ def evaluate(
         precision: of the forward pass.
         between_batches: called equally often by all processes, so that they may agree on something.
     """
+    with evaluated(model, preprocess, accelerator, precision) as logits:
+        examined = examine(logits, images, samples, num_classes, accelerator, between_batches)
+    found = summarize(examined.counts)
+    mention_unclear(found, len(samples))
+    return found
+
+
+@contextmanager
+def evaluated(
+    model: nn.Module, preprocess: Preprocess, accelerator: Accelerator, precision: str
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Put a model in training into evaluation mode, and give its output of uint8 pixels, float32.
+
+    Arguments as of `evaluate`.
+    """
     # Without DistributedDataParallel, which would wait for buffers at every batch of every process.
     model = accelerator.unwrap_model(model)
     if accelerator.num_processes > 1:
@@ -69,15 +85,14 @@ def evaluate(
     was_training = model.training
     model.eval()
 
-    def logits(pixels: Tensor) -> Tensor:
+    def output(pixels: Tensor) -> Tensor:
         with autocast(precision, accelerator.device):
             return model(preprocess(pixels)).float()  # type: ignore[no-any-return]
 
-    examined = examine(logits, images, samples, num_classes, accelerator, between_batches)
-    model.train(was_training)
-    found = summarize(examined.counts)
-    mention_unclear(found, len(samples))
-    return found
+    try:
+        yield output
+    finally:
+        model.train(was_training)
 
 
 def mention_unclear(found: Mapping[str, Any], num_samples: int) -> None:
@@ -128,7 +143,7 @@ def examine(
         if batch is None:  # another process has one more
             break
         pixels, labels = batch
-        logits_BC = _in_memory(logits, pixels)
+        logits_BC = in_memory(logits, pixels)
         counts += Counts.of(logits_BC, labels)
         predicted.append(predict(logits_BC))
     if predicted:
@@ -139,11 +154,11 @@ def examine(
     return Examined(counts, predictions.cpu(), images.host_labels[samples])
 
 
-def _in_memory(logits: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+def in_memory(logits: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     """Logits of some images, in halves where the device has no memory for them at once."""
     try:
         return logits(pixels)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(pixels) == 1:
             raise
-    return torch.cat([_in_memory(logits, half) for half in pixels.tensor_split(2)])
+    return torch.cat([in_memory(logits, half) for half in pixels.tensor_split(2)])

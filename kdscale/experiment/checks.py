@@ -125,9 +125,11 @@ def mention_steps(settings: config.TrainSection, num_samples: int, steps_per_epo
         )  # fmt: skip
 
 
-def mention_loss(objective: Objective, epochs: int, accumulation: int) -> None:
+def mention_loss(
+    objective: Objective, epochs: int, accumulation: int, *, headless: bool = False
+) -> None:
     """Warn about settings of the loss that have no effect, or another one than it seems."""
-    if not objective.with_logits:
+    if not objective.with_logits and not headless:
         log.warning(
             "loss.hard_weight and loss.soft_weight are 0: features alone train this student, and "
             "what follows them, its head at least, stays as it was at the start"

@@ -6,6 +6,7 @@ from typing import Any
 
 from kdscale import config
 from kdscale.data.image_dataset import ImageDataset
+from kdscale.evaluation.embeddings import KNN
 from kdscale.experiment.datasets import clean_shape
 from kdscale.models.deployable import pixels_of
 from kdscale.models.registry import num_parameters
@@ -40,6 +41,8 @@ def result_of(
         "num_processes": loop.accelerator.num_processes,
         "device": loop.accelerator.device.type,
     }
+    if section.headless:
+        result["classifier"] = KNN
     if loop.state.best_validation_accuracy >= 0:
         names = ("best_validation_accuracy", "chosen_step", "chosen_top1_accuracy")
         result |= {name: getattr(loop.state, name) for name in names}

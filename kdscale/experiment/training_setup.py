@@ -39,6 +39,11 @@ def section_of(
         raise ConfigError(
             f"recipe {recipe.name!r} has no [{spec.model}.train] section: add one, with epochs"
         )
+    if spec.targets == "none" and section.headless:
+        raise ConfigError(
+            f"{spec.model}.options has num_classes = 0, so there are no logits to learn labels by: "
+            "train with --targets cache, or with --online"
+        )
     if spec.targets == "teacher" and recipe.views.mode == "fixed":
         raise ConfigError(
             "views.mode = 'fixed' takes the logits of the clean images from a cache: train "

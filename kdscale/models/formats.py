@@ -69,7 +69,7 @@ def _write_onnx(program: Deployable, example: Tensor, about: About, path: Path) 
             dynamo=True,
             dynamic_shapes={"pixels": _free_axes(program, str)},
             input_names=["pixels"],
-            output_names=["logits"],
+            output_names=["embedding" if "embedding" in about else "logits"],
             verbose=False,
         )
         assert made is not None, "without a file, torch.onnx.export returns the program"
@@ -85,8 +85,8 @@ def _read_onnx(path: Path) -> Forward:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def answer(pixels: Tensor) -> Tensor:
-        (logits,) = session.run(["logits"], {"pixels": pixels.numpy()})
-        return torch.from_numpy(logits)
+        (output,) = session.run(None, {"pixels": pixels.numpy()})
+        return torch.from_numpy(output)
 
     return answer
 

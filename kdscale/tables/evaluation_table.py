@@ -17,6 +17,7 @@ _SHARES = {
     "agree %": "agreement",
 }
 
+_BY_EMBEDDINGS = {"k-NN %": "knn_top1_accuracy", "probe %": "probe_top1_accuracy"}
 _UNDECIDED = {
     "non_finite_samples": "with NaN or infinite logits, counted as wrong",
     "tied_samples": "whose largest logit belongs to several classes, the first of which counts",
@@ -72,14 +73,21 @@ def _cost(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
 def _quality(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Return a table for each test split: results on different images are never in one."""
     tables: dict[str, list[list[str]]] = {}
+    columns = _SHARES
+    if any(key in one for one in found for key in _BY_EMBEDDINGS.values()):
+        columns = _SHARES | _BY_EMBEDDINGS
     for name, one in zip(names, found, strict=True):
-        row = [name, *[percent_text(one[key], "-") for key in _SHARES.values()]]
+        row = [name, *[percent_text(one.get(key), "-") for key in columns.values()]]
         tables.setdefault(_test_set(one), []).append(row)
     for number, (test_set, rows) in enumerate(tables.items()):
         yield from [""] if number else []
         yield f"On {test_set}:"
         yield ""
-        yield Table(["run", *_SHARES], rows).text()
+        yield Table(["run", *columns], rows).text()
+    headless = [name for name, one in zip(names, found, strict=True) if one.get("classifier")]
+    if headless:
+        yield ""
+        yield f"{', '.join(headless)}: no classifier; all columns but probe are those of k-NN."
 
 
 def _test_set(one: Mapping[str, Any]) -> str:

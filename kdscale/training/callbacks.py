@@ -10,12 +10,13 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import StopPoll, means_over_processes
 from kdscale.errors import DivergedError, PrunedError
-from kdscale.evaluation.evaluator import evaluate
+from kdscale.evaluation.embeddings import by_neighbours, embed
+from kdscale.evaluation.evaluator import evaluate, evaluated
 from kdscale.models.weights import save_weights
 from kdscale.progress import Progress, progress
 from kdscale.runs.folder import RunFolder
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 Watch = Callable[[float, Mapping[str, Mapping[str, float]]], bool]
 """Called after each evaluation with epochs and metrics by split; returning False ends the run."""
 
+Splits = dict[str, tuple[DeviceImages, Tensor]]
+"""Images and positions of the samples, by name of the split."""
 NEVER = sys.maxsize
 _STOP_EVERY, _STOP_EVERY_ON_GPUS = 10, 5
 """Steps between polls whether another process was stopped. On GPUs a poll costs no wait, and
@@ -48,6 +51,9 @@ class EvaluationHook:
     training: DeviceImages
     validation: Tensor
     """int64 indices into `training`."""
+    bank: Tensor | None = None
+    """Of a model without a classifier: int64 indices into `training` of the labelled samples that
+    k-NN compares with; none are there: test images are compared with one another."""
 
     def __call__(
         self, loop: Trainer, between_batches: Callable[[], None] | None = None
@@ -62,15 +68,48 @@ class EvaluationHook:
         models = {"": loop.model}
         if loop.average is not None:
             models[PREFIX] = loop.average.model
+        measure = self._by_logits if self.bank is None else self._by_neighbours
         found: dict[str, dict[str, float]] = {name: {} for name in splits}
-        for name, (images, samples) in splits.items():
-            for prefix, model in models.items():
-                metrics = evaluate(
-                    model, loop.forward.preprocess, images, samples, self.num_classes,
-                    loop.accelerator, loop.forward.precision, between_batches,
-                )  # fmt: skip
+        for prefix, model in models.items():
+            for name, metrics in measure(loop, model, splits, between_batches).items():
                 found[name] |= {f"{prefix}{metric}": value for metric, value in metrics.items()}
         return found
+
+    def _by_logits(
+        self,
+        loop: Trainer,
+        model: nn.Module,
+        splits: Splits,
+        between_batches: Callable[[], None] | None,
+    ) -> dict[str, dict[str, float]]:
+        return {
+            name: evaluate(
+                model, loop.forward.preprocess, images, samples, self.num_classes,
+                loop.accelerator, loop.forward.precision, between_batches,
+            )
+            for name, (images, samples) in splits.items()
+        }  # fmt: skip
+
+    def _by_neighbours(
+        self,
+        loop: Trainer,
+        model: nn.Module,
+        splits: Splits,
+        between_batches: Callable[[], None] | None,
+    ) -> dict[str, dict[str, float]]:
+        """Embed all splits, and classify by the embeddings of the bank."""
+        assert self.bank is not None, "k-NN compares with a bank"
+        forward, accelerator = loop.forward, loop.accelerator
+        known = {"bank": (self.training, self.bank)} if len(self.bank) else {}
+        with evaluated(model, forward.preprocess, accelerator, forward.precision) as embedding_of:
+            found = {
+                name: embed(embedding_of, *split, accelerator, between_batches)
+                for name, split in (known | splits).items()
+            }
+        bank = found.get("bank")
+        return {
+            name: by_neighbours(found[name], bank, self.num_classes, accelerator) for name in splits
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +267,8 @@ class StepCallback:
         self.last = found["test"]
         best = max(loop.state.best_top1_accuracy, self.last["top1_accuracy"])
         loop.state.best_top1_accuracy = best
-        log.info("epoch %.0f: top-1 %.2f %%", loop.epoch, 100 * self.last["top1_accuracy"])
+        by = "" if self.evaluator.bank is None else "k-NN "
+        log.info("epoch %.0f: %stop-1 %.2f %%", loop.epoch, by, 100 * self.last["top1_accuracy"])
         if validation := found.get("validation"):
             self._keep_best(loop, validation)
             self.patience.note(loop.state, validation["cross_entropy"])

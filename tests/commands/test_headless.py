@@ -2,17 +2,29 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.verify import verify
+from kdscale.commands.bench import bench
 from kdscale.commands.build import build
+from kdscale.commands.evaluate import Evaluation
+from kdscale.commands.export import export
+from kdscale.commands.plan import plan
+from kdscale.commands.predict import open_classifier
 from kdscale.commands.recheck import recheck
+from kdscale.commands.run import run_recipe
 from kdscale.commands.train import train
 from kdscale.errors import ConfigError, ModelError
 from kdscale.experiment import Experiment, Locations
+from kdscale.experiment.cache_spec import check_recipe
+from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
+from kdscale.runs.folder import RunFolder
+from kdscale.runs.log import read_metrics
 from kdscale.runs.run_spec import RunSpec
+from kdscale.tables.evaluation_table import evaluation_tables
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.targets import FeatureTargets
 
@@ -148,3 +160,114 @@ def test_teacher_that_gives_no_one_tensor_is_refused(recipe, shared_root, tmp_pa
                             "options": {**HEADLESS, "pretrained": True}})  # fmt: skip
     with pytest.raises(ModelError, match="gives a tuple for 2 images, wanted an embedding"):
         build(Experiment(table, Locations(cache_root=shared_root, cache=tmp_path / "no.zarr")))
+
+
+# ------------------------------------------------------------------ students without a classifier
+
+EMBEDDING_STUDENT = {"model": "tiny_models:embedding", "options": {**HEADLESS, "width": 4}}
+PROJECTED = {"kind": "cosine", "student": "output", "teacher": "output", "project": True}
+
+
+@pytest.fixture(scope="module")
+def unsupervised(recipe):
+    """A recipe whose student has no classifier and learns from the cached embedding alone."""
+
+    def make(**changes):
+        loss = {"hard_weight": 0.0, "features": [PROJECTED], **changes.pop("loss", {})}
+        return recipe(loss=loss, student=EMBEDDING_STUDENT, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def student(unsupervised, cache, shared_root, tmp_path_factory):
+    """A finished run of such a student. Not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "student"
+    place = Locations(run=run, cache_root=shared_root, cache=cache)
+    train(Experiment(unsupervised(), place), RunSpec("student", "cache", 0))
+    return run
+
+
+def test_student_without_a_classifier_is_evaluated_by_its_neighbours(
+    student, shared_root, unsupervised
+):
+    result = RunFolder(student).read_result()
+    assert result["classifier"] == "k-NN"
+    assert result["top1_accuracy"] > 0.3  # chance is 0.25
+    losses = [one["loss"] for one in read_metrics(student) if "loss" in one]
+    assert losses[-1] < losses[0]
+    trust = Trust(code=True)
+    (found,) = Evaluation(shared_root, seconds=0.0, trust=trust).folders([student])
+    assert found["top1_accuracy"] == found["knn_top1_accuracy"] == result["top1_accuracy"]
+    assert 0.3 < found["probe_top1_accuracy"] <= 1
+    assert (found["agreement"], found["agreement_note"]) == (None, "its teacher has no classifier")
+    assert "k-NN %" in evaluation_tables([found])
+    names = load_file(student / "weights.safetensors").keys()
+    assert not any("adapter" in name for name in names)  # the projector is dropped
+
+
+def test_classifier_is_evaluated_by_its_embeddings_too(recipe, cache, shared_root, tmp_path):
+    place = Locations(run=tmp_path / "run", cache_root=shared_root, cache=cache)
+    train(Experiment(recipe(), place), RunSpec("student", "cache", 0))
+    evaluation = Evaluation(shared_root, seconds=0.0, trust=Trust(code=True), embeddings=True)
+    (found,) = evaluation.folders([tmp_path / "run"])
+    assert "classifier" not in found
+    assert found["knn_bank"] == "train"
+    assert found["probe_top1_accuracy"] > 0.3
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt2"])
+def test_student_without_a_classifier_is_exported_and_predicts_no_class(
+    student, shared_root, tmp_path, kind
+):
+    trained = trained_model_of(student, trust=Trust(code=True))
+    out = tmp_path / f"student.{kind}"
+    about = export(trained, kind, cache_root=shared_root, out=out)
+    assert about["embedding"]["shape"] == ["batch", 4]
+    assert "logits" not in about
+    assert about["class_names"] == []
+    for model in (out, student):
+        with pytest.raises(ModelError, match="has no classifier"):
+            open_classifier(model, trust_code=True)
+
+
+def test_unlabelled_images_are_trained_on_and_test_images_are_their_own_neighbours(
+    unsupervised, make_dataset, tmp_path
+):
+    folder = make_dataset(tmp_path / "data", unlabelled=True)
+    table = unsupervised(data={"source": str(folder)})
+    place = Locations(run=tmp_path / "run", cache_root=tmp_path, cache=tmp_path / "u.zarr")
+    check_recipe(table, tmp_path)
+    build(Experiment(table, place))
+    train(Experiment(table, place), RunSpec("student", "cache", 0))
+    assert RunFolder(tmp_path / "run").read_result()["top1_accuracy"] > 0.3
+    evaluation = Evaluation(tmp_path, seconds=0.0, trust=Trust(code=True))
+    (found,) = evaluation.folders([tmp_path / "run"])
+    assert found["knn_bank"] == "test, without the image itself"
+    assert found["probe_top1_accuracy"] is None
+
+
+def test_whole_recipe_of_models_without_classifiers_runs_and_is_reported(
+    unsupervised, shared_root, tmp_path
+):
+    place = Locations(run=tmp_path / "all", cache_root=shared_root)
+    result = run_recipe(Experiment(unsupervised(), place), online=True)
+    assert [row["label"] for row in result["rows"]] == ["teacher", "cache", "online"]
+    assert (tmp_path / "all" / "report.html").is_file()
+
+
+def test_student_without_a_classifier_is_not_trained_on_labels(unsupervised, shared_root, tmp_path):
+    place = Locations(run=tmp_path / "run", cache_root=shared_root)
+    with pytest.raises(ConfigError, match="no logits to learn labels by"):
+        train(Experiment(unsupervised(), place), RunSpec("student", "none", 0))
+
+
+def test_plan_times_steps_on_features_and_bench_refuses_them(unsupervised, shared_root, tmp_path):
+    experiment = Experiment(unsupervised(), Locations(cache_root=shared_root))
+    found = plan(experiment, seconds=0.1)
+    assert list(found["encodings"]) == ["none"]
+    assert found["encodings"]["none"]["bytes_per_target"] == 0
+    assert found["cached_student_seconds"] > 0
+    assert found["supervised_student_seconds"] is None
+    with pytest.raises(ConfigError, match=r"cache.encoding = 'none' stores no logits"):
+        bench(experiment, seconds=0.1)
