@@ -81,6 +81,8 @@ ACCURACY: dict[str, Cell] = {
     "recall %": _percent("macro_recall"),
     "calibration error %": _percent("calibration_error"),
     "agreement with teacher %": _percent("agreement"),
+    "k-NN %": _percent("knn_top1_accuracy"),
+    "linear probe %": _percent("probe_top1_accuracy"),
     "images with NaN logits": _non_finite,
 }
 """Columns of the first table: quality on the test split."""

@@ -15,8 +15,8 @@ from kdscale.runs.run_spec import Share
 _VERSION = 1
 _METRICS = (
     "model", "num_samples", "top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall",
-    "calibration_error", "agreement", "non_finite_samples", "tied_samples", "num_parameters",
-    "flops", "weight_bytes",
+    "calibration_error", "agreement", "knn_top1_accuracy", "probe_top1_accuracy",
+    "non_finite_samples", "tied_samples", "num_parameters", "flops", "weight_bytes",
 )  # fmt: skip
 _LARGEST_MATRIX = 1000
 _MOST_CONFUSED = 100
