@@ -72,11 +72,11 @@ def embed(
     labels = images.host_labels[samples].to(accelerator.device)
     if count == 1:
         return Embeddings(torch.cat(parts), labels)
-    width = accelerator.reduce(torch.tensor([p.shape[1] for p in parts[:1]] or [0]), "sum")
-    own = torch.cat(parts) if parts else torch.empty(0, int(width), device=accelerator.device)
-    size = own.shape[1] or int(width)
-    values = torch.zeros(len(samples), size, device=accelerator.device)
-    values[index::count] = own
+    own_width = torch.tensor([parts[0].shape[1] if parts else 0], device=accelerator.device)
+    width = int(accelerator.gather(own_width).max())  # a process may have no sample
+    values = torch.zeros(len(samples), width, device=accelerator.device)
+    if parts:
+        values[index::count] = torch.cat(parts)
     return Embeddings(accelerator.reduce(values, "sum"), labels)
 
 
