@@ -14,6 +14,7 @@ RUN apt-get update \
 
 COPY pyproject.toml README.md LICENSE /src/
 COPY kdscale /src/kdscale
+COPY launch /src/launch
 # The wheels of torch bring their own CUDA libraries; the driver is the host's.
 RUN pip install --no-cache-dir "/src[stores,models,sweep,export]" \
     && rm -rf /src

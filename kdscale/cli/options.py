@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 # Generic for type checkers alone: only the newest releases of click can be subscripted.
 if TYPE_CHECKING:
@@ -168,11 +169,20 @@ class RecipeOptions:
         return read_table(self.recipe, self.overrides, self.data, self.log_with)
 
 
-recipe_options = grouped(
-    "chosen", RecipeOptions, click.argument("recipe"), overrides_option, data_option
-)
+def _complete_recipe(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the recipes that come with kdscale, else let the shell complete files."""
+    folder = Path(__file__).parents[1] / "recipes"  # kdscale.config would import pydantic
+    names = sorted(path.stem for path in folder.glob("*.toml"))
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+recipe_argument = click.argument("recipe", shell_complete=_complete_recipe)
+recipe_options = grouped("chosen", RecipeOptions, recipe_argument, overrides_option, data_option)
 training_recipe_options = grouped(
-    "chosen", RecipeOptions, click.argument("recipe"), overrides_option, data_option,
+    "chosen", RecipeOptions, recipe_argument, overrides_option, data_option,
     click.option("--log-with", multiple=True,
                  type=click.Choice(["tensorboard", "wandb", "mlflow"]),
                  help="A tracker that also gets what is written to metrics.jsonl; may be "

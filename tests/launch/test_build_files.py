@@ -150,7 +150,9 @@ def test_image_copies_what_a_wheel_is_made_of_and_installs_extras_that_exist(ins
     assert all((ROOT / path).exists() for path in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
-    assert needed | {"kdscale"} == set(copied)
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert needed | {*wheel["packages"], *wheel["shared-data"]} == set(copied)
+    assert wheel["shared-data"] == {"launch": "share/kdscale/launch"}  # as launch/README.md says
     (extras,) = re.findall(r"/src\[([a-z,]+)\]", (ROOT / "Dockerfile").read_text())
     assert set(extras.split(",")) <= project["project"]["optional-dependencies"].keys()
 
