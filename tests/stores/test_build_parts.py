@@ -16,7 +16,7 @@ from kdscale.building.cluster_estimate import requests_of_shard
 from kdscale.building.part import WHOLE, Part, parse_part, part_of_environment
 from kdscale.building.shards import ShardQueue
 from kdscale.cache.layout import claim_name, parse_shard_name
-from kdscale.cache.lease import Leases
+from kdscale.cache.lease import INTERVAL_SECONDS, Leases
 from kdscale.cache.process_identity import BUILDERS_HERE
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.object_store import ObjectStore
@@ -290,18 +290,26 @@ def test_lease_that_only_a_dead_heir_left_is_taken_over(begin):
 NUM_VIEWS = 64  # of one object each
 
 
-def requests_at(proxy):
-    """Shards that a builder committed, and its requests that concern others, with listings."""
-    paths = [(verb, urllib.parse.unquote(path)) for verb, path in proxy.seen]
-    keys = [(verb, path.partition("c.zarr/")[2]) for verb, path in paths]
-    built = {shard_of(key) for verb, key in keys if verb == "PUT" and key.startswith("commits/c/")}
-    listings = sum("list-type=2" in path for _, path in paths)
-    concerned = [shard_of(key) for _, key in keys]
-    others = sum(shard is not None and shard not in built for shard in concerned)
-    return built, others + listings - len(built)  # each lease of its own was listed once
+class Requests:
+    """What one builder requested of the server, so far."""
+
+    def __init__(self, proxy):
+        paths = [(verb, urllib.parse.unquote(path)) for verb, path in list(proxy.seen)]
+        keys = [(verb, path.partition("c.zarr/")[2].partition("?")[0]) for verb, path in paths]
+        puts = {key for verb, key in keys if verb == "PUT"}
+        self.built = {shard_of(key) for key in puts if key.startswith("commits/c/")}
+        about_others = [
+            (verb, key) for verb, key in keys if shard_of(key) and shard_of(key) not in self.built
+        ]
+        looks = [key for verb, key in about_others if verb == "GET" and key.startswith("claims/")]
+        listings = sum("list-type=2" in path for _, path in paths)
+        self.of_the_clock = len(looks) + listings
+        """Listings, and reads of leases: who waits repeats them, once a pause or heartbeat."""
+        self.of_shards = len(about_others) - len(looks)
+        """Requests for the shards of others, however long the build takes."""
 
 
-def wait_until(condition, seconds=200):
+def wait_until(condition, seconds=600):
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends
@@ -331,10 +339,12 @@ def test_eight_processes_with_parts_build_one_cache_and_one_that_is_killed_is_ta
                 **(store | {"AWS_ENDPOINT_URL": proxy.address}),
             )  # fmt: skip
         wait_until(lambda: all(proxy.seen for proxy in eight_proxies))
+        began = time.monotonic()
         halt.unlink()
-        wait_until(lambda: len(requests_at(eight_proxies[3])[0]) >= 2)
+        wait_until(lambda: len(Requests(eight_proxies[3]).built) >= 2)
         servers[3].kill()
         statuses = [server.wait() for server in servers]
+        seconds = time.monotonic() - began
     finally:
         for server in servers[1:]:
             server.close()
@@ -345,11 +355,12 @@ def test_eight_processes_with_parts_build_one_cache_and_one_that_is_killed_is_ta
     for view in range(NUM_VIEWS):
         for name, values in theirs.read_view(view).items():
             np.testing.assert_array_equal(ours.read_view(view)[name], values)
-    found = [requests_at(proxy) for proxy in eight_proxies]
-    built = Counter(one for shards, _ in found for one in shards)
+    found = [Requests(proxy) for proxy in eight_proxies]
+    built = Counter(shard for one in found for shard in one.built)
     assert len(built) == NUM_VIEWS
     assert built.total() == NUM_VIEWS, "a shard was built twice"
-    assert 2 <= len(found[3][0]) < NUM_VIEWS // 8, "it was to be killed in the middle of its part"
-    for shards, count in found:
-        assert count <= 2 * (NUM_VIEWS - len(shards)), found
+    assert 2 <= len(found[3].built) < NUM_VIEWS // 8, "it was to be killed in its part"
+    for one in found:
+        assert one.of_shards <= 2 * (NUM_VIEWS - len(one.built)), vars(one)
+        assert one.of_the_clock <= (2 + seconds / INTERVAL_SECONDS) * 3 * len(found), vars(one)
     assert any("taken over from one that stopped" in log for log in logs)
