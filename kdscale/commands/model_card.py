@@ -162,8 +162,10 @@ def _metrics(trained: TrainedModel) -> dict[str, float]:
         found = RunFolder(Path(trained.name)).read_result()
         if trained.weights == "best":
             found = {"top1_accuracy": found.get("chosen_top1_accuracy")}
-        if trained.section.headless:  # which the nearest neighbours classify
-            found = {"knn_top1_accuracy": found.get("top1_accuracy")}
+    if trained.section.headless:  # which the nearest neighbours classify
+        nearest = found.get("knn_top1_accuracy", found.get("top1_accuracy"))
+        probe = found.get("probe_top1_accuracy")
+        found = {"knn_top1_accuracy": nearest, "probe_top1_accuracy": probe}
     return {key: found[key] for key in _METRICS if isinstance(found.get(key), int | float)}
 
 

@@ -12,6 +12,7 @@ from kdscale.commands.evaluate import Evaluation
 from kdscale.commands.export import export
 from kdscale.commands.plan import plan
 from kdscale.commands.predict import open_classifier
+from kdscale.commands.push import push
 from kdscale.commands.recheck import recheck
 from kdscale.commands.run import run_recipe
 from kdscale.commands.train import train
@@ -19,6 +20,7 @@ from kdscale.errors import ConfigError, ModelError
 from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.cache_spec import check_recipe
 from kdscale.experiment.trained_models import Trust, trained_model_of
+from kdscale.models.deployable import load_student
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.runs.folder import RunFolder
@@ -229,6 +231,18 @@ def test_student_without_a_classifier_is_exported_and_predicts_no_class(
     for model in (out, student):
         with pytest.raises(ModelError, match="has no classifier"):
             open_classifier(model, trust_code=True)
+
+
+def test_student_without_a_classifier_is_pushed_with_its_card(student, hub):
+    push(trained_model_of(student, trust=Trust(code=True)), "hf://me/embedding")
+    card = hub.files("me/embedding")["README.md"].decode()
+    assert "pipeline_tag: image-feature-extraction" in card
+    assert "without a classifier: it gives embeddings" in card
+    assert "| k-NN top-1 accuracy | 0." in card
+    pixels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    pulled = load_student("hf://me/embedding", trust_code=True)
+    assert pulled.class_names == ()
+    assert torch.equal(pulled(pixels), load_student(student, trust_code=True)(pixels))
 
 
 def test_unlabelled_images_are_trained_on_and_test_images_are_their_own_neighbours(
