@@ -157,8 +157,8 @@ def _sweep_table(found: dict[str, Any]) -> str:
     header = ["trial", "validation %", "test %", "training s", "workers killed"]
     table = Table([*header, *[field.rpartition(".")[2] for field in fields]], lines).text()
     took = (
-        "{trials[finished]} trials, {train_seconds:,.0f} s of training in all; the teacher was "
-        "asked once, {build_seconds:,.0f} s; from the first command to the end "
+        "{trials[finished]} trials, {train_seconds:,.0f} s of training in all; the teacher "
+        "ran once, {build_seconds:,.0f} s; from the first command to the end "
         "{wall_seconds:,.0f} s."
     ).format(**found)
     return "\n\n".join([table, took, *_sweep_online(found)])
