@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from kdscale.documents import DAMAGE
 from kdscale.errors import DataError, UnsafePathError
 from kdscale.formatting import reason_of
 from kdscale.regular_files import read_document
@@ -26,14 +27,15 @@ def read_class_names(path: Path) -> tuple[str, ...] | Mapping[str, str]:
     """
     try:
         text = read_document(path).decode("utf-8-sig")
-        found = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
-    except (OSError, ValueError, UnsafePathError) as error:
+        is_json = path.suffix.lower() == ".json"
+        found = json.loads(text, object_pairs_hook=_unique) if is_json else text.splitlines()
+    except (*DAMAGE, UnsafePathError) as error:
         raise DataError(f"no class names can be read from {path}: {reason_of(error)}") from error
     if isinstance(found, list):
         while found and found[-1] == "":
             found.pop()
     names = list(found.values()) if isinstance(found, dict) else found
-    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+    if not names or not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         raise DataError(
             f"{path} holds no class names: wanted a name in each line, a JSON list of names, or a "
             "JSON object of a name for each class"
@@ -46,6 +48,19 @@ def read_class_names(path: Path) -> tuple[str, ...] | Mapping[str, str]:
         raise DataError(f"{path} has the name {twice!r} twice: give each class its own")
     check_distinguishable([names], str(path))
     return dict(zip(found, names, strict=True)) if isinstance(found, dict) else tuple(names)
+
+
+def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object, of which Python would take the last of equal keys.
+
+    Raises:
+        ValueError: it has a key twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if [name for name, _ in pairs].count(key) > 1)
+        raise ValueError(f"it names {twice!r} twice")
+    return found
 
 
 def canonical(name: str) -> str:

@@ -125,7 +125,7 @@ def rename_classes(labels: Labels, names: Sequence[str] | Mapping[str, str], pla
     """
     if isinstance(names, Mapping):
         if labels.integers:
-            names = [names[str(number)] for number in range(len(names)) if str(number) in names]
+            names = _by_number(names)
         else:
             if missing := [name for name in labels.names if name not in names]:
                 raise DataError(
@@ -150,6 +150,22 @@ def rename_classes(labels: Labels, names: Sequence[str] | Mapping[str, str], pla
         )
     values = np.where(labels.values < 0, -1, known[labels.values])
     return Labels(values.astype(np.int64), tuple(names))
+
+
+def _by_number(names: Mapping[str, str]) -> list[str]:
+    """Return the names of classes 0..n-1, in this order.
+
+    Raises:
+        DataError: a number of them has no name.
+    """
+    missing = [str(number) for number in range(len(names)) if str(number) not in names]
+    if missing:
+        others = sorted(names.keys() - {str(number) for number in range(len(names))})
+        raise DataError(
+            f"data.class_names has no name for class {missing[0]}, and names {first_few(others)}: "
+            f"name classes 0..{len(names) - 1}, by their numbers"
+        )
+    return [names[str(number)] for number in range(len(names))]
 
 
 def choose_classes(

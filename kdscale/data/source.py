@@ -38,6 +38,7 @@ from kdscale.data.table_files import (
 from kdscale.data.tar_files import TarSplit
 from kdscale.errors import DataError, KdscaleError, StorageError
 from kdscale.formatting import first_few, number_of, reason_of
+from kdscale.regular_files import check_regular
 
 HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?")
 EMPTY_SPLIT = re.compile("corresponds to no data|BatchSize must be greater than 0")
@@ -182,6 +183,7 @@ def _open_files(path: Path, options: SourceOptions) -> _Opened:
     """Open one file, or those that a pattern stands for."""
     files = [path] if path.exists() else files_of_pattern(str(path))
     for file in files:
+        check_regular(file)
         if file.suffix.lower() not in (*TABLE_SUFFIXES, ".tar"):
             raise DataError(
                 f"{file} cannot be used as a data set: wanted a .parquet, .arrow or .tar file, or "

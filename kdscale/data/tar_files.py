@@ -147,6 +147,8 @@ def read_tar(root: Path, file: str) -> _Tar:
         with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # a million of them
+                if info.size < 0:  # `tarfile` would read earlier members again, for ever
+                    raise ValueError(f"member {printable(info.name)} has {info.size} bytes")
                 if any(map(is_hidden, PurePosixPath(info.name).parts)):
                     passed_over["hidden or of a system"] += 1
                     continue
@@ -159,6 +161,8 @@ def read_tar(root: Path, file: str) -> _Tar:
                     )
                 _add(samples, passed_over, _Member(info.name, info.offset_data, info.size), path)
             _check_end(raw, tar.offset)
+    except DataError:
+        raise
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(
             f"{path} is damaged or cut off ({reason_of(error)}): download or write it again; a "
@@ -207,10 +211,17 @@ def _image_extensions(sample: Mapping[str, _Member]) -> list[str]:
 
 
 def _image_columns(tars: Sequence[_Tar]) -> list[str]:
-    """Return the extensions of images that all samples have; else the one column of all formats."""
+    """Return the extensions of images that all samples have; else the one column of all formats.
+
+    None where what all have may be a companion, such as a mask beside images of several formats.
+    """
     kinds = {tuple(_image_extensions(one)) for tar in tars for one in tar.samples.values()}
+    if {len(one) for one in kinds} == {1} and len(kinds) > 1:
+        return [_MIXED]
     shared = set.intersection(*map(set, kinds))
-    return sorted(shared) if shared else [_MIXED] if {len(one) for one in kinds} == {1} else []
+    further = [set(one) - shared for one in kinds]
+    companions = all("." in one for one in shared)
+    return [] if all(further) or (companions and any(further)) else sorted(shared)
 
 
 def _check_images(tars: Sequence[_Tar]) -> None:
@@ -229,13 +240,12 @@ def _check_images(tars: Sequence[_Tar]) -> None:
 
 
 def _usual_label(tars: Sequence[_Tar]) -> str | None:
-    samples = [next(iter(tar.samples.values())) for tar in tars]
-    if any("cls" in one for one in samples):
+    if any("cls" in sample for tar in tars for sample in tar.samples.values()):
         return "cls"
-    for tar, sample in zip(tars, samples, strict=True):
-        if "json" in sample:
+    for tar in tars:
+        if found := next((one["json"] for one in tar.samples.values() if "json" in one), None):
             with tar.path.open("rb") as file:
-                keys = _read_json(file, sample["json"])
+                keys = _read_json(file, found)
             return next((f"json.{name}" for name in LABEL_NAMES if name in keys), None)
     return None
 

@@ -85,6 +85,11 @@ def test_images_without_labels_get_the_classes(tmp_path):
         ("n.json", "[1, 2", r"no class names can be read from .*n\.json"),
         ("n.json", [1, 2], "holds no class names"),
         ("n.json", "7", "holds no class names"),
+        ("n.txt", "", "holds no class names"),
+        ("n.json", '{"0": "ant", "1": "bee", "2": "cat", "2": "dog"}', "names '2' twice"),
+        ("n.json", {"0": "ant", "2": "cat", "3": "dog", "4": "emu"}, "no name for class 1"),
+        ("n.json", {"0": "ant", "1": "bee", "2": "cat", "03": "dog"}, "for class 3, and names 03"),
+        ("n.json", "[" * 100_000, "no class names can be read"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(tmp_path, file, content, message):

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import tarfile
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from kdscale.data.image_dataset import load_images
 from kdscale.data.source import SourceOptions
-from kdscale.errors import DataError
+from kdscale.errors import DataError, UnsafePathError
 
 
 def png(number, kind="PNG", size=5):
@@ -143,6 +144,14 @@ def test_image_column_is_chosen_among_several(tmp_path):
         load(path, tmp_path, require_labels=False)
 
 
+@pytest.mark.parametrize("second", [["jpeg", "seg.png"], ["seg.png"]])
+def test_mask_is_not_taken_for_the_image_whose_format_changes(tmp_path, second):
+    names = ["a.jpg", "a.seg.png", *(f"b.{one}" for one in second)]
+    path = write_tar(tmp_path / "a.tar", [(name, png(1)) for name in names])
+    with pytest.raises(DataError, match="several images of different extensions"):
+        load(path, tmp_path, require_labels=False)
+
+
 def test_image_that_cannot_be_decoded_is_named(tmp_path):
     path = write_tar(tmp_path / "a.tar", [*samples([0]), ("x.png", b"\x89PNG"), ("x.cls", b"1")])
     with pytest.raises(DataError, match=r"row 1 of split 'train' of .*\(a\.tar/x\.png\)"):
@@ -160,6 +169,7 @@ REFUSED = {
     "no json": ([("a.png", png(0)), ("a.json", b'{"label": ')], r"a\.json is no JSON"),
     "binary label": ([("a.png", png(0)), ("a.cls", b"\xff\xfe")], "holds no label but binary data"),
     "unlabelled": ([*samples([0]), ("b.png", png(1))], "1 of the 2 rows .* have no label"),
+    "first unlabelled": ([("b.png", png(1)), *samples([0])], "1 of the 2 rows .* have no label"),
     "no label": ([("a.png", png(0))], "no column of labels"),
 }  # fmt: skip
 
@@ -167,8 +177,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_tar_whose_samples_are_not_clear_is_refused(tmp_path, name):
     members, message = REFUSED[name]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         load(write_tar(tmp_path / "a.tar", members), tmp_path)
+    assert "damaged" not in str(caught.value)
 
 
 def test_label_that_no_sample_has_is_refused(tmp_path):
@@ -215,3 +226,21 @@ def test_damaged_or_cut_off_tar_is_refused_by_name(tmp_path, kind):
     (tmp_path / "set" / "001.tar").write_bytes(damaged(whole, kind))
     with pytest.raises(DataError, match=r"001\.tar is damaged or cut off"):
         load(tmp_path / "set", tmp_path)
+
+
+def test_member_of_negative_size_does_not_repeat_for_ever(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples([0]))
+    header = bytearray(tarfile.TarInfo("._x").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" + (256**11 - tarfile.BLOCKSIZE).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(path.read_bytes()[:2048] + header + bytes(1024))
+    with pytest.raises(DataError, match=r"member \._x has -512 bytes"):
+        load(path, tmp_path)
+
+
+def test_pipe_in_place_of_a_tar_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    for source in ("a.tar", "[a].tar"):
+        with pytest.raises(UnsafePathError, match=r"a\.tar is a pipe"):
+            load(tmp_path / source, tmp_path)
