@@ -1,21 +1,25 @@
 """Caches in data set repositories of the Hugging Face Hub: see `kdscale.hub`."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 
 from kdscale.atomic_write import temporary_folder
-from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
+from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest, write_manifest
 from kdscale.cache.stored_bytes import describe
 from kdscale.cache.stores.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.errors import CacheMismatchError, CacheNotFoundError
 from kdscale.formatting import number_of
 from kdscale.hub import HubRepository
+from kdscale.local_paths import without_paths
 from kdscale.regular_files import path_inside
 
 
 def push_to_hub(source: Place, url: str) -> dict[str, int]:
     """Upload a finished cache, with a card, in one commit; then compare all checksums there.
+
+    Paths of this machine, which say where images, class names and teacher lay, are left out.
 
     Raises:
         CacheMismatchError: another cache is there.
@@ -25,7 +29,8 @@ def push_to_hub(source: Place, url: str) -> dict[str, int]:
     with temporary_folder(Path(gettempdir()), "hub") as temporary:
         staged = temporary / "cache.zarr"
         done = transfer(source, staged, large=True)
-        manifest = read_manifest(staged)
+        manifest = _without_paths(read_manifest(staged))
+        write_manifest(staged, manifest)
         _check_same(repository, manifest, temporary / "there")
         text = card(manifest, describe(staged, manifest)["bytes"], url)
         repository.upload(staged, message=f"kdscale cache {manifest.id}", card=text)
@@ -47,6 +52,14 @@ def pull_from_hub(url: str, destination: Place) -> dict[str, int]:
         if not (place / MANIFEST_KEY).is_file():
             raise CacheNotFoundError(f"no cache at {url}: the repository has no zarr.json there")
         return transfer(place, destination)
+
+
+def _without_paths(manifest: Manifest) -> Manifest:
+    """Return a manifest of the same identity whose names of places are no paths of this machine."""
+    places = ("source", "class_names")
+    named = {key: without_paths(manifest.dataset[key]) for key in places if key in manifest.dataset}
+    teacher = {**manifest.teacher, "model": without_paths(manifest.teacher.get("model"))}
+    return replace(manifest, dataset={**manifest.dataset, **named}, teacher=teacher)
 
 
 def _check_same(repository: HubRepository, ours: Manifest, temporary: Path) -> None:

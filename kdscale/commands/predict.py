@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from kdscale.data.decode import decode_file
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import create_accelerator
+from kdscale.documents import check_as
 from kdscale.errors import DataError, ExportError, KdscaleError, ModelError
 from kdscale.experiment.trained_models import Trust, Weights, trained_model_of
 from kdscale.formatting import number_of
@@ -103,7 +104,7 @@ def open_classifier(
             f"{model} is neither a run's folder nor a file of {', '.join(FORMATS)}: name what "
             "`kdscale train` or `kdscale export` wrote"
         )
-    about = kind.describe(model)
+    about = _stated(model, kind.describe(model))
     _check_classifies(model, about)
     if model.suffix == ".safetensors":
         forward = _on_device(model, trust_code=trust_code)
@@ -173,7 +174,7 @@ def image_files(places: Sequence[Path]) -> list[Path]:
 def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> ImageClassifier:
     trained = trained_model_of(run, trust=Trust(code=trust_code), weights=weights)
     data, path = trained.recipe.data, Path(str(trained.section.weights))
-    about = FORMATS["safetensors"].describe(path)
+    about = _stated(path, FORMATS["safetensors"].describe(path))
     _check_classifies(run, about)
     levels = data.grey_range
     return ImageClassifier(
@@ -183,6 +184,38 @@ def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> ImageClassifier
         Pipeline.parse(data.clean),
         None if levels is None else (levels[0], levels[1]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """What a file states of its model, as far as it is used here."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    pixels: dict[str, Any] = field(default_factory=dict)
+    grey_range: tuple[float, float] | None = None
+    clean: tuple[dict[str, Any] | str, ...] = ()
+    clean_in_graph: bool = False
+
+
+def _stated(model: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Return a file's description of its model, once the fields that are used have their types.
+
+    Raises:
+        ExportError: one has another.
+    """
+    names = {one.name for one in fields(_Statement)}
+    try:
+        stated = check_as(_Statement, {k: v for k, v in about.items() if k in names and v})
+        shape = stated.pixels.get("shape", [None, 1, None, None])
+        if not isinstance(shape, list) or len(shape) != 4 or shape[1] not in (1, 3):
+            raise ValueError(f"the shape of its pixels is {shape}, wanted 1 or 3 channels")
+    except ValueError as error:
+        raise ExportError(
+            f"{model} does not describe its model as kdscale does ({error}): take the file that "
+            "it exported"
+        ) from error
+    return about
 
 
 def _check_classifies(model: Path, about: Mapping[str, Any]) -> None:
@@ -209,7 +242,7 @@ def _on_device(path: Path, *, trust_code: bool) -> Forward:
 
 def _channels(about: dict[str, Any]) -> int:
     """Return the channels of the pixels that a model was trained on, else those it takes."""
-    if "pixels" in about:
+    if about.get("pixels"):
         return int(about["pixels"]["shape"][1])
     return Preprocess.parse(about["preprocess"]).channels
 
@@ -257,6 +290,11 @@ def _classified(
         return
     found = logits.double().softmax(1).topk(min(top_k, logits.shape[1]))
     names = classifier.class_names
+    if names and len(names) != logits.shape[1]:
+        raise ModelError(
+            f"the model gives {number_of(logits.shape[1], 'logit')}, and its file has "
+            f"{number_of(len(names), 'class name')}: export it again"
+        )
     for one, values, places in zip(images, found.values, found.indices, strict=True):
         classes = tuple(names[place] if names else str(place) for place in places.tolist())
         yield ImagePrediction(one.file, classes, tuple(values.tolist()))

@@ -10,10 +10,11 @@ import torch
 
 from kdscale.atomic_write import temporary_folder
 from kdscale.commands.export import describe_model
-from kdscale.commands.model_card import is_path, model_card
+from kdscale.commands.model_card import model_card
 from kdscale.errors import ConfigError, ExportError
 from kdscale.experiment.trained_models import TrainedModel
 from kdscale.hub import HubRepository
+from kdscale.local_paths import without_paths
 from kdscale.models.checksums import TENSORS
 from kdscale.models.deployable import Deployable, load_student, read_statement
 from kdscale.models.student_files import WEIGHTS
@@ -76,12 +77,12 @@ def _describe(trained: TrainedModel, student: Deployable, weights: Path) -> dict
     shape = stated.pixels.get("shape") or [None, preprocess.channels, None, None]
     about = describe_model(trained, student, shape[1:], stated.num_classes)
     about["options"] = without_initial_weights(stated.model, stated.options)
-    paths = [
-        key for key, value in about["options"].items() if isinstance(value, str) and is_path(value)
-    ]
+    # After a colon, of timm's local-dir:PLACE; config.json has that of transformers.
+    uploaded = {"model": stated.model.partition(":")[2], **about["options"]}
+    paths = [key for key, value in uploaded.items() if without_paths(value) != value]
     if paths:
         raise ExportError(
-            f"the student's option {paths[0]!r} is a path of this machine, which would be "
+            f"the student's option {paths[0]!r} has a path of this machine, which would be "
             "uploaded: train it without this option, or export the student as ONNX or pt2"
         )
     return about

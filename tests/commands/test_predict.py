@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from kdscale import load_images, load_student
+from kdscale.models.registry import create_model
+from kdscale.models.weights import save_weights
 from tests.conftest import CLASSES
 
 FORMATS = ["safetensors", "onnx", "pt2"]
@@ -171,3 +173,25 @@ def test_best_weights_are_those_of_a_run(kdscale, run, folder):
     done = kdscale("predict", run / "weights.safetensors", folder, "--weights", "best")
     assert done.exit_code == 1
     assert "is for the folder of a run" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("class_names", ["ant"], "gives 4 logits, and its file has 1 class name"),
+        ("pixels", {"shape": 3}, "the shape of its pixels is 3"),
+        ("pixels", {"shape": ["batch", 10**12, 6, 6]}, "wanted 1 or 3 channels"),
+        ("options", [1], "does not describe its model"),
+        ("grey_range", "x", "does not describe its model"),
+        ("clean", 7, "does not describe its model"),
+    ],
+)
+def test_description_of_a_stranger_is_checked(kdscale, tmp_path, folder, field, value, message):
+    metadata = {
+        "model": "resnet8x4", "num_classes": 4, "preprocess": {"mean": [0.5], "std": [0.5],
+        "size": None}, "pixels": {"shape": ["batch", 1, 8, 8]}, field: value,
+    }  # fmt: skip
+    model = create_model("resnet8x4", num_classes=4, in_channels=1, options={})
+    save_weights(tmp_path / "student.safetensors", model, metadata=metadata)
+    done = kdscale("predict", tmp_path / "student.safetensors", folder / "b")
+    assert (done.exit_code, message in done.stderr) == (1, True), done.stderr

@@ -254,6 +254,11 @@ def test_card_states_origin_and_results_and_no_path_of_this_machine(kdscale, run
         ("C:\\Users\\me\\x.toml", "…/x.toml"),
         ("transformers//home/me/vit", "transformers/…/vit"),
         ("from /home/me/x, on 2 GPUs", "from …/x, on 2 GPUs"),
+        ("timm/local-dir:/home/me/vit", "timm/local-dir:…/vit"),
+        ("file:///home/me/vit", "file://…/vit"),
+        ("{/home/me/a,/home/me/b}", "{…/a,…/b}"),
+        ("of ~me/x", "of …/x"),
+        ("s3://bucket/a", "s3://bucket/a"),
         ("ylecun/mnist", "ylecun/mnist"),
         ("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
         ("https://host/page", "https://host/page"),
@@ -261,7 +266,7 @@ def test_card_states_origin_and_results_and_no_path_of_this_machine(kdscale, run
     ],
 )
 def test_paths_are_reduced_to_their_last_part(text, stated):
-    from kdscale.commands.model_card import without_paths
+    from kdscale.local_paths import without_paths
 
     assert without_paths({"a": [text]}) == {"a": [stated]}
 
@@ -307,6 +312,14 @@ def test_code_that_a_student_names_needs_trust(kdscale, hub, train_student, tmp_
     with pytest.raises(ModelError, match="trust_code=True"):
         load_student(URL)
     assert load_student(URL, trust_code=True)(noise[..., :8, :8]).shape == (3, 4)
+
+
+def test_option_that_is_a_path_is_not_uploaded(kdscale, hub, train_student, tmp_path):
+    halt = {"halt": str(tmp_path / "halt")}
+    run = train_student(tmp_path / "run", side=8, model="tiny_models:halting_mlp", options=halt)
+    done = kdscale("push", run, URL, "--trust-code")
+    assert (done.exit_code, "option 'halt' has a path" in done.stderr) == (1, True), done.stderr
+    assert hub.repositories == {}
 
 
 def test_unknown_repository_wrong_file_and_missing_token_are_one_line(

@@ -1,10 +1,13 @@
 """Caches in repositories of the Hub, by its own client and a server of the tests."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synthetic
 
 from kdscale.cache.hub_copy import pull_from_hub, push_to_hub
+from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.stores.store import open_store
 from kdscale.cache.verify import verify
@@ -44,6 +47,25 @@ def test_pushed_cache_has_a_card_and_comes_back(tmp_path, hub, cache, url):
     for view in range(2):
         for name, values in ours.read_view(view).items():
             np.testing.assert_array_equal(values, theirs.read_view(view)[name], strict=True)
+
+
+def test_no_path_of_this_machine_is_uploaded(tmp_path, hub):
+    begun = synthetic.asked()
+    source, model = "/home/me/photos", "transformers//home/me/vit"
+    paths = replace(
+        begun, dataset={**begun.dataset, "source": source, "class_names": "/home/me/names.txt"},
+        teacher={**begun.teacher, "model": model},
+    )  # fmt: skip
+    synthetic.build(tmp_path / "tiny.zarr", paths)
+    push_to_hub(tmp_path / "tiny.zarr", "hf://datasets/me/answers")
+    files = hub.files(NAME, "dataset")
+    for name in ("README.md", "zarr.json"):
+        text = files[name].decode()
+        assert "home" not in text
+        assert "/photos" in text
+    assert read_manifest(tmp_path / "tiny.zarr").dataset["source"] == source
+    pull_from_hub("hf://datasets/me/answers", tmp_path / "back.zarr")
+    assert read_manifest(tmp_path / "back.zarr").id == begun.id
 
 
 def test_card_that_its_owner_wrote_stays(hub, cache):
