@@ -47,3 +47,14 @@ def test_flops_have_a_column_where_they_are_known():
     text = evaluation_tables([evaluation("a", "f" * 64, flops=4.09e9), evaluation("b", "f" * 64)])
     assert "FLOPs" in text
     assert "4.09 G" in text
+
+
+def test_comparison_states_the_accuracy_of_the_moving_average():
+    rows = [
+        ResultsRow("alone", [RESULT]),
+        ResultsRow("cache", [RESULT | {"ema_top1_accuracy": 0.6213}]),
+    ]
+    _, *notes = results_table(rows).split("\n\n")
+    assert notes == [
+        "Student, cached teacher: top-1 % of the moving average of its weights (ema_decay): 62.13."
+    ]

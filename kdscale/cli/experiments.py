@@ -265,7 +265,8 @@ def evaluate(
               type=click.Choice(["safetensors", "onnx", "pt2"]),
               help="Weights for kdscale, a model for ONNX, or one for PyTorch.")  # fmt: skip
 @click.option("--out", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
-              help="The file.  [default: RUN/student.FORMAT, RUN/student-best.FORMAT]")  # fmt: skip
+              help="The file.  [default: RUN/student.FORMAT; of other weights "
+                   "RUN/student-best.FORMAT, RUN/student-ema.FORMAT]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--with-preprocessing", is_flag=True,
               help="Put data.clean into the graph of onnx or pt2.")  # fmt: skip

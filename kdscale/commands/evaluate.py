@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from kdscale.commands.evaluate_embeddings import evaluate_embeddings
+from kdscale.commands.evaluate_embeddings import EmbeddingResults, evaluate_embeddings
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
@@ -133,15 +133,7 @@ class Evaluation:
         if known is not None:
             return {"run": subject.name, **known}
         log.info("evaluating %s", subject.name)
-        by_embeddings = None
-        if self.embeddings or model.headless:
-            with main_process_first(accelerator):
-                train = training_images(subject.recipe, self.cache_root, labelled=False)
-            by_embeddings = evaluate_embeddings(model, train, test, accelerator)
-        if by_embeddings is not None and model.headless:
-            examined = by_embeddings.by_neighbours
-        else:
-            examined = _examine(model, test, accelerator)
+        examined, by_embeddings = self._examine(subject, model, test, accelerator)
         if subject.role == "teacher" and not model.headless:
             store_predictions(model, test, self.cache_root, examined.predictions, accelerator)
         if file != subject.evaluation:
@@ -157,7 +149,7 @@ class Evaluation:
             **_described(test),
             "own_test_set": None if own is None else own == test.fingerprint,
             **summary,
-            **_of_average(subject, test, accelerator),
+            **self._of_average(subject, test, accelerator),
             "agreement": None if predictions is None else _agreement(examined, predictions),
             "agreement_note": note,
             **({"classifier": KNN} if model.headless else {}),
@@ -171,6 +163,38 @@ class Evaluation:
             write_evaluation(file, found)
         accelerator.wait_for_everyone()
         return {"run": subject.name, **found}
+
+    def _examine(
+        self,
+        subject: TrainedModel,
+        model: FrozenTeacher,
+        test: ImageDataset,
+        accelerator: Accelerator,
+    ) -> tuple[Examined, EmbeddingResults | None]:
+        """Return what a model predicts, by k-NN without a classifier, and what embeddings give."""
+        by_embeddings = None
+        if self.embeddings or model.headless:
+            with main_process_first(accelerator):
+                train = training_images(subject.recipe, self.cache_root, labelled=False)
+            by_embeddings = evaluate_embeddings(model, train, test, accelerator)
+            if model.headless:
+                return by_embeddings.by_neighbours, by_embeddings
+        return _by_logits(model, test, accelerator), by_embeddings
+
+    def _of_average(
+        self, subject: TrainedModel, test: ImageDataset, accelerator: Accelerator
+    ) -> dict[str, Any]:
+        """Return metrics of the moving average of the weights as `ema_...`; empty without one."""
+        if subject.average is None:
+            return {}
+        section = subject.section.model_copy(update={"weights": str(subject.average)})
+        model, _ = _load(replace(subject, section=section), test, accelerator.device)
+        examined, by_embeddings = self._examine(subject, model, test, accelerator)
+        found: dict[str, Any] = dict(summarize(examined.counts))
+        mention_unclear(found, test.num_samples)
+        if by_embeddings is not None:
+            found |= by_embeddings.accuracies()
+        return {f"ema_{name}": value for name, value in found.items()}
 
     def _teacher_predictions(
         self, subject: TrainedModel, test: ImageDataset, accelerator: Accelerator
@@ -241,22 +265,9 @@ def _load(
     return model, parameters
 
 
-def _examine(model: FrozenTeacher, test: ImageDataset, accelerator: Accelerator) -> Examined:
+def _by_logits(model: FrozenTeacher, test: ImageDataset, accelerator: Accelerator) -> Examined:
     resident, samples = DeviceImages(test, accelerator.device), torch.arange(test.num_samples)
     return examine(model.logits, resident, samples, test.num_classes, accelerator)
-
-
-def _of_average(
-    subject: TrainedModel, test: ImageDataset, accelerator: Accelerator
-) -> dict[str, Any]:
-    """Return metrics of the moving average of the weights as `ema_...`; empty without one."""
-    if subject.average is None:
-        return {}
-    section = subject.section.model_copy(update={"weights": str(subject.average)})
-    model, _ = _load(replace(subject, section=section), test, accelerator.device)
-    summary = summarize(_examine(model, test, accelerator).counts)
-    mention_unclear(summary, test.num_samples)
-    return {f"ema_{name}": value for name, value in summary.items()}
 
 
 def _agreement(examined: Examined, teacher: TeacherPredictions) -> float:

@@ -36,10 +36,12 @@ class EmbeddingResults:
 
     def to_json(self) -> dict[str, float | str | int | None]:
         """Return the fields of `evaluation.json`."""
+        return {**self.accuracies(), "knn_neighbours": NEIGHBOURS, "knn_bank": self.bank}
+
+    def accuracies(self) -> dict[str, float | None]:
+        """Return top-1 accuracies of k-NN and linear probe, 0..1, as in `evaluation.json`."""
         return {
             "knn_top1_accuracy": summarize(self.by_neighbours.counts)["top1_accuracy"],
-            "knn_neighbours": NEIGHBOURS,
-            "knn_bank": self.bank,
             "probe_top1_accuracy": self.probe_top1_accuracy,
         }
 

@@ -76,6 +76,7 @@ def _non_finite(entry: Entry) -> str:
 ACCURACY: dict[str, Cell] = {
     "runs": _runs,
     "top-1 %": _percent("top1_accuracy"),
+    "EMA top-1 %": _percent("ema_top1_accuracy"),
     "top-5 %": _percent("top5_accuracy"),
     "precision %": _percent("macro_precision"),
     "recall %": _percent("macro_recall"),

@@ -18,6 +18,7 @@ _SHARES = {
     "top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall", "calibration_error",
     "agreement", "best_top1_accuracy", "best_validation_accuracy", "chosen_top1_accuracy",
     "last_top1_accuracy", "knn_top1_accuracy", "probe_top1_accuracy",
+    "ema_top1_accuracy",
 }  # fmt: skip
 _AMOUNTS = {
     "train_seconds", "build_seconds", "num_parameters", "weight_bytes", "num_samples", "epochs",

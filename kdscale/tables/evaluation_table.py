@@ -17,7 +17,12 @@ _SHARES = {
     "agree %": "agreement",
 }
 
-_BY_EMBEDDINGS = {"k-NN %": "knn_top1_accuracy", "probe %": "probe_top1_accuracy"}
+_IF_KNOWN = {
+    "k-NN %": "knn_top1_accuracy",
+    "probe %": "probe_top1_accuracy",
+    "EMA top-1 %": "ema_top1_accuracy",
+}
+"""Columns that are left out where no evaluation has them."""
 _UNDECIDED = {
     "non_finite_samples": "with NaN or infinite logits, counted as wrong",
     "tied_samples": "whose largest logit belongs to several classes, the first of which counts",
@@ -73,9 +78,8 @@ def _cost(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
 def _quality(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Return a table for each test split: results on different images are never in one."""
     tables: dict[str, list[list[str]]] = {}
-    columns = _SHARES
-    if any(key in one for one in found for key in _BY_EMBEDDINGS.values()):
-        columns = _SHARES | _BY_EMBEDDINGS
+    known = {title: key for title, key in _IF_KNOWN.items() if any(key in one for one in found)}
+    columns = _SHARES | known
     for name, one in zip(names, found, strict=True):
         row = [name, *[percent_text(one.get(key), "-") for key in columns.values()]]
         tables.setdefault(_test_set(one), []).append(row)
@@ -88,6 +92,9 @@ def _quality(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterat
     if headless:
         yield ""
         yield f"{', '.join(headless)}: no classifier; all columns but probe are those of k-NN."
+    if "EMA top-1 %" in known:
+        yield ""
+        yield "EMA: moving average of the weights (ema_decay)."
 
 
 def _test_set(one: Mapping[str, Any]) -> str:

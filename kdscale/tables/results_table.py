@@ -34,7 +34,9 @@ def results_table(rows: Sequence[ResultsRow]) -> str:
     ]
     table = Table(header, [_row(row) for row in rows]).text()
     notes = dict.fromkeys(
-        note for row in rows for note in (*_initial_weights(row), *_non_finite(row))
+        note
+        for row in rows
+        for note in (*_initial_weights(row), *_moving_average(row), *_non_finite(row))
     )
     return "\n\n".join([table, *notes])
 
@@ -49,6 +51,14 @@ def _initial_weights(row: ResultsRow) -> Iterator[str]:
             else:
                 digest = f"SHA-256 of its tensors {begun['sha256']}"
                 yield f"{title}: initialized from {source} ({digest})."
+
+
+def _moving_average(row: ResultsRow) -> Iterator[str]:
+    """Return top-1 of the moving average of the weights, where the recipe has `ema_decay`."""
+    found = [r["ema_top1_accuracy"] for r in row.results if "ema_top1_accuracy" in r]
+    if found:
+        title, top1 = TITLES[row.label].capitalize(), spread([100 * one for one in found], 2)
+        yield f"{title}: top-1 % of the moving average of its weights (ema_decay): {top1}."
 
 
 def _non_finite(row: ResultsRow) -> Iterator[str]:

@@ -176,7 +176,8 @@ def unsupervised(recipe):
 
     def make(**changes):
         loss = {"hard_weight": 0.0, "features": [PROJECTED], **changes.pop("loss", {})}
-        return recipe(loss=loss, student=EMBEDDING_STUDENT, **changes)
+        student = {**EMBEDDING_STUDENT, **changes.pop("student", {})}
+        return recipe(loss=loss, student=student, **changes)
 
     return make
 
@@ -206,6 +207,22 @@ def test_student_without_a_classifier_is_evaluated_by_its_neighbours(
     assert "k-NN %" in evaluation_tables([found])
     names = load_file(student / "weights.safetensors").keys()
     assert not any("adapter" in name for name in names)  # the projector is dropped
+
+
+def test_moving_average_without_a_classifier_is_evaluated_by_its_neighbours(
+    unsupervised, cache, shared_root, tmp_path
+):
+    table = unsupervised(student={"train": {"ema_decay": 0.9}})
+    place = Locations(run=tmp_path / "run", cache_root=shared_root, cache=cache)
+    train(Experiment(table, place), RunSpec("student", "cache", 0))
+    result = RunFolder(tmp_path / "run").read_result()
+    evaluation = Evaluation(shared_root, seconds=0.0, trust=Trust(code=True))
+    (found,) = evaluation.folders([tmp_path / "run"])
+    (of_average,) = evaluation.folders([tmp_path / "run"], weights="ema")
+    for name in ("top1_accuracy", "knn_top1_accuracy", "probe_top1_accuracy"):
+        assert found[f"ema_{name}"] == of_average[name]
+    assert found["ema_top1_accuracy"] == result["ema_top1_accuracy"] > 0.3  # chance is 0.25
+    assert "EMA top-1 %" in evaluation_tables([found])
 
 
 def test_classifier_is_evaluated_by_its_embeddings_too(recipe, cache, shared_root, tmp_path):
