@@ -130,3 +130,8 @@ def test_cosine_with_cool_down_is_that_of_timm():
         of_timm.step_update(step)
         assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
     assert rates(ours, 30)[24:] == [0.01] * 6
+
+
+def test_cool_down_that_follows_the_warm_up_at_once_is_at_the_lowest_rate():
+    schedule = Schedule("cosine", 0.1, 10, warmup_steps=4, cooldown_steps=6, lowest=0.01)
+    assert rates(schedule, 10)[4:] == [0.01] * 6

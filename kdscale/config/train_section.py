@@ -71,7 +71,9 @@ class TrainSection(ConfigSection):
     )
     nesterov: bool = Field(False, description="Nesterov momentum. Used by `sgd` only.")
     weight_decay: Weight = Field(
-        0.0, description="Weight decay: decoupled with `adamw`, an L2 penalty with the others."
+        0.0,
+        description="Weight decay: decoupled with `adamw`, an L2 penalty with `adam` and `sgd`, "
+        "with `timm/NAME` as timm defines it.",
     )
     decay_norm_and_bias: bool = Field(
         True,

@@ -114,6 +114,8 @@ class Schedule:
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.kind == "cosine":
+            if self.cooldown_steps and step >= self.num_steps - self.cooldown_steps:
+                return self.lowest
             falling = self.num_steps - self.warmup_steps - self.cooldown_steps
             return _half_cosine(
                 self.peak, self.lowest, (step - self.warmup_steps) / max(1, falling)

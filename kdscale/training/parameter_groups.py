@@ -75,9 +75,15 @@ def layer_decay_groups(
         weight_decay_exclude_1d=not decay_norm_and_bias,
         layer_decay=layer_decay,
     )
-    inside = {id(parameter) for parameter in student.parameters()}
-    adapters = [one for one in model.parameters() if id(one) not in inside]
-    return [*groups, {"params": adapters, "lr_scale": 1.0}] if adapters else groups
+    adapters = getattr(model, "adapters", None) if student is not model else None
+    if adapters is None or not any(True for _ in adapters.parameters()):
+        return groups
+    of_adapters: list[dict[str, Any]] = (
+        [{"params": list(adapters.parameters()), "weight_decay": weight_decay}]
+        if decay_norm_and_bias
+        else decay_groups(adapters, weight_decay)
+    )
+    return [*groups, *({**one, "lr_scale": 1.0} for one in of_adapters)]
 
 
 def _listed(model: nn.Module) -> Collection[str]:

@@ -70,10 +70,11 @@ def test_adapters_of_feature_losses_are_in_a_group():
     decayed, free = decay_groups(model, 0.1)
     assert any(one is model.adapters[0].weight for one in decayed["params"])
     assert any(one is student.pos_embed for one in free["params"])
-    groups = layer_decay_groups(model, 0.1, 0.5, decay_norm_and_bias=False)
-    adapters = list(model.adapters.parameters())
-    assert groups[-1]["lr_scale"] == 1.0
-    assert {id(one) for one in groups[-1]["params"]} == {id(one) for one in adapters}
+    for everything in (False, True):
+        groups = layer_decay_groups(model, 0.1, 0.5, decay_norm_and_bias=everything)
+        found = settings_of(groups, model)
+        assert found["adapters.0.weight"] == (0.1, 1.0)
+        assert found["adapters.0.bias"] == (0.1 if everything else 0.0, 1.0)
 
 
 def test_model_without_layers_has_no_layer_decay():
