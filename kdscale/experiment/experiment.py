@@ -15,6 +15,7 @@ from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.distributed import create_accelerator
+from kdscale.errors import DataError
 from kdscale.experiment.cache_spec import required_manifest, stored_outputs_of
 from kdscale.experiment.datasets import test_images, training_images
 from kdscale.experiment.given_objects import GivenObjects
@@ -88,8 +89,14 @@ class Experiment:
         Raises:
             DataError: it cannot be read, or labels are required and missing.
         """
-        if self.given.train_set is not None:
-            return self.given.train_set
+        given = self.given.train_set
+        if given is not None:
+            if self.require_labels and not given.labelled:
+                raise DataError(
+                    f"loss.hard_weight is above 0, and {given.name} has no labels: set "
+                    "loss.hard_weight = 0, or label it"
+                )
+            return given
         labelled = self.require_labels
         if labelled is None:
             labelled = self.recipe.loss.hard_weight > 0

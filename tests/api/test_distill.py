@@ -12,7 +12,7 @@ from torch import nn
 
 import kdscale
 from kdscale.commands.train import train
-from kdscale.errors import ConfigError, ModelError, RunError
+from kdscale.errors import ConfigError, DataError, ModelError, RunError
 from kdscale.experiment import Experiment, Locations
 from kdscale.runs.run_spec import RunSpec
 
@@ -180,6 +180,20 @@ def test_test_set_may_be_a_list_and_needs_labels(splits, tiny_cache, tmp_path):
     assert of_list["cross_entropy"] == of_split["cross_entropy"]
     with pytest.raises(ConfigError, match="test_set has no labels"):
         kdscale.distill(new_student(), cached, [image for image, _ in samples], train=train)
+
+
+def test_images_without_labels_need_a_loss_without_labels(splits, make_dataset, tmp_path):
+    folder = make_dataset(tmp_path / "data", unlabelled=True)
+    images = kdscale.load_images(str(folder), split="train", root=tmp_path, require_labels=False)
+    path = kdscale.build_cache(
+        tiny_models.mlp(4, 1), images, [], tmp_path / "unlabelled.zarr", num_views=1,
+        input={"mean": [0.4], "std": [0.25]},
+    )  # fmt: skip
+    cached = kdscale.CachedDataset(path, images)
+    with pytest.raises(DataError, match=r"loss.hard_weight is above 0, and .* has no labels"):
+        kdscale.distill(new_student(), cached, splits[1], train=TRAIN)
+    loss = {"hard_weight": 0.0, "soft_weight": 1.0}
+    kdscale.distill(new_student(), cached, splits[1], train={**TRAIN, "epochs": 1}, loss=loss)
 
 
 def test_programs_own_accelerator_is_left_as_it_was(call):
