@@ -1,5 +1,6 @@
 """The commands that train, evaluate and report, from a recipe or from finished runs."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def init(
     path, text = write_recipe(
         folder, teacher=teacher, student=student, out=out, cache_root=cache_root
     )
-    print_text(f"{text}\nwritten: {path}\nnext:    kdscale cache plan {path}; kdscale run {path}")
+    file = shlex.quote(str(path))
+    print_text(f"{text}\nwritten: {path}\nnext:    kdscale cache plan {file}; kdscale run {file}")
 
 
 @click.command()

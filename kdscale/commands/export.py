@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdscale.atomic_write import rename_durably, storage_error, temporary_folder
 from kdscale.commands.traceable_clean import TraceableClean
+from kdscale.data.encoded_images import EncodedImages
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import create_accelerator
@@ -218,6 +219,8 @@ def _clean_of(trained: TrainedModel, format_name: str) -> TraceableClean:
 
 def _as_decoded(test: ImageDataset, number: int) -> list[Tensor]:
     """Return the first images of a split before `data.clean`, each uint8 [1, C, H, W]."""
+    if isinstance(test.pixels, EncodedImages):  # of several sizes, which no batch can hold
+        return [torch.from_numpy(test.pixels.decode(sample))[None] for sample in range(number)]
     images = DeviceImages(replace(test, clean=()), _CPU)
     return [images.gather(torch.tensor([index]))[0] for index in range(number)]
 

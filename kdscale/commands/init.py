@@ -78,7 +78,7 @@ def write_recipe(
     own = _teacher(teacher, headers.channels, path)
     side = _side_of_views(headers, own.side)
     text = _recipe_text(
-        name, _below(folder, path), train, headers, side, own,
+        name, path, _below(folder, path), train, headers, side, own,
         student or ("resnet20" if side <= _SMALL else "torchvision/resnet18"),
     )  # fmt: skip
     table = parse_toml(text)
@@ -192,6 +192,7 @@ def _side_of_views(headers: Headers, trained: int | None) -> int:
 
 def _recipe_text(
     name: str,
+    path: Path,
     source: str,
     train: EncodedSplit,
     headers: Headers,
@@ -199,6 +200,7 @@ def _recipe_text(
     teacher: _Teacher,
     student: str,
 ) -> str:
+    file = str(path) if re.fullmatch(r"[\w./-]+", str(path)) else _toml(str(path))
     (low, high), (narrow, wide) = headers.sizes
     sizes = f"{low} x {narrow}" if headers.one_size else f"{low} to {high} x {narrow} to {wide}"
     labelled = bool((train.labels >= 0).all())
@@ -228,9 +230,9 @@ def _recipe_text(
             f"# Written by kdscale init: {describe_split(train).removeprefix('data: ')};",
             f"# {sizes} pixels, {'colour' if headers.channels == 3 else 'grey'}.",
             "# Every field: kdscale recipes --reference. Look at the views and the plan first:",
-            f"#   kdscale views {name}.toml --out views.png",
-            f"#   kdscale cache plan {name}.toml",
-            f"#   kdscale run {name}.toml",
+            f"#   kdscale views {file} --out views.png",
+            f"#   kdscale cache plan {file}",
+            f"#   kdscale run {file}",
             f"name = {_toml(name)}",
             "",
             "[data]",

@@ -111,9 +111,9 @@ def trained_models(
         runs = [one for name in ("teacher", "*-seed*") for one in _finished(folder, name)]
         if runs:  # of `kdscale train`, one by one
             return [model_of(one) for one in runs]
-    if "rows" not in RunFolder(folder).read_result():
-        return [model_of(folder)]
     students = [model_of(one) for one in _finished(folder, "*-seed*")]
+    if "rows" not in RunFolder(folder).read_result():
+        return [model_of(folder), *students]  # below a run of an earlier kdscale
     return [*_teachers(folder, data, weights, trust), *students]
 
 

@@ -88,7 +88,10 @@ def _read_folder(folder: Path) -> ReportFolder:
         _runs_below(files.trials) if files.is_sweep else (),
         lambda path: read_run(path, trial=path.name),
     )
-    runs, more = _readable([folder] if files.is_run else _runs_below(folder), read_run)
+    below: Iterable[Path] = _runs_below(folder)
+    if files.is_run:  # of an earlier kdscale; students that were trained since lie below it
+        below = (folder, *(path for path in below if "-seed" in path.name))
+    runs, more = _readable(below, read_run)
     problems = [*problems, *damaged, *left_out, *more]
     if not (files.is_run or any(run.kind == "teacher" for run in runs)):
         runs += _given_teacher(folder, result, [*trials, *runs])

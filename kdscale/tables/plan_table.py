@@ -48,8 +48,8 @@ def _suggestions(found: Mapping[str, Any]) -> list[str]:
         views, epochs = found["num_views"], number_of(found["epochs"], "epoch")
         sentences.append(
             f"The student trains for {epochs}, each on one view of each image: {unused} of the "
-            f"{views} views of an image are never used. Set views.count = {found['epochs']}, or "
-            "train longer."
+            f"{views} views of an image {'is' if unused == 1 else 'are'} never used. "
+            f"Set views.count = {found['epochs']}, or train longer."
         )
     if ratio is None or ratio > _WORTH_A_CHANGE:
         return sentences

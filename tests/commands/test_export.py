@@ -466,6 +466,30 @@ def test_clean_operations_without_a_form_in_a_graph_are_named(operations, reason
         TraceableClean(operations)
 
 
+def test_export_with_preprocessing_of_a_data_set_of_several_sizes(kdscale, write_recipe, tmp_path):
+    """The file is compared with the run on whole photographs, as they are decoded."""
+    random = np.random.default_rng(0)
+    for split, sizes in (("train", [(20, 30), (40, 25)] * 4), ("test", [(31, 22), (18, 50)])):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for number, size in enumerate(sizes):
+                pixels = random.integers(0, 256, size).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    clean = [{"name": "resize", "size": 10}, {"name": "center_crop", "size": 8}]
+    recipe = write_recipe(
+        data={"source": str(tmp_path / "pets"), "clean": clean},
+        views={"operations": [{"name": "random_resized_crop", "size": 8}], "count": 1},
+    )
+    done = kdscale("train", recipe, "--run", "run")
+    assert done.exit_code == 0, done.stderr
+    done = kdscale("export", "run", "--format", "pt2", "--with-preprocessing", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["num_images"] == 4
+    assert found["max_logit_difference"] < 1e-5
+
+
 def classes(image):
     """Classes of a prediction with their probabilities, for comparisons."""
     found = image["predictions"]

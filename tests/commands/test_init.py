@@ -66,6 +66,15 @@ def test_recipe_names_data_relative_to_its_folder(kdscale, photographs, tmp_path
         assert load_recipe(str(out)).data.source == str(photographs)
 
 
+@pytest.mark.parametrize(
+    ("out", "printed"), [("below/a.toml", "below/a.toml"), ("my pets.toml", '"my pets.toml"')]
+)
+def test_commands_in_the_recipe_name_its_file(kdscale, photographs, tmp_path, out, printed):
+    done = kdscale("init", "pets", "--teacher", "resnet8x4", "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert f"#   kdscale run {printed}\n" in (tmp_path / out).read_text()
+
+
 def test_weights_of_kdscale_state_model_size_and_preprocessing(kdscale, small_images):
     assert kdscale("init", "grey", "--teacher", "resnet8x4", "--student", "resnet20").exit_code == 0
     recipe = load_recipe("grey.toml")

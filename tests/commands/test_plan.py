@@ -105,6 +105,7 @@ def test_accuracy_of_the_teacher_and_views_that_are_never_used_are_stated(plan, 
     found = plan(taught(), "--set", "views.count=5")
     assert found["unused_views"] == 2
     assert "2 of the 5 views of an image are never used. Set views.count = 3" in plan_table(found)
+    assert "1 of the 5 views of an image is never used" in plan_table({**found, "unused_views": 1})
 
 
 def test_larger_cache_serves_a_smaller_plan(plan, kdscale, taught):
