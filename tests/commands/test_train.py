@@ -163,7 +163,7 @@ def test_training_stopped_in_an_evaluation_does_not_finish_it_first(
     recipe = write_recipe(data={"validation": 0.25}, student={"train": {"epochs": 4}})
     command = ["train", recipe, "--set", "student.train.checkpoint_every=1000"]
     assert kdscale(*command, "--run", "whole").exit_code == 0
-    asked, counted = evaluator._in_memory, []
+    asked, counted = evaluator.in_memory, []
 
     def signalled(*arguments):
         counted.append(arguments)
@@ -173,7 +173,7 @@ def test_training_stopped_in_an_evaluation_does_not_finish_it_first(
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluator, "_BATCH_SIZE", 16)  # 4 of the test split, 2 of the other
-        patch.setattr(evaluator, "_in_memory", signalled)
+        patch.setattr(evaluator, "in_memory", signalled)
         done = kdscale(*command, "--run", "run")
     assert done.exit_code == 75
     assert len(counted) == 6 + batch
@@ -377,6 +377,10 @@ def test_run_of_before_in_the_folder_of_the_recipe_is_resumed_there(
     assert result(runs)["steps"] == 12
     assert kdscale("train", recipe, "--seed", 1).exit_code == 0
     assert (runs / "alone-seed1" / "result.json").is_file()
+    done = kdscale("evaluate", "runs/tiny", "--seconds", 0, "--json")
+    assert [one["seed"] for one in json.loads(done.stdout)["runs"]] == [0, 1]
+    done = kdscale("report", "runs/tiny", "--csv", "-")
+    assert "runs/tiny/alone-seed1" in done.stdout
 
 
 def test_without_a_validation_split_there_are_no_best_weights(kdscale, write_recipe, tmp_path):
