@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from kdscale import experiment
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.writer import ShardWriter, create_or_resume, finish
-from kdscale.commands import train as train_module
 from kdscale.commands.build import build
 from kdscale.commands.train import train
 from kdscale.data.loader import BatchLoader, DeviceImages
@@ -200,14 +199,14 @@ def shown(monkeypatch):
 @pytest.fixture
 def created(monkeypatch):
     """Initial weights of every student that is created."""
-    initial, original = [], train_module.model_to_train
+    initial, original = [], Experiment.model_to_train
 
     def recording(*args, **kwargs):
         classifier = original(*args, **kwargs)
         initial.append({k: v.clone() for k, v in classifier.model.state_dict().items()})
         return classifier
 
-    monkeypatch.setattr(train_module, "model_to_train", recording)
+    monkeypatch.setattr(Experiment, "model_to_train", recording)
     return initial
 
 
