@@ -81,3 +81,15 @@ def test_missing_result_tells_an_unfinished_run_from_none(tmp_path):
     (tmp_path / "recipe.toml").write_text("")
     with pytest.raises(RunError, match="holds an unfinished run"):
         RunFolder(tmp_path).read_result()
+
+
+def test_every_flipped_bit_of_a_recipe_with_its_checksum_is_found(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_recipe('name = "tiny"\n')
+    written = run.recipe_file.read_bytes()
+    for bit in range(8 * len(written.rstrip())):
+        flipped = bytearray(written)
+        flipped[bit // 8] ^= 1 << bit % 8
+        run.recipe_file.write_bytes(flipped)
+        with pytest.raises(RunError, match=r"recipe\.toml"):
+            run.read_recipe_tables()

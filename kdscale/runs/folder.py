@@ -256,7 +256,7 @@ class RunFolder:
 
     def write_recipe(self, text: str) -> None:
         """Write `recipe.toml` and, in its last line, a comment with the checksum of the text."""
-        digest = hashlib.sha256(text.encode()).hexdigest()
+        digest = _sha256(text)
         write_durably(self.path / _RECIPE, f"{text}{RECIPE_SUM}{digest}\n".encode())
 
     def write_pretrained(self, description: Mapping[str, Any]) -> None:
@@ -292,12 +292,19 @@ def _without_sum(data: bytes) -> tuple[str, str | None]:
     text = data.decode()
     above, line, digest = text.rpartition(RECIPE_SUM)
     if not line:
+        above, newline, last = text.rstrip("\n").rpartition("\n")
+        if _sha256(above + newline) in last:
+            raise ValueError(f"its last line does not begin with {RECIPE_SUM!r}: remove that line")
         return text, None
-    if digest.strip() != hashlib.sha256(above.encode()).hexdigest():
+    if digest.strip() != _sha256(above):
         raise ValueError(
             "it does not match the checksum in its last line; if you changed it, remove that line"
         )
     return above, digest.strip()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_evaluation(path: Path, found: Mapping[str, Any]) -> None:

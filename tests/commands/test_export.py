@@ -113,7 +113,10 @@ def test_exported_file_answers_as_the_run_and_says_what_it_is(
 ):
     done = exported(name, "--json")
     assert done.exit_code == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["data"]
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "data",
+        "student tiny_models",
+    ]
     assert capfd.readouterr() == ("", ""), "libraries say nothing of their own"
     told = json.loads(done.stdout)
     path = tmp_path / f"student.{name}"

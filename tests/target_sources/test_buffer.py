@@ -8,7 +8,7 @@ import torch
 from kdscale.cache.reader import CacheReader
 from kdscale.target_sources.buffer import stored_codec
 from kdscale.target_sources.prefetch import DoubleBuffer, Segment
-from kdscale.targets import DenseTargets
+from kdscale.targets import DenseTargets, FeatureTargets
 
 CPU = torch.device("cpu")
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("cache_v*/*.zarr"))
@@ -17,6 +17,8 @@ GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("cache_v*/*.zarr"))
 def values(targets):
     if isinstance(targets, DenseTargets):
         return [targets.logits_BC]
+    if isinstance(targets, FeatureTargets):
+        return []
     return [targets.ids_BK, targets.logits_BK, targets.tails_BG]
 
 

@@ -8,6 +8,7 @@ import torch
 from accelerate import tracking
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from kdscale.cli.options import LocationOptions, RecipeOptions
 from kdscale.cli.sweeps import _worker_command
@@ -20,6 +21,12 @@ from kdscale.training import trackers
 
 TENSORBOARD = ["--log-with", "tensorboard"]
 OTHER = ["--log-with", "mlflow"]
+
+
+@pytest.fixture(autouse=True)
+def _files_in_order(monkeypatch):
+    """Number this test's files from 0: TensorBoard reads those of one second in textual order."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def scalars_of_log(run):
