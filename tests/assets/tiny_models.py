@@ -1,5 +1,6 @@
 """Models that tests name as `tiny_models:NAME`: small, and some of them difficult."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -95,10 +96,11 @@ def slow(num_classes, in_channels, seconds=0.01):
 def _halt(cache, pixels):
     """Answer no batch of a build once the cache has as many shards as `NAME.halt` says."""
     halt = Path(cache).with_suffix(".halt")
-    while len(pixels) > 6 and halt.exists():  # up to 6 are a look at the model
-        if len(list(Path(cache).glob("commits/c/*/*/0"))) < int(halt.read_text()):
-            break
-        time.sleep(0.01)
+    with contextlib.suppress(FileNotFoundError):  # removed: go on
+        while len(pixels) > 6:  # up to 6 are a look at the model
+            if len(list(Path(cache).glob("commits/c/*/*/0"))) < int(halt.read_text() or 0):
+                break
+            time.sleep(0.01)
 
 
 def halting(num_classes, in_channels, cache):

@@ -455,7 +455,7 @@ def test_best_names_teacher_and_cache_wherever_they_are(kdscale, write_recipe, t
     assert again.exit_code == 0, again.stderr
     assert "asking" not in again.stderr
     assert "to go" not in again.stderr
-    assert_equal_weights(tmp_path / "runs" / "tiny-best" / "cache-seed3", tmp_path / found["run"])
+    assert_equal_weights(tmp_path / "runs" / "tiny-best", tmp_path / found["run"])
     cache = Path(found["command"][found["command"].index("--cache") + 1])
     assert cache.is_absolute()
     shutil.rmtree(cache)
