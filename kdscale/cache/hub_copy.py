@@ -93,7 +93,7 @@ task_categories:
 viewer: false
 ---
 
-# A teacher's answers to {dataset.get("source", "images")}
+# Outputs of a teacher for {dataset.get("source", "images")}
 
 A [Zarr](https://zarr.dev) cache of kdscale, format version {manifest.format_version}, `{manifest.id}`.
 
@@ -102,7 +102,7 @@ A [Zarr](https://zarr.dev) cache of kdscale, format version {manifest.format_ver
 | teacher | `{teacher.get("model")}`{known}, weights `{teacher["weights_sha256"][:12]}…` |
 | data set | {dataset.get("source")}, split {dataset.get("split")}: {number_of(manifest.num_samples, "image")} of {number_of(manifest.num_classes, "class", "classes")}; the images are not in here |
 | views | {manifest.num_views}, seed {manifest.views["seed"]} |
-| encoding | {manifest.encoding}, {manifest.bytes_per_target} bytes an answer |
+| encoding | {manifest.encoding}, {manifest.bytes_per_target} bytes a sample |
 | size | {size / 1e6:.1f} MB |
 
 ## Views

@@ -155,10 +155,10 @@ def _of_torchvision(short: str) -> _Stated:
     from torchvision import models
 
     try:
-        shown = models.get_model_weights(short).DEFAULT.transforms()
+        transforms = models.get_model_weights(short).DEFAULT.transforms()
     except ValueError as error:
         raise ModelError(f"torchvision has no model {short!r}: {error}") from None
-    return tuple(shown.mean), tuple(shown.std), int(shown.crop_size[0])
+    return tuple(transforms.mean), tuple(transforms.std), int(transforms.crop_size[0])
 
 
 def _of_timm(short: str) -> _Stated:

@@ -38,7 +38,7 @@ def test_pushed_cache_has_a_card_and_comes_back(tmp_path, hub, cache, url):
     assert repository.private
     card = repository.files["README.md"].decode()
     assert card.startswith("---\ntags:\n- knowledge-distillation\n")
-    for stated in ("`reference`", "made-up", "| kl_t1 | 1e-06 |", "float16, 10 bytes an answer",
+    for stated in ("`reference`", "made-up", "| kl_t1 | 1e-06 |", "float16, 10 bytes a sample",
                    f"kdscale cache pull {url}\n", "## Licence\n\nNot stated"):  # fmt: skip
         assert stated in card
     pull_from_hub(url, tmp_path / "back.zarr")

@@ -1,6 +1,7 @@
 """Trackers get what `metrics.jsonl` gets, once, across stops too, and never end a training."""
 
 import shutil
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -131,19 +132,26 @@ def test_trackers_change_neither_weights_nor_log(kdscale, recipe, service, tmp_p
     assert not (tmp_path / "without" / "trackers.json").exists()
 
 
+def train_with_kills(train, crash_at, numbers, *, logged):
+    """Train, killed at records of these numbers and resumed each time; `train` takes options."""
+    resumes = []
+    for number in numbers:
+        crash_at(number, logged=logged)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(*resumes)
+        resumes = ["--resume"]
+    assert train("--resume").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("numbers", "logged"), [((3,), True), ((9, 5, 2), False), ((6, 3), True), ((18,), False)]
 )
 def test_tensorboard_of_a_resumed_run_equals_its_log(
     kdscale, recipe, tmp_path, crash_at, numbers, logged
 ):
-    run, resumes = tmp_path / "run", []
-    for number in numbers:
-        crash_at(number, logged=logged)
-        with pytest.raises(RuntimeError, match="killed"):
-            kdscale("train", recipe, "--run", run, *TENSORBOARD, *resumes)
-        resumes = ["--resume"]
-    assert kdscale("train", recipe, "--run", run, *TENSORBOARD, "--resume").exit_code == 0
+    run = tmp_path / "run"
+    train = partial(kdscale, "train", recipe, "--run", run, *TENSORBOARD)
+    train_with_kills(train, crash_at, numbers, logged=logged)
     assert scalars_of_tensorboard(run) == scalars_of_log(run)
 
 
@@ -151,13 +159,9 @@ def test_tensorboard_of_a_resumed_run_equals_its_log(
 def test_service_gets_each_point_of_a_resumed_run_once(
     kdscale, recipe, tmp_path, service, crash_at, numbers
 ):
-    run, resumes = tmp_path / "run", []
-    for number in numbers:
-        crash_at(number, logged=False)
-        with pytest.raises(RuntimeError, match="killed"):
-            kdscale("train", recipe, "--run", run, *OTHER, *resumes)
-        resumes = ["--resume"]
-    assert kdscale("train", recipe, "--run", run, *OTHER, "--resume").exit_code == 0
+    run = tmp_path / "run"
+    train = partial(kdscale, "train", recipe, "--run", run, *OTHER)
+    train_with_kills(train, crash_at, numbers, logged=False)
     ((points),) = service.runs.values()
     steps = {}
     for tag, step, _ in points:
