@@ -196,23 +196,32 @@ def test_logits_that_are_not_finite_are_wrong_counted_and_reported(kdscale, writ
 
 
 @pytest.fixture
-def run_of_21841_classes(kdscale, write_recipe, write_split, tmp_path):
-    names = [f"class number {n}" for n in range(21_841)]
+def run_of_classes(kdscale, write_recipe, write_split, tmp_path):
+    """`run_of_classes(run, 21_841)` trains a run, whose folder it returns, on so many classes."""
     pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8), np.uint8)
-    for split in ("train", "test"):
-        write_split(tmp_path / "data" / f"{split}.parquet", pixels, np.arange(12) * 1000, names)
-    train = {"epochs": 1, "global_batch_size": 4}
-    recipe = write_recipe(data={"source": "data"}, student={"train": train})
-    assert kdscale("train", recipe, "--run", "run").exit_code == 0
-    return tmp_path / "run"
+
+    def train(run, num_classes):
+        names = [f"class number {n}" for n in range(num_classes)]
+        labels = np.linspace(0, num_classes - 1, 12).astype(np.int64)
+        for split in ("train", "test"):
+            write_split(tmp_path / f"{run}-data" / f"{split}.parquet", pixels, labels, names)
+        recipe = write_recipe(
+            data={"source": f"{run}-data"},
+            student={"train": {"epochs": 1, "global_batch_size": 4}},
+        )
+        assert kdscale("train", recipe, "--run", run).exit_code == 0
+        return tmp_path / run
+
+    return train
 
 
-def test_evaluation_of_21841_classes_is_small(kdscale, run_of_21841_classes, tmp_path):
+def test_evaluation_of_21841_classes_is_small(kdscale, run_of_classes, tmp_path):
+    run = run_of_classes("run", 21_841)
     (found,) = found_of(kdscale("evaluate", "run", "--json", *FAST))
     assert found["confusion"] is None
     assert sum(one["samples"] for one in found["per_class"]) == 12
     assert found["most_confused"]
-    for path in run_of_21841_classes.iterdir():
+    for path in run.iterdir():
         assert path.suffix == ".safetensors" or path.is_dir() or path.stat().st_size < 4e6, path
     assert kdscale("report", "run", "--html", "page.html").exit_code == 0
     assert (tmp_path / "page.html").stat().st_size < 1e6
@@ -226,7 +235,8 @@ try:
 except SystemExit as done:
     status = open("/proc/self/status").read()
     kibibytes = int(re.search(r"VmHWM:\\s*(\\d+) kB", status).group(1))
-    print(json.dumps([done.code, 1024 * kibibytes]), file=sys.stderr)
+    print(json.dumps(1024 * kibibytes), file=sys.stderr)
+    raise
 """
 """Not `getrusage`, whose peak is at least that of the process that started this one."""
 
@@ -235,18 +245,28 @@ except SystemExit as done:
 @pytest.mark.parametrize(
     "command",
     [
-        ("evaluate", "run", "--json", "--trust-code", *FAST),
-        ("report", "run", "--html", "page.html"),
+        ("evaluate", "RUN", "--json", "--trust-code", *FAST),
+        ("report", "RUN", "--html", "page.html"),
     ],
 )
-def test_commands_on_21841_classes_stay_below_a_gigabyte(command, run_of_21841_classes, tmp_path):
-    arguments = [sys.executable, "-c", _MEASURED, *map(str, command)]
-    done = subprocess.run(
-        arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(TINY_MODELS)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert json.loads(done.stderr.splitlines()[-1]) == [0, pytest.approx(0, abs=1e9)], done.stderr
-    assert len(done.stdout) < 10e6
+def test_21841_classes_take_no_square_of_memory(command, run_of_classes, tmp_path):
+    """The bound is above the same command on 12 classes, most of whose memory is the libraries'
+    own, which differs between their versions (0.7 to 0.9 GB); a matrix would be 3.8 GB."""
+
+    def peak_and_output(run):
+        arguments = [argument.replace("RUN", run) for argument in map(str, command)]
+        done = subprocess.run(
+            [sys.executable, "-c", _MEASURED, *arguments],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(TINY_MODELS)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stderr.splitlines()[-1]), done.stdout
+
+    few, _ = peak_and_output(run_of_classes("few", 12).name)
+    many, output = peak_and_output(run_of_classes("many", 21_841).name)
+    assert many - few < 250e6
+    assert len(output) < 10e6
 
 
 def test_two_models_without_an_answer_do_not_agree():
