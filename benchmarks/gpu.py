@@ -37,6 +37,9 @@ _RESERVE = 5.0
 """Seconds at the end for the table."""
 _LEAST = 8.0
 """Seconds below which no step is begun: libraries are not even loaded by then."""
+_GRAPHS = (("resnet20", 128), ("torchvision/resnet18", 256))
+"""Students whose steps are timed with CUDA graphs, and their batches: the small one is bound by the
+launches of its kernels, which CUDA graphs save."""
 _TO_STOP = 20.0
 """Seconds that a step gets to save its state after its limit."""
 
@@ -53,6 +56,7 @@ class Step:
     """Folder of `--data` that it needs."""
     result: str | None = None
     """File below the output folder that holds its result, where it prints none."""
+    needs_gpu: bool = False
 
 
 # --------------------------------------------------------------------------- what is measured
@@ -77,9 +81,15 @@ def steps_of(data: Path, out: Path, minutes: float, *, on_gpu: bool) -> list[Ste
         *_resnets(out, common, scale, on_gpu=on_gpu),
         Step("views", 40 * scale + 60, _own("views", cifar10, 30 * scale), "cifar10"),
         Step("profile", 60, _own("profile", out, 64)),
+        *[_graphs(out, student, batch) for student, batch in _GRAPHS],
     ]
     runs = _runs(data, common, out) if on_gpu else [_small_run(cifar10, common, out)]
     return [*steps, *runs]
+
+
+def _graphs(out: Path, student: str, batch: int) -> Step:
+    name, command = student.rpartition("/")[2], _own("graphs", out, 64, student, batch)
+    return Step(f"graphs-{name}", 120, command, needs_gpu=True)
 
 
 def _own(name: str, *arguments: object) -> list[str]:
@@ -172,6 +182,8 @@ def measure(steps: Sequence[Step], data: Path, out: Path, ends: float, device: s
         left = ends - monotonic() - _RESERVE
         if target.exists() and "error" not in json.loads(target.read_text()):
             print(f"{step.name}: finished before", flush=True)
+        elif step.needs_gpu and device == "cpu":
+            print(f"{step.name}: left out, it needs a GPU", flush=True)
         elif step.data is not None and not (data / step.data).is_dir():
             print(f"{step.name}: left out, there is no {data / step.data}", flush=True)
         elif left < _LEAST:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kdscale.commands.timing import TimedSetup, synchronize
+from kdscale.commands.timing import TimedLoop, TimedSetup, synchronize
 from kdscale.config import load_recipe
 from kdscale.data.image_dataset import load_images
 from kdscale.data.loader import DeviceImages
@@ -35,6 +35,12 @@ _WARM_UP, _PROFILED = 5, 5
 """Optimizer steps before, and in, a profile."""
 _LONGEST = 10
 """Kernels named in a profile."""
+_COMPILE = {"eager": "false", "compiled": "true", "graphs": '"reduce-overhead"'}
+"""`student.train.compile` of the steps that `graphs` compares."""
+_GRAPHS_ROUNDS, _GRAPHS_STEPS = 30, 10
+"""Rounds of each kind of step, and steps in a round."""
+_WORTH = 0.10
+"""Share of the time of compiled steps that CUDA graphs have to save to be worth their limits."""
 
 
 def environment() -> dict[str, Any]:
@@ -138,20 +144,57 @@ def views(source: str, seconds: str) -> dict[str, Any]:
     return {"images_per_second": rates, "batch_size": throughput.BATCH_SIZE}
 
 
+def graphs(out: str, size: str, student: str, batch: str) -> dict[str, Any]:
+    """Time supervised steps of a student eager, compiled, and compiled with CUDA graphs, in turns.
+
+    Ratios are taken within a round.
+    """
+    loops, first = {}, {}
+    for name, value in _COMPILE.items():
+        changes = [f"student.model={student}", f"student.train.compile={value}"]
+        setup = _resnet_setup(out, size, int(batch), *changes)
+        trainer = setup.trainer(NoTargets(ViewSchedule(2, 0)), SUPERVISED)
+        loops[name] = TimedLoop(lambda count, of=trainer: of.run(of.state.step + count))
+        first[name] = round(loops[name].timed(_WARM_UP), 3)  # compiles, and records the graphs
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(_GRAPHS_ROUNDS):
+        for name in sorted(loops, reverse=bool(turn % 2)):
+            seconds[name].append(loops[name].timed(_GRAPHS_STEPS) / _GRAPHS_STEPS)
+    over = {
+        name: median(a / b for a, b in zip(seconds["graphs"], seconds[name], strict=True))
+        for name in ("eager", "compiled")
+    }
+    return {
+        "batch_size": int(batch),
+        **{f"{name}_step_seconds": round(median(found), 6) for name, found in seconds.items()},
+        **{f"graphs_over_{name}_time": round(ratio, 4) for name, ratio in over.items()},
+        "saves_more_than_10_percent": over["compiled"] < 1 - _WORTH,
+        "first_steps_seconds": first,
+        "memory_bytes": torch.cuda.max_memory_allocated(),
+    }
+
+
+def _resnet_setup(out: str, size: str, batch: int, *changes: str) -> TimedSetup:
+    """Return steps of `resnet.toml`, with some fields changed, on synthetic images of one size."""
+    crop = f'{{name="random_resized_crop", size={size}}}'
+    fields = [
+        f'views.operations=[{crop}, "random_horizontal_flip"]',
+        f"student.train.global_batch_size={batch}",
+        *changes,
+    ]
+    data = str(Path(out) / f"synthetic-{size}")
+    recipe = load_recipe(str(Path(__file__).with_name("resnet.toml")), fields, data)
+    locations = Locations(cache_root=Path(out) / "cache")
+    return TimedSetup(Experiment(recipe, locations, random_teacher=True), batch)
+
+
 def profile(out: str, size: str) -> dict[str, Any]:
     """Profile supervised steps of ResNet-18: kernels, how long the device idles, what it waits for.
 
     Also times steps against the same ones on one fixed batch, which need no data path.
     """
     batch = 256 if _device().type == "cuda" else 8
-    changes = [
-        f'views.operations=[{{name="random_resized_crop", size={size}}}, "random_horizontal_flip"]',
-        f"student.train.global_batch_size={batch}",
-    ]
-    data = str(Path(out) / f"synthetic-{size}")
-    recipe = load_recipe(str(Path(__file__).with_name("resnet.toml")), changes, data)
-    experiment = Experiment(recipe, Locations(cache_root=Path(out) / "cache"), random_teacher=True)
-    setup = TimedSetup(experiment, batch)
+    setup = _resnet_setup(out, size, batch)
     trainer = setup.trainer(NoTargets(ViewSchedule(2, 0)), SUPERVISED)
 
     def step() -> None:
@@ -224,7 +267,9 @@ def _device() -> torch.device:
 def main() -> None:
     """Do one step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    steps = {one.__name__: one for one in (environment, tests, subset, images, views, profile)}
+    steps = {
+        one.__name__: one for one in (environment, tests, subset, images, views, graphs, profile)
+    }
     parser.add_argument("step", choices=steps)
     parser.add_argument("arguments", nargs="*")
     a = parser.parse_args()

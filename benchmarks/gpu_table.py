@@ -22,6 +22,7 @@ _RATIOS = {
     "online_over_cached_time": "online / cached",
     "build_over_bare_teacher_time": "build / bare teacher",
 }
+_STEPS = {"eager": "eager", "compiled": "compiled", "graphs": "compiled, CUDA graphs"}
 
 
 def gpu_tables(steps: Mapping[str, Mapping[str, Any]]) -> str:
@@ -35,6 +36,7 @@ def gpu_tables(steps: Mapping[str, Mapping[str, Any]]) -> str:
         _benches(benches),
         _views(done.get("views", {})),
         _values("one training step, profiled", done.get("profile", {})),
+        _graphs({n.removeprefix("graphs-"): f for n, f in done.items() if n.startswith("graphs-")}),
         *[_run(name, found) for name, found in runs.items()],
         _failures({name: found for name, found in steps.items() if "error" in found}),
     ]
@@ -75,6 +77,21 @@ def _views(found: Mapping[str, Any]) -> str:
     rows = [[name, f"{rate:,}"] for name, rate in rates.items()]
     title = f"views alone, batches of {found.get('batch_size')}"
     return Table([title, "images/s"], rows).text() if rows else ""
+
+
+def _graphs(students: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the times of steps eager, compiled and with CUDA graphs, and what these save."""
+    rows = [
+        [
+            f"{student}, batch {found['batch_size']}",
+            *[f"{1e3 * found[f'{kind}_step_seconds']:.3f}" for kind in _STEPS],
+            f"{found['graphs_over_compiled_time']:.3f}",
+            "yes" if found["saves_more_than_10_percent"] else "no",
+        ]
+        for student, found in students.items()
+    ]
+    head = ["ms a step", *_STEPS.values(), "graphs / compiled", "more than 10 % saved"]
+    return Table(head, rows).text() if rows else ""
 
 
 def _run(name: str, found: Mapping[str, Any]) -> str:
