@@ -11,8 +11,10 @@ failed or ran out of time is. `DIR/gpu.json` holds all of it, for
 
 No network is used. Bring kdscale's dependencies (`--missing` prints those that this Python lacks;
 `pip download` fetches their wheels on another machine), and in `--data` local copies of the data
-sets, in folders `cifar10` and, if there is one, `tiny-imagenet`; without them, the steps that need
-them are left out by name. `--device cpu` tries all of it small, without a GPU.
+sets, in folders `cifar10` and, if there is one, `tiny-imagenet`, and in
+`tiny-imagenet-teacher.safetensors` the teacher of `tiny-imagenet-200.toml`, which also needs timm
+(benchmarks/README.md makes both); without them, the steps that need them are left out by name.
+`--device cpu` tries all of it small, without a GPU.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from itertools import product
 from pathlib import Path
@@ -33,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 STEPS_FILE = Path(__file__).with_name("gpu_steps.py")
 RECIPE = Path(__file__).with_name("resnet.toml")
+TINY_IMAGENET = Path(__file__).with_name("tiny-imagenet-200.toml")
 _RESERVE = 5.0
 """Seconds at the end for the table."""
 _LEAST = 8.0
@@ -53,7 +56,7 @@ class Step:
     """Limit, of 10 minutes in all."""
     command: Sequence[str]
     data: str | None = None
-    """Folder of `--data` that it needs."""
+    """Folder or file below `--data` that it needs."""
     result: str | None = None
     """File below the output folder that holds its result, where it prints none."""
     needs_gpu: bool = False
@@ -152,10 +155,19 @@ def _runs(data: Path, common: list[str], out: Path) -> list[Step]:
         "cifar10-features-best": "cifar10",
         "tiny-imagenet-best": "tiny-imagenet",
     }
-    return [
+    steps = [
         _run(recipe, data / folder, folder, [*common, "--seeds", "3"], out)
         for recipe, folder in recipes.items()
     ]
+    return [*steps[:-1], _given_teacher(data, common, out), steps[-1]]
+
+
+def _given_teacher(data: Path, common: list[str], out: Path) -> Step:
+    """All classes of Tiny ImageNet, with a teacher that is brought along."""
+    weights = "tiny-imagenet-teacher.safetensors"
+    options = [*common, "--set", f"teacher.weights={data / weights}"]
+    step = _run(str(TINY_IMAGENET), data / "tiny-imagenet", weights, options, out)
+    return replace(step, seconds=600)
 
 
 def _small_run(cifar10: Path, common: list[str], out: Path) -> Step:
@@ -166,10 +178,10 @@ def _small_run(cifar10: Path, common: list[str], out: Path) -> Step:
 
 
 def _run(recipe: str, source: Path, folder: str, options: list[str], out: Path) -> Step:
-    run = f"runs/{recipe}"
+    run = f"runs/{Path(recipe).stem}"
     command = [sys.executable, "-m", "kdscale", "run", recipe, "--data", str(source), "--online"]
     command += ["--run", str(out / run), *options]
-    return Step(f"run-{recipe}", 300, command, folder, f"{run}/result.json")
+    return Step(f"run-{Path(recipe).stem}", 300, command, folder, f"{run}/result.json")
 
 
 # --------------------------------------------------------------------------- how it is done
@@ -184,7 +196,7 @@ def measure(steps: Sequence[Step], data: Path, out: Path, ends: float, device: s
             print(f"{step.name}: finished before", flush=True)
         elif step.needs_gpu and device == "cpu":
             print(f"{step.name}: left out, it needs a GPU", flush=True)
-        elif step.data is not None and not (data / step.data).is_dir():
+        elif step.data is not None and not (data / step.data).exists():
             print(f"{step.name}: left out, there is no {data / step.data}", flush=True)
         elif left < _LEAST:
             print(f"{step.name}: left out, {max(0.0, left):.0f} s are left", flush=True)
