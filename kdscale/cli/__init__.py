@@ -10,22 +10,10 @@ import sys
 import click
 
 from kdscale.cli.caches import cache_group
-from kdscale.cli.experiments import (
-    bench,
-    env,
-    evaluate,
-    export,
-    init,
-    predict,
-    quickstart,
-    recipes,
-    report,
-    run,
-    train,
-    views_command,
-)
+from kdscale.cli.experiments import bench, env, init, quickstart, recipes, run, train, views_command
 from kdscale.cli.group import Group, print_terminated, start_logging
-from kdscale.cli.students import pull, push
+from kdscale.cli.reports import evaluate, report
+from kdscale.cli.students import export, predict, pull, push
 from kdscale.cli.sweeps import sweep_group
 from kdscale.signals import ending_at_once, terminated
 from kdscale.version import __version__

@@ -1,4 +1,4 @@
-"""The commands that train, evaluate and report, from a recipe or from finished runs."""
+"""The commands that work on a recipe, but for those of caches and sweeps."""
 
 import shlex
 from dataclasses import dataclass
@@ -8,8 +8,6 @@ from typing import Any
 import click
 
 from kdscale.cli.options import (
-    EXISTING,
-    MODEL,
     SEED,
     STORED,
     LocationOptions,
@@ -33,9 +31,7 @@ from kdscale.cli.options import (
     samples_option,
     seed_option,
     training_recipe_options,
-    trust_code_option,
     views_option,
-    weights_option,
 )
 from kdscale.cli.output import outline, print_found, print_text
 from kdscale.formatting import number_of
@@ -48,28 +44,6 @@ class StartOptions:
     resume: bool = False
     resume_if_begun: bool = False
     wait: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationOptions:
-    """Options of `kdscale evaluate`."""
-
-    weights: Any
-    teacher: str | None
-    seconds: float
-    data: str | None
-    trust_code: bool
-    embeddings: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedModelOptions:
-    """A trained model as it is named on the command line."""
-
-    run: Path
-    weights: Any
-    data: str | None
-    trust_code: bool
 
 
 @click.command()
@@ -223,149 +197,6 @@ def _trained(result: dict[str, Any], folder: Path) -> str:
 
 @click.command()
 @device_option
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True,
-                type=STORED)  # fmt: skip
-@grouped(
-    "options", EvaluationOptions, weights_option,
-    click.option("--embeddings", is_flag=True,
-                 help="Also k-NN and a linear probe on embeddings; always for models without a "
-                 "classifier."),
-    click.option("--teacher", type=UserPath(exists=True, dir_okay=False), metavar="FILE",
-              help="The teacher's weights, for `agreement`.  [default: those that the recipe "
-              "names, or that were trained for it]"),
-    click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
-                 help="Seconds of timing for each batch size; at least five passes."),
-    click.option("--data", type=EXISTING, help="A local copy of the data set."),
-    trust_code_option,
-)  # fmt: skip
-@cache_root_option
-@json_option
-def evaluate(
-    runs: tuple[Path, ...], options: EvaluationOptions, cache_root: Path, as_json: bool
-) -> None:
-    """Evaluate finished runs on the test split.
-
-    Measures accuracy, calibration, agreement with the teacher, FLOPs, latency and memory. A model
-    without a classifier is evaluated as a weighted k-NN classifier on its embeddings. RUN
-    is a run's folder, or that of a whole recipe or sweep: then all finished runs in it. Results
-    are written to evaluation.json in each run's folder.
-    """
-    from kdscale.commands.evaluate import Evaluation
-    from kdscale.experiment.trained_models import Trust
-    from kdscale.tables.evaluation_table import evaluation_tables
-
-    evaluation = Evaluation(
-        cache_root, teacher=options.teacher, seconds=options.seconds,
-        trust=Trust(code=options.trust_code), embeddings=options.embeddings,
-    )  # fmt: skip
-    found = evaluation.folders(runs, data=options.data, weights=options.weights)
-    print_found({"runs": found}, evaluation_tables(found), as_json=as_json)
-
-
-@click.command()
-@click.option("--format", "format_name", required=True,
-              type=click.Choice(["safetensors", "onnx", "pt2"]),
-              help="Weights for kdscale, a model for ONNX, or one for PyTorch.")  # fmt: skip
-@click.option("--out", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
-              help="The file.  [default: RUN/student.FORMAT; of other weights "
-                   "RUN/student-best.FORMAT, RUN/student-ema.FORMAT]")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
-@click.option("--with-preprocessing", is_flag=True,
-              help="Put data.clean into the graph of onnx or pt2.")  # fmt: skip
-@grouped(
-    "model", TrainedModelOptions, click.argument("run", type=STORED), weights_option,
-    click.option("--data", type=EXISTING, help="A local copy of the data set."),
-    trust_code_option,
-)  # fmt: skip
-@cache_root_option
-@json_option
-def export(
-    format_name: str,
-    out: Path | None,
-    overwrite: bool,
-    with_preprocessing: bool,
-    model: TrainedModelOptions,
-    cache_root: Path,
-    as_json: bool,
-) -> None:
-    """Export a finished run's model with its preprocessing.
-
-    The exported model takes uint8 pixels and returns logits. The file is run on test images
-    first: one whose logits differ from those of the run's weights is discarded. It carries the
-    names of the classes.
-    """
-    from kdscale.commands.export import export as start
-    from kdscale.experiment.trained_models import Trust, trained_model_of
-
-    trained = trained_model_of(
-        model.run, trust=Trust(code=model.trust_code), data=model.data, weights=model.weights
-    )
-    done = start(
-        trained, format_name, cache_root=cache_root, out=out, overwrite=overwrite,
-        with_preprocessing=with_preprocessing,
-    )  # fmt: skip
-    text = (
-        f"{done['file']}: {done['bytes']:,} bytes; on "
-        f"{number_of(done['num_images'], 'test image')} logits differ by at most "
-        f"{done['max_logit_difference']:.1e}, {100 * done['top1_agreement']:.2f} % of top-1 "
-        f"agree\n\n{done['example']}"
-    )
-    print_found(done, text, as_json=as_json)
-
-
-_REPORT_FILE = UserPath(path_type=Path, dir_okay=False, allow_dash=True)
-
-
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=STORED)
-@click.option("--html", type=_REPORT_FILE, metavar="FILE", help="One self-contained page.")
-@click.option("--markdown", type=_REPORT_FILE, metavar="FILE", help="Text and tables.")
-@click.option("--csv", type=_REPORT_FILE, metavar="FILE", help="A row for each run.")
-@click.option("--figures", type=UserPath(path_type=Path, file_okay=False), metavar="DIR",
-              help="Every chart as PNG and PDF, for papers.")  # fmt: skip
-@click.option(
-    "--data", type=EXISTING, help="A local copy of the data set, for the preview of views."
-)
-@cache_root_option
-def report(
-    runs: tuple[Path, ...],
-    html: Path | None,
-    markdown: Path | None,
-    csv: Path | None,
-    figures: Path | None,
-    data: str | None,
-    cache_root: Path,
-) -> None:
-    """Report on runs: a page, Markdown, CSV, or figures for papers.
-
-    RUN is the folder of a single run, of a whole recipe (`kdscale run`) or of a sweep. FILE may
-    be - for standard output; existing files are replaced. Missing results are listed, each with
-    the command that measures it.
-    """
-    named = {"html": html, "markdown": markdown, "csv": csv}
-    files: dict[Any, Path] = {kind: path for kind, path in named.items() if path is not None}
-    if not files and figures is None:
-        raise click.UsageError(
-            "name a file with --html, --markdown or --csv (- for the terminal), or a folder with "
-            "--figures"
-        )
-    if len({path.absolute() for path in files.values()}) < len(files):
-        raise click.UsageError("--html, --markdown and --csv must name different files")
-    from kdscale.commands.report import report as make
-
-    printed = [kind for kind, path in files.items() if str(path) == "-"]
-    places = {kind: None if kind in printed else path for kind, path in files.items()}
-    texts = make(runs, files=places, cache_root=cache_root, data=data, figures=figures)
-    for kind in printed:
-        print_text(texts[kind].rstrip("\n"), everywhere=True)
-    if not printed:
-        written = [f"report: {path}" for path in files.values()]
-        written += [f"figures: {figures}"] if figures is not None else []
-        print_text("\n".join(written), everywhere=True)
-
-
-@click.command()
-@device_option
 @recipe_options
 @cache_root_options
 @click.option("--seconds", type=click.FloatRange(1), default=120, show_default=True,
@@ -404,50 +235,6 @@ def views_command(
     experiment = Experiment(recipe, where.locations())
     picture = preview_views(experiment, out=out, samples=samples, views=views, seed=seed)
     print_text(str(picture), everywhere=True)
-
-
-@click.command()
-@device_option
-@click.argument("model", metavar="RUN", type=MODEL)
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True,
-                type=UserPath(path_type=Path, exists=True))  # fmt: skip
-@weights_option
-@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True,
-              help="Number of classes to state for each image.")  # fmt: skip
-@click.option("--csv", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Write a row for each image; an existing file is replaced.")  # fmt: skip
-@trust_code_option
-@json_option
-def predict(
-    model: str | Path,
-    images: tuple[Path, ...],
-    weights: Any,
-    top_k: int,
-    csv: Path | None,
-    trust_code: bool,
-    as_json: bool,
-) -> None:
-    """Classify images of your own with a trained model.
-
-    RUN is the folder of a finished run, a file that `kdscale export` wrote, or a student of the
-    Hub: hf://USER/NAME, or the folder that it was pulled to. IMAGE is an
-    image file, or a folder: then all images below it. An image that cannot be read is stated,
-    the others are classified, and the exit code is 1.
-    """
-    from kdscale.atomic_write import write_output
-    from kdscale.commands.predict import image_files, open_classifier
-    from kdscale.commands.predict import predict as classify
-    from kdscale.errors import DataError
-    from kdscale.tables.prediction_table import prediction_table
-
-    files = image_files(images)
-    classifier = open_classifier(model, weights=weights, trust_code=trust_code)
-    found = [one.to_json() for one in classify(classifier, files, top_k=top_k)]
-    if csv is not None:
-        write_output(csv, prediction_table(found, percent=False).csv().encode())
-    print_found({"images": found}, prediction_table(found, percent=True).text(), as_json=as_json)
-    if failed := [one["error"] for one in found if "error" in one]:
-        raise DataError("\n".join(failed))
 
 
 @click.command()

@@ -247,7 +247,7 @@ def test_onnx_without_its_libraries_says_what_to_install(exported, monkeypatch, 
 
 
 def test_command_knows_every_format():
-    from kdscale.cli.experiments import export
+    from kdscale.cli.students import export
 
     (option,) = [one for one in export.params if one.name == "format_name"]
     assert list(option.type.choices) == list(formats.FORMATS) == FORMATS
