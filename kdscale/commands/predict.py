@@ -40,6 +40,8 @@ _AT_ONCE = 64
 class ImageClassifier:
     """A trained model, and the preparation of images for it."""
 
+    description: str
+    """Model, number of parameters where it is known, and device, in words."""
     forward: Forward
     """Logits float32 [B, classes] of uint8 pixels [B, C, H, W], on the CPU."""
     class_names: tuple[str, ...]
@@ -107,12 +109,13 @@ def open_classifier(
     about = _stated(model, kind.describe(model))
     _check_classifies(model, about)
     if model.suffix == ".safetensors":
-        forward = _on_device(model, trust_code=trust_code)
+        description, forward = _on_device(model, about, trust_code=trust_code)
     else:
-        forward = kind.read(model)
+        description, forward = _describe(about, "cpu"), kind.read(model)
     if "clean" not in about:
         log.warning("%s does not state data.clean: images are given to it as they are", model)
     return ImageClassifier(
+        description,
         forward,
         tuple(about.get("class_names") or ()),
         _channels(about),
@@ -134,6 +137,7 @@ def predict(
     Yields:
         One prediction a file; a file that cannot be decoded has an error in place of classes.
     """
+    log.info("%s; %s", classifier.description, number_of(len(files), "image"))
     for start in range(0, len(files), _AT_ONCE):
         opened = [_open(classifier, file) for file in files[start : start + _AT_ONCE]]
         for _, group in groupby(opened, key=lambda one: one.shape):
@@ -178,7 +182,7 @@ def _of_run(run: Path, weights: Weights, *, trust_code: bool) -> ImageClassifier
     _check_classifies(run, about)
     levels = data.grey_range
     return ImageClassifier(
-        _on_device(path, trust_code=trust_code),
+        *_on_device(path, about, trust_code=trust_code),
         tuple(about.get("class_names") or ()),
         _channels(about),
         Pipeline.parse(data.clean),
@@ -227,17 +231,26 @@ def _check_classifies(model: Path, about: Mapping[str, Any]) -> None:
         )
 
 
-def _on_device(path: Path, *, trust_code: bool) -> Forward:
-    """Return the model of a weights file on this process's device."""
+def _describe(about: Mapping[str, Any], device: object, parameters: str = "") -> str:
+    """Return name, parameters and classes of a model as far as its file states them, in words."""
+    classes = len(about.get("class_names") or ()) or about.get("num_classes")
+    known = [f"model {about.get('model', 'without a name')}", parameters]
+    known += [number_of(classes, "class", "classes")] if isinstance(classes, int) else []
+    return f"{', '.join(filter(None, known))}; float32 on {device}"
+
+
+def _on_device(path: Path, about: Mapping[str, Any], *, trust_code: bool) -> tuple[str, Forward]:
+    """Return the model of a weights file on this process's device, and its description."""
     device = create_accelerator().device
     student = load_student(path, trust_code=trust_code).to(device)
+    parameters = number_of(sum(one.numel() for one in student.parameters()), "parameter")
 
     @torch.inference_mode()
     def forward(pixels: Tensor) -> Tensor:
         logits: Tensor = student(pixels.to(device)).cpu()
         return logits
 
-    return forward
+    return _describe(about, device, parameters), forward
 
 
 def _channels(about: dict[str, Any]) -> int:

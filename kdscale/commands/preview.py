@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -22,10 +23,13 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
 from kdscale.experiment.datasets import source_path
 from kdscale.experiment.experiment import Experiment
+from kdscale.experiment.model_line import split_text
 from kdscale.experiment.views import num_views as count_views
 from kdscale.preview.sheet_drawing import PreviewSheet, draw
 from kdscale.preview.view_samples import ClassNames, ViewSamples, balanced_samples
 from kdscale.target_sources.compatibility import differing_images
+
+log = logging.getLogger(__name__)
 
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -122,6 +126,7 @@ def preview_views(
     experiment = replace(experiment, require_labels=False)
     recipe, num_views = experiment.recipe, _num_views(experiment.recipe, views)
     images = experiment.train_set
+    log.info("views of %s; uint8 on %s", split_text(images), _CPU)
     num_samples = _within(samples, _SAMPLES, images.num_samples, "samples", recipe.name)
     chosen = ViewSamples(
         images,

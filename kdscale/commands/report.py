@@ -9,13 +9,14 @@ from typing import Literal
 from kdscale.atomic_write import write_durably, write_output
 from kdscale.cache.manifest import Manifest
 from kdscale.errors import KdscaleError
-from kdscale.formatting import number_of
+from kdscale.formatting import first_few, number_of
 from kdscale.report.collect import collect
 from kdscale.report.csv_export import render_csv
 from kdscale.report.markdown import render_markdown
 from kdscale.report.model import Comparison
 from kdscale.report.page import render_page
 from kdscale.report.page_sections import ViewsImage, sections_of
+from kdscale.report.run_results import test_split_of
 from kdscale.runs.folder import RunFolder
 from kdscale.version import __version__
 
@@ -51,6 +52,10 @@ def report(
         StorageError: a file cannot be written.
     """
     studies = _studies(folders, cache_root)
+    for study in studies:
+        models = first_few(dict.fromkeys(run.model_text for run in study.runs))
+        runs, split = number_of(len(study.runs), "run"), test_split_of(study.runs[0].recipe)
+        log.info("report on %s: %s, tested on %s", runs, models, split)
     texts = _texts(studies, files, _command(folders, files), cache_root, data)
     for kind, path in files.items():
         if path is not None:

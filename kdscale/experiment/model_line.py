@@ -30,10 +30,17 @@ def log_model(
         device: of the model.
         precision: of its forward pass.
     """
-    parameters = sum(one.numel() for one in model.parameters())
+    parameters = number_of(sum(one.numel() for one in model.parameters()), "parameter")
     log.info(
-        "%s %s, %s, on %s of %s (split %r of %s); %s on %s", role, name,
-        number_of(parameters, "parameter"), number_of(images.num_samples, "image"),
-        number_of(images.num_classes, "class", "classes"), images.split, images.name, precision,
+        "%s %s, %s, on %s; %s on %s", role, name, parameters, split_text(images), precision,
         device, extra={"once": True},
     )  # fmt: skip
+
+
+def split_text(images: ImageDataset) -> str:
+    """Return images, classes, split and data set in words."""
+    classes = number_of(images.num_classes, "class", "classes")
+    return (
+        f"{number_of(images.num_samples, 'image')} of {classes} (split {images.split!r} of "
+        f"{images.name})"
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdscale.errors import RunError
+from kdscale.formatting import number_of
 from kdscale.report.evaluation_file import ModelEvaluation, read_evaluation
 from kdscale.report.fields import dicts, excerpt, name_text, read_json, sound_metrics, tables_of
 from kdscale.report.training_log import Curve, read_log
@@ -70,6 +71,15 @@ class Run:
     def targets(self) -> str:
         """Value of `kdscale train --targets` for this kind of run."""
         return {kind: targets for targets, kind in KIND_OF_TARGETS.items()}.get(self.kind, "none")
+
+    @property
+    def model_text(self) -> str:
+        """Role, model and number of parameters in words, as far as they are known."""
+        role = "teacher" if self.kind == "teacher" else "student"
+        name = self.metrics.get("model") or tables_of(self.recipe, role).get("model", "?")
+        count = self.metrics.get("num_parameters")
+        known = "" if count is None else f" of {number_of(count, 'parameter')}"
+        return f"{role} {name_text(str(name))}{known}"
 
     @property
     def epochs_done(self) -> float:

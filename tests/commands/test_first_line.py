@@ -11,11 +11,19 @@ from kdscale.launcher import choose_device
 WORDS = "tiny_models:mlp, 556 parameters, on 128 images of 4 classes (split 'train' of "
 
 
-def test_training_states_model_data_and_device_once(kdscale, write_recipe, tmp_path):
+def test_training_and_its_report_state_model_data_and_device_once(kdscale, write_recipe, tmp_path):
     done = kdscale("train", write_recipe(), "--run", tmp_path / "run")
     (line,) = [one for one in done.stderr.splitlines() if one.startswith("student ")]
     assert line.startswith(f"student {WORDS}")
     assert line.endswith("; float32 on cpu")
+    done = kdscale("report", tmp_path / "run", "--csv", "-")
+    (line,) = [one for one in done.stderr.splitlines() if one.startswith("report on ")]
+    assert "1 run: student tiny_models:mlp of 556 parameters, tested on " in line
+
+
+def test_pictures_of_views_state_the_images(kdscale, write_recipe, tmp_path):
+    done = kdscale("views", write_recipe(), "--out", tmp_path / "views.png", "--samples", 1)
+    assert "views of 128 images of 4 classes (split 'train' of " in done.stderr
 
 
 def test_plan_with_json_states_the_teacher_on_standard_error(

@@ -76,6 +76,7 @@ def check(found, run, test_set):
 def test_run_answers_as_its_student_does(kdscale, run, folder, test_set):
     done = kdscale("predict", run, folder, "--json", "--trust-code")
     check(predictions(done), run, test_set)
+    assert "parameters, 4 classes; float32 on cpu; 3 images" in done.stderr
     assert "passed over" in done.stderr
     assert ".txt" in done.stderr
 
