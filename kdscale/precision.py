@@ -15,19 +15,15 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Let CUDA GPUs round the inputs of float32 products to TF32 within the block, or not.
+def tf32() -> Iterator[None]:
+    """Let CUDA GPUs round the inputs of float32 products to TF32 within the block.
 
-    Outside of such a block float32 is float32: TF32, of 10 bits, moves logits by 1e-3.
+    Outside of such a block float32 is float32, as `create_accelerator` sets it at the start: TF32,
+    of 10 bits, moves logits by 1e-3.
     """
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    _set_tf32(allowed, allowed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
         yield
     finally:
-        _set_tf32(*before)
-
-
-def _set_tf32(products: bool, convolutions: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = products
-    torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

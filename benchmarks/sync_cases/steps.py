@@ -26,13 +26,12 @@ from kdscale.losses.objective import Objective
 from kdscale.models.preprocess import Preprocess
 from kdscale.target_sources import cached
 from kdscale.target_sources.base import LiveTeacher, NoTargets, TargetSource
-from kdscale.target_sources.buffer import row_bytes
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.clean_image import CleanImageTargets
 from kdscale.target_sources.memory_plan import plan_memory
+from kdscale.target_sources.prefetch import row_bytes
 from kdscale.teacher.frozen_teacher import FrozenTeacher, OomSafeTeacher
-from kdscale.training.forward_pass import ForwardPass
-from kdscale.training.trainer import Trainer
+from kdscale.training.trainer import ForwardPass, Trainer
 from sync_cases.counting import CUDA, Case, SameThread
 
 _SAMPLES, _SIDE, _CLASSES, _BATCH, _SHARD = 1024, 32, 10, 128, 64

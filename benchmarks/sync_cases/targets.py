@@ -16,10 +16,10 @@ from kdscale.cache.writer import ShardWriter, create_or_resume, finish
 from kdscale.data.views.batch_plan import SampleViews
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.encodings import ENCODINGS, create_encoding
-from kdscale.target_sources.buffer import TargetBuffer, row_bytes
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.ensemble import MEANS, Ensemble
 from kdscale.target_sources.memory_plan import SHARDS_IN_HAND, MemoryPlan, plan_memory
+from kdscale.target_sources.prefetch import row_bytes
 from kdscale.targets import Head, as_tensor, create_codec, encode_features
 from kdscale.transfers import SideStream
 from sync_cases.counting import CUDA, Case, SameThread
@@ -56,9 +56,13 @@ def _reading(
 def _filling() -> Callable[[], object]:
     source = _open("float16", False)
     values, stream = source.reader.read_shard(0, 0), SideStream(CUDA)
-    buffer = TargetBuffer.empty(source.reader, _SHARD, CUDA)
-    rows = {name: as_tensor(values[name]) for name in buffer.parts}
-    return lambda: (stream.follow(), buffer.fill(0, rows, stream), stream.arrival()())
+    rows = [
+        (part[:_SHARD], as_tensor(values[name]))
+        for name, part in source._memory.segments.parts.items()
+    ]
+    return lambda: (
+        stream.follow(), [stream.copy_into(*pair) for pair in rows], stream.arrival()(),
+    )  # fmt: skip
 
 
 def _samples(source: CachedTargets) -> Iterator[SampleViews]:

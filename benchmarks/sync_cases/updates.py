@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from kdscale.training.averaged_weights import AveragedWeights
-from kdscale.training.optim import Schedule, create_optimizer
-from kdscale.training.optimizer_step import OptimizerStep
+from kdscale.training.optim import OptimizerStep, Schedule, create_optimizer
 from sync_cases.counting import CUDA, Case
 
 _SHAPES = [(64, 3, 3, 3), (64,), (64,), (10, 64), (10,)]

@@ -7,8 +7,8 @@ from typing import Any
 from kdscale.cache.layout import Layout, with_large_objects, with_plain_objects
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.size_estimate import num_files
-from kdscale.target_sources.buffer import row_bytes
 from kdscale.target_sources.memory_plan import SHARDS_IN_HAND, plan_memory
+from kdscale.target_sources.prefetch import row_bytes
 
 _FIRST_BUCKET, _BUCKET = 1 << 20, 25 << 20
 """Bytes of gradients that DistributedDataParallel sums in one all-reduce: the first, each other."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
+from kdscale.cache.catalog import bytes_stored
 from kdscale.cache.lease import MANIFEST, Leases
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.stored_bytes import bytes_stored
 from kdscale.cache.stores.store import Place
 from kdscale.cache.writer import is_free
 from kdscale.errors import (

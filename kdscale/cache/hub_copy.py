@@ -5,8 +5,8 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from kdscale.atomic_write import temporary_folder
+from kdscale.cache.catalog import describe
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest, write_manifest
-from kdscale.cache.stored_bytes import describe
 from kdscale.cache.stores.store import Place
 from kdscale.cache.transfer import transfer
 from kdscale.errors import CacheMismatchError, CacheNotFoundError

@@ -282,3 +282,19 @@ def parse_shard_name(name: str) -> tuple[int, int] | None:
 def record_object(view: int, shard: int) -> str:
     """Key of a shard's commit record."""
     return f"commits/c/{view}/{shard}/0"
+
+
+_ARRAYS = (
+    r"(?:labels|keys|head_weight|head_bias|commits|digests"
+    r"|ids|logits|tails|embedding|codes|scale|offset|features\.[^/]+)"
+)
+"""Names of the arrays that a cache of any encoding may have."""
+_OWNED = re.compile(rf"zarr\.json|{_ARRAYS}/(?:zarr\.json|c(?:/[0-9]+)+)")
+_TEMPORARY = re.compile(
+    rf"\.zarr\.json\.[^/]+\.tmp|{_ARRAYS}/(?:\.zarr\.json|c(?:/[0-9]+)*/\.[0-9]+)\.[^/]+\.tmp"
+)
+
+
+def is_owned(key: str) -> bool:
+    """Return whether a key is the manifest's, an array's, or a temporary file's of one of them."""
+    return _OWNED.fullmatch(key) is not None or _TEMPORARY.fullmatch(key) is not None

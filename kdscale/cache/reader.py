@@ -7,13 +7,7 @@ from threading import Lock
 
 import numpy as np
 
-from kdscale.cache.checked_objects import (
-    ShardContent,
-    corrupt,
-    fixed_objects_of,
-    read_once,
-    read_shard_objects,
-)
+from kdscale.cache.checked_objects import corrupt, fixed_objects_of, read_once
 from kdscale.cache.layout import (
     DAMAGE,
     Layout,
@@ -22,8 +16,8 @@ from kdscale.cache.layout import (
     shard_name,
 )
 from kdscale.cache.manifest import Manifest, read_manifest
-from kdscale.cache.records import CommitRecords
-from kdscale.cache.stores.store import Location, Store, each, is_remote, open_store
+from kdscale.cache.records import CommitRecords, ShardContent, read_shard_objects
+from kdscale.cache.stores.store import Location, Store, is_remote, open_store
 from kdscale.cache.wait import Patience
 from kdscale.errors import (
     CacheCorruptError,
@@ -107,7 +101,7 @@ class CacheReader:
 
         size = self.manifest.shard_samples * self.manifest.bytes_per_sample
         objects, faults = dict(self._fixed), dict[str, str]()
-        for shard, content in zip(shards, each(self.store, read, shards, size), strict=True):
+        for shard, content in zip(shards, self.store.each(read, shards, size), strict=True):
             objects |= content.objects
             if content.state != "ok":
                 faults[shard_name(view, shard)] = content.reason

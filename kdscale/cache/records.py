@@ -1,4 +1,4 @@
-"""Commit records: which shards of a cache are finished, and that their objects are its own.
+"""Commit records: which shards of a cache are finished, and reading the objects they vouch for.
 
 A record holds the checksums of a shard's objects and, from format version 3 on, is bound to its
 cache, view and shard, so that one that was copied from elsewhere is refused. `cache/README.md` is
@@ -11,13 +11,15 @@ import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from kdscale.cache.layout import Layout, record_object, shard_name
-from kdscale.cache.stores.store import Store, each
+from kdscale.cache.layout import ArrayLayout, Layout, record_object, shard_name
+from kdscale.cache.stores.store import Sound, Store
 from kdscale.documents import canonical
 from kdscale.errors import StorageError
 
@@ -41,6 +43,17 @@ class Record:
     """CRC-32 of the stored bytes of each of the shard's objects, if `ok`."""
     milliseconds: int = 0
     """That the shard took to build, if `ok`."""
+
+
+class ShardContent(NamedTuple):
+    """A shard as it was found."""
+
+    state: str
+    """`ok`, `missing` or `corrupt`."""
+    reason: str
+    """Why it is not ok, for messages; empty where `missing` is enough."""
+    objects: dict[str, bytes]
+    """Bytes of the objects by key, if `ok`."""
 
 
 MISSING = Record("missing")
@@ -74,7 +87,7 @@ class CommitRecords:
 
     def read_each(self, view: int, shards: Sequence[int]) -> list[Record]:
         """Return the records of some shards of a view."""
-        return list(each(self._store, partial(self.read, view), shards))
+        return list(self._store.each(partial(self.read, view), shards))
 
     def read_present(self) -> dict[tuple[int, int], Record]:
         """Return the records that a listing of the cache names, by (view, shard).
@@ -82,7 +95,7 @@ class CommitRecords:
         A shard without a record costs no request.
         """
         present = sorted(self.present())
-        found = each(self._store, lambda one: self.read(*one), present)
+        found = self._store.each(lambda one: self.read(*one), present)
         return dict(zip(present, found, strict=True))
 
     def present(self, view: int | None = None) -> set[tuple[int, int]]:
@@ -153,6 +166,72 @@ class CommitRecords:
         if found != (view, shard):
             return f"its commit record is that of {shard_name(*found)}"
         return ""
+
+
+def read_shard_objects(
+    store: Store,
+    layout: Layout,
+    view: int,
+    shard: int,
+    record: Record,
+    names: Sequence[str] | None = None,
+) -> ShardContent:
+    """Compare a shard's objects with its record.
+
+    Args:
+        store: where the cache lies.
+        layout: of the cache.
+        view: view number.
+        shard: shard number.
+        record: the shard's.
+        names: the arrays whose objects are read; None: all of them.
+    """
+    if record.state != "ok":
+        return ShardContent(record.state, record.reason, {})
+    objects: dict[str, bytes] = {}
+    for key, expected in zip(layout.shard_objects(view, shard), record.checksums, strict=True):
+        name = key.partition("/")[0]
+        if names is not None and name not in names:
+            continue
+        data, state = read_object(store, key, partial(_has_crc, expected))
+        if state == "missing":
+            return ShardContent(state, f"{key} is not there", {})
+        if state == "corrupt":
+            return ShardContent(state, f"{key} is not the object of its commit record", {})
+        if not can_hold(layout.arrays[name], data):
+            return ShardContent("corrupt", f"{key} is too small for its samples", {})
+        objects[key] = data
+    return ShardContent("ok", "", objects)
+
+
+def read_object(store: Store, key: str, sound: Sound) -> tuple[bytes, str]:
+    """Return the bytes of an object, and whether they are `ok`, `missing` or `corrupt`."""
+    try:
+        data = store.read(key, sound)
+        return data, "ok" if sound(data) else "corrupt"
+    except FileNotFoundError:
+        return b"", "missing"
+    except StorageError:  # the store, not the object: a network that is down damages nothing
+        raise
+    except OSError:
+        return b"", "corrupt"
+
+
+def _has_crc(expected: int, data: bytes) -> bool:
+    return zlib.crc32(data) == expected
+
+
+_MOST_COMPRESSED = 1 << 15
+"""Bytes that a stored byte can stand for: zstd's blocks have 4 bytes or more for 128 KiB."""
+
+
+def can_hold(array: ArrayLayout, data: bytes) -> bool:
+    """Return whether an object is large enough for what it should hold, so that it may be decoded.
+
+    Decoding takes memory for what the manifest claims; this limits it to what is stored.
+    """
+    claimed = int(np.dtype(array.dtype).itemsize) * prod(array.objects)
+    return claimed <= _MOST_COMPRESSED * len(data)
 
 
 def _binding(layout: Layout) -> bytes:

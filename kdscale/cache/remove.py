@@ -3,10 +3,10 @@
 import json
 from contextlib import suppress
 
+from kdscale.cache.layout import is_owned
 from kdscale.cache.lease import MANIFEST, Leases
 from kdscale.cache.lease_files import FOLDER, is_lease
 from kdscale.cache.manifest import MANIFEST_KEY
-from kdscale.cache.owned_keys import is_owned
 from kdscale.cache.stores.local import LocalFolder
 from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.cache.wait import living_builder

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdscale.cache.checked_objects import read_shard_objects
 from kdscale.cache.layout import (
     RECORDS_METADATA,
     Layout,
@@ -18,7 +17,7 @@ from kdscale.cache.layout import (
 from kdscale.cache.lease import Leases
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
 from kdscale.cache.manifest_schema import MAX_SHARDS
-from kdscale.cache.records import CommitRecords
+from kdscale.cache.records import CommitRecords, read_shard_objects
 from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.cache.verify import VerifyReport, check_shards
 from kdscale.cache.writer import changing_manifest, holds, write_metadata

@@ -7,7 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from kdscale.cache.checked_objects import fixed_objects_of, read_once, read_shard_objects
+from kdscale.cache.catalog import content_bytes
+from kdscale.cache.checked_objects import fixed_objects_of, read_once
 from kdscale.cache.layout import (
     Layout,
     claim_name,
@@ -18,7 +19,7 @@ from kdscale.cache.layout import (
 from kdscale.cache.lease import MANIFEST, Leases
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest, write_manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stored_bytes import content_bytes
+from kdscale.cache.records import read_shard_objects
 from kdscale.cache.stores.store import Location, Store, is_remote, open_store
 from kdscale.cache.writer import ShardWriter, changing_manifest, create_or_resume
 from kdscale.errors import CacheError, CacheMismatchError, CacheNotFoundError, StorageError

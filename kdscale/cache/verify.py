@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdscale.cache.checked_objects import Fault, ShardContent, fixed_objects_of, read_shard_objects
-from kdscale.cache.layout import RECORDS_METADATA, Layout, parse_shard_name, shard_name
+from kdscale.cache.checked_objects import Fault, fixed_objects_of
+from kdscale.cache.layout import RECORDS_METADATA, Layout, is_owned, parse_shard_name, shard_name
 from kdscale.cache.lease_files import is_lease
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, read_manifest
-from kdscale.cache.owned_keys import is_owned
-from kdscale.cache.records import CommitRecords, Record
-from kdscale.cache.stores.store import Location, Store, each, open_store
+from kdscale.cache.records import CommitRecords, Record, ShardContent, read_shard_objects
+from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.errors import CacheCorruptError
 from kdscale.formatting import number_of
 
@@ -93,14 +92,11 @@ def verify(cache: Location) -> VerifyReport:
     if not verdict.ok and read_manifest(cache) != manifest:
         return verify(cache)  # a build took it up meanwhile
     keys = (key for key, _ in open_store(cache).keys(""))
-    return replace(verdict, unknown=tuple(sorted(k for k in keys if not _is_known(k))))
+    unknown = sorted(key for key in keys if not is_owned(key) and not is_lease(key))
+    return replace(verdict, unknown=tuple(unknown))
 
 
 _MOST_NAMED = 10
-
-
-def _is_known(key: str) -> bool:
-    return is_owned(key) or is_lease(key)
 
 
 def check_shards(cache: Location, manifest: Manifest) -> VerifyReport:
@@ -145,7 +141,7 @@ def _bad_shards(store: Store, layout: Layout) -> dict[str, Fault]:
             content = read_shard_objects(store, layout, view, shard, records[shard])
             return content._replace(objects={})
 
-        for shard, content in zip(shards, each(store, content_of, shards, size), strict=True):
+        for shard, content in zip(shards, store.each(content_of, shards, size), strict=True):
             if content.state != "ok":
                 bad[shard_name(view, shard)] = Fault(content.state, content.reason)
     return bad

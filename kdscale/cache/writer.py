@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kdscale.cache.catalog import content_bytes
 from kdscale.cache.layout import (
     Encoder,
     Layout,
@@ -30,7 +31,6 @@ from kdscale.cache.manifest import (
 from kdscale.cache.manifest_diff import check_identity
 from kdscale.cache.manifest_schema import MAX_SHARDS
 from kdscale.cache.records import CommitRecords
-from kdscale.cache.stored_bytes import content_bytes
 from kdscale.cache.stores.store import Location, Store, open_store
 from kdscale.errors import CacheIncompleteError, CacheNotFoundError, ConfigError, StorageError
 from kdscale.formatting import number_of

@@ -159,8 +159,8 @@ def cache_extend(
 @json_option
 def cache_info(path: Place, as_json: bool) -> None:
     """Print a cache's manifest: teacher, data, views, encoding, state."""
+    from kdscale.cache.catalog import describe
     from kdscale.cache.manifest import read_manifest
-    from kdscale.cache.stored_bytes import describe
 
     found = describe(path, read_manifest(path))
     print_found(found, outline(found), as_json=as_json, everywhere=True)
@@ -171,9 +171,8 @@ def cache_info(path: Place, as_json: bool) -> None:
 @json_option
 def cache_list(cache_root: Path, as_json: bool) -> None:
     """List the caches below the cache root."""
-    from kdscale.cache.catalog import list_caches
+    from kdscale.cache.catalog import describe, list_caches
     from kdscale.cache.manifest import Manifest
-    from kdscale.cache.stored_bytes import describe
 
     found = []
     for path, manifest in list_caches(cache_root):
@@ -335,8 +334,8 @@ def cache_remove(path: Place, yes: bool) -> None:
 
 def _in_words(path: Place) -> str:
     """Return a description of a cache in one line, for the confirmation."""
+    from kdscale.cache.catalog import describe
     from kdscale.cache.manifest import read_manifest
-    from kdscale.cache.stored_bytes import describe
 
     try:
         found = describe(path, read_manifest(path))

@@ -12,11 +12,10 @@ import torch
 from kdscale.building.cluster_estimate import Cluster, StudentSize, estimate
 from kdscale.building.location import free_path, space
 from kdscale.building.stored_outputs import configure_teacher
-from kdscale.cache.catalog import find_cache
+from kdscale.cache.catalog import bytes_stored, find_cache
 from kdscale.cache.layout import with_large_objects
 from kdscale.cache.manifest import Manifest, read_manifest
 from kdscale.cache.size_estimate import num_files
-from kdscale.cache.stored_bytes import bytes_stored
 from kdscale.cache.stores.store import Place, is_remote
 from kdscale.cache.writer import ShardWriter
 from kdscale.commands.encoding_sizes import embedding_outputs, encoding_sizes

@@ -114,7 +114,7 @@ class TimedSetup:
             schedule,
             seed=0,
             global_batch_size=self.batch_size,
-            num_processes=self.num_processes,
+            process=(0, self.num_processes),
             windows=windows,
         )
 

@@ -48,6 +48,7 @@ from kdscale.experiment.training_setup import (
 )
 from kdscale.losses.objective import Objective
 from kdscale.models.weights import save_weights
+from kdscale.progress import progress
 from kdscale.run_identity import stated_run
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.lock import run_lock
@@ -57,7 +58,7 @@ from kdscale.signals import orderly_stop
 from kdscale.target_sources.base import LiveTeacher, TargetSource
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.training.batch_norm import with_whole_batches
-from kdscale.training.callbacks import EvaluationHook, StepCallback, Watch, progress_bar
+from kdscale.training.callbacks import EvaluationHook, StepCallback, Watch
 from kdscale.training.feature_student import unwrap_student, with_features
 from kdscale.training.resume import restore, restore_best, save_checkpoint
 from kdscale.training.trackers import Trackers, start_trackers
@@ -257,8 +258,7 @@ def _loader(training: _Training, source: TargetSource) -> BatchLoader:
         source.schedule,
         seed=training.spec.seed,
         global_batch_size=training.settings.global_batch_size,
-        process_index=training.accelerator.process_index,
-        num_processes=training.accelerator.num_processes,
+        process=(training.accelerator.process_index, training.accelerator.num_processes),
         windows=source.windows,
     )
 
@@ -327,7 +327,9 @@ def _run(
     evaluator = _evaluator(training)
     steps = intervals(settings, trainer.loader.steps_per_epoch)
     metadata = _metadata(training, trainer)
-    with orderly_stop() as stop, progress_bar(trainer, steps.last, accelerator) as bar:
+    drawn = accelerator.is_main_process
+    bars = progress(steps.last, "steps", done=trainer.state.step, visible=drawn)
+    with orderly_stop() as stop, bars as bar:
         callback = StepCallback(
             run, steps, evaluator, metrics, stop, bar, metadata, patience(settings), watch=watch,
             still_ours=training.check_lock, trackers=trackers,

@@ -224,7 +224,7 @@ class BatchLoader:
         schedule: view that an epoch uses.
         seed: seed of the order.
         global_batch_size: samples a step, over all processes.
-        process_index, num_processes: this process among those that train together.
+        process: index of this process, and number of processes that train together.
         windows: samples that are used near each other; None: any order.
 
     Raises:
@@ -241,10 +241,11 @@ class BatchLoader:
         *,
         seed: int,
         global_batch_size: int,
-        process_index: int = 0,
-        num_processes: int = 1,
+        process: tuple[int, int] = (0, 1),
         windows: Windows | None = None,
     ) -> None:
+        self._process_index, self._num_processes = process
+        num_processes = self._num_processes
         # A tail that does not split evenly is cut: every process takes part in every step.
         self.num_samples = len(samples) - len(samples) % num_processes
         if self.num_samples == 0:
@@ -270,7 +271,6 @@ class BatchLoader:
         self.schedule, self.windows = schedule, windows
         self.steps_per_epoch = -(-self.num_samples // global_batch_size)
         self._seed, self._batch_size = seed, global_batch_size
-        self._process_index, self._num_processes = process_index, num_processes
         self._epochs: dict[int, PlannedBatches] = {}
         self._pending: dict[int, Callable[[], Batch]] = {}
 

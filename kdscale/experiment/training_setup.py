@@ -19,11 +19,10 @@ from kdscale.runs.run_spec import RunSpec
 from kdscale.training.averaged_weights import AveragedWeights
 from kdscale.training.callbacks import Intervals
 from kdscale.training.early_stopping import PlateauTracker
-from kdscale.training.forward_pass import ForwardPass
-from kdscale.training.optim import Schedule, create_optimizer
-from kdscale.training.optimizer_step import OptimizerStep
+from kdscale.training.optim import OptimizerStep, Schedule, create_optimizer
 from kdscale.training.parameter_groups import decay_groups, layer_decay_groups
 from kdscale.training.trackers import TrackedRun
+from kdscale.training.trainer import ForwardPass
 
 
 def section_of(

@@ -1,86 +1,168 @@
-"""Targets in device memory: rows of a cache's arrays as they are stored, decoded batch by batch.
+"""Targets of an epoch in device memory, where batches look them up; next ones are prefetched."""
 
-Decoding a batch takes a small part of a step, and stored rows take from a half (float16) to a
-fortieth (topk of 1000 classes) of the memory of decoded ones. Memory has room for one segment, all
-that an epoch needs or one window of it, or for two: a thread fills one while the other is in use.
-"""
-
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from threading import Event
-from time import perf_counter
-from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kdscale.cache.layout import Layout
-from kdscale.cache.manifest import Manifest
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stores.store import each
-from kdscale.data.views.batch_plan import View
-from kdscale.targets import Codec, Head, Targets, as_tensor, create_codec
-from kdscale.transfers import SideStream
-
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "uint8": torch.uint8,
-    "uint16": torch.int16,
-    "uint32": torch.int32,
-    "uint64": torch.int32,  # digests, of which the reader gives the 32 bits that are used
-}
+from kdscale.data.views.batch_plan import SampleViews, View
+from kdscale.data.views.schedule import ViewSchedule
+from kdscale.errors import ConfigError
+from kdscale.target_sources.memory_plan import MemoryPlan
+from kdscale.target_sources.prefetch import DoubleBuffer, Segment
+from kdscale.targets import Codec, Head, Targets, create_codec
+from kdscale.transfers import to_device
 
 
-@dataclass(frozen=True, slots=True)
 class TargetBuffer:
-    """Rows of a cache's arrays on a device; they are overwritten again and again."""
+    """Targets of the current epoch in memory: all at once, or in windows that follow one another.
 
-    parts: Mapping[str, Tensor]
-    """[rows, ...] by the array's name, as `as_tensor` makes them."""
-    codec: Codec
+    Rows are decoded batch by batch, which takes a small part of a step. With windows, a batch takes
+    its samples from one window or from two consecutive ones.
 
-    @classmethod
-    def empty(
-        cls, reader: CacheReader, rows: int, device: torch.device, features: Sequence[str] = ()
-    ) -> Self:
-        """Allocate memory for a number of rows of a cache, with some of its features."""
-        parts = {
-            name: torch.empty((rows, *shape), dtype=dtype, device=device)
-            for name, (dtype, shape) in _rows(reader.manifest, features).items()
-        }
-        return cls(parts, stored_codec(reader, device))
+    Args:
+        reader: reader of the cache.
+        schedule: views that epochs use.
+        device: device that stores the targets.
+        plan: windows of an epoch, and whether the next segment is prefetched.
+        features: modules of the teacher whose features are read too.
+    """
 
-    def __len__(self) -> int:
-        return len(self.parts["digests"])
+    def __init__(
+        self,
+        reader: CacheReader,
+        schedule: ViewSchedule,
+        device: torch.device,
+        plan: MemoryPlan,
+        *,
+        features: Sequence[str] = (),
+    ) -> None:
+        manifest, self.windows = reader.manifest, plan.windows
+        rows = manifest.num_samples if self.windows is None else self.windows.most_samples
+        self.segments = DoubleBuffer(reader, rows, device, ahead=plan.ahead, features=features)
+        self._schedule, self._epochs, self._device = schedule, plan.epochs, device
+        self._num_windows = 1 if self.windows is None else len(self.windows)
+        self._shard_samples = manifest.shard_samples
+        self._first_S = torch.arange(manifest.num_shards) * self._shard_samples
+        self._window_S = self._first_S  # of the epoch: see `_assign_rows`
+        self._tables_2S = torch.stack((self._first_S, self._first_S))
+        self._epoch, self._window = -1, -1
+        self._parts: Mapping[str, Tensor] = self.segments.parts  # without windows: those in use
+        self._codec = stored_codec(reader, device)
+        self._view: Callable[[Tensor], View] | None = None  # of samples in memory
+        self._in_use: Hashable = None  # key of the segment in use
+        self.content: Hashable = None
+        """Key of the targets in memory; it changes with the views in use."""
 
-    def slice(self, start: int, stop: int) -> "TargetBuffer":
-        """Return some of the rows, in the same memory."""
-        return TargetBuffer(
-            {name: part[start:stop] for name, part in self.parts.items()}, self.codec
-        )
+    def start_epoch(self, epoch: int) -> None:
+        """Read the epoch's targets; with windows, the first batch decides which window to read."""
+        if self.windows is None:
+            self._epoch = epoch
+            self._go_to(0)
+        elif epoch != self._epoch:
+            self._epoch, self._window, self.content = epoch, -1, epoch
+            self._view = partial(self._schedule.view, epoch)
+            self._assign_rows()
 
-    def fill(self, start: int, rows: Mapping[str, Tensor], stream: SideStream) -> None:
-        """Start to overwrite the rows from `start` on with rows in host memory."""
-        for name, part in self.parts.items():
-            values = rows[name]
-            stream.copy_into(part[start : start + len(values)], values)
+    def rows(self, samples: SampleViews) -> Tensor:
+        """Return the rows of samples in memory: int64 [B] on the device.
+
+        Raises:
+            ConfigError: the samples are not of one window and the next of the current epoch.
+        """
+        if self.windows is not None:
+            return self._rows_in_windows(samples)
+        if isinstance(samples.view, int):
+            self._use(self._whole_view(samples.view))
+        assert self._view is not None, "an epoch was started before its first batch"
+        return samples.index
 
     def targets(self, rows_B: Tensor) -> Targets:
         """Return the targets of some rows, int64 [B] on the device."""
-        chosen = {
-            name: part.index_select(0, rows_B)
-            for name, part in self.parts.items()
-            if name != "digests"
-        }
-        return self.codec.decode_tensors(chosen)
+        return self._codec.decode_tensors(
+            {
+                name: part.index_select(0, rows_B)
+                for name, part in self._parts.items()
+                if name != "digests"
+            }
+        )
 
     def digests(self, rows_B: Tensor) -> Tensor:
         """Return the view digests of some rows, int64 [B]."""
-        return self.parts["digests"].index_select(0, rows_B).long() & 0xFFFFFFFF
+        return self._parts["digests"].index_select(0, rows_B).long() & 0xFFFFFFFF
+
+    def contains(self, samples: SampleViews) -> bool:
+        """Return whether the targets in memory are of these views of samples."""
+        assert self._view is not None, "an epoch was started before its first batch"
+        return _same_view(self._view(samples.host_index), samples.host_view)
+
+    def _assign_rows(self) -> None:
+        """Compute the window of each shard, and the offset from sample indices to rows in it."""
+        assert self.windows is not None, "an epoch in one window needs no layout"
+        self._window_S = self.windows.number(self._epoch, self._first_S)
+        # A window's shards are in the order of their numbers, so the last and shorter one is last.
+        order_S = self._window_S.argsort(stable=True)
+        sorted_S = self._window_S[order_S]
+        turn_S = torch.empty_like(order_S)
+        turn_S[order_S] = torch.arange(len(order_S)) - torch.searchsorted(sorted_S, sorted_S)
+        offset_S = turn_S * self._shard_samples - self._first_S
+        self._tables_2S = to_device(torch.stack((self._window_S, offset_S)), self._device)
+
+    def _rows_in_windows(self, samples: SampleViews) -> Tensor:
+        view = samples.host_view
+        window = self._window_S[samples.host_index // self._shard_samples]
+        first, last = (int(number) for number in window.aminmax())
+        other_view = self._epoch >= 0 and isinstance(view, int) and not self.contains(samples)
+        if self._epoch < 0 or last > first + 1 or other_view:
+            raise ConfigError(
+                f"a batch has samples of windows {first} to {last} of epoch {self._epoch}, in view "
+                f"{view}, but targets that do not fit in memory are read window by window: call "
+                "`start_epoch` for each epoch, and take samples in the order of `windows`"
+            )
+        if first != self._window:
+            self._go_to(first)
+        start = self.segments.start((self._epoch, first))
+        tables_2B = self._tables_2S.index_select(1, samples.index // self._shard_samples)
+        window_B, offset_B = tables_2B.unbind()
+        rows = samples.index + offset_B + start
+        if first == last:
+            return rows
+        next_start = self.segments.start((self._epoch, last))
+        return rows + (window_B != first) * (next_start - start)
+
+    def _go_to(self, window: int) -> None:
+        """Use a window of the current epoch and prefetch the one that follows."""
+        self._window = window
+        self._use(self._segment(self._epoch, window))
+        following = self._epoch * self._num_windows + window + 1
+        epoch, window = divmod(following, self._num_windows)
+        if self._epochs is None or epoch < self._epochs:
+            self.segments.prefetch(self._segment(epoch, window))
+
+    def _use(self, segment: Segment) -> None:
+        if self._view is not None and self._in_use == segment.key:
+            return
+        self._in_use = None  # until it is read
+        self.segments.use(segment)
+        self._view, self._in_use = segment.view, segment.key
+        if self.windows is None:
+            self._parts, self.content = self.segments.rows_in_use(), segment.key
+
+    def _segment(self, epoch: int, window: int) -> Segment:
+        if self.windows is not None:
+            shards = self.windows.number(epoch, self._first_S) == window
+            key, numbers = (epoch, window), shards.nonzero().squeeze(1).tolist()
+            return Segment(key, numbers, partial(self._schedule.view, epoch))
+        view = self._schedule.view(epoch, torch.zeros(1, dtype=torch.int64))
+        if isinstance(view, int):
+            return self._whole_view(view)
+        shards_of_epoch = range(len(self._first_S))
+        return Segment(("epoch", epoch), shards_of_epoch, partial(self._schedule.view, epoch))
+
+    def _whole_view(self, view: int) -> Segment:
+        return Segment(view, range(len(self._first_S)), lambda _: view)
 
 
 def stored_codec(reader: CacheReader, device: torch.device | None = None) -> Codec:
@@ -90,186 +172,8 @@ def stored_codec(reader: CacheReader, device: torch.device | None = None) -> Cod
     return codec if device is None else codec.to(device)
 
 
-def row_bytes(manifest: Manifest, features: Sequence[str] = ()) -> int:
-    """Return the bytes in memory of one sample's targets of one view, digest included."""
-    rows = _rows(manifest, features).values()
-    return sum(dtype.itemsize * shape.numel() for dtype, shape in rows)
-
-
-def _rows(manifest: Manifest, features: Sequence[str]) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """Return type and shape of a row of each array that is read."""
-    layout = Layout(manifest)
-    return {
-        name: (_DTYPES[layout.arrays[name].dtype], torch.Size(layout.arrays[name].shape[2:]))
-        for name in layout.read_arrays(features)
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Shards that are read together, each sample in the view that its epoch uses."""
-
-    key: Hashable
-    """Identity of the content: segments with equal keys contain the same targets."""
-    shards: Sequence[int]
-    """Shard numbers, in the order of their rows in memory."""
-    view: Callable[[Tensor], View]
-    """Return the view of samples, given as int64 [B]."""
-
-
-class DoubleBuffer:
-    """Memory for one segment or two: one in use, one that a thread fills meanwhile.
-
-    On a GPU rows arrive through pinned memory on a stream of their own, which begins when the
-    device has finished the work that used the rows before them.
-
-    Args:
-        reader: reader of the cache.
-        rows: largest number of samples in a segment.
-        device: device that stores the rows.
-        ahead: whether there is room for a second segment, which `prefetch` fills.
-        features: modules of the teacher whose features are read too.
-    """
-
-    def __init__(
-        self,
-        reader: CacheReader,
-        rows: int,
-        device: torch.device,
-        *,
-        ahead: bool,
-        features: Sequence[str] = (),
-    ) -> None:
-        self.rows = rows
-        self.buffer = TargetBuffer.empty(reader, (1 + ahead) * rows, device, features)
-        """All rows; those of a segment begin at `start`."""
-        self.buffer_bytes = len(self.buffer) * row_bytes(reader.manifest, features)
-        """Size of the buffer in memory, in bytes."""
-        self.waited_seconds = 0.0
-        """Time spent waiting for segments that were not in memory when needed, in seconds."""
-        self.rows_read = 0
-        """Number of targets read, of any view."""
-        self.rows_used = 0
-        """Number of targets read that belong to a view in use, of `rows_read`."""
-        self._reader, self._ahead, self._features = reader, ahead, features
-        self._shard_bytes = reader.manifest.shard_samples * row_bytes(reader.manifest, features)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="targets")
-        self._stream = SideStream(device)
-        self._arrivals: list[Callable[[], None]] = [lambda: None] * (1 + ahead)
-        self._closed = Event()
-        self._content: list[Hashable | None] = [None] * (1 + ahead)  # keys of complete segments
-        self._current: tuple[Hashable, int] | None = None
-        self._next: tuple[Hashable, int, Future[None]] | None = None
-
-    def is_current(self, key: Hashable) -> bool:
-        """Return whether the segment with this key is in use."""
-        return self._current is not None and self._current[0] == key
-
-    def start(self, key: Hashable) -> int:
-        """Return the first row of the segment in use, or of the next one, once it is read.
-
-        Raises:
-            CacheError: the segment could not be read.
-        """
-        if self._current is not None and self._current[0] == key:
-            return self._current[1] * self.rows
-        if key in self._content:
-            slot = self._content.index(key)
-        else:
-            assert self._next is not None, "one segment is in use at a time, and the next one"
-            assert self._next[0] == key, "one segment is in use at a time, and the next one"
-            self._wait(self._next[2])
-            slot = self._next[1]
-        self._arrivals[slot]()
-        return slot * self.rows
-
-    def use(self, segment: Segment) -> None:
-        """Replace the segment in use, reading the new one if it was not prefetched.
-
-        Raises:
-            CacheError: the segment cannot be read.
-        """
-        if self.is_current(segment.key):
-            return
-        coming, self._current, self._next = self._next, None, None
-        if coming is not None and coming[0] == segment.key:
-            self._wait(coming[2])
-        elif coming is not None and not coming[2].cancel():
-            coming[2].exception()  # wait for its end; its error has no consequence
-        if segment.key not in self._content:
-            began = perf_counter()
-            self._stream.follow()
-            self._load(segment, 0)
-            self.waited_seconds += perf_counter() - began
-        slot = self._content.index(segment.key)
-        self._arrivals[slot]()
-        self._current = segment.key, slot
-
-    def prefetch(self, segment: Segment) -> None:
-        """Start to read the segment that will be used next, if memory has room for it."""
-        if not self._ahead or self._current is None or self.is_current(segment.key):
-            return
-        if self._next is not None:
-            if self._next[0] == segment.key:
-                return
-            self._next[2].cancel()  # or it ends before this one begins: there is one thread
-            self._next = None
-        slot = 1 - self._current[1]
-        if self._content[slot] != segment.key:
-            self._stream.follow()  # all that used the slot's rows has been given to the device
-            self._next = segment.key, slot, self._thread.submit(self._load, segment, slot)
-
-    def close(self) -> None:
-        """Stop prefetching."""
-        self._closed.set()
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        # Memory is not reused before the copies into it are done, also those of a cancelled load.
-        self._stream.arrival()()
-
-    def _wait(self, coming: "Future[None]") -> None:
-        if not coming.done():
-            began = perf_counter()
-            coming.exception()
-            self.waited_seconds += perf_counter() - began
-        coming.result()
-
-    def _load(self, segment: Segment, slot: int) -> None:
-        self._content[slot], row = None, slot * self.rows
-        read = partial(self._read_shard, segment)
-        for values, views in each(
-            self._reader.store, read, self._shards(segment), self._shard_bytes
-        ):
-            tensors = {name: as_tensor(values[name]) for name in self.buffer.parts}
-            self.buffer.fill(row, tensors, self._stream)
-            count = len(values["digests"])
-            self.rows_read += views * count
-            self.rows_used += count
-            row += count
-        self._arrivals[slot] = self._stream.arrival()
-        self._content[slot] = segment.key
-
-    def _shards(self, segment: Segment) -> Iterator[int]:
-        """Yield the shards of a segment once they are committed, until `close`."""
-        for shard in segment.shards:
-            for view in self._views(segment, shard):
-                self._reader.wait(view, shard)
-            if self._closed.is_set():
-                raise CancelledError
-            yield shard
-
-    def _views(self, segment: Segment, shard: int) -> list[int]:
-        """Return the views that a segment uses of a shard."""
-        view = segment.view(torch.arange(*self._reader.manifest.shard_range(shard)))
-        return [view] if isinstance(view, int) else np.unique(view.numpy()).tolist()
-
-    def _read_shard(self, segment: Segment, shard: int) -> tuple[dict[str, np.ndarray], int]:
-        """Read each sample of a shard in its own view; return the number of views read, too."""
-        view = segment.view(torch.arange(*self._reader.manifest.shard_range(shard)))
-        rows, views = dict[str, np.ndarray](), self._views(segment, shard)
-        for number in views:
-            for name, values in self._reader.read_shard(number, shard, self._features).items():
-                merged = rows.setdefault(name, values)
-                if not isinstance(view, int):
-                    of_view = view.numpy() == number
-                    merged[of_view] = values[of_view]
-        return rows, len(views)
+def _same_view(one: View, other: View) -> bool:
+    """Return whether both, in host memory, name the same view of each sample."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.equal(other)
+    return isinstance(one, int) and isinstance(other, int) and one == other

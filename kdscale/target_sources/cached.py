@@ -24,7 +24,6 @@ from kdscale.errors import CacheMismatchError, ConfigError, OutOfRangeError, Vie
 from kdscale.formatting import number_of
 from kdscale.target_sources.buffer import TargetBuffer
 from kdscale.target_sources.memory_plan import EVERYTHING, MemoryPlan, plan_memory
-from kdscale.target_sources.prefetch import EpochMemory
 from kdscale.target_sources.read_stats import ReadStats
 from kdscale.targets import Targets
 from kdscale.transfers import HostCopy
@@ -72,7 +71,7 @@ class CachedTargets:
         """Renders the pixels that the teacher's outputs belong to."""
         self.schedule = ViewSchedule(self.num_views, self.pipeline.seed, shift_every)
         """View that an epoch uses: every view once in `num_views` epochs."""
-        self._memory = EpochMemory(reader, self.schedule, device, memory, features=features)
+        self._memory = TargetBuffer(reader, self.schedule, device, memory, features=features)
         self._num_batches = 0
         self._num_checked = 0  # samples of the views in use
         self._checked: Hashable = None
@@ -168,12 +167,12 @@ class CachedTargets:
 
     def targets_of(self, samples: SampleViews, pixels: Tensor | None = None) -> Targets:
         """Return the targets of samples; arguments and errors as of `read`."""
-        buffer, rows = self._rows(samples)
+        rows = self._rows(samples)
         if pixels is not None and self.check_is_due(len(samples)):
-            self._check(buffer, rows, samples, pixels)
+            self._check(rows, samples, pixels)
         elif self._verdicts and self._verdicts[0].ready:
             self._verdicts.popleft().raise_error()
-        return buffer.targets(rows)
+        return self._memory.targets(rows)
 
     def check(self, samples: SampleViews, pixels: Tensor) -> None:
         """Compare pixels with the stored digests of the teacher's input.
@@ -183,7 +182,7 @@ class CachedTargets:
         Raises:
             ViewMismatchError: they differ, of this batch or an earlier one.
         """
-        self._check(*self._rows(samples), samples, pixels)
+        self._check(self._rows(samples), samples, pixels)
 
     def finish_checks(self) -> None:
         """Wait for the verdicts that have not arrived yet.
@@ -223,7 +222,7 @@ class CachedTargets:
         self.reader.close()
         self._memory.segments.close()
 
-    def _rows(self, samples: SampleViews) -> tuple[TargetBuffer, Tensor]:
+    def _rows(self, samples: SampleViews) -> Tensor:
         self._check_range(samples)
         found = self._memory.rows(samples)
         if self._checked != self._memory.content:
@@ -244,11 +243,9 @@ class CachedTargets:
                         f"{what} {outside}: {self._location} has {what}s 0..{count - 1}"
                     )
 
-    def _check(
-        self, buffer: TargetBuffer, rows: Tensor, samples: SampleViews, pixels: Tensor
-    ) -> None:
+    def _check(self, rows: Tensor, samples: SampleViews, pixels: Tensor) -> None:
         assert self._memory.contains(samples), "the epoch was started"
-        differing = digest(pixels).to(self.device) != buffer.digests(rows)
+        differing = digest(pixels).to(self.device) != self._memory.digests(rows)
         self._verdicts.append(_Verdict(HostCopy(differing), samples, self._location))
         while self._verdicts and self._verdicts[0].ready:  # on a CPU at once
             self._verdicts.popleft().raise_error()

@@ -9,7 +9,7 @@ from kdscale.cache.manifest import Manifest
 from kdscale.data.windows import Windows
 from kdscale.errors import ConfigError
 from kdscale.formatting import number_of
-from kdscale.target_sources.buffer import row_bytes
+from kdscale.target_sources.prefetch import row_bytes
 from kdscale.target_sources.read_stats import memory_text
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdscale.data.loader import DeviceImages
@@ -18,7 +17,7 @@ from kdscale.errors import DivergedError, PrunedError
 from kdscale.evaluation.embeddings import by_neighbours, embed
 from kdscale.evaluation.evaluator import evaluate, evaluated
 from kdscale.models.weights import save_weights
-from kdscale.progress import Progress, progress
+from kdscale.progress import Progress
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import MetricsLog
 from kdscale.signals import StopRequest
@@ -298,8 +297,3 @@ class StepCallback:
         where = {"step": loop.state.step, "epoch": round(loop.epoch, 4)}
         self.metrics.append({**where, **values})
         self.trackers.log({**where, **values})
-
-
-def progress_bar(loop: Trainer, last: int, accelerator: Accelerator) -> Progress:
-    """Return a bar of optimizer steps, drawn by the main process."""
-    return progress(last, "steps", done=loop.state.step, visible=accelerator.is_main_process)

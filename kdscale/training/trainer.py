@@ -12,15 +12,16 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 from torch.nn import Module
 
-from kdscale.compilation import compile_errors
+from kdscale.compilation import CompiledModel, compile_errors
 from kdscale.data.loader import Batch, BatchLoader
 from kdscale.distributed import wait_for_device
 from kdscale.losses.objective import Objective, WeightedLosses
+from kdscale.models.preprocess import Preprocess
+from kdscale.precision import autocast, tf32
 from kdscale.runs.run_spec import Share
 from kdscale.target_sources.base import TargetSource
 from kdscale.training.averaged_weights import AveragedWeights
-from kdscale.training.forward_pass import ForwardPass
-from kdscale.training.optimizer_step import OptimizerStep
+from kdscale.training.optim import OptimizerStep
 
 
 @dataclass(slots=True)
@@ -84,6 +85,44 @@ class Throughput:
         rate = self.images / self.seconds if self.seconds else 0.0
         self.images, self.seconds = 0, 0.0
         return rate
+
+
+class ForwardPass:
+    """Forward pass of a model in training: preprocess, autocast, compiled or not.
+
+    Args:
+        model: as `accelerator.prepare` returned it, never compiled: it is saved and evaluated.
+        preprocess: turns pixels into what the model takes.
+        device: device of the model.
+        precision: of the forward and backward pass: float32, bfloat16 or float16.
+        allow_tf32: whether float32 products may be rounded to TF32, which is off elsewhere.
+        compiled: the model compiled; None where it is not.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        preprocess: Preprocess,
+        device: torch.device,
+        precision: str = "float32",
+        *,
+        allow_tf32: bool = False,
+        compiled: CompiledModel | None = None,
+    ) -> None:
+        self.model, self.preprocess, self.precision = model, preprocess, precision
+        self.compiled = compiled
+        self._autocast = autocast(precision, device)
+        self._tf32 = tf32 if allow_tf32 else nullcontext
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return logits [B, C] of uint8 pixels [B, C, H, W], and features if the model gives any.
+
+        Raises:
+            ModelError: the model cannot be compiled here.
+        """
+        with self._tf32(), self._autocast:
+            output = (self.compiled or self.model)(self.preprocess(pixels))
+        return output if isinstance(output, tuple) else (output, ())
 
 
 class Trainer:

@@ -12,11 +12,10 @@ import tracemalloc
 import pytest
 import synthetic
 
-from kdscale.cache.catalog import find_cache, list_caches
+from kdscale.cache.catalog import describe, find_cache, list_caches
 from kdscale.cache.manifest import MANIFEST_KEY, Manifest, canonical, group_document, read_manifest
 from kdscale.cache.manifest_schema import MAX_SHARDS, check_table
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.stored_bytes import describe
 from kdscale.cache.verify import verify
 from kdscale.cache.writer import create_or_resume
 from kdscale.encodings import TopK

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import synthetic
 
-from kdscale.cache.catalog import find_cache, list_caches
+from kdscale.cache.catalog import content_bytes, describe, find_cache, list_caches
 from kdscale.cache.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -21,7 +21,6 @@ from kdscale.cache.manifest import (
     write_manifest,
 )
 from kdscale.cache.manifest_diff import check_identity
-from kdscale.cache.stored_bytes import content_bytes, describe
 from kdscale.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheNotFoundError
 
 
@@ -324,7 +323,7 @@ def test_reading_manifests_imports_neither_zarr_nor_numpy(cache, module):
         f"import sys, kdscale.cache.{module}\n"
         "from pathlib import Path\n"
         "from kdscale.cache.manifest import read_manifest\n"
-        "from kdscale.cache.stored_bytes import describe\n"
+        "from kdscale.cache.catalog import describe\n"
         "path = Path(sys.argv[1]); describe(path, read_manifest(path))\n"
         "print(*sorted({'zarr', 'numpy', 'numcodecs', 'torch', 'pydantic'} & set(sys.modules)))"
     )

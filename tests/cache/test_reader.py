@@ -175,7 +175,7 @@ def refuse(event, args):  # what a read-only disk does, to root too
         raise OSError(30, "Read-only file system", str(args[0]))
 
 from kdscale.cache.manifest import read_manifest
-from kdscale.cache.stored_bytes import describe
+from kdscale.cache.catalog import describe
 from kdscale.cache.wait import Patience
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.catalog import list_caches

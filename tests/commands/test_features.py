@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdscale import experiment
-from kdscale.cache import checked_objects
+from kdscale.cache import records
 from kdscale.cache.manifest import read_manifest
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.verify import verify
@@ -126,13 +126,13 @@ def test_teacher_runs_once_for_logits_and_features(recipe, shared_root, tmp_path
 
 def test_nothing_is_read_but_what_is_requested(cache, monkeypatch):
     read = Counter()
-    original = checked_objects._read
+    original = records.read_object
 
     def counted(store, key, sound):
         read[key.partition("/")[0]] += 1
         return original(store, key, sound)
 
-    monkeypatch.setattr(checked_objects, "_read", counted)
+    monkeypatch.setattr(records, "read_object", counted)
     for features in ([], ["body.1"]):
         cached = CachedTargets.open(cache, features=features, num_views=1)
         cached.start_epoch(0)

@@ -16,9 +16,8 @@ from kdscale.runs.log import read_metrics
 from kdscale.runs.run_spec import RunSpec
 from kdscale.target_sources.base import LiveTeacher
 from kdscale.target_sources.cached import CachedTargets
-from kdscale.training.forward_pass import ForwardPass
-from kdscale.training.optimizer_step import OptimizerStep
-from kdscale.training.trainer import Trainer
+from kdscale.training.optim import OptimizerStep
+from kdscale.training.trainer import ForwardPass, Trainer
 
 CPU = torch.device("cpu")
 LOSSES = {

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from kdscale.cache.catalog import bytes_stored
 from kdscale.cache.manifest import read_manifest, write_manifest
-from kdscale.cache.stored_bytes import bytes_stored
 from kdscale.commands.timing import affordable_batch
 from kdscale.formatting import duration_text
 from kdscale.report.training_cost import break_even

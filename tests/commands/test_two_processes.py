@@ -296,8 +296,7 @@ def test_processes_share_out_the_samples_of_each_global_batch(load_table, shared
             ViewSchedule(1, 0),
             seed=3,
             global_batch_size=32,
-            process_index=index,
-            num_processes=count,
+            process=(index, count),
         )
 
     whole, parts = loader(0, 1), [loader(index, 2) for index in (0, 1)]

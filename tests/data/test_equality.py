@@ -96,7 +96,7 @@ def epoch_of_digests(process_index=0, num_processes=1):
     loader = BatchLoader(
         images(128), torch.arange(128), Pipeline.parse(WHOLE, 11, pairing=MixPairs(128)),
         ViewSchedule(3, 0), seed=0, global_batch_size=32,
-        process_index=process_index, num_processes=num_processes,
+        process=(process_index, num_processes),
     )  # fmt: skip
     found = {}
     for step in range(loader.steps_per_epoch):

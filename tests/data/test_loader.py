@@ -51,7 +51,7 @@ def test_batch_joins_pixels_labels_and_view_by_index(split):
 
 def test_processes_together_show_the_pixels_of_one(split):
     alone = loader(split)
-    parts = [loader(split, process_index=index, num_processes=2) for index in range(2)]
+    parts = [loader(split, process=(index, 2)) for index in range(2)]
     for step in (0, 3, alone.steps_per_epoch - 1, alone.steps_per_epoch):
         batches = [part.batch(step) for part in parts]
         expected = alone.batch(step)
@@ -98,7 +98,7 @@ def test_images_share_the_memory_of_a_read_only_array(split):
     np.testing.assert_array_equal(split.pixels, original)
 
 
-@pytest.mark.parametrize("options", [{}, {"process_index": 1, "num_processes": 2}])
+@pytest.mark.parametrize("options", [{}, {"process": (1, 2)}])
 def test_images_that_do_not_fit_give_the_same_batches(split, options):
     resident, streamed = loader(split, **options), loader(split, memory_bytes=1, **options)
     steps = [*range(2 * resident.steps_per_epoch), 3, 17]  # over an epoch's end, and anywhere

@@ -251,10 +251,7 @@ def test_order_of_pairs_differs_between_epochs():
 def test_processes_together_show_what_one_shows():
     views = pipeline(CROP, FLIP, "mixup_or_cutmix")
     alone = loader(views, torch.arange(40))
-    parts = [
-        loader(views, torch.arange(40), process_index=process, num_processes=2)
-        for process in range(2)
-    ]
+    parts = [loader(views, torch.arange(40), process=(process, 2)) for process in range(2)]
     for step in range(alone.steps_per_epoch * 2):
         whole, halves = alone.batch(step), [part.batch(step) for part in parts]
         assert torch.cat([half.pixels for half in halves]).equal(whole.pixels)

@@ -56,9 +56,7 @@ def test_independent_reader_finds_every_process_its_samples(
     samples = torch.arange(num_samples) * 3 + 5
     options = {"seed": seed, "global_batch_size": part * processes}
     for process in range(processes):
-        found = loader(
-            200, samples=samples, process_index=process, num_processes=processes, **options
-        )
+        found = loader(200, samples=samples, process=(process, processes), **options)
         expected = replay.batch_indices(
             samples.tolist(), process_index=process, num_processes=processes, step=step, **options
         )
@@ -87,10 +85,7 @@ def test_every_sample_is_used_once_an_epoch(num_samples):
 def test_processes_together_show_the_batch_of_one(num_samples, num_processes):
     """A tail that does not split evenly is cut: at most one sample fewer than processes."""
     alone = loader(num_samples)
-    parts = [
-        loader(num_samples, process_index=index, num_processes=num_processes)
-        for index in range(num_processes)
-    ]
+    parts = [loader(num_samples, process=(index, num_processes)) for index in range(num_processes)]
     cut = num_samples % num_processes
     for epoch in range(2):
         expected = joined(epoch_of(alone, epoch))[: num_samples - cut]
@@ -102,7 +97,7 @@ def test_processes_together_show_the_batch_of_one(num_samples, num_processes):
 
 
 def test_samples_that_are_cut_differ_from_epoch_to_epoch():
-    parts = [loader(13, process_index=index, num_processes=4) for index in range(4)]
+    parts = [loader(13, process=(index, 4)) for index in range(4)]
     rendered = [
         {i for part in parts for step in epoch_of(part, epoch) for i in step} for epoch in range(40)
     ]
@@ -126,9 +121,9 @@ def test_steps_may_be_computed_in_any_order():
 
 def test_too_few_samples_and_uneven_batches_are_refused():
     with pytest.raises(DataError, match="3 training samples for 4 processes: too few"):
-        loader(3, num_processes=4)
+        loader(3, process=(0, 4))
     with pytest.raises(DataError, match=r"12 does not split over 5 processes: choose a multiple"):
-        loader(50, num_processes=5)
+        loader(50, process=(0, 5))
 
 
 @pytest.mark.parametrize(("count", "share", "expected"), replay.known_answers("validation"))

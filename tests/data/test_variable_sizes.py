@@ -209,7 +209,7 @@ def test_loader_shows_what_the_pipeline_defines(image_set, images, name, shift_e
 @pytest.mark.parametrize("name", ["crop, then more", "mixup"])
 def test_processes_together_show_the_pixels_of_one(images, name):
     alone = loader(images, name)
-    parts = [loader(images, name, process_index=k, num_processes=2) for k in range(2)]
+    parts = [loader(images, name, process=(k, 2)) for k in range(2)]
     for step in range(alone.steps_per_epoch + 2):
         batches = [part.batch(step) for part in parts]
         indices = torch.cat([batch.index for batch in batches])

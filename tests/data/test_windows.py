@@ -86,9 +86,11 @@ def test_one_window_is_the_order_without():
 @pytest.mark.parametrize("num_processes", [2, 3, 4])
 def test_processes_together_show_the_batch_of_one(num_processes):
     windows = Windows(101, 8, 3, 5)
-    options = {"global_batch_size": 12, "num_processes": num_processes}
+    options = {"global_batch_size": 12}
     alone = loader(windows, global_batch_size=12)
-    parts = [loader(windows, process_index=index, **options) for index in range(num_processes)]
+    parts = [
+        loader(windows, process=(index, num_processes), **options) for index in range(num_processes)
+    ]
     for step in range(alone.steps_per_epoch - 1):
         together = torch.cat([part.index(step) for part in parts])
         assert together.equal(alone.index(step))

@@ -15,11 +15,11 @@ from kdscale.data.loader import Batch, BatchLoader
 from kdscale.data.views.mix_pairs import MixPairs
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheCorruptError, ConfigError, ViewMismatchError
-from kdscale.target_sources.buffer import row_bytes
 from kdscale.target_sources.cached import CachedTargets
 from kdscale.target_sources.clean_image import CleanImageTargets, check_partners
 from kdscale.target_sources.ensemble import Ensemble
 from kdscale.target_sources.memory_plan import plan_memory
+from kdscale.target_sources.prefetch import row_bytes
 from kdscale.target_sources.read_stats import memory_text
 from tests.cache import synthetic
 
@@ -138,7 +138,7 @@ def test_each_process_gets_its_share(cache, opened, num_processes):
     whole = opened(cache)
     for process in range(num_processes):
         parts = opened(cache, memory_bytes=limit)
-        found = loader(parts, process_index=process, num_processes=num_processes)
+        found = loader(parts, process=(process, num_processes))
         steps = range(2 * found.steps_per_epoch)
         answers = zip(read_all(parts, found, steps), read_all(whole, found, steps), strict=True)
         for ours, theirs in answers:

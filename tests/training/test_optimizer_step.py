@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from kdscale.errors import DivergedError
-from kdscale.training.optim import Schedule, create_optimizer
-from kdscale.training.optimizer_step import OptimizerStep
+from kdscale.training.optim import OptimizerStep, Schedule, create_optimizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # as when the script is run
 

@@ -93,8 +93,7 @@ def test_frozen_parameters_are_in_no_group():
 
 
 def test_learning_rate_of_a_group_is_scaled_in_each_step():
-    from kdscale.training.optim import Schedule, create_optimizer
-    from kdscale.training.optimizer_step import OptimizerStep
+    from kdscale.training.optim import OptimizerStep, Schedule, create_optimizer
 
     model = create(*VIT)
     groups = layer_decay_groups(model, 0.0, 0.5, decay_norm_and_bias=False)

@@ -4,9 +4,10 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from kdscale.atomic_write import (
     create_folder,
@@ -17,6 +18,9 @@ from kdscale.atomic_write import (
     write_durably,
 )
 from kdscale.regular_files import check_key, open_inside, path_inside, read_file, text_path_inside
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _LARGEST_CLAIM, _LARGEST_METADATA = 1 << 16, 256 << 20
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
@@ -31,8 +35,6 @@ class LocalFolder:
     sockets and devices are refused, each by its name.
     """
 
-    requests = 1
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self._root = str(path)
@@ -41,6 +43,12 @@ class LocalFolder:
     def location(self) -> str:
         """The folder."""
         return self._root
+
+    def each(
+        self, request: Callable[[Item], Result], items: Iterable[Item], item_bytes: int = 1
+    ) -> Iterator[Result]:
+        """Yield the result of `request` for one item after the other."""
+        return map(request, items)
 
     def read(self, key: str, sound: Callable[[bytes], bool] | None = None) -> bytes:
         """All bytes of a file."""

@@ -6,7 +6,9 @@ Credentials, regions and endpoints are those of the environment, as the cloud's 
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -27,7 +29,14 @@ _ENVIRONMENT = ("AWS_", "GOOGLE_", "AZURE_")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_ENDPOINT",
               "AZURE_STORAGE_ENDPOINT")  # fmt: skip
 
+_REQUESTS = 16
+"""Requests at once: an answer comes tens of milliseconds late, whatever its size."""
+_IN_HAND_BYTES = 64 << 20
+"""Most bytes that are requested concurrently, before compression."""
+
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ObjectStore:
@@ -37,9 +46,6 @@ class ObjectStore:
     the server decides.
     """
 
-    requests = 16
-    """An answer comes tens of milliseconds late, whatever its size."""
-
     def __init__(self, url: str, client: "Client") -> None:
         self._url, self._client = url, client
 
@@ -47,6 +53,23 @@ class ObjectStore:
     def location(self) -> str:
         """The URL."""
         return self._url
+
+    def each(
+        self, request: Callable[[Item], Result], items: Iterable[Item], item_bytes: int = 1
+    ) -> Iterator[Result]:
+        """Yield the result of `request` for each item in order, from several threads."""
+        threads = min(_REQUESTS, max(1, _IN_HAND_BYTES // item_bytes))
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="requests")
+        requested: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                requested.append(pool.submit(request, item))
+                if len(requested) == threads:
+                    yield requested.popleft().result()
+            while requested:
+                yield requested.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def read(self, key: str, sound: Callable[[bytes], bool] | None = None) -> bytes:
         """All bytes of an object."""

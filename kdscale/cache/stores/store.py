@@ -1,9 +1,7 @@
 """Where a cache lies: a store of named objects, each there whole or not at all."""
 
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 from urllib.request import url2pathname
@@ -25,9 +23,19 @@ class Store(Protocol):
         """The folder or URL, for messages."""
         ...
 
-    @property
-    def requests(self) -> int:
-        """How many reads at once are worth it; 1 where they may not come from several threads."""
+    def each(
+        self, request: Callable[[Item], Result], items: Iterable[Item], item_bytes: int = 1
+    ) -> Iterator[Result]:
+        """Yield the result of `request` for each item in order; several at once if that is faster.
+
+        Items are taken as there is place for them. Where one raises, or the caller stops, requests
+        that have not begun are dropped.
+
+        Args:
+            request: a function of one item that reads this store, from any thread.
+            items: any number of them.
+            item_bytes: of memory that one takes; large ones are fewer at once.
+        """
         ...
 
     def read(self, key: str, sound: Sound | None = None) -> bytes:
@@ -174,38 +182,3 @@ def folder_name_of(place: Place) -> str:
     if name in ("", ".", "..") or "\\" in name or "\0" in name:
         raise ConfigError(f"{place} ends in {name!r}, which names no folder: name a PATH as well")
     return name
-
-
-_IN_HAND_BYTES = 64 << 20
-"""Most bytes that are requested concurrently, before compression."""
-
-
-def each(
-    store: Store, request: Callable[[Item], Result], items: Iterable[Item], item_bytes: int = 1
-) -> Iterator[Result]:
-    """Yield the result of `request` for each item in order, with as many threads as the store has.
-
-    In a folder that is one after the other. Items are taken as there is place for them. Where one
-    raises, or the caller stops, requests that have not begun are dropped.
-
-    Args:
-        store: the store that `request` reads, from several threads.
-        request: a function of one item.
-        items: any number of them.
-        item_bytes: of memory that one takes; large ones are fewer at once.
-    """
-    threads = min(store.requests, max(1, _IN_HAND_BYTES // item_bytes))
-    if threads == 1:
-        yield from map(request, items)
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="requests")
-    requested: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            requested.append(pool.submit(request, item))
-            if len(requested) == threads:
-                yield requested.popleft().result()
-        while requested:
-            yield requested.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
