@@ -38,9 +38,9 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
     A sample is `(pixels, label, logits)`, with the teacher's features behind them if any are
     requested: pixels uint8 [C, H, W], label int64 [], logits float32 [classes]. Where the views mix
     samples, the label is float32 [classes], the share of each class. Of a cache without logits a
-    sample is `(pixels, label)` and the features. The images are read from the data set, the views
-    are made anew, and their digests are compared with those that the teacher
-    was given, as in kdscale's own training.
+    sample is `(pixels, label)` and the features; the label of an unlabelled image is -1. The images
+    are read from the data set, the views are made anew, and their digests are compared with those
+    that the teacher was given, as in kdscale's own training.
 
     Call `set_epoch` before each epoch, as of a `DistributedSampler`; workers that persist see it.
     `__getitems__` makes a whole batch at once, which `DataLoader` uses. Each worker process holds
@@ -53,7 +53,8 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
             beside the cache.
         views: those of the cache, where they are transforms of your own, which a cache only names.
         num_views: use only the cache's first views; None = all.
-        features: modules of the teacher whose stored features are wanted.
+        features: modules of the teacher whose stored features are wanted; of a cache without logits
+            all, if none are named.
 
     Raises:
         CacheError: the cache is not there, not finished or damaged.
@@ -85,6 +86,8 @@ class CachedDataset(Dataset[tuple[Tensor, ...]]):
         self.class_names = tuple(self.images.classes)
         """Names of the classes, in the order of the logits."""
         self._features = tuple(features)
+        if not (features or self.manifest.target_encoding.has_logits):
+            self._features = tuple(one["module"] for one in self.manifest.features)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._opened: tuple[CachedTargets, DeviceImages] | None = None
         self._started = -1

@@ -24,10 +24,17 @@ from kdscale.experiment.experiment import Experiment
 from kdscale.experiment.given_objects import GivenObjects
 from kdscale.experiment.locations import Locations
 from kdscale.experiment.pretrained_init import given_init
-from kdscale.experiment.saved_runs import check_content, finished_as, is_begun, of_caches
+from kdscale.experiment.saved_runs import (
+    check_content,
+    finished_as,
+    inputs_of,
+    is_begun,
+    of_caches,
+)
+from kdscale.models.headless import NUM_CLASSES
 from kdscale.models.weights import load_weights
 from kdscale.runs.folder import RunFolder
-from kdscale.runs.run_spec import RunInputs, RunSpec
+from kdscale.runs.run_spec import RunSpec
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
@@ -35,7 +42,7 @@ _DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 def distill(
     student: nn.Module,
     dataset: CachedDataset,
-    test_set: MapDataset | ImageDataset,
+    test_set: MapDataset | ImageDataset | None,
     *,
     train: Mapping[str, Any],
     loss: Mapping[str, Any] = _DEFAULTS,
@@ -46,10 +53,12 @@ def distill(
     """Train a student from a cache, as `kdscale train` does, and evaluate it on a test set.
 
     Args:
-        student: gives logits [B, classes] of preprocessed images; trained in place, from the
-            weights that it has.
+        student: gives logits [B, classes] of preprocessed images; with `hard_weight` and
+            `soft_weight` 0 an embedding, tokens or a map, which k-NN evaluates. Trained in place,
+            from the weights that it has.
         dataset: the cache with its data set, and with its views if they are transforms of your own.
-        test_set: labelled images of the same classes, as `build_cache` takes them.
+        test_set: labelled images of the same classes, as `build_cache` takes them; None = a
+            student without logits is not evaluated.
         train: fields of `[student.train]` of a recipe: `epochs`, `global_batch_size`, `optimizer`,
             `learning_rate`, ...
         loss: fields of `[loss]`: `kind`, `temperature`, `hard_weight`, `soft_weight`, ...
@@ -62,7 +71,7 @@ def distill(
 
     Returns:
         The student with its trained weights, in evaluation mode, and its metrics: the object in
-        `result.json`, with `top1_accuracy` on the test set.
+        `result.json`, with `top1_accuracy` on the test set if there is one.
 
     Raises:
         KdscaleError: settings, images, model or cache cannot be used, or `run` is another training.
@@ -73,8 +82,16 @@ def distill(
             f"{type(student).__name__} has lazy layers, which have no weights yet: run it on a "
             "batch of images first"
         )
-    tested = _test_images(test_set, dataset)
-    recipe = _recipe(student, dataset, train=train, loss=loss, input=input)
+    if test_set is None and not _is_headless(loss):
+        raise ConfigError(
+            "test_set is None, and a student that learns from labels or logits is evaluated on "
+            "labelled images: give some, or let it learn from features alone (loss={'hard_weight': "
+            "0, 'soft_weight': 0, 'feature_weight': 1, 'features': [...]})"
+        )
+    tested = None if test_set is None else _test_images(test_set, dataset)
+    recipe = _recipe(
+        student, dataset, is_tested=tested is not None, train=train, loss=loss, input=input
+    )
     given = GivenObjects(
         train_set=dataset.images, test_set=tested, views=dataset.pipeline, student=student
     )
@@ -99,7 +116,7 @@ def _train(experiment: Experiment, manifest: Manifest, seed: int) -> dict[str, A
     result = finished_as(run, experiment.recipe, spec)
     if result is None:
         return train(experiment, spec, resume=is_begun(run))
-    splits = RunInputs(experiment.train_set.fingerprint, experiment.test_set.fingerprint)
+    splits = inputs_of(experiment.train_set, experiment.test_set)
     check_content(run, of_caches(splits, [manifest]))
     student = experiment.given.student
     assert student is not None, "distill gives one"
@@ -124,7 +141,7 @@ def _test_images(test_set: MapDataset | ImageDataset, dataset: CachedDataset) ->
     else:
         images = images_of(
             test_set,
-            class_names=dataset.class_names,
+            class_names=dataset.class_names or None,
             clean=dataset.images.clean,
             name="test_set",
             root=images_root(dataset.cache),
@@ -134,7 +151,14 @@ def _test_images(test_set: MapDataset | ImageDataset, dataset: CachedDataset) ->
     return replace(images, split="test")
 
 
-def _recipe(student: nn.Module, dataset: CachedDataset, **student_settings: Any) -> config.Recipe:
+def _is_headless(loss: Mapping[str, Any]) -> bool:
+    """Return whether no loss needs logits of the student, so that it may give an embedding."""
+    return not (loss.get("hard_weight", 1) or loss.get("soft_weight", 1))
+
+
+def _recipe(
+    student: nn.Module, dataset: CachedDataset, *, is_tested: bool, **student_settings: Any
+) -> config.Recipe:
     """Return the recipe of a cache's student: what its manifest states, and the given settings."""
     manifest, kind = dataset.manifest, type(student)
     encoding = manifest.target_encoding.fields()
@@ -142,7 +166,11 @@ def _recipe(student: nn.Module, dataset: CachedDataset, **student_settings: Any)
     return recipe_of(
         "distill",
         dataset.cache,
-        data={"source": dataset.images.name, "clean": dataset.images.clean},
+        data={
+            "source": dataset.images.name,
+            "clean": dataset.images.clean,
+            **({} if is_tested else {"test_split": config.NO_SPLIT}),
+        },
         views={
             "operations": manifest.views["operations"],
             "count": dataset.num_views,
@@ -160,6 +188,7 @@ def _recipe(student: nn.Module, dataset: CachedDataset, **student_settings: Any)
         },
         student={
             "model": f"{kind.__module__}:{kind.__qualname__}",
+            "options": {NUM_CLASSES: 0} if _is_headless(student_settings["loss"]) else {},
             "train": student_settings["train"],
             **({} if student_settings["input"] is None else {"input": student_settings["input"]}),
         },

@@ -188,10 +188,11 @@ def train(
 
 def _trained(result: dict[str, Any], folder: Path) -> str:
     by = f"{result['classifier']} " if "classifier" in result else ""
+    top1 = result.get("top1_accuracy")
+    reached = "not evaluated (no test split)" if top1 is None else f"{by}top-1 {100 * top1:.2f} %"
     return (
-        f"{by}top-1 {100 * result['top1_accuracy']:.2f} % after "
-        f"{number_of(result['epochs'], 'epoch')}, {result['train_seconds']:.1f} s of training; see "
-        f"{folder}"
+        f"{reached} after {number_of(result['epochs'], 'epoch')}, "
+        f"{result['train_seconds']:.1f} s of training; see {folder}"
     )
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from kdscale import config
 from kdscale.commands.evaluate_embeddings import EmbeddingResults, evaluate_embeddings
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
 from kdscale.documents import DAMAGE
-from kdscale.errors import KdscaleError, ModelError, RunError, WeightsError
+from kdscale.errors import ConfigError, KdscaleError, ModelError, RunError, WeightsError
 from kdscale.evaluation.efficiency import (
     BATCH_SIZES,
     device_name,
@@ -31,7 +32,12 @@ from kdscale.evaluation.teacher_predictions import (
     predictions_of,
     store_predictions,
 )
-from kdscale.evaluation.test_set import evaluation_file, own_test_set, own_training_set
+from kdscale.evaluation.test_set import (
+    evaluation_file,
+    first_evaluated,
+    own_test_set,
+    own_training_set,
+)
 from kdscale.experiment.cache_spec import library_versions
 from kdscale.experiment.datasets import clean_shape, test_images, training_images
 from kdscale.experiment.model_line import log_model
@@ -89,7 +95,8 @@ class Evaluation:
             trained_models(folder, data=data, weights=weights, trust=self.trust)
             for folder in folders
         ]
-        return [self.model(one) for models in found for one in models]
+        models = [one for several in found for one in several]
+        return [self.model(one if data is None else _on_labelled(one, data)) for one in models]
 
     def model(self, subject: TrainedModel) -> dict[str, Any]:
         """Evaluate a model and write its file.
@@ -105,7 +112,7 @@ class Evaluation:
         """
         accelerator = create_accelerator()
         with main_process_first(accelerator):
-            test = test_images(subject.recipe, self.cache_root)
+            test = self._test_images(subject)
         model, parameters = _load(subject, test, accelerator.device)
         log_model(
             subject.role, subject.section.model, model.model, test,
@@ -122,7 +129,8 @@ class Evaluation:
             "teacher_sha256": None if predictions is None else predictions.sha256,
         }
         own = own_test_set(subject.evaluation)
-        file = evaluation_file(subject.evaluation, own, test.fingerprint)
+        before = own or first_evaluated(subject.evaluation)
+        file = evaluation_file(subject.evaluation, before, test.fingerprint)
         if test.fingerprint == own_training_set(subject.evaluation):
             log.warning(
                 "split %r of %s holds the images that %s was trained on: what is found is no "
@@ -139,7 +147,7 @@ class Evaluation:
         if file != subject.evaluation:
             log.warning(
                 "%s was tested on other images (fingerprint %s) than these (%s): the results go to "
-                "%s", subject.name, str(own)[:12], test.fingerprint[:12], file,
+                "%s", subject.name, str(before)[:12], test.fingerprint[:12], file,
             )  # fmt: skip
         summary = summarize(examined.counts)
         mention_unclear(summary, test.num_samples)
@@ -163,6 +171,21 @@ class Evaluation:
             write_evaluation(file, found)
         accelerator.wait_for_everyone()
         return {"run": subject.name, **found}
+
+    def _test_images(self, subject: TrainedModel) -> ImageDataset:
+        """Return the labelled images that a model is evaluated on.
+
+        Raises:
+            ConfigError: its recipe has none.
+        """
+        test = test_images(subject.recipe, self.cache_root)
+        if test is None:
+            raise ConfigError(
+                f"{subject.name} was trained without labelled images (data.test_split = 'none'): "
+                "give some with --data, with splits train and test; k-NN and a linear probe "
+                "classify the images of test by those of train"
+            )
+        return test
 
     def _examine(
         self,
@@ -240,6 +263,17 @@ class Evaluation:
             )
             self._predictions[key] = predictions_of(teacher, test, self.cache_root, accelerator)
         return self._predictions[key]
+
+
+def _on_labelled(subject: TrainedModel, data: str) -> TrainedModel:
+    """Return a model that was trained without labelled images with a data set that has some."""
+    own = subject.recipe.data
+    if own.is_tested:
+        return subject
+    labelled = config.DataSection(
+        source=data, clean=own.clean, grey_range=own.grey_range, device_memory=own.device_memory
+    )
+    return replace(subject, recipe=subject.recipe.model_copy(update={"data": labelled}))
 
 
 def _load(

@@ -20,7 +20,7 @@ from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
 from kdscale.distributed import create_accelerator
 from kdscale.errors import ConfigError, ExportError
-from kdscale.experiment.datasets import test_images
+from kdscale.experiment.datasets import clean_images
 from kdscale.experiment.model_line import log_model
 from kdscale.experiment.models import model_of
 from kdscale.experiment.trained_models import TrainedModel
@@ -68,7 +68,7 @@ def export(
     path = out or Path(trained.name) / _file_name(trained, format_name)
     _check_place(path, format_name, overwrite=overwrite)
     clean = _clean_of(trained, format_name) if with_preprocessing else None
-    test = test_images(trained.recipe, cache_root)
+    test = clean_images(trained.recipe, cache_root)
     classifier = model_of(
         trained.recipe, trained.section, test, what=trained.role,
         named_by=trained.named_by(trained.section),

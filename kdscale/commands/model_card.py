@@ -44,7 +44,7 @@ def model_card(
     """
     table = without_paths(trained.recipe.model_dump(exclude_none=True))
     metrics, model = _metrics(trained), table[trained.role]["model"]
-    headless = trained.section.headless
+    headless, tested = trained.section.headless, _tested_on(trained, table)
     gives = (
         "without a classifier: it gives embeddings"
         if headless
@@ -52,14 +52,14 @@ def model_card(
     )
     task = "image-feature-extraction" if headless else "image-classification"
     parts = [
-        f"---\n{_header(table, model, name, metrics, licence, task)}\n---",
+        f"---\n{_header(table, tested, model, name, metrics, licence, task)}\n---",
         f"# {name.rpartition('/')[2]}",
         f"A {trained.role} that [kdscale](https://pypi.org/project/kdscale/) {about['kdscale']} "
         f"trained: `{model}`, {gives}.",
         _table(_origin(trained, table, about)),
-        "## Results\n\nOn the test split of the recipe, of these weights.\n\n"
+        f"## Results\n\nOn split `{tested[1]}` of `{tested[0]}`, of these weights.\n\n"
         + _table({_METRICS[key]: f"{value:.4f}" for key, value in metrics.items()}),
-        "## How to load\n\n" + _how_to_load(model, name),
+        "## How to load\n\n" + _how_to_load(model, name, headless=headless),
         f"## Recipe\n\n```toml\n{tomli_w.dumps(table)}```",
         "## Trackers\n\n" + (_trackers(table[trained.role]) or "None."),
         "## Licence\n\n" + (licence or "Not stated: the owner of this repository states it. It "
@@ -70,6 +70,7 @@ def model_card(
 
 def _header(
     table: Mapping[str, Any],
+    tested: tuple[str, str],
     model: str,
     name: str,
     metrics: Mapping[str, float],
@@ -78,11 +79,11 @@ def _header(
 ) -> str:
     """Return the YAML that the Hub reads."""
     library = model.partition("/")[0]
-    source = table["data"]["source"]
+    trained_on, (source, split) = table["data"]["source"], tested
     results = [
         EvalResult(
             task_type=task, dataset_type=source, dataset_name=source,
-            dataset_split=table["data"]["test_split"], metric_type="accuracy",
+            dataset_split=split, metric_type="accuracy",
             metric_name=_METRICS[key], metric_value=round(value, 4),
         )
         for key, value in metrics.items() if key.endswith("top1_accuracy")
@@ -92,7 +93,7 @@ def _header(
         license=licence,
         tags=[task, "knowledge-distillation", "kdscale"],
         pipeline_tag=task,
-        datasets=source if _HUB_NAME.fullmatch(source) else None,
+        datasets=trained_on if _HUB_NAME.fullmatch(trained_on) else None,
         model_name=name.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
@@ -121,6 +122,14 @@ def _origin(
     }
 
 
+def _tested_on(trained: TrainedModel, table: Mapping[str, Any]) -> tuple[str, str]:
+    """Return source and split of the images of the results; a run may have no test split."""
+    if not trained.recipe.data.is_tested and trained.evaluation.is_file():
+        found = without_paths(read_run_file(trained.evaluation))
+        return found["test_source"], found["test_split"]
+    return table["data"]["source"], table["data"]["test_split"]
+
+
 def _metrics(trained: TrainedModel) -> dict[str, float]:
     """Return the metrics of the weights: of their evaluation, else of the training."""
     if trained.evaluation.is_file():
@@ -146,24 +155,29 @@ def _trackers(section: Mapping[str, Any]) -> str:
     return ", ".join((section.get("train") or {}).get("log_with") or ())
 
 
-def _how_to_load(model: str, name: str) -> str:
+def _how_to_load(model: str, name: str, *, headless: bool) -> str:
     trust = ", trust_code=True" if is_code(model) else ""
+    output = "embeddings" if headless else "logits"
     lines = [
         "```python",
         "from kdscale import load_student",
         f'student = load_student("hf://{name}"{trust})',
-        "logits = student(pixels)  # torch.uint8 [B, C, H, W], after data.clean",
-        "names = student.class_names",
-        "```",
-        "",
-        "```bash",
-        f"kdscale predict hf://{name} IMAGE_OR_FOLDER{' --trust-code' if trust else ''}",
+        f"{output} = student(pixels)  # torch.uint8 [B, C, H, W], after data.clean",
+        *([] if headless else ["names = student.class_names"]),
         "```",
     ]
+    if not headless:
+        lines += [
+            "",
+            "```bash",
+            f"kdscale predict hf://{name} IMAGE_OR_FOLDER{' --trust-code' if trust else ''}",
+            "```",
+        ]
+    auto = "AutoModel" if headless else "AutoModelForImageClassification"
     library = {
         "timm": f'import timm\nmodel = timm.create_model("hf-hub:{name}", pretrained=True)',
-        "transformers": "from transformers import AutoModelForImageClassification\n"
-        f'model = AutoModelForImageClassification.from_pretrained("{name}")',
+        "transformers": f"from transformers import {auto}\n"
+        f'model = {auto}.from_pretrained("{name}")',
     }.get(model.partition("/")[0])
     if library is not None:
         lines += ["", "The model without its preprocessing:", "", f"```python\n{library}\n```"]

@@ -25,6 +25,7 @@ from kdscale.experiment.saved_runs import (
     check_same_recipe,
     check_same_run,
     check_same_teacher,
+    inputs_of,
     is_begun,
     is_finished,
     is_same_teacher,
@@ -72,13 +73,13 @@ def run_recipe(
     section_of(recipe, RunSpec("student", "teacher" if online else "cache", seeds[0]))
     with run_lock(folder, experiment.accelerator):
         _open_folder(experiment)
-        splits = RunInputs(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
+        splits = inputs_of(train_set, test_set)
         teacher, weights = _teacher(experiment, splits)
         experiment = experiment.at(teacher_weights=weights)
         with stopped_with_advice(folder):
             experiment = experiment.at(cache=build(experiment))
         inputs = _inputs_by_targets(splits, _manifests(experiment, train_set))
-        rows = [ResultsRow("teacher", [teacher])]
+        rows = [ResultsRow("teacher", teacher)] if teacher else []
         for targets in _targets(recipe, train_set, online=online):
             rows.append(ResultsRow(KIND_OF_TARGETS[targets], []))
             for seed in seeds:
@@ -87,8 +88,9 @@ def run_recipe(
                 rows[-1].results.append(_train_or_reuse(student, spec, inputs[targets]))
                 _write_table(experiment, rows)  # as they come
         result = _finish(experiment, seeds[0], rows)
-        with stopped_with_advice(folder):
-            quick_evaluation(experiment).folders([folder])
+        if test_set is not None:
+            with stopped_with_advice(folder):
+                quick_evaluation(experiment).folders([folder])
         if experiment.accelerator.is_main_process:
             write_page(folder, recipe.data.source, experiment.locations.cache_root)
         return result
@@ -143,16 +145,19 @@ def _open_folder(experiment: Experiment) -> None:
         folder.write_recipe(dump_recipe(recipe))
 
 
-def _teacher(experiment: Experiment, splits: RunInputs) -> tuple[dict[str, Any], str | None]:
-    """Return the teacher's result, and its weights where the recipe names none."""
+def _teacher(experiment: Experiment, splits: RunInputs) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the teacher's result, if it can be evaluated, and weights that the recipe lacks."""
     recipe, folder = experiment.recipe, experiment.locations.run_folder
     if recipe.teacher.is_trained:
         log.info("teacher: weights of %s", recipe.teacher.weights or recipe.teacher.model)
+        if not recipe.data.is_tested:
+            return [], None
         found = quick_evaluation(experiment).model(
             given_teacher(folder, recipe, Trust(recipe=recipe))
         )
-        return {key: found[key] for key in _OF_GIVEN_TEACHER}, None
-    return ready_teacher(experiment, splits)
+        return [{key: found[key] for key in _OF_GIVEN_TEACHER}], None
+    result, weights = ready_teacher(experiment, splits)
+    return [result], weights
 
 
 def ready_teacher(experiment: Experiment, splits: RunInputs) -> tuple[dict[str, Any], str]:

@@ -20,9 +20,7 @@ from kdscale.distributed import expect_unused_parameters, main_process_first
 from kdscale.experiment import target_source
 from kdscale.experiment.checks import check_loss, check_trackers, mention_loss, mention_steps
 from kdscale.experiment.datasets import (
-    check_same_classes,
-    mention_other_shape,
-    mention_shared_images,
+    check_splits,
     sample_indices,
     two_views,
 )
@@ -35,7 +33,7 @@ from kdscale.experiment.pretrained_init import (
     given_init,
 )
 from kdscale.experiment.results import reading_of, result_of, weights_metadata
-from kdscale.experiment.saved_runs import keep_content, of_caches, open_run
+from kdscale.experiment.saved_runs import inputs_of, keep_content, of_caches, open_run
 from kdscale.experiment.training_setup import (
     averaged_weights,
     forward_pass,
@@ -176,9 +174,7 @@ def _open(training: _Training, *, resume: bool) -> PretrainedInit | None:
         )
         check_loss(training.loss, experiment.train_set, _views(training))
         _ = experiment.test_set  # decoded by the main process
-    check_same_classes(experiment.train_set, experiment.test_set)
-    mention_shared_images(experiment.train_set, experiment.test_set)
-    mention_other_shape(experiment.train_set, experiment.test_set)
+    check_splits(experiment.train_set, experiment.test_set)
     return pretrained
 
 
@@ -192,8 +188,7 @@ def _inputs(
 ) -> RunInputs:
     """Return the identity of all that the run learns from."""
     windows = None if source.windows is None else source.windows.describe()
-    train_set, test_set = experiment.train_set.fingerprint, experiment.test_set.fingerprint
-    splits = RunInputs(train_set, test_set, None, None, windows)
+    splits = replace(inputs_of(experiment.train_set, experiment.test_set), windows=windows)
     if isinstance(source, LiveTeacher):
         return replace(splits, teacher=source.teacher.weights_sha256)
     return of_caches(splits, [cached.manifest for cached in caches]) if caches else splits
@@ -322,7 +317,10 @@ def _run(
     turn: BeforeEpoch | None,
     watch: Watch | None,
 ) -> Mapping[str, float]:
-    """Train to the end, and return the last evaluation on the test split of the final weights."""
+    """Train to the end, and return the last evaluation on the test split of the final weights.
+
+    Without a test split, it is empty.
+    """
     run, settings, accelerator = training.run, training.settings, training.accelerator
     evaluator = _evaluator(training)
     steps = intervals(settings, trainer.loader.steps_per_epoch)
@@ -337,6 +335,8 @@ def _run(
         callback.evaluate_if_due(trainer)
         before_epoch = turn(callback) if turn else None
         trainer.run(steps.last, after_step=callback, before_epoch=before_epoch)
+    if evaluator is None:
+        return {}
     last = callback.last or evaluator(trainer)["test"]  # None: evaluated before it was last saved
     if not settings.restore_best:
         return last
@@ -344,15 +344,18 @@ def _run(
     return evaluator(trainer)["test"] | {"last_top1_accuracy": last["top1_accuracy"]}
 
 
-def _evaluator(training: _Training) -> EvaluationHook:
+def _evaluator(training: _Training) -> EvaluationHook | None:
+    """Return the evaluation on the test split; None without one."""
     experiment = training.experiment
+    if experiment.test_set is None:
+        return None
     known, validation = sample_indices(experiment.recipe, experiment.train_set)
     tested = experiment.on_device(experiment.test_set)
     bank = None
     if training.section.headless:
         bank = known if experiment.train_set.labelled else known[:0]
     return EvaluationHook(
-        tested, experiment.train_set.num_classes, experiment.train_images, validation, bank
+        tested, experiment.test_set.num_classes, experiment.train_images, validation, bank
     )
 
 

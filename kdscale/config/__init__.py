@@ -15,6 +15,7 @@ from kdscale.config.base_section import (
     parse_bytes,
 )
 from kdscale.config.data_sections import (
+    NO_SPLIT,
     CacheSection,
     DataSection,
     EnsembleSection,
@@ -42,6 +43,7 @@ from kdscale.config.train_section import TeacherTrainSection, TrainSection
 from kdscale.config.variants import Variants
 
 __all__ = [
+    "NO_SPLIT",
     "CacheSection",
     "ConfigSection",
     "DataSection",

@@ -17,6 +17,8 @@ from kdscale.config.base_section import (
 from kdscale.encodings import ENCODINGS, FeaturesOnly, Float16
 from kdscale.formatting import number_of
 
+NO_SPLIT = "none"
+"""Value of `data.test_split` where no image has a label."""
 _MOST_VIEWS = 1 << 20
 """Most views that a pipeline with finitely many may have."""
 
@@ -41,7 +43,11 @@ class DataSection(ConfigSection):
         "newest. A local copy given with --data has none.",
     )
     train_split: str = Field("train", description="Split for training and for the cache.")
-    test_split: str = Field("test", description="Split on which accuracy is reported.")
+    test_split: str = Field(
+        "test",
+        description='Split on which accuracy is reported. "none": no image has a label; a student '
+        "without a classifier is then trained without evaluations.",
+    )
     image: str | None = Field(
         None, description="Column of images. Not set: the only column of images."
     )
@@ -89,6 +95,11 @@ class DataSection(ConfigSection):
         "are copied to it batch by batch, two ahead. Not set: half of the free memory of a GPU, "
         "any size on a CPU. Changes no result.",
     )
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there is a test split."""
+        return self.test_split != NO_SPLIT
 
     @property
     def device_memory_bytes(self) -> int | None:

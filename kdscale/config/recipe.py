@@ -83,6 +83,23 @@ class Recipe(ConfigSection):
         return self
 
     @model_validator(mode="after")
+    def _without_test_split_nothing_is_evaluated(self) -> "Recipe":
+        if self.data.is_tested:
+            return self
+        needs = {
+            "a student with a classifier": not self.student.headless,
+            "[teacher.train]": self.teacher.train is not None,
+            "data.validation": self.data.validation > 0,
+        }
+        for what in (name for name, is_set in needs.items() if is_set):
+            raise ValueError(
+                f"data.test_split is 'none', and {what} needs labelled test images: name their "
+                "split, or train a student without a classifier on features alone "
+                "(student.options = { num_classes = 0 })"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _compiled_teacher_gives_logits_alone(self) -> "Recipe":
         if not self.teacher.compile:
             return self

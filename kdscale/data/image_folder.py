@@ -148,7 +148,10 @@ def _nested_message(listing: Listing, split: _Split, nested: list[str]) -> str:
     if not split.top and len(tops) == 1 and below & SPLIT_FOLDERS.keys():
         remedy = f"point --data at {listing.root / tops[0]}"
     else:
-        remedy = "move their images up into the class folder, or elsewhere"
+        remedy = (
+            "move their images up into the class folder, or elsewhere; where folders are no "
+            "classes, set data.unlabelled = true"
+        )
     return (
         f"{listing.root}: {number_of(len(folders), 'folder')} inside class folders "
         f"({first_few(folders)}): a class is the folder directly below its split; {remedy}"

@@ -46,6 +46,21 @@ def _contents(folder: Path) -> Iterator[Path]:
         yield from sorted(run.trials.glob(f"*/{name}"))
 
 
+def first_evaluated(usual: Path) -> str | None:
+    """Return the test split that a run without one of its own was first evaluated on, if any.
+
+    Args:
+        usual: the file of the run's first evaluation.
+    """
+    if not RunFolder(usual.parent).is_run:
+        return None
+    try:
+        found = read_run_file(usual).get("test_fingerprint")
+    except (KdscaleError, *DAMAGE):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def evaluation_file(usual: Path, own: str | None, fingerprint: str) -> Path:
     """Return the file for an evaluation on the test split with this fingerprint.
 

@@ -7,8 +7,7 @@ from kdscale.experiment.cache_spec import (
     stored_outputs_of,
 )
 from kdscale.experiment.datasets import (
-    check_same_classes,
-    mention_other_shape,
+    check_splits,
     sample_indices,
     source_path,
     test_images,
@@ -49,7 +48,7 @@ __all__ = [
     "Locations",
     "cached_pipeline",
     "check_recipe",
-    "check_same_classes",
+    "check_splits",
     "clean_pipeline",
     "features_required",
     "few_views",
@@ -57,7 +56,6 @@ __all__ = [
     "frozen_teacher",
     "frozen_teacher_or_random",
     "library_versions",
-    "mention_other_shape",
     "model_of",
     "model_to_train",
     "num_views",

@@ -18,9 +18,7 @@ from kdscale.data.views.pipeline import Pipeline
 from kdscale.encodings import Embedding, Encoding
 from kdscale.experiment.checks import check_loss, check_mixing, check_stored, check_trackers
 from kdscale.experiment.datasets import (
-    check_same_classes,
-    mention_other_shape,
-    mention_shared_images,
+    check_splits,
     sample_indices,
     test_images,
     training_images,
@@ -63,21 +61,20 @@ def library_versions() -> Mapping[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, ImageDataset]:
+def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, ImageDataset | None]:
     """Find what is wrong with a recipe before hours go into a part of it.
 
     Decodes both splits, parses all operations, and creates teacher and student once.
 
     Returns:
-        The training and the test split.
+        The training and the test split, None where there is none.
 
     Raises:
         KdscaleError: the first thing that cannot work.
     """
     check_trackers(recipe)
     train, test = training_images(recipe, root, labelled=False), test_images(recipe, root)
-    check_same_classes(train, test)
-    mention_shared_images(train, test)
+    check_splits(train, test)
     loss = objective(recipe)
     check_loss(loss, train, pipeline(recipe, train.num_samples))
     check_stored(loss, _encoding(recipe, train))
@@ -91,7 +88,6 @@ def check_recipe(recipe: config.Recipe, root: Path) -> tuple[ImageDataset, Image
     first = DeviceImages(train, torch.device("cpu"))
     for views in pipelines:
         first.render_views(views, 0, torch.zeros(1, dtype=torch.int64))
-    mention_other_shape(train, test)
     student = _check_trains(recipe, recipe.student, train, test, what="student")
     if recipe.teacher.train is not None and not recipe.teacher.is_trained:
         _check_trains(recipe, recipe.teacher, train, test, what="teacher")
@@ -113,7 +109,7 @@ def _check_trains(
     recipe: config.Recipe,
     section: config.ModelSection,
     train: ImageDataset,
-    test: ImageDataset,
+    test: ImageDataset | None,
     *,
     what: str,
 ) -> Classifier:

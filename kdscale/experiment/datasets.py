@@ -47,9 +47,9 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
             f"data.validation is {recipe.data.validation}, but split {images.split!r} of "
             f"{images.name} has no labels to choose the best weights by: set data.validation = 0"
         )
-    if not images.classes:
-        images = replace(images, classes=test_images(recipe, root).classes)
-    if not images.classes:
+    if not images.classes and (tested := test_images(recipe, root)) is not None:
+        images = replace(images, classes=tested.classes)
+    if not images.classes and not (recipe.teacher.headless and recipe.student.headless):
         raise DataError(
             f"neither split {images.split!r} of {images.name} nor its test split names classes: "
             "check the label column, or name the classes of the teacher in data.class_names"
@@ -57,9 +57,25 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
     return images
 
 
-def test_images(recipe: config.Recipe, root: Path) -> ImageDataset:
-    """The recipe's test split, decoded."""
-    return _images(recipe, recipe.data.test_split, root, labelled=True)
+def test_images(recipe: config.Recipe, root: Path) -> ImageDataset | None:
+    """The recipe's test split, decoded; None where `data.test_split` is "none"."""
+    if not recipe.data.is_tested:
+        return None
+    try:
+        return _images(recipe, recipe.data.test_split, root, labelled=True)
+    except DataError as error:
+        if not recipe.student.headless:
+            raise
+        raise DataError(
+            f"{error}. Where no image has a label, set data.test_split = 'none': the student is "
+            "then trained without evaluations"
+        ) from error
+
+
+def clean_images(recipe: config.Recipe, root: Path) -> ImageDataset:
+    """The test split, or the training split without one: what a model takes when it is used."""
+    tested = test_images(recipe, root)
+    return training_images(recipe, root, labelled=False) if tested is None else tested
 
 
 test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
@@ -143,6 +159,18 @@ def check_same_classes(train: ImageDataset, test: ImageDataset) -> None:
             f"split {test.split!r} {test.num_classes}, or they are named otherwise: choose "
             "data.classes, or other splits"
         )
+
+
+def check_splits(train: ImageDataset, test: ImageDataset | None) -> None:
+    """Stop where the two splits have other classes; warn of shared images and other shapes.
+
+    Raises:
+        ConfigError: labels of the two splits mean different things.
+    """
+    if test is not None:
+        check_same_classes(train, test)
+        mention_shared_images(train, test)
+        mention_other_shape(train, test)
 
 
 def mention_shared_images(train: ImageDataset, test: ImageDataset) -> None:

@@ -103,8 +103,8 @@ class Experiment:
         return training_images(self.recipe, self.locations.cache_root, labelled=labelled)
 
     @cached_property
-    def test_set(self) -> ImageDataset:
-        """The test split, decoded."""
+    def test_set(self) -> ImageDataset | None:
+        """The test split, decoded; None where the recipe has none."""
         if self.given.test_set is not None:
             return self.given.test_set
         return test_images(self.recipe, self.locations.cache_root)

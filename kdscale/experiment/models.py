@@ -59,7 +59,8 @@ def model_of(
     weights = None if section.weights is None else Path(section.weights)
     stated = {} if weights is None else read_metadata(weights)
     preprocess = preprocess_of(recipe, section, stated.get("preprocess"), what)
-    check_classes(stated.get("class_names"), images, what, str(weights))
+    if not section.headless:
+        check_classes(stated.get("class_names"), images, what, str(weights))
     if isinstance(section, config.TeacherSection):
         check_classes(section.classes, images, what, "teacher.classes")
     create = create_model
@@ -252,7 +253,7 @@ def module_to_train(
     module: nn.Module,
     pixels: torch.Tensor,
     images: ImageDataset,
-    tested: ImageDataset,
+    tested: ImageDataset | None,
     *,
     seed: int,
 ) -> Classifier:
@@ -263,7 +264,7 @@ def module_to_train(
         module: the student.
         pixels: a few views, uint8 [B, C, H, W].
         images: the training split.
-        tested: the test split.
+        tested: the test split; None without one.
         seed: of dropout.
 
     Raises:
@@ -274,7 +275,8 @@ def module_to_train(
     module.cpu().train()  # as a model is that a recipe names; Accelerate moves it to the device
     classes = None if section.headless else images.num_classes
     _check_module(module, preprocess, classes, pixels, what)
-    _check_tested(Classifier(module, preprocess), images, tested, what, classes)
+    if tested is not None:
+        _check_tested(Classifier(module, preprocess), images, tested, what, classes)
     if section.train is not None and section.train.memory_format == "channels_last":
         size = preprocess.size or (pixels.shape[2], pixels.shape[3])
         lay_out_channels_last(module, channels=preprocess.channels, size=size, what=what)

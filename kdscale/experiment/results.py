@@ -26,10 +26,13 @@ def result_of(
     settings: config.TrainSection,
     last: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the fields of `result.json`; `last` is the last evaluation on the test split."""
+    """Return the fields of `result.json`; `last` is the last evaluation on the test split.
+
+    Without a test split, `last` is empty.
+    """
     result = {
         **last,
-        "best_top1_accuracy": loop.state.best_top1_accuracy,
+        **({"best_top1_accuracy": loop.state.best_top1_accuracy} if last else {}),
         "train_seconds": round(loop.state.train_seconds, 3),
         "num_parameters": num_parameters(unwrap_student(loop.accelerator.unwrap_model(loop.model))),
         "targets": job.targets,
@@ -41,7 +44,7 @@ def result_of(
         "num_processes": loop.accelerator.num_processes,
         "device": loop.accelerator.device.type,
     }
-    if section.headless:
+    if section.headless and last:
         result["classifier"] = KNN
     if loop.state.best_validation_accuracy >= 0:
         names = ("best_validation_accuracy", "chosen_step", "chosen_top1_accuracy")
@@ -68,7 +71,7 @@ def reading_of(
 
 
 def weights_metadata(
-    section: config.ModelSection, images: ImageDataset, tested: ImageDataset, loop: Trainer
+    section: config.ModelSection, images: ImageDataset, tested: ImageDataset | None, loop: Trainer
 ) -> dict[str, object]:
     """Return what a weights file states: model, preprocessing, classes, size of the images."""
     return {
@@ -77,5 +80,5 @@ def weights_metadata(
         "num_classes": images.num_classes,
         "class_names": list(images.classes),
         "preprocess": loop.forward.preprocess.describe(),
-        "pixels": pixels_of(clean_shape(tested)),
+        "pixels": pixels_of(clean_shape(images if tested is None else tested)),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdscale import config
 from kdscale.cache.manifest import Manifest
+from kdscale.data.image_dataset import ImageDataset
 from kdscale.errors import RunError
 from kdscale.formatting import shortened
 from kdscale.report.run_results import KIND_OF_TARGETS
@@ -19,6 +20,11 @@ from kdscale.runs.run_spec import RunInputs, RunSpec, Targets
 log = logging.getLogger(__name__)
 
 _ANOTHER_RUN = "name another --run"
+
+
+def inputs_of(train: ImageDataset, test: ImageDataset | None) -> RunInputs:
+    """Return the inputs of a run on two splits, without teacher and cache."""
+    return RunInputs(train.fingerprint, None if test is None else test.fingerprint)
 
 
 def of_caches(splits: RunInputs, caches: Sequence[Manifest]) -> RunInputs:
@@ -76,8 +82,8 @@ def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, ma
     folder.check_files()
     if folder.is_finished:
         raise RunError(
-            f"{run} holds a finished run (top-1 {folder.read_result()['top1_accuracy']:.4f}), "
-            "which is not overwritten: name another --run"
+            f"{run} holds a finished run{_top1_of(folder)}, which is not overwritten: name another "
+            "--run"
         )
     if folder.recipe_file.is_file() and not folder.is_run:
         raise RunError(f"{run} holds the runs of a whole recipe: name another --run")
@@ -98,6 +104,12 @@ def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, ma
         checkpoint.drop_unpublished(folder.checkpoints)
         folder.write_job(job)
         folder.write_recipe(config.dump_recipe(recipe))
+
+
+def _top1_of(folder: RunFolder) -> str:
+    """Return the result of a run for a message; empty for one without a test split."""
+    top1 = folder.read_result().get("top1_accuracy")
+    return "" if top1 is None else f" (top-1 {top1:.4f})"
 
 
 def refuse_foreign_files(folder: Path, ours: str) -> None:

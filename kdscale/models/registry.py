@@ -147,10 +147,14 @@ def check_model(
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim != 2:
         raise ModelError(f"{what} gives {_kind(output)}, wanted logits of shape [B, {num_classes}]")
     if output.shape[1] != num_classes:
+        embedding = (
+            ". An embedding has num_classes = 0 in student.options, or from Python hard_weight and "
+            "soft_weight = 0"
+        )
         raise ModelError(
             f"{what} gives {number_of(output.shape[1], 'class', 'classes')}, the data set has "
             f"{num_classes}: take a {what} of {number_of(num_classes, 'class', 'classes')}, or the "
-            "data set that it was made for"
+            f"data set that it was made for{embedding if what == 'student' else ''}"
         )
     if output.shape[0] != 2:
         raise ModelError(

@@ -152,14 +152,23 @@ def confused_pairs(entry: Entry, most: int = 12) -> Table:
 
 def other_test_sets(study: Comparison) -> Table:
     """Return evaluations on images that are not the runs' own test split."""
-    rows = [
-        [str(run.folder), entry.label, _images_of(evaluation),
-         *[percent_text(evaluation.metrics.get(name), NOTHING) for name in _ON_OTHERS.values()]]
+    found = [
+        (run, entry, evaluation)
         for entry in study.entries
         for run in entry.runs
         for evaluation in run.elsewhere.values()
+    ]
+    known = {
+        title: name
+        for title, name in _ON_OTHERS.items()
+        if any(evaluation.metrics.get(name) is not None for *_, evaluation in found)
+    }
+    rows = [
+        [str(run.folder), entry.label, _images_of(evaluation),
+         *[percent_text(evaluation.metrics.get(name), NOTHING) for name in known.values()]]
+        for run, entry, evaluation in found
     ]  # fmt: skip
-    return Table(["run", "model", "images", *_ON_OTHERS], rows)
+    return Table(["run", "model", "images", *known], rows)
 
 
 _ON_OTHERS = {
@@ -167,6 +176,8 @@ _ON_OTHERS = {
     "top-5 %": "top5_accuracy",
     "calibration error %": "calibration_error",
     "agreement with teacher %": "agreement",
+    "k-NN %": "knn_top1_accuracy",
+    "linear probe %": "probe_top1_accuracy",
 }
 
 

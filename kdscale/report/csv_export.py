@@ -11,8 +11,9 @@ from kdscale.report.table import Table
 _METRICS = (
     "model", "top1_accuracy", "top5_accuracy", "macro_precision", "macro_recall",
     "calibration_error", "agreement", "non_finite_samples", "tied_samples",
-    "best_validation_accuracy", "num_parameters", "flops", "weight_bytes", "train_seconds",
-    "build_seconds", "epochs", "steps", "num_processes", "device",
+    "knn_top1_accuracy", "probe_top1_accuracy", "best_validation_accuracy", "num_parameters",
+    "flops", "weight_bytes", "train_seconds", "build_seconds", "epochs", "steps",
+    "num_processes", "device",
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def read_run(folder: Path, *, trial: str | None = None) -> Run:
         seed=job.seed,
         recipe=recipe,
         recipe_text=recipe_text,
-        test_split=known.get("test") or test_split_of(recipe),
+        test_split=known.get("test") or _evaluated_on(evaluations.own) or test_split_of(recipe),
         metrics=_completed(log.reached if result is None else result, evaluations.own),
         finished=result is not None,
         evaluation_file=files.evaluation_file().name,
@@ -221,6 +221,11 @@ def test_split_of(recipe: Mapping[str, Any]) -> str:
     """Return the test split that a recipe names."""
     data = tables_of(recipe, "data")
     return f"{data.get('source', '?')}, split {data.get('test_split', 'test')}"
+
+
+def _evaluated_on(evaluation: ModelEvaluation | None) -> str | None:
+    """Return the fingerprint of an evaluation's test split; None where it is not known."""
+    return None if evaluation is None else evaluation.test_set.fingerprint
 
 
 def _kind_of(job: RunSpec) -> Kind:

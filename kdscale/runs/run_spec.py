@@ -30,8 +30,8 @@ class RunInputs:
 
     dataset: str
     """Fingerprint of the training split."""
-    test: str
-    """Fingerprint of the test split."""
+    test: str | None
+    """Fingerprint of the test split; None without one."""
     teacher: str | None = None
     """SHA-256 of the teacher's weights; several with + between them; None without one."""
     cache: str | None = None
@@ -63,10 +63,10 @@ class _Row(BaseModel):
 class _Result(BaseModel):
     """Fields of `result.json` that kdscale reads again; it may hold others."""
 
-    top1_accuracy: Share
     role: Role
     targets: Targets
     seed: int
+    top1_accuracy: Share | None = None
     top5_accuracy: Share | None = None
     macro_precision: Share | None = None
     macro_recall: Share | None = None

@@ -34,12 +34,12 @@ from kdscale.errors import (
     PrunedError,
 )
 from kdscale.experiment import Experiment, Locations, check_recipe
-from kdscale.experiment.saved_runs import check_same_run, is_begun, is_finished
+from kdscale.experiment.saved_runs import check_same_run, inputs_of, is_begun, is_finished
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.regular_files import check_no_links
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
-from kdscale.runs.run_spec import RunInputs, RunSpec
+from kdscale.runs.run_spec import RunSpec
 from kdscale.sweep.search_space import planned
 from kdscale.sweep.study import Ended, Running, Study
 from kdscale.sweep.sweep_folder import SweepFolder, begin, in_turn, is_sweep
@@ -188,8 +188,7 @@ def _teacher(experiment: Experiment, claims: Leases) -> str | None:
         return None
     with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
         train_set, test_set = check_recipe(experiment.recipe, experiment.locations.cache_root)
-        inputs = RunInputs(train_set.fingerprint, test_set.fingerprint, teacher=None, cache=None)
-        return ready_teacher(experiment, inputs)[1]
+        return ready_teacher(experiment, inputs_of(train_set, test_set))[1]
 
 
 @dataclass(frozen=True, slots=True)

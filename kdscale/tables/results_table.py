@@ -75,11 +75,16 @@ def _row(row: ResultsRow) -> list[str]:
     return [
         TITLES[row.label],
         str(len(results)),
-        *[spread([100 * r[name] for r in results], 2) for name in shares],
+        *[_percent(results, name) for name in shares],
         f"{results[0]['num_parameters']:,}",
         _seconds(results, "train_seconds"),
         f"{results[0]['build_seconds']:.1f}" if "build_seconds" in results[0] else "",
     ]
+
+
+def _percent(results: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [100 * r[key] for r in results if key in r]
+    return spread(values, 2) if values else ""
 
 
 def _seconds(results: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -160,7 +160,8 @@ class StepCallback:
         self.bar.update()
         if due(step, cadence.log, cadence.last):
             self._log(loop)
-        loop.state.evaluation_due = due(step, cadence.evaluate, cadence.last)
+        has_evaluator = self.evaluator is not None
+        loop.state.evaluation_due = has_evaluator and due(step, cadence.evaluate, cadence.last)
         if self._is_stopping(loop):
             self._save_and_stop(loop)
         if due(step, cadence.checkpoint, cadence.last):

@@ -211,3 +211,67 @@ def test_programs_own_accelerator_is_left_as_it_was(call):
         torch.backends.cuda.matmul.allow_tf32 = False
         AcceleratorState._reset_state()
         GradientState._reset_state()
+
+
+# --------------------------------------------------------------------------- without a classifier
+
+LOSS = {
+    "hard_weight": 0,
+    "soft_weight": 0,
+    "feature_weight": 1,
+    "features": [{"kind": "cosine", "student": "output", "teacher": "output", "project": True}],
+}
+
+
+@pytest.fixture
+def embeddings(splits, tmp_path):
+    """A cache of embeddings of 6 values alone, of the labelled training split."""
+    torch.manual_seed(1)
+    teacher = tiny_models.embedding(1)
+    kdscale.build_cache(
+        teacher, splits[0], "random_horizontal_flip", tmp_path / "embeddings.zarr", num_views=2,
+        input={"mean": [0.4], "std": [0.25]}, cache={"encoding": "none", "features": ["output"]},
+    )  # fmt: skip
+    return kdscale.CachedDataset(tmp_path / "embeddings.zarr", splits[0])
+
+
+def new_embedding(seed=0):
+    torch.manual_seed(seed)
+    return tiny_models.embedding(1, width=5)
+
+
+def test_student_without_a_classifier_learns_an_embedding(embeddings, splits, tmp_path):
+    def call():
+        return kdscale.distill(
+            new_embedding(), embeddings, splits[1], train=TRAIN, loss=LOSS, run=tmp_path / "run"
+        )
+
+    student, metrics = call()
+    assert metrics["classifier"] == "k-NN"
+    assert metrics["top1_accuracy"] > 0.3  # chance is 0.25
+    assert equal(student, tmp_path / "run" / "weights.safetensors")
+    assert student(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
+    assert call()[1]["top1_accuracy"] == metrics["top1_accuracy"]  # a finished run is returned
+
+
+def test_student_without_a_classifier_needs_no_label_at_all(splits, embeddings, tmp_path):
+    start = new_embedding().state_dict()
+    student, metrics = kdscale.distill(
+        new_embedding(), embeddings, None, train=TRAIN, loss=LOSS, run=tmp_path / "run"
+    )
+    assert metrics["steps"] == 12
+    assert "top1_accuracy" not in metrics
+    assert not all(one.equal(start[name]) for name, one in student.state_dict().items())
+    with pytest.raises(ConfigError, match=r"test_set is None, and a student that learns from lab"):
+        kdscale.distill(new_student(), embeddings, None, train=TRAIN)
+
+
+def test_student_with_logits_of_a_cache_without_any_is_refused(embeddings, splits):
+    with pytest.raises(ConfigError, match=r"loss.soft_weight = 0.5 needs the teacher's logits"):
+        kdscale.distill(new_student(), embeddings, splits[1], train=TRAIN)
+    with pytest.raises(
+        ModelError, match=r"student gives 5 classes.* from Python hard_weight and soft_weight = 0"
+    ):
+        kdscale.distill(
+            new_embedding(), embeddings, splits[1], train=TRAIN, loss={**LOSS, "hard_weight": 1}
+        )

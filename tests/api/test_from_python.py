@@ -417,9 +417,10 @@ def test_embedding_of_unlabelled_images_is_cached_and_read_back(tmp_path):
     build(teacher, images, tmp_path, cache={"encoding": "none", "features": ["output"]})
     manifest = read_manifest(tmp_path / "one.zarr")
     assert (manifest.num_classes, manifest.format_version) == (0, 4)
-    data = opened(tmp_path, images, features=["output"])
-    view, label, embedding = data[5]
+    view, label, embedding = opened(tmp_path, images, features=["output"])[5]
     assert label == -1
+    again = opened(tmp_path, images)[5]  # all features, where there are no logits
+    assert all(map(torch.equal, again, (view, label, embedding)))
     normalised = (view[None].float() / 255 - 0.5) / 0.25
     assert torch.allclose(embedding, teacher(normalised)[0], atol=1e-2)
     with pytest.raises(ConfigError, match="names no classes"):

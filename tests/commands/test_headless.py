@@ -1,7 +1,13 @@
 """Teachers without a classifier: their features are cached, and students learn from these."""
 
+import csv
+import io
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from kdscale.cache.manifest import read_manifest
@@ -16,13 +22,15 @@ from kdscale.commands.push import push
 from kdscale.commands.recheck import recheck
 from kdscale.commands.run import run_recipe
 from kdscale.commands.train import train
-from kdscale.errors import ConfigError, ModelError
+from kdscale.errors import ConfigError, DataError, ModelError, RunError
 from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.cache_spec import check_recipe
 from kdscale.experiment.trained_models import Trust, trained_model_of
 from kdscale.models.deployable import load_student
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
+from kdscale.report.collect import collect
+from kdscale.report.csv_export import render_csv
 from kdscale.runs.folder import RunFolder
 from kdscale.runs.log import read_metrics
 from kdscale.runs.run_spec import RunSpec
@@ -276,6 +284,111 @@ def test_unlabelled_images_are_trained_on_and_test_images_are_their_own_neighbou
     (found,) = evaluation.folders([tmp_path / "run"])
     assert found["knn_bank"] == "test, without the image itself"
     assert found["probe_top1_accuracy"] is None
+
+
+# ------------------------------------------------------------------ images without any label
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of 48 pictures, in folders of any depth, without classes and splits."""
+    folder = tmp_path_factory.mktemp("photographs")
+    values = np.random.default_rng(0).integers(0, 256, (48, 8, 8), dtype=np.uint8)
+    for number, pixels in enumerate(values):
+        place = folder / ("2024/may" if number % 3 else ".") / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unlabelled(unsupervised, photographs):
+    """A recipe of a student of these pictures alone."""
+
+    def make(**data):
+        data = {"source": str(photographs), "unlabelled": True, "test_split": "none", **data}
+        return unsupervised(data=data)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def student_of_photographs(unlabelled, tmp_path_factory):
+    """A finished run of it. Not to be changed."""
+    root = tmp_path_factory.mktemp("unlabelled")
+    place = Locations(run=root / "run", cache_root=root, cache=root / "photographs.zarr")
+    table = unlabelled()
+    check_recipe(table, root)
+    manifest = read_manifest(build(Experiment(table, place)))
+    assert (manifest.num_classes, manifest.num_samples) == (0, 48)
+    train(Experiment(table, place), RunSpec("student", "cache", 0))
+    return root / "run"
+
+
+def test_student_of_images_without_any_label_is_evaluated_on_a_labelled_data_set(
+    student_of_photographs, dataset, make_dataset, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(student_of_photographs, run)
+    result = RunFolder(run).read_result()
+    assert result["epochs"] == 3
+    assert not result.keys() & {"top1_accuracy", "best_top1_accuracy", "classifier"}
+    evaluation = Evaluation(tmp_path, seconds=0.0, trust=Trust(code=True))
+    with pytest.raises(ConfigError, match=r"without labelled images .* give some with --data"):
+        evaluation.folders([run])
+    (found,) = evaluation.folders([run], data=str(dataset))
+    assert (found["knn_bank"], found["num_samples"], found["num_classes"]) == ("train", 64, 4)
+    assert 0 < found["knn_top1_accuracy"] == found["top1_accuracy"] <= 1
+    assert 0 < found["probe_top1_accuracy"] <= 1
+    assert RunFolder(run).evaluation_file().is_file()
+    other = make_dataset(tmp_path / "other", seed=5)
+    evaluation.folders([run], data=str(other))  # does not replace the first
+    assert len([*run.glob("evaluation-on-*.json")]) == 1
+    (row,) = csv.DictReader(io.StringIO(render_csv(collect([run], tmp_path))))
+    assert float(row["knn_top1_accuracy"]) == found["knn_top1_accuracy"]
+    assert float(row["probe_top1_accuracy"]) == found["probe_top1_accuracy"]
+    assert row["test_split"] == found["test_fingerprint"]
+
+
+def test_student_of_images_without_any_label_is_exported_and_pushed(
+    student_of_photographs, hub, tmp_path
+):
+    trained = trained_model_of(student_of_photographs, trust=Trust(code=True))
+    out = tmp_path / "student.safetensors"
+    about = export(trained, "safetensors", cache_root=tmp_path, out=out)
+    assert about["pixels"]["shape"] == ["batch", 1, 8, 8]
+    assert about["num_images"] == 48
+    push(trained, "hf://me/photographs")
+    card = hub.files("me/photographs")["README.md"].decode()
+    assert "embeddings = student(pixels)" in card
+    assert "kdscale predict" not in card
+
+
+def test_whole_recipe_of_images_without_any_label_runs(unlabelled, tmp_path):
+    place = Locations(run=tmp_path / "all", cache_root=tmp_path)
+    result = run_recipe(Experiment(unlabelled(), place))
+    assert [row["label"] for row in result["rows"]] == ["cache"]
+    place = Locations(run=tmp_path / "all" / "cache-seed0", cache_root=tmp_path)
+    with pytest.raises(RunError, match="holds a finished run, which is not overwritten"):
+        train(Experiment(unlabelled(), place), RunSpec("student", "teacher", 0))
+
+
+def test_missing_test_split_names_the_way_without_one(unlabelled, tmp_path):
+    with pytest.raises(DataError, match=r"no split 'test'.*set data.test_split = 'none'"):
+        check_recipe(unlabelled(test_split="test"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"student": {"options": {"width": 4}}}, "a student with a classifier"),
+        ({"data": {"test_split": "none", "validation": 0.1}}, "data.validation"),
+    ],
+)
+def test_recipe_without_a_test_split_that_needs_one_is_refused(unsupervised, changes, what):
+    changes = {"data": {"test_split": "none"}, **changes}
+    with pytest.raises(ConfigError, match=f"{what} needs labelled test images"):
+        unsupervised(**changes)
 
 
 def test_whole_recipe_of_models_without_classifiers_runs_and_is_reported(
