@@ -134,6 +134,7 @@ def _of_file(file: Path, recipe: Path) -> _Teacher:
         create_named_by_file(
             stated["model"], num_classes=stated.get("num_classes", 2),
             in_channels=preprocess.channels, options=stated.get("options"), origin=file,
+            weights=file,
         )  # fmt: skip
     except ModelError as error:  # code, or a file, of the file's choice
         model = shortened(str(stated["model"]))

@@ -65,7 +65,7 @@ def model_of(
         check_classes(section.classes, images, what, "teacher.classes")
     create = create_model
     if named_by is not None:
-        create = partial(create_named_by_file, origin=named_by)
+        create = partial(create_named_by_file, origin=named_by, weights=weights)
     model = create(
         section.model,
         num_classes=images.num_classes,

@@ -11,14 +11,19 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdscale.documents import check_as
+from kdscale.documents import check_as, parse_object
 from kdscale.errors import ModelError, WeightsError
 from kdscale.models.headless import requested_classes
 from kdscale.models.preprocess import Preprocess, resize
 from kdscale.models.registry import create_model
-from kdscale.models.student_files import MODEL_OF_FOLDER, check_files, find_weights
-from kdscale.models.untrusted import create_named_by_file, without_initial_weights
+from kdscale.models.student_files import CONFIG, MODEL_OF_FOLDER, check_files, find_weights
+from kdscale.models.untrusted import (
+    check_numbers,
+    create_named_by_file,
+    without_initial_weights,
+)
 from kdscale.models.weights import load_weights, read_metadata
+from kdscale.regular_files import read_document
 
 
 class Deployable(nn.Module):
@@ -91,9 +96,13 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
     path = find_weights(path)
     stated = read_statement(path)
     preprocess = Preprocess.parse(stated.preprocess)
-    create = create_model if trust_code else partial(create_named_by_file, origin=path)
+    create = create_model
+    if not trust_code:
+        create = partial(create_named_by_file, origin=path, weights=path)
     model = create(
-        _model_beside(path, stated) if stated.model == MODEL_OF_FOLDER else stated.model,
+        _model_beside(path, stated, trust_code=trust_code)
+        if stated.model == MODEL_OF_FOLDER
+        else stated.model,
         num_classes=stated.num_classes,
         in_channels=preprocess.channels,
         options=without_initial_weights(stated.model, stated.options),
@@ -109,9 +118,16 @@ def load_student(path: str | Path, *, trust_code: bool = False) -> Deployable:
     return Deployable(model, preprocess, names, size_of(stated.pixels))
 
 
-def _model_beside(path: Path, stated: "StudentStatement") -> str:
+def _model_beside(path: Path, stated: "StudentStatement", *, trust_code: bool) -> str:
     """Return the name of the model that config.json beside the weights describes."""
     check_files(path, stated.files)
+    config = path.parent / CONFIG
+    if not trust_code and config.is_file():
+        try:
+            described = parse_object(read_document(config))
+        except ValueError as error:
+            raise WeightsError(f"{config} is damaged ({error}): pull the student again") from error
+        check_numbers(described, stated.model, config)
     return f"transformers/{path.parent.absolute()}"
 
 

@@ -1,8 +1,8 @@
 """Models that a file names, which may come from a stranger: architectures of known libraries only.
 
 The metadata of a weights file and the recipe of a run folder are content. Creating what they name
-must run no code of theirs, open no file that they point to, and use no network. Initial weights are
-not needed either: the caller loads the file's own weights next.
+must run no code of theirs, open no file that they point to, use no network, and take no more memory
+than the weights explain. Initial weights are not needed: the caller loads the file's own next.
 """
 
 import re
@@ -13,7 +13,13 @@ from typing import Any
 from torch import nn
 
 from kdscale.errors import ModelError
-from kdscale.formatting import shortened
+from kdscale.formatting import bytes_text, shortened
+from kdscale.models.bounded_creation import (
+    LARGEST_NUMBER,
+    BoundedCreation,
+    bytes_for,
+    largest_number,
+)
 from kdscale.models.headless import requested_classes
 from kdscale.models.libraries import transformers_architecture
 from kdscale.models.registry import SOURCES, create_model
@@ -35,6 +41,7 @@ def create_named_by_file(
     in_channels: int,
     options: Mapping[str, object] | None = None,
     origin: Path,
+    weights: Path | None,
 ) -> nn.Module:
     """Create the architecture that a file names, with random weights: no code, file or network.
 
@@ -44,10 +51,11 @@ def create_named_by_file(
         in_channels: channels of the preprocessed pixels.
         options: as the file has them.
         origin: the file.
+        weights: the file of weights that the model takes next; None = it takes none.
 
     Raises:
-        ModelError: the name or an option could run code, open a file or an address; or as of
-            `create_model`.
+        ModelError: the name or an option could run code, open a file or an address, or use up the
+            memory; or as of `create_model`.
     """
     if is_code(name):
         raise ModelError(
@@ -59,10 +67,39 @@ def create_named_by_file(
     for key, value in given.items():
         if key in _OPENS or key.startswith("_") or not _is_plain(value):
             raise _refused(f"option {shortened(key)!r} = {shortened(repr(value))}", name, origin)
-    if name.startswith("transformers/"):
-        classes, others = requested_classes(num_classes, given)
-        return transformers_architecture(name, classes, in_channels, others)
-    return create_model(name, num_classes=num_classes, in_channels=in_channels, options=given)
+    check_numbers(given, name, origin)
+    most_bytes = bytes_for(None if weights is None else weights.stat().st_size)
+    bounded = BoundedCreation(most_bytes)
+    try:
+        with bounded:
+            if name.startswith("transformers/"):
+                classes, others = requested_classes(num_classes, given)
+                return transformers_architecture(name, classes, in_channels, others)
+            return create_model(
+                name, num_classes=num_classes, in_channels=in_channels, options=given
+            )
+    except Exception as error:  # builders wrap what is raised in them
+        if bounded.exceeded is None:
+            raise
+        raise ModelError(
+            f"{origin} names the model {shortened(name)!r} with options by which it takes "
+            f"{bounded.exceeded}, and of its weights at most {bytes_text(most_bytes)} are "
+            f"explained: take the file that kdscale wrote, or where you trust whoever wrote it, "
+            f"{_TRUST}"
+        ) from error
+
+
+def check_numbers(stated: object, name: str, origin: Path) -> None:
+    """Raise ModelError where an option, or a field of config.json, is above a million.
+
+    Builders make lists of so many entries, before any weights.
+    """
+    if (found := largest_number(stated)) > LARGEST_NUMBER:
+        raise ModelError(
+            f"{origin} describes the model {shortened(name)!r} with the number "
+            f"{shortened(str(found), 30)}, wanted at most {LARGEST_NUMBER:,}: take the file that "
+            f"kdscale wrote, or where you trust whoever wrote it, {_TRUST}"
+        )
 
 
 def is_code(name: str) -> bool:
