@@ -1,4 +1,4 @@
-"""What one batch asks of a GPU, part by part: one file for each part, named in `PARTS`.
+"""What one batch costs a GPU, part by part: one file for each part, named in `PARTS`.
 
 A file gives `cases() -> Iterator[Case]`. To add a case, yield it from its part's file; to add a
 part, write a file and name it here.

@@ -79,6 +79,10 @@ class FrozenTeacher:
     """The model compiled; None where it is not."""
     headless: bool = False
     """Whether the output is no logits: the model has no classifier, or it is not used."""
+    _autocast: torch.autocast = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_autocast", autocast(self.precision, self.device))
 
     def compiled_for(self, batch_size: int) -> Self:
         """Return the teacher compiled for batches of one size; others run uncompiled.
@@ -126,7 +130,7 @@ class FrozenTeacher:
 
     def _forward(self, pixels: Tensor) -> Tensor:
         inputs = self.inputs(pixels)
-        with autocast(self.precision, self.device):
+        with self._autocast:
             output: Tensor = (self.compiled or self.model)(inputs)
         return output.float()
 
