@@ -14,7 +14,7 @@ from kdscale.commands.build import build
 from kdscale.commands.evaluate import QUICK_SECONDS, Evaluation
 from kdscale.commands.report import write_page
 from kdscale.commands.train import train
-from kdscale.config import Recipe, dump_recipe
+from kdscale.config import Recipe
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.errors import Interrupted, RunError
 from kdscale.experiment.cache_spec import check_recipe, required_manifest
@@ -34,6 +34,7 @@ from kdscale.experiment.saved_runs import (
     student_folder,
     teacher_folder,
     usual_folder,
+    write_recipe,
 )
 from kdscale.experiment.trained_models import Trust, given_teacher
 from kdscale.experiment.training_setup import section_of
@@ -142,7 +143,7 @@ def _open_folder(experiment: Experiment) -> None:
     if folder.has_recipe and any(is_begun(run) or is_finished(run) for run in students):
         check_same_recipe(path, recipe)
     elif experiment.accelerator.is_main_process:
-        folder.write_recipe(dump_recipe(recipe))
+        write_recipe(folder, recipe)
 
 
 def _teacher(experiment: Experiment, splits: RunInputs) -> tuple[list[dict[str, Any]], str | None]:

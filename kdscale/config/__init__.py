@@ -38,6 +38,7 @@ from kdscale.config.recipe import (
     set_field,
     set_local_data,
 )
+from kdscale.config.recipe_paths import adopt_equal_paths, folder_of_paths
 from kdscale.config.sweep_section import RangeSection, SweepSection
 from kdscale.config.train_section import TeacherTrainSection, TrainSection
 from kdscale.config.variants import Variants
@@ -66,9 +67,11 @@ __all__ = [
     "Variants",
     "ViewsSection",
     "Weight",
+    "adopt_equal_paths",
     "differences",
     "dump_recipe",
     "flatten",
+    "folder_of_paths",
     "ineffective_settings",
     "load_recipe",
     "parse_bytes",

@@ -15,6 +15,7 @@ from kdscale.config.base_section import ConfigSection, unknown
 from kdscale.config.data_sections import CacheSection, DataSection, EnsembleSection, ViewsSection
 from kdscale.config.loss_sections import LossSection
 from kdscale.config.model_sections import ModelSection, TeacherSection
+from kdscale.config.recipe_paths import take_paths_from
 from kdscale.config.sweep_section import SweepSection
 from kdscale.encodings import FeaturesOnly
 from kdscale.errors import ConfigError, UnsafePathError
@@ -231,7 +232,7 @@ def read_table(
     table.setdefault("name", Path(name_or_path).stem)
     folder = Path(name_or_path).expanduser().parent
     if folder != Path():  # paths stay as they are written
-        _take_from_folder(table, folder)
+        take_paths_from(table, folder)
     for override in overrides:
         _apply(table, override)
     if data is not None:
@@ -239,42 +240,6 @@ def read_table(
     set_trackers(table, log_with)
     _check_depth(table, name_or_path)
     return table
-
-
-_PATHS = (
-    ("data", "source"),
-    *((model, "weights") for model in ("teacher", "student")),
-    *((model, "train", "pretrained") for model in ("teacher", "student")),
-)
-"""Fields of a recipe that may be paths."""
-
-
-def _take_from_folder(table: dict[str, Any], folder: Path) -> None:
-    """Let relative paths name what lies in the recipe's folder; others are left as they are.
-
-    They are then relative to the current folder, or names of the hub.
-    """
-    for *sections, field in _PATHS:
-        section: Any = table
-        for name in sections:
-            section = section.get(name) if isinstance(section, dict) else None
-        if isinstance(section, dict) and field in section:
-            section[field] = _path_in(folder, section[field])
-    ensemble = table.get("ensemble")
-    if isinstance(ensemble, dict) and isinstance(ensemble.get("caches"), list):
-        ensemble["caches"] = [_path_in(folder, one) for one in ensemble["caches"]]
-
-
-def _path_in(folder: Path, value: Any) -> Any:
-    """Return a relative path below a folder if there is something, else the value itself."""
-    if not isinstance(value, str) or not value or value.startswith(("~", "/")) or "\0" in value:
-        return value
-    path = folder / value
-    return str(path) if len(value) < _LONGEST_PATH and os.path.lexists(path) else value
-
-
-_LONGEST_PATH = 4096
-"""Bytes of a path on usual systems."""
 
 
 def _check_depth(table: dict[str, Any], origin: str) -> None:

@@ -103,7 +103,7 @@ def open_run(run: Path, recipe: config.Recipe, job: RunSpec, *, resume: bool, ma
         folder.forget_content()  # of a start that got no further
         checkpoint.drop_unpublished(folder.checkpoints)
         folder.write_job(job)
-        folder.write_recipe(config.dump_recipe(recipe))
+        write_recipe(folder, recipe)
 
 
 def _top1_of(folder: RunFolder) -> str:
@@ -220,6 +220,13 @@ def read_recipe(run: Path, data: str | None = None) -> config.Recipe:
     return config.parse_recipe(table, str(folder.recipe_file))
 
 
+def write_recipe(folder: RunFolder, recipe: config.Recipe) -> None:
+    """Write a recipe into a folder of runs, with the folder that its relative paths begin at."""
+    folder.write_recipe(
+        config.dump_recipe(recipe), paths_from=config.folder_of_paths(recipe.model_dump())
+    )
+
+
 def usual_folder(recipe: config.Recipe) -> Path:
     """Return the folder of a recipe's runs where none is named."""
     return Path("runs") / recipe.name
@@ -280,8 +287,11 @@ _FREE: Any = {"data": {"device_memory"}}
 def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
     before = read_recipe(folder)
     if model == "teacher":
-        return config.differences(_teacher_settings(before), _teacher_settings(recipe))
-    return config.differences(before.model_dump(exclude=_FREE), recipe.model_dump(exclude=_FREE))
+        ours, theirs = _teacher_settings(before), _teacher_settings(recipe)
+    else:
+        ours, theirs = before.model_dump(exclude=_FREE), recipe.model_dump(exclude=_FREE)
+    config.adopt_equal_paths(ours, theirs, RunFolder(folder).read_paths_from())
+    return config.differences(ours, theirs)
 
 
 def _teacher_settings(recipe: config.Recipe) -> dict[str, Any]:

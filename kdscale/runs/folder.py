@@ -6,6 +6,7 @@ that reports can use it.
 """
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -47,6 +48,8 @@ _EVALUATIONS: dict[Weights, str] = {
     "best": "evaluation-best.json",
     "ema": "evaluation-ema.json",
 }
+_PATHS_FROM = "# Relative paths begin at "
+"""Start of the first line of a recipe that has relative paths, before the folder as JSON."""
 FILES_OF_A_START = frozenset({_RUN, _RECIPE, _CONTENT, _PRETRAINED})
 """Names of the files that are written before the first step, and again by the next start."""
 
@@ -215,11 +218,26 @@ class RunFolder:
             text, digest = _without_sum(read_document(self.recipe_file, root=self.path))
             if digest is not None:
                 check_start(self.recipe_file, digest)
+            if text.startswith(_PATHS_FROM):
+                text = text.partition("\n")[2]
             return text, tomllib.loads(text)
         except KdscaleError:
             raise
         except DAMAGE as error:
             raise self._damaged(_RECIPE, error, "put it back, or leave this run out") from None
+
+    def read_paths_from(self) -> Path | None:
+        """Return the folder that relative paths of the recipe begin at; None where none is stated.
+
+        Raises:
+            RunError: the recipe is missing, no TOML, damaged or was changed.
+        """
+        self.read_recipe_tables()
+        line = read_document(self.recipe_file, root=self.path).decode().partition("\n")[0]
+        try:
+            return Path(json.loads(line.removeprefix(_PATHS_FROM)))
+        except (ValueError, TypeError):  # of another kdscale, or all paths are absolute
+            return None
 
     def _read(self, name: str, parse: Callable[[dict[str, Any]], T], advice: str) -> T:
         try:
@@ -254,8 +272,16 @@ class RunFolder:
         table = {name: asdict(state) for name, state in states.items()}
         write_object(self.path / _TRACKERS, {**table, **stated_run(self.path)})
 
-    def write_recipe(self, text: str) -> None:
-        """Write `recipe.toml` and, in its last line, a comment with the checksum of the text."""
+    def write_recipe(self, text: str, *, paths_from: Path | None = None) -> None:
+        """Write `recipe.toml` and, in its last line, a comment with the checksum of the text.
+
+        Args:
+            text: the recipe.
+            paths_from: folder that its relative paths begin at, stated in the first line; None = it
+                has none.
+        """
+        if paths_from is not None:
+            text = f"{_PATHS_FROM}{json.dumps(str(paths_from))}\n{text}"
         digest = _sha256(text)
         write_durably(self.path / _RECIPE, f"{text}{RECIPE_SUM}{digest}\n".encode())
 

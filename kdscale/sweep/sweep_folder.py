@@ -11,10 +11,10 @@ from typing import Any
 from kdscale.atomic_write import write_durably
 from kdscale.cache.lease import Leases
 from kdscale.cache.stores.store import Place
-from kdscale.config import Variants, differences, dump_recipe
+from kdscale.config import Variants, adopt_equal_paths, differences
 from kdscale.documents import DAMAGE, read_object, write_object
 from kdscale.errors import KdscaleError, RunError
-from kdscale.experiment.saved_runs import refuse_changed, refuse_foreign_files
+from kdscale.experiment.saved_runs import refuse_changed, refuse_foreign_files, write_recipe
 from kdscale.polling import wait_until
 from kdscale.regular_files import path_inside, read_inside
 from kdscale.runs.folder import RunFolder
@@ -104,9 +104,10 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
             }
             write_object(file, settings)
         if not RunFolder(folder).has_recipe:  # for readers, and `kdscale report`
-            RunFolder(folder).write_recipe(dump_recipe(variants.recipe))
+            write_recipe(RunFolder(folder), variants.recipe)
     begun = read_folder(folder, storage)
-    refuse_changed(folder, _changed(begun.variants, variants))
+    paths_from = RunFolder(folder).read_paths_from()
+    refuse_changed(folder, _changed(begun.variants, variants, paths_from))
     return SweepFolder(folder, variants, begun.study, begun.database)
 
 
@@ -162,9 +163,12 @@ def _database(folder: Path, url: str, storage: str | None) -> Database:
     )
 
 
-def _changed(before: Variants, now: Variants) -> list[tuple[str, Any, Any]]:
+def _changed(
+    before: Variants, now: Variants, paths_from: Path | None
+) -> list[tuple[str, Any, Any]]:
     """Return the fields in which two sweeps differ, their numbers of trials aside."""
     ours, theirs = (one.recipe.model_dump() for one in (before, now))
+    adopt_equal_paths(ours, theirs, paths_from)
     for table in (ours, theirs):
         table["sweep"].pop("trials")
     return differences(ours, theirs)
