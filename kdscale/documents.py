@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,16 +54,14 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-def write_object(
-    path: Path, table: Mapping[str, Any], check: Callable[[], None] | None = None
-) -> None:
-    """Write a JSON object with its checksum, durably; `check` as in `write_durably`.
+def write_object(path: Path, table: Mapping[str, Any]) -> None:
+    """Write a JSON object with its checksum, durably.
 
     Raises:
         StorageError: the disk is full, read-only or not permitted.
     """
     document = {**table, CHECKSUM: checksum_of(table)}
-    write_durably(path, json.dumps(document, indent=2).encode() + b"\n", check)
+    write_durably(path, json.dumps(document, indent=2).encode() + b"\n")
 
 
 def write_object_by_lines(path: Path, table: Mapping[str, Any]) -> None:

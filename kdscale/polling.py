@@ -19,7 +19,6 @@ def wait_until(
     seconds: float = math.inf,
     first: Callable[[], object] = _nothing,
     check: Callable[[], object] = _nothing,
-    poll_seconds: float = POLL_SECONDS,
 ) -> T:
     """Poll until `ready` returns something true, or for some seconds, and return its last value.
 
@@ -28,7 +27,6 @@ def wait_until(
         seconds: longest time to wait.
         first: called once, before the first pause: to log what is waited for.
         check: called before each pause; ends the wait by raising.
-        poll_seconds: pause between two calls of `ready`.
     """
     ends = time.monotonic() + seconds
     waited = False
@@ -37,5 +35,5 @@ def wait_until(
         if not waited:
             first()
             waited = True
-        time.sleep(min(poll_seconds, max(0.0, ends - time.monotonic())))
+        time.sleep(min(POLL_SECONDS, max(0.0, ends - time.monotonic())))
     return found

@@ -186,13 +186,18 @@ class Leases:
                 self._held.pop(name, None)
 
     @contextmanager
-    def exclusive(self, name: str) -> Iterator[None]:
-        """Wait for a lease, and have it for a block.
+    def exclusive(self, name: str, waiting: str | None = None) -> Iterator[None]:
+        """Wait for a lease, and have it for a block; `waiting` is logged if another has it.
 
         Raises:
             StorageError: the disk is full, read-only or not permitted.
         """
-        wait_until(lambda: self.claim(name))
+
+        def mention() -> None:
+            if waiting is not None:
+                log.info(waiting)
+
+        wait_until(lambda: self.claim(name), first=mention)
         try:
             yield
         finally:

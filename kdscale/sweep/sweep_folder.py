@@ -1,9 +1,6 @@
 """A sweep's folder: its settings, the address of its database, and a run folder for each trial."""
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +12,13 @@ from kdscale.config import Variants, adopt_equal_paths, differences
 from kdscale.documents import DAMAGE, read_object, write_object
 from kdscale.errors import KdscaleError, RunError
 from kdscale.experiment.saved_runs import refuse_changed, refuse_foreign_files, write_recipe
-from kdscale.polling import wait_until
 from kdscale.regular_files import path_inside, read_inside
 from kdscale.runs.folder import RunFolder
 from kdscale.sweep.database import OWN_FILE, Database, check_database, own_database, typed_database
 
-log = logging.getLogger(__name__)
-
 _CACHE = "cache.txt"
 _VERSION = 1  # of sweep.json
 _LONGEST_PLACE = 1 << 16  # bytes of a cache's folder or URL
-_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +84,7 @@ def begin(folder: Path, variants: Variants, storage: str | None, claims: Leases)
         raise RunError(f"{folder} has the runs of a recipe, and no sweep: name another --run")
     file = RunFolder(folder).sweep_file
     refuse_foreign_files(folder, file.name)
-    with in_turn(claims, "folder", "another worker begins the sweep: waiting"):
+    with claims.exclusive("folder", "another worker begins the sweep: waiting"):
         if not is_sweep(folder):
             typed = None if storage is None else typed_database(storage)
             if typed is not None:
@@ -172,13 +165,3 @@ def _changed(
     for table in (ours, theirs):
         table["sweep"].pop("trials")
     return differences(ours, theirs)
-
-
-@contextmanager
-def in_turn(claims: Leases, name: str, waiting: str) -> Iterator[None]:
-    """Hold a lease for a block, after waiting for any other worker that has it."""
-    wait_until(lambda: claims.claim(name), first=lambda: log.info(waiting))
-    try:
-        yield
-    finally:
-        claims.release(name)

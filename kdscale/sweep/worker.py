@@ -42,7 +42,7 @@ from kdscale.runs.log import read_metrics
 from kdscale.runs.run_spec import RunSpec
 from kdscale.sweep.search_space import planned
 from kdscale.sweep.study import Ended, Running, Study
-from kdscale.sweep.sweep_folder import SweepFolder, begin, in_turn, is_sweep
+from kdscale.sweep.sweep_folder import SweepFolder, begin, is_sweep
 from kdscale.sweep.trials import ERROR, STOPPED
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def opened(
         )  # fmt: skip
         try:
             claims.tidy()
-            with in_turn(claims, "queue", "another worker queues the trials: waiting"):
+            with claims.exclusive("queue", "another worker queues the trials: waiting"):
                 study.plan(points)
             yield begun, study, claims
         finally:
@@ -186,7 +186,7 @@ def _teacher(experiment: Experiment, claims: Leases) -> str | None:
     """Train the teacher once; return its weights, or None if the recipe names trained ones."""
     if experiment.recipe.teacher.is_trained:
         return None
-    with in_turn(claims, "teacher", "another worker trains the teacher: waiting"):
+    with claims.exclusive("teacher", "another worker trains the teacher: waiting"):
         train_set, test_set = check_recipe(experiment.recipe, experiment.locations.cache_root)
         return ready_teacher(experiment, inputs_of(train_set, test_set))[1]
 
@@ -222,7 +222,7 @@ class Worker:
         """Train a trial's student, or read its result if an earlier worker finished it."""
         place, run = trial.place.name, self.folder.run(trial.place.name)
         with (
-            in_turn(self.claims, place, f"{place}: its worker may be alive: waiting"),
+            self.claims.exclusive(place, f"{place}: its worker may be alive: waiting"),
             _noted(trial),
         ):
             self.folder.variants.check_among(trial.values)

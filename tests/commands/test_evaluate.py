@@ -581,7 +581,7 @@ def network():
 
 @pytest.mark.parametrize("size", [1, 64])
 def test_peak_activations_of_a_network_counted_by_hand(size):
-    from kdscale.evaluation.activations import peak_activation_bytes
+    from kdscale.evaluation.efficiency import peak_activation_bytes
 
     model, inputs = network(), torch.randn(size, 1, 8, 8)
     # At the first ReLU: inputs 64, what the convolution gave 4 * 64, and as many after the ReLU.
@@ -591,7 +591,7 @@ def test_peak_activations_of_a_network_counted_by_hand(size):
 
 
 def test_peak_activations_count_neither_weights_nor_their_copies_in_bfloat16():
-    from kdscale.evaluation.activations import peak_activation_bytes
+    from kdscale.evaluation.efficiency import peak_activation_bytes
 
     model, inputs = torch.nn.Linear(1000, 1000), torch.randn(1, 1000)
 
@@ -604,7 +604,7 @@ def test_peak_activations_count_neither_weights_nor_their_copies_in_bfloat16():
 
 
 def test_peak_activations_know_what_was_freed():
-    from kdscale.evaluation.activations import peak_activation_bytes
+    from kdscale.evaluation.efficiency import peak_activation_bytes
 
     class Kept(torch.nn.Module):
         def __init__(self, keeps):
