@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdscale.errors import ConfigError, DivergedError
 from kdscale.formatting import reason_of
 from kdscale.precision import tf32
-from kdscale.training.timm_optimizers import PREFIX, timm_optimizer
+from kdscale.training.timm_optimizers import DEFAULT_MOMENTUM, PREFIX, timm_optimizer
 
 TORCH_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -36,7 +36,7 @@ def create_optimizer(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     *,
     learning_rate: float,
-    momentum: float = 0.9,
+    momentum: float = DEFAULT_MOMENTUM,
     nesterov: bool = False,
     weight_decay: float = 0.0,
     fused: bool = False,
@@ -48,8 +48,9 @@ def create_optimizer(
         name: of the optimizer.
         parameters: parameters, or groups of them.
         learning_rate: of the first step.
-        momentum: read by sgd, and by optimizers of timm that have one.
-        nesterov: read by sgd.
+        momentum: read by sgd, and by optimizers of timm that have one; others of timm refuse any
+            but the default.
+        nesterov: read by sgd; refused by optimizers of timm.
         weight_decay: of parameters whose group states none.
         fused: updates all parameters in one kernel, and reads no loss scale back from a GPU. On a
             CPU it rounds otherwise (Adam by 6e-8 in 20 steps) and saves nothing, so it is for GPUs.
@@ -68,7 +69,7 @@ def create_optimizer(
         if name.startswith(PREFIX):
             return timm_optimizer(
                 name, parameters, learning_rate=learning_rate, momentum=momentum,
-                weight_decay=weight_decay, options=options,
+                nesterov=nesterov, weight_decay=weight_decay, options=options,
             )  # fmt: skip
         common: dict[str, Any] = {"weight_decay": weight_decay, "fused": fused or None}
         if name == "sgd":

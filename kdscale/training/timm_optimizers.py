@@ -1,6 +1,7 @@
 """Optimizers of timm by name. timm is optional, and imported where it is used."""
 
 import importlib
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ _REFUSED = {
     "fused": "it needs NVIDIA's apex, and was never resumed from a checkpoint of kdscale",
 }
 """Reasons why optimizers are refused, by the beginning of their names."""
+DEFAULT_MOMENTUM = 0.9
+"""Momentum of a recipe that names none, which optimizers without momentum do not read."""
+_OF_ALL = {"params", "lr", "weight_decay"}
+"""Arguments of all optimizers, which are no options."""
 
 
 def timm_optimizer(
@@ -27,6 +32,7 @@ def timm_optimizer(
     *,
     learning_rate: float,
     momentum: float,
+    nesterov: bool,
     weight_decay: float,
     options: Mapping[str, Any],
 ) -> torch.optim.Optimizer:
@@ -36,12 +42,14 @@ def timm_optimizer(
         name: of the optimizer, with the prefix.
         groups: parameters, or groups of them.
         learning_rate: of the first step.
-        momentum: of optimizers that have one.
+        momentum: of optimizers that have one; others take the default alone.
+        nesterov: False; timm's optimizers take it from the options.
         weight_decay: of groups that state none.
         options: further arguments of the optimizer.
 
     Raises:
-        ConfigError: timm is missing or has no such optimizer, or it cannot be resumed exactly.
+        ConfigError: timm is missing or has no such optimizer, it cannot be resumed exactly, or it
+            does not take what is given.
         TypeError, ValueError, AssertionError: the options do not fit it, or this machine does not.
     """
     timm = timm_optim(f"optimizer {name!r}")
@@ -54,6 +62,20 @@ def timm_optimizer(
                 f"optimizer {name!r} cannot be used: {reason}. Take another one, such as "
                 "'timm/lamb', 'timm/lion' or 'timm/adan'"
             )
+    given = dict(options)
+    given |= {"momentum": momentum} if momentum != DEFAULT_MOMENTUM else {}
+    given |= {"nesterov": True} if nesterov else {}
+    known = inspect.signature(timm.get_optimizer_class(short, bind_defaults=False)).parameters
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ConfigError(
+            f"optimizer {name!r} does not take {unknown[0]} = {given[unknown[0]]!r}: leave it out. "
+            f"It takes {', '.join(one for one in known if one not in _OF_ALL)}"
+        )
+    if nesterov:
+        raise ConfigError(
+            f"nesterov = true has no effect on optimizer {name!r}: set optimizer_options = "
+            "{ nesterov = true }"
+        )
     optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(
         groups, opt=short, lr=learning_rate, weight_decay=weight_decay, momentum=momentum, **options
     )

@@ -91,7 +91,10 @@ def test_steps_are_those_of_timm():
         ("timm/kron", {}, "random numbers of its own, which no checkpoint contains"),
         ("timm/adahessian", {}, "second derivatives"),
         ("timm/bnbadam8bit", {}, "never resumed"),
-        ("timm/adan", {"beta": 1}, r"optimizer 'timm/adan' cannot .* unexpected keyword .*'beta'"),
+        ("timm/adan", {"beta": 1}, r"'timm/adan' does not take beta = 1: .* It takes betas, eps"),
+        ("timm/sgdw", {"betas": [0.9, 0.99]}, r"does not take betas = .* It takes momentum, "),
+        ("timm/lion", {"eps": 1e-6}, "'timm/lion' does not take eps = 1e-06"),
+        ("timm/lion", {"layer_decay": 0.9}, "'timm/lion' does not take layer_decay"),
         ("adamw", {"betas": [0.9, 7]}, "optimizer 'adamw' cannot be created .* Invalid beta"),
         ("adamw", {"lr": 1}, "optimizer_options has 'lr': set learning_rate"),
         ("timm/lamb", {"fused": True}, "optimizer_options has 'fused': leave it out"),
@@ -100,6 +103,19 @@ def test_steps_are_those_of_timm():
 def test_what_cannot_be_used_is_refused(name, options, message):
     with pytest.raises(ConfigError, match=message):
         create_optimizer(name, network().parameters(), learning_rate=0.1, options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("timm/lion", {"momentum": 0.8}, "does not take momentum = 0.8: leave it out. It takes be"),
+        ("timm/lion", {"nesterov": True}, "does not take nesterov = True"),
+        ("timm/sgdw", {"nesterov": True}, "set optimizer_options = { nesterov = true }"),
+    ],
+)
+def test_field_that_the_optimizer_does_not_read_is_refused(name, given, message):
+    with pytest.raises(ConfigError, match=message):
+        create_optimizer(name, network().parameters(), learning_rate=0.1, **given)
 
 
 def test_options_are_those_of_the_optimizer():
