@@ -61,25 +61,33 @@ def quickstart(run: Path, cache_root: Path) -> None:
 @click.command()
 @click.argument("folder", type=UserPath(path_type=Path, exists=True))
 @click.option("--teacher", required=True, metavar="MODEL|FILE",
-              help="torchvision/NAME, timm/NAME, transformers/NAME, another model, or weights of "
-              "kdscale.")  # fmt: skip
+              help="torchvision/NAME, timm/NAME, transformers/NAME, another model, or a file of "
+              "weights.")  # fmt: skip
+@click.option("--weights", type=UserPath(path_type=Path, exists=True, dir_okay=False),
+              metavar="FILE", help="The teacher's weights, if --teacher is a model.")  # fmt: skip
 @click.option("--student", metavar="MODEL",
               help="The student's model.  [default: by the size of the images]")  # fmt: skip
 @click.option("-o", "--out", type=UserPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="The recipe to write.  [default: FOLDER's name.toml]")  # fmt: skip
 @cache_root_option
 def init(
-    folder: Path, teacher: str, student: str | None, out: Path | None, cache_root: Path
+    folder: Path,
+    teacher: str,
+    weights: Path | None,
+    student: str | None,
+    out: Path | None,
+    cache_root: Path,
 ) -> None:
     """Write a recipe for images of your own, after looking at images and teacher.
 
     FOLDER holds train and test, with one folder of images for each class in each; several sizes
-    are welcome. The recipe is commented, and checked before it is written.
+    are welcome. Weights of kdscale and torchvision are recognised; those of other classes than the
+    images' are fine-tuned. The recipe is commented, and checked before it is written.
     """
     from kdscale.commands.init import write_recipe
 
     path, text = write_recipe(
-        folder, teacher=teacher, student=student, out=out, cache_root=cache_root
+        folder, teacher=teacher, weights=weights, student=student, out=out, cache_root=cache_root
     )
     file = shlex.quote(str(path))
     print_text(f"{text}\nwritten: {path}\nnext:    kdscale cache plan {file}; kdscale run {file}")

@@ -1,62 +1,43 @@
 """Write a recipe for a folder of images and a teacher, after looking at both."""
 
-import importlib
-import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kdscale.atomic_write import write_output
+from kdscale.commands.teacher_lines import SIDE, TeacherLines, below, lines_of_teacher, to_toml
 from kdscale.config import parse_recipe
 from kdscale.config.recipe import parse_toml
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.headers import Headers, read_headers
 from kdscale.data.image_dataset import describe_split
 from kdscale.data.source import SourceOptions, open_source
-from kdscale.errors import ConfigError, ModelError, StorageError
+from kdscale.errors import ConfigError, StorageError
 from kdscale.experiment.cache_spec import check_recipe
-from kdscale.formatting import number_of, shortened
-from kdscale.models.checkpoints import read_metadata
-from kdscale.models.deployable import size_of
-from kdscale.models.preprocess import Preprocess
-from kdscale.models.untrusted import create_named_by_file
+from kdscale.formatting import number_of
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_SIDE = 224
 _SMALL = 96
 """Largest side of images that are cropped with padding, and that a small student is chosen for."""
-_VIEWS, _STUDENT_EPOCHS, _TEACHER_EPOCHS, _FINE_TUNING_EPOCHS = 10, 30, 30, 10
-
-
-@dataclass(frozen=True, slots=True)
-class _Teacher:
-    """A teacher as it is named on the command line, and what its weights state."""
-
-    model: str
-    lines: tuple[str, ...]
-    """Lines of `[teacher]` that name its weights, if it has any."""
-    training: tuple[str, ...]
-    """Lines of `[teacher.train]`; () = the teacher is trained already."""
-    mean: tuple[float, ...]
-    """Mean of each channel, of pixels scaled to 0..1; as `std`, also the student's."""
-    std: tuple[float, ...]
-    side: int | None
-    """Side in pixels of the images that the weights were trained on; None if it is not stated."""
+_VIEWS, _STUDENT_EPOCHS = 10, 30
 
 
 def write_recipe(
-    folder: Path, *, teacher: str, student: str | None, out: Path | None, cache_root: Path
+    folder: Path,
+    *,
+    teacher: str,
+    weights: Path | None = None,
+    student: str | None = None,
+    out: Path | None = None,
+    cache_root: Path,
 ) -> tuple[Path, str]:
     """Write a commented recipe that runs.
 
     Args:
         folder: images, one folder for each class, below `train` and `test`, or any other source
             that a recipe may name.
-        teacher: name of a model, or a weights file that states its model.
+        teacher: name of a model, or a weights file that states its model or is recognised.
+        weights: file of the teacher's weights, if `teacher` is a model.
         student: name of a model; None = chosen by the size of the images.
         out: the file; None = `NAME.toml` in the current folder.
         cache_root: folder of decoded images, which the check of the recipe needs.
@@ -75,16 +56,21 @@ def write_recipe(
     train = open_source(str(folder), split="train", require_labels=False, options=SourceOptions())
     open_source(str(folder), split="test", require_labels=True, options=SourceOptions())
     headers = read_headers(train)
-    own = _teacher(teacher, headers.channels, path)
+    own = lines_of_teacher(
+        teacher, weights, channels=headers.channels, num_classes=len(train.classes), recipe=path
+    )
     side = _side_of_views(headers, own.side)
     text = _recipe_text(
-        name, path, _below(folder, path), train, headers, side, own,
+        name, path, below(folder, path), train, headers, side, own,
         student or ("resnet20" if side <= _SMALL else "torchvision/resnet18"),
     )  # fmt: skip
     table = parse_toml(text)
     table["data"]["source"] = str(folder)  # it may be relative to the recipe
+    file = teacher if weights is None else str(weights)
     if "weights" in table["teacher"]:
-        table["teacher"]["weights"] = teacher
+        table["teacher"]["weights"] = file
+    elif own.pretrained:
+        table["teacher"]["train"]["pretrained"] = file
     check_recipe(parse_recipe(table, str(path)), cache_root)
     try:
         write_output(path, text.encode())
@@ -96,96 +82,13 @@ def write_recipe(
 # --------------------------------------------------------------------------- looking
 
 
-def _teacher(name: str, channels: int, recipe: Path) -> _Teacher:
-    """Return what is known of a teacher by its name, or by its file of weights."""
-    file = Path(name).expanduser()
-    if file.is_file():
-        return _of_file(file, recipe)
-    if file.suffix in (".safetensors", ".pt", ".pth"):
-        raise ConfigError(f"no weights file {name!r}: check the path, or name a model")
-    library, _, short = name.partition("/")
-    fine_tuned = (
-        f"epochs = {_FINE_TUNING_EPOCHS}",
-        "learning_rate = 1e-4",
-    )
-    if short and library in _STATED:
-        mean, std, side = _STATED[library](short)
-        lines: tuple[str, ...] = ()
-        training: tuple[str, ...] = fine_tuned
-        if library == "torchvision":
-            training = ('pretrained = "torchvision:DEFAULT"', *fine_tuned)
-        elif library == "timm":
-            lines = ("options = { pretrained = true }",)
-        return _Teacher(name, lines, training, mean, std, side)
-    if library == "transformers":
-        return _Teacher(name, (), (), *_IMAGENET, _SIDE)
-    mean, std = _IMAGENET if channels == 3 else ((0.5,), (0.25,))
-    scratch = (f"epochs = {_TEACHER_EPOCHS}", 'schedule = "one_cycle"', "learning_rate = 3e-3")
-    return _Teacher(name, (), scratch, mean, std, None)
-
-
-def _of_file(file: Path, recipe: Path) -> _Teacher:
-    stated = read_metadata(file)
-    advice = "name the model with --teacher, then set teacher.weights in the recipe"
-    if "model" not in stated:
-        raise ConfigError(f"{file} does not state its model, as weights of kdscale do: {advice}")
-    preprocess = Preprocess.parse(stated["preprocess"])
-    try:
-        create_named_by_file(
-            stated["model"], num_classes=stated.get("num_classes", 2),
-            in_channels=preprocess.channels, options=stated.get("options"), origin=file,
-            weights=file,
-        )  # fmt: skip
-    except ModelError as error:  # code, or a file, of the file's choice
-        model = shortened(str(stated["model"]))
-        raise ConfigError(
-            f"the model {model!r} that {file} names cannot be taken from there: {advice}"
-        ) from error
-    size = size_of(stated.get("pixels"))
-    lines = [f"weights = {_toml(_below(file, recipe))}"]
-    if stated.get("options"):
-        lines.append(f"options = {_toml(stated['options'])}")
-    side = None if size is None else size[0]
-    return _Teacher(stated["model"], tuple(lines), (), preprocess.mean, preprocess.std, side)
-
-
-_Stated = tuple[tuple[float, ...], tuple[float, ...], int]
-
-
-def _of_torchvision(short: str) -> _Stated:
-    from torchvision import models
-
-    try:
-        transforms = models.get_model_weights(short).DEFAULT.transforms()
-    except ValueError as error:
-        raise ModelError(f"torchvision has no model {short!r}: {error}") from None
-    return tuple(transforms.mean), tuple(transforms.std), int(transforms.crop_size[0])
-
-
-def _of_timm(short: str) -> _Stated:
-    try:
-        stated = importlib.import_module("timm").get_pretrained_cfg(short)
-    except ImportError:
-        stated = None  # the check of the recipe says what to install
-    if stated is None:
-        return (*_IMAGENET, _SIDE)
-    return tuple(stated.mean), tuple(stated.std), int(stated.input_size[-1])
-
-
-_STATED: Mapping[str, Callable[[str], _Stated]] = {
-    "torchvision": _of_torchvision,
-    "timm": _of_timm,
-}
-"""Mean, standard deviation and side of images that a library's weights were trained on."""
-
-
 def _side_of_views(headers: Headers, trained: int | None) -> int:
     """Return the side of views: that of small images, or of the teacher, if images are as large."""
     (low, high), (narrow, wide) = headers.sizes
     if headers.one_size and low == narrow <= _SMALL:
         return low
     usual = (min(low, narrow) + min(high, wide)) // 2
-    return max(16, min(trained or _SIDE, usual // 32 * 32 or usual))
+    return max(16, min(trained or SIDE, usual // 32 * 32 or usual))
 
 
 # --------------------------------------------------------------------------- writing
@@ -198,10 +101,10 @@ def _recipe_text(
     train: EncodedSplit,
     headers: Headers,
     side: int,
-    teacher: _Teacher,
+    teacher: TeacherLines,
     student: str,
 ) -> str:
-    file = str(path) if re.fullmatch(r"[\w./-]+", str(path)) else _toml(str(path))
+    file = str(path) if re.fullmatch(r"[\w./-]+", str(path)) else to_toml(str(path))
     (low, high), (narrow, wide) = headers.sizes
     sizes = f"{low} x {narrow}" if headers.one_size else f"{low} to {high} x {narrow} to {wide}"
     labelled = bool((train.labels >= 0).all())
@@ -234,10 +137,10 @@ def _recipe_text(
             f"#   kdscale views {file} --out views.png",
             f"#   kdscale cache plan {file}",
             f"#   kdscale run {file}",
-            f"name = {_toml(name)}",
+            f"name = {to_toml(name)}",
             "",
             "[data]",
-            f"source = {_toml(source)}",
+            f"source = {to_toml(source)}",
             clean,
             "# validation = 0.1           # share of training images that chooses the best weights",
             "",
@@ -247,14 +150,14 @@ def _recipe_text(
             f"count = {_VIEWS}                   # per image; the teacher runs once on each view",
             "",
             "[teacher]",
-            f"model = {_toml(teacher.model)}",
+            f"model = {to_toml(teacher.model)}",
             *teacher.lines,
             *_input_lines(teacher, side),
             '# precision = "bfloat16"     # faster on GPUs',
             *[line for number, line in enumerate(training) if line or not number],
             *([""] if teacher.training else []),
             "[student]",
-            f"model = {_toml(student)}",
+            f"model = {to_toml(student)}",
             _input_line(teacher, None),
             "",
             "[student.train]",
@@ -275,9 +178,9 @@ def _recipe_text(
     )
 
 
-def _input_lines(teacher: _Teacher, side: int) -> list[str]:
+def _input_lines(teacher: TeacherLines, side: int) -> list[str]:
     """Return the lines of `[teacher]` about its input."""
-    if any(line.startswith("weights") for line in teacher.lines):
+    if teacher.states_input and any(line.startswith("weights") for line in teacher.lines):
         return ["# Mean, standard deviation, size and classes are stated by the weights."]
     if teacher.side is None or teacher.side <= side:
         return [_input_line(teacher, None)]
@@ -285,19 +188,6 @@ def _input_lines(teacher: _Teacher, side: int) -> list[str]:
     return [note, _input_line(teacher, teacher.side)]
 
 
-def _input_line(teacher: _Teacher, size: int | None) -> str:
+def _input_line(teacher: TeacherLines, size: int | None) -> str:
     resized = "" if size is None else f", size = {size}"
     return f"input = {{ mean = {list(teacher.mean)}, std = {list(teacher.std)}{resized} }}"
-
-
-def _below(path: Path, recipe: Path) -> str:
-    """Return a path as the recipe names it: relative to its own folder, or absolute."""
-    absolute, folder = path.expanduser().resolve(), recipe.resolve().parent
-    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
-
-
-def _toml(value: Any) -> str:
-    """Return a value as TOML."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
+from torchvision import models
 
 from kdscale.config import load_recipe
 from kdscale.models.weights import save_weights
@@ -100,6 +102,46 @@ def test_pretrained_model_of_a_library_is_fine_tuned_at_its_size(kdscale, photog
     recipe = load_recipe("pets.toml")
     assert (recipe.teacher.input.size, recipe.student.input.size) == (224, None)
     assert recipe.teacher.train.pretrained == "torchvision:DEFAULT"
+
+
+@pytest.mark.thorough
+def test_recipe_of_torchvisions_weights_runs_as_it_is_written(kdscale, photographs, tmp_path):
+    torch.manual_seed(0)
+    torch.save(models.resnet18(num_classes=2).state_dict(), "mine.pth")
+    done = kdscale("init", "pets", "--teacher", "mine.pth", "--student", "resnet20")
+    assert done.exit_code == 0, done.stderr
+    recipe = load_recipe("pets.toml")
+    assert recipe.teacher.model == "torchvision/resnet18"
+    assert recipe.teacher.weights == "mine.pth"
+    assert recipe.teacher.input.size == 224
+    quick = ["--set=views.count=1", "--set=student.train.epochs=1"]
+    done = kdscale("run", "pets.toml", "--set=teacher.input.size=64", *quick)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads((tmp_path / "runs" / "pets" / "result.json").read_text())["rows"]
+    assert [row["label"] for row in rows] == ["teacher", "alone", "cache"]
+
+
+@pytest.mark.parametrize("named", [(), ("--teacher", "torchvision/resnet18", "--weights")])
+def test_weights_of_other_classes_are_fine_tuned(kdscale, photographs, named):
+    torch.save(models.resnet18(num_classes=7).state_dict(), "seven.pth")
+    given = named or ("--teacher",)
+    done = kdscale("init", "pets", *given, "seven.pth", "--student", "resnet20")
+    if named:  # weights of a named model are taken as they are
+        assert done.exit_code == 1
+        assert "seven.pth" in done.stderr
+        return
+    assert done.exit_code == 0, done.stderr
+    train = load_recipe("pets.toml").teacher.train
+    assert train.pretrained == "seven.pth"
+    assert "seven.pth is of 7 classes" in done.stdout
+
+
+@pytest.mark.thorough
+def test_weights_of_no_known_model_are_refused(kdscale, photographs):
+    torch.save(nn.Linear(2, 3).state_dict(), "linear.pth")
+    done = kdscale("init", "pets", "--teacher", "linear.pth")
+    assert done.exit_code == 2
+    assert "name it: --teacher MODEL --weights linear.pth" in done.stderr
 
 
 @pytest.mark.parametrize(
