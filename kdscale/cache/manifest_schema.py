@@ -149,6 +149,8 @@ def _check_dataset(dataset: Mapping[str, Any], table: Mapping[str, Any]) -> None
     if "keys" in dataset:
         known = dataset["keys"] in _KINDS_OF_KEYS
         _require(known, "dataset.keys", dataset["keys"], " or ".join(_KINDS_OF_KEYS))
+    share = dataset.get("test", 0.0)
+    _require(_is_number(share) and 0 <= share < 1, "dataset.test", share, "a share below 1")
     for name in ("source", "split"):
         _text_or_null(f"dataset.{name}", dataset[name])
     for name in ("image_column", "label_column"):

@@ -12,13 +12,15 @@ from kdscale.config.recipe import parse_toml
 from kdscale.data.encoded_split import EncodedSplit
 from kdscale.data.headers import Headers, read_headers
 from kdscale.data.image_dataset import describe_split
-from kdscale.data.source import SourceOptions, open_source
+from kdscale.data.source import SourceOptions, has_split, open_source
+from kdscale.data.split_cut import SplitCut
 from kdscale.errors import ConfigError, StorageError
 from kdscale.experiment.cache_spec import check_recipe
 from kdscale.formatting import number_of
 
 _SMALL = 96
 """Largest side of images that are cropped with padding, and that a small student is chosen for."""
+_TEST_SHARE = 0.1
 _VIEWS, _STUDENT_EPOCHS = 10, 30
 
 
@@ -54,7 +56,11 @@ def write_recipe(
     if path.exists():
         raise ConfigError(f"{path} exists: name another file with --out, or remove it")
     train = open_source(str(folder), split="train", require_labels=False, options=SourceOptions())
-    open_source(str(folder), split="test", require_labels=True, options=SourceOptions())
+    if (train.labels >= 0).any() and not has_split(str(folder), "test", SourceOptions()):
+        cut = SourceOptions(cut=SplitCut(_TEST_SHARE, test=False, test_split="test"))
+        train = open_source(str(folder), split="train", require_labels=False, options=cut)
+    else:
+        open_source(str(folder), split="test", require_labels=True, options=SourceOptions())
     headers = read_headers(train)
     own = lines_of_teacher(
         teacher, weights, channels=headers.channels, num_classes=len(train.classes), recipe=path
@@ -129,6 +135,7 @@ def _recipe_text(
         *teacher.training,
         f"global_batch_size = {batch}" if teacher.training else "",
     ]
+    test = "share of the images that is tested on: there is no test split"
     return "\n".join(
         [
             f"# Written by kdscale init: {describe_split(train).removeprefix('data: ')};",
@@ -142,6 +149,7 @@ def _recipe_text(
             "[data]",
             f"source = {to_toml(source)}",
             clean,
+            *([f"test = {_TEST_SHARE}                   # {test}"] if train.cut else []),
             "# validation = 0.1           # share of training images that chooses the best weights",
             "",
             "[views]                      # the same for teacher and student",

@@ -127,7 +127,8 @@ def _tested_on(trained: TrainedModel, table: Mapping[str, Any]) -> tuple[str, st
     if not trained.recipe.data.is_tested and trained.evaluation.is_file():
         found = without_paths(read_run_file(trained.evaluation))
         return found["test_source"], found["test_split"]
-    return table["data"]["source"], table["data"]["test_split"]
+    data = table["data"]
+    return data["source"], data["train_split"] if data.get("test") else data["test_split"]
 
 
 def _metrics(trained: TrainedModel) -> dict[str, float]:

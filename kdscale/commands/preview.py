@@ -19,6 +19,7 @@ from kdscale.config import Recipe
 from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
 from kdscale.data.source import SourceOptions
+from kdscale.data.split_cut import SplitCut
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import CacheMismatchError, ConfigError, DataError
 from kdscale.experiment.datasets import source_path
@@ -176,7 +177,7 @@ def _cached_images(
         CacheMismatchError: the images are others, or have changed.
         DataError: there are none.
     """
-    source = data or manifest.dataset["source"]
+    source, share = data or manifest.dataset["source"], manifest.dataset.get("test")
     names = tuple(manifest.dataset["classes"])
     # The manifest does not state whether a recipe chose among classes. To name them all changes
     # nothing of a labelled set, but an unlabelled one may have had no names.
@@ -189,6 +190,7 @@ def _cached_images(
         grey_range=_grey_range(manifest),
         class_names=manifest.dataset.get("class_names"),
         unlabelled=(manifest.dataset["split"],) if manifest.dataset.get("unlabelled") else (),
+        cut=SplitCut(share, test=False, test_split=manifest.dataset["split"]) if share else None,
     )
     for classes in (names, None) if labelled else (None, names):
         try:

@@ -77,6 +77,12 @@ class DataSection(ConfigSection):
         "4095]. Not set: the images must use 0..65535, and are reduced to their upper"
         " 8 bits.",
     )
+    test: Fraction = Field(
+        0.0,
+        description="Share of the labelled images of the training split, 0..1, that are cut off to "
+        "test on, the same of each class; for data sets without a test split. 0: `test_split` is "
+        "read.",
+    )
     validation: Fraction = Field(
         0.0,
         description="Share of the training split, 0..1, that is not trained on and chooses the "
@@ -105,6 +111,16 @@ class DataSection(ConfigSection):
     def device_memory_bytes(self) -> int | None:
         """Return `device_memory` as a number."""
         return None if self.device_memory is None else parse_bytes(self.device_memory)
+
+    @model_validator(mode="after")
+    def _labels_to_cut_by(self) -> "DataSection":
+        if self.test and (self.unlabelled or not self.is_tested):
+            setting = "unlabelled is true" if self.unlabelled else f"test_split is '{NO_SPLIT}'"
+            raise ValueError(
+                f"{setting} and test is {self.test:g}, but images to test on need labels: leave "
+                "one of both out"
+            )
+        return self
 
     @field_validator("device_memory")
     @classmethod

@@ -38,6 +38,8 @@ class EncodedSplit:
     """Levels of black and white in images of more than 8 bits a pixel; None: 0 and 65535."""
     cells_per_row: int = 1
     """Number of cells for each row, the last of which is the image."""
+    cut: str = ""
+    """Phrase about the part of the split that these rows are; empty of a whole split."""
 
     def read(self) -> Iterator[list[bytes]]:
         """The encoded images in order, `ROWS_PER_READ` or about `BYTES_PER_READ` at a time."""

@@ -152,6 +152,8 @@ def describe_split(encoded: EncodedSplit) -> str:
         elif present < len(encoded.classes):
             of_classes += f", {len(encoded.classes) - present:,} of them without an image"
     notes = [f"data: {number} {of_classes}, split {encoded.split!r} of {encoded.name}"]
+    if encoded.cut:
+        notes.append(encoded.cut)
     if encoded.num_files:
         notes.append(f"{number_of(encoded.num_files, 'image')} in files that the table names")
     if encoded.passed_over:

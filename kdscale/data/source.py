@@ -28,7 +28,8 @@ from kdscale.data.listing import TABLE_SUFFIXES, Listing, list_folder
 from kdscale.data.metadata_files import open_metadata_folder
 from kdscale.data.path_patterns import files_of_pattern, is_pattern
 from kdscale.data.saved_sets import is_saved, open_saved
-from kdscale.data.splits import SPLIT_FOLDERS, find_split
+from kdscale.data.split_cut import SplitCut, check_cut, cut_split
+from kdscale.data.splits import SPLIT_FOLDERS, find_split, same_split
 from kdscale.data.table_files import (
     check_shards,
     open_table_files,
@@ -72,6 +73,8 @@ class SourceOptions:
     grey_range: tuple[float, float] | None = None
     """Levels of black and white in grey images of more than 8 bits; None = 0 and 65535, if the
     images use that range."""
+    cut: SplitCut | None = None
+    """Part of the split that is read, where it is cut in two; None = the whole split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ def open_source(
     """Open a source, find split, columns and classes; arguments as of `load_images`."""
     opened = _open(source, options)
     found = find_split(source, opened.splits, split)
+    if options.cut is not None:
+        check_cut(source, opened.splits, found, options.cut)
     dataset = opened.splits[found]
     place = f"split '{found}' of {source}"
     if len(dataset) == 0:
@@ -107,7 +112,9 @@ def open_source(
             dataset.features, options.label_column, place, required=require_labels
         )
     labels = read_labels(opened.splits, found, label_column, place)
-    if require_labels and len(without := np.flatnonzero(labels.values < 0)):
+    labelled_part = options.cut is not None and options.cut.test
+    without = np.flatnonzero(labels.values < 0)
+    if require_labels and len(without) and not labelled_part:
         raise DataError(
             f"{len(without)} of the {number_of(len(dataset), 'row')} of {place} have no label "
             f"(column '{label_column}'), the first of them row {without[0]}: remove them, choose "
@@ -118,7 +125,7 @@ def open_source(
         labels = rename_classes(labels, named, place)
     rows, values, names = choose_classes(labels, options.classes, place)
     cells, files = _cells(opened, found, image_column, source)
-    return EncodedSplit(
+    encoded = EncodedSplit(
         cells=cells,
         rows=rows,
         labels=values,
@@ -130,6 +137,12 @@ def open_source(
         grey_range=options.grey_range,
         cells_per_row=2 if opened.tars else 1,
     )
+    return encoded if options.cut is None else cut_split(encoded, options.cut)
+
+
+def has_split(source: str, split: str, options: SourceOptions) -> bool:
+    """Return whether a source has a split; "test" also finds a validation split."""
+    return same_split(_open(source, options).splits, split) is not None
 
 
 def _cells(opened: _Opened, split: str, column: str, source: str) -> tuple[Any, list[str]]:

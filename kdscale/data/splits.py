@@ -1,7 +1,7 @@
 """Names of splits: of folders, of files, and in a recipe."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from kdscale.errors import DataError
@@ -34,9 +34,15 @@ def find_split(source: str, splits: Mapping[str, Any], wanted: str) -> str:
     Raises:
         DataError: it has none.
     """
-    for name in _ALIASES.get(wanted, (wanted,)):
-        if name in splits:
-            return name
-    raise DataError(
-        f"{source} has no split '{wanted}': it has {', '.join(sorted(splits))}. Choose one of them"
-    )
+    name = same_split(splits, wanted)
+    if name is None:
+        raise DataError(
+            f"{source} has no split '{wanted}': it has {', '.join(sorted(splits))}. Choose one of "
+            "them, or, to test on a part of the training split, set data.test = 0.1"
+        )
+    return name
+
+
+def same_split(splits: Collection[str], wanted: str) -> str | None:
+    """Return the name among `splits` that a wanted name stands for; None where there is none."""
+    return next((name for name in _ALIASES.get(wanted, (wanted,)) if name in splits), None)

@@ -198,6 +198,7 @@ def required_manifest(
                 grey_range=recipe.data.grey_range,
                 class_names=recipe.data.class_names,
                 unlabelled=recipe.data.unlabelled or None,
+                test=recipe.data.test or None,
             ),
         },
         views={

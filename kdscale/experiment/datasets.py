@@ -17,6 +17,7 @@ from kdscale.data.image_dataset import ImageDataset, load_images
 from kdscale.data.loader import DeviceImages
 from kdscale.data.pixel_sources import check_fixes_size
 from kdscale.data.source import SourceOptions
+from kdscale.data.split_cut import SplitCut
 from kdscale.data.validation_split import split_validation
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError, DataError
@@ -39,7 +40,7 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
             "data.unlabelled is true, and the loss needs labels: set loss.hard_weight = 0, or "
             "leave data.unlabelled out"
         )
-    images = _images(recipe, recipe.data.train_split, root, labelled=labelled)
+    images = _images(recipe, root, test=False, labelled=labelled)
     _check_distinguishes(images, labelled=labelled)
     _check_views_fix_size(recipe, images)
     if recipe.data.validation and not images.labelled:
@@ -58,11 +59,14 @@ def training_images(recipe: config.Recipe, root: Path, *, labelled: bool) -> Ima
 
 
 def test_images(recipe: config.Recipe, root: Path) -> ImageDataset | None:
-    """The recipe's test split, decoded; None where `data.test_split` is "none"."""
+    """Return the test split, or the test part of the training split, decoded.
+
+    None where `data.test_split` is "none".
+    """
     if not recipe.data.is_tested:
         return None
     try:
-        return _images(recipe, recipe.data.test_split, root, labelled=True)
+        return _images(recipe, root, test=True, labelled=True)
     except DataError as error:
         if not recipe.student.headless:
             raise
@@ -81,8 +85,9 @@ def clean_images(recipe: config.Recipe, root: Path) -> ImageDataset:
 test_images.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
-def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) -> ImageDataset:
-    levels = recipe.data.grey_range
+def _images(recipe: config.Recipe, root: Path, *, test: bool, labelled: bool) -> ImageDataset:
+    levels, share = recipe.data.grey_range, recipe.data.test
+    split = recipe.data.test_split if test and not share else recipe.data.train_split
     options = SourceOptions(
         image_column=recipe.data.image,
         label_column=recipe.data.label,
@@ -92,6 +97,7 @@ def _images(recipe: config.Recipe, split: str, root: Path, *, labelled: bool) ->
         config=recipe.data.config,
         revision=recipe.data.revision,
         grey_range=None if levels is None else (levels[0], levels[1]),
+        cut=SplitCut(share, test, recipe.data.test_split) if share else None,
     )
     source = source_path(recipe.data.source)
     images = load_images(source, split=split, root=root, require_labels=labelled, options=options)

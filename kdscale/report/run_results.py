@@ -220,7 +220,10 @@ _SECTIONS = ("data", "views", "cache", "teacher", "student", "loss", "ensemble",
 def test_split_of(recipe: Mapping[str, Any]) -> str:
     """Return the test split that a recipe names."""
     data = tables_of(recipe, "data")
-    return f"{data.get('source', '?')}, split {data.get('test_split', 'test')}"
+    split = data.get("test_split", "test")
+    if data.get("test"):
+        split = f"{data.get('train_split', 'train')} (test part)"
+    return f"{data.get('source', '?')}, split {split}"
 
 
 def _evaluated_on(evaluation: ModelEvaluation | None) -> str | None:

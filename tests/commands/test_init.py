@@ -54,6 +54,13 @@ def test_recipe_of_photographs_runs_as_it_is_written(kdscale, photographs, tmp_p
     assert [row["label"] for row in rows] == ["teacher", "alone", "cache"]
 
 
+def test_one_split_is_cut_in_two(kdscale, photographs):
+    done = kdscale("init", "pets/train", "--teacher", "resnet8x4")
+    assert done.exit_code == 0, done.stderr
+    assert load_recipe("train.toml").data.test == 0.1
+    assert "22 images of 2 classes (cat, dog), split 'train' of pets/train" in done.stdout
+
+
 def test_recipe_names_data_relative_to_its_folder(kdscale, photographs, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "here").mkdir()
@@ -149,7 +156,7 @@ def test_weights_of_no_known_model_are_refused(kdscale, photographs):
     [
         (["pets", "--teacher", "resnet9000"], "there is no model 'resnet9000'"),
         (["pets", "--teacher", "missing.safetensors"], "no weights file 'missing.safetensors'"),
-        (["pets/train", "--teacher", "resnet20"], "has no split"),
+        (["pets/train/cat", "--teacher", "resnet20"], "has no split"),
     ],
 )
 def test_what_cannot_run_is_refused_and_nothing_is_written(
