@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from losses_table import losses_table
 from systems import systems_summary, systems_tables
 
 from kdscale.formatting import spread
@@ -119,6 +120,8 @@ def _table(found: dict[str, Any]) -> str:
         return f"{results_table(_rows(found))}\n\n{_gain(found)}"
     if "groups" in found:
         return _groups_table(found["groups"])
+    if "losses" in found:
+        return losses_table(found["losses"])
     if "views" in found:
         return _views_table(found)
     if "encodings" in found:

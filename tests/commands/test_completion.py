@@ -19,7 +19,7 @@ def complete(words, *options):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("run mni", ["plain,mnist", "plain,mnist-best"]),
+        ("run tiny", ["plain,tiny-imagenet", "plain,tiny-imagenet-best"]),
         ("cache build quick", ["plain,quickstart"]),
         ("run mine.t", ["file,mine.t"]),
         ("quicks", ["plain,quickstart"]),
