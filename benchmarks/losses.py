@@ -1,8 +1,8 @@
-"""All losses between logits from one cache: students of a sweep by their loss, and cost of a step.
+"""All losses between logits from one cache: students of sweeps by their loss, and cost of a step.
 
     python benchmarks/losses.py runs/losses > losses.json
 
-Of each loss of the sweep: the results of its students by seed; the processor time of a training
+Of each loss of the sweeps: the results of its students by seed; the processor time of a training
 step of `cifar10-lightnn` on one fixed batch of 128, in rounds that take all losses in turn, as a
 ratio to that of labels alone; and of the loss by itself, forward and backward, at two sizes. One
 thread. Prints JSON for `benchmarks/results.py collect`.
@@ -33,10 +33,10 @@ SIZES = {"128 x 10": (128, 10, 20), "256 x 1000": (256, 1000, 4)}
 Run = Callable[[], None]
 
 
-def students(folder: Path) -> list[dict[str, Any]]:
-    """Return the losses of a sweep's recipe, in its order, with their finished students."""
+def students(folders: list[Path]) -> list[dict[str, Any]]:
+    """Return the losses of sweeps, in their order, with their finished students."""
     losses: dict[str, dict[str, Any]] = {}
-    for row in status(folder)["rows"]:
+    for row in (row for folder in folders for row in status(folder)["rows"]):
         loss = row["parameters"]["loss"]
         found = losses.setdefault(json.dumps(loss, sort_keys=True), {"loss": loss, "results": []})
         if row["state"] == "finished":
@@ -123,12 +123,15 @@ def main() -> None:
     """Gather, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sweep", type=Path, help="folder of a sweep over whole tables of losses")
+    parser.add_argument(
+        "others", type=Path, nargs="*", help="more of them, whose cost is not measured"
+    )
     parser.add_argument("--no-cost", action="store_true", help="gather only")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    losses = students(arguments.sweep)
+    losses = students([arguments.sweep, *arguments.others])
     if not arguments.no_cost:
-        costs(losses)
+        costs(losses[: len(students([arguments.sweep]))])
     print(json.dumps({"losses": losses}, indent=1))
 
 

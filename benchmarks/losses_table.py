@@ -12,7 +12,9 @@ from kdscale.report.table import Table
 def losses_table(losses: list[dict[str, Any]]) -> str:
     """Return both tables of what `benchmarks/losses.py` found; the first loss is labels alone."""
     alone, *others = losses
-    best = sorted(others, key=lambda row: -mean(_accuracies(row)))
+    best = sorted(
+        (row for row in others if row["results"]), key=lambda row: -mean(_accuracies(row))
+    )
     noise = _noise(alone, others)
     parts = [
         _accuracy_table(alone, best, noise),
@@ -22,7 +24,7 @@ def losses_table(losses: list[dict[str, Any]]) -> str:
     ]
     if "step_milliseconds" in alone:
         parts += [
-            _cost_table(losses),
+            _cost_table([row for row in losses if "step_milliseconds" in row]),
             "Processor time of one thread, medians; quartiles of the ratio in brackets. Loss: "
             "forward and backward of all terms at samples x classes.",
         ]
@@ -43,7 +45,7 @@ def _accuracy_table(
         line += [str(len(row["results"])), spread(_accuracies(row), 2), spread(validation, 2)]
         line += [spread(gains, 2) if gains else "", _verdict(gains, noise)]
         lines.append(line)
-    header = ["loss", "T", "hard / soft weight", "seeds", "top-1 %", "validation %"]
+    header = ["loss", "temperature", "hard / soft weight", "seeds", "top-1 %", "validation %"]
     return Table([*header, "gain", "verdict"], lines).text()
 
 
