@@ -40,6 +40,6 @@ def test_quickstart_as_it_is_teaches_within_90_seconds(kdscale_process):
     done = kdscale_process("quickstart", timeout=400)
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
-    assert found["teacher"] > 97
-    assert found["student, cached teacher"] >= found["student alone"]
+    assert found["teacher"] > 95
+    assert found["student, cached teacher"] >= found["student alone"] + 0.5
     assert time.perf_counter() - began < 300
