@@ -46,7 +46,9 @@ class EvaluationOptions:
               "names, or that were trained for it]"),
     click.option("--seconds", type=click.FloatRange(0), default=2, show_default=True,
                  help="Seconds of timing for each batch size; at least five passes."),
-    click.option("--data", type=EXISTING, help="A local copy of the data set."),
+    click.option("--data", type=EXISTING,
+                 help="A local copy of the data set; of a run without labelled images, any "
+                 "data set that has some."),
     trust_code_option,
 )  # fmt: skip
 @cache_root_option

@@ -22,6 +22,7 @@ from kdscale.commands.push import push
 from kdscale.commands.recheck import recheck
 from kdscale.commands.run import run_recipe
 from kdscale.commands.train import train
+from kdscale.config import dump_recipe
 from kdscale.errors import ConfigError, DataError, ModelError, RunError
 from kdscale.experiment import Experiment, Locations
 from kdscale.experiment.cache_spec import check_recipe
@@ -258,6 +259,39 @@ def test_student_without_a_classifier_is_exported_and_predicts_no_class(
             open_classifier(model, trust_code=True)
 
 
+def test_embeddings_of_onnx_are_those_of_the_student(student, shared_root, tmp_path):
+    import onnxruntime
+
+    trained = trained_model_of(student, trust=Trust(code=True))
+    export(trained, "onnx", cache_root=shared_root, out=tmp_path / "student.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    assert [one.name for one in session.get_outputs()] == ["embedding"]
+    pixels = torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)
+    (found,) = session.run(None, {"pixels": pixels.numpy()})
+    expected = load_student(student, trust_code=True)(pixels)
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
+
+
+def test_sweep_compares_students_without_classifiers_by_their_neighbours(
+    unsupervised, cache, kdscale, tmp_path
+):
+    table = unsupervised(
+        data={"validation": 0.25},
+        student={"train": {"epochs": 2}},
+        sweep={"space": {"student": {"train": {"learning_rate": [0.01, 0.001]}}}},
+    )
+    (tmp_path / "sweep.toml").write_text(dump_recipe(table))
+    done = kdscale("sweep", "sweep.toml", "--run", "s", "--cache", cache)
+    assert done.exit_code == 0, done.stderr
+    rows = csv.DictReader(io.StringIO(render_csv(collect([tmp_path / "s"], tmp_path))))
+    trials = [row for row in rows if row["kind"] == "cache"]
+    assert [float(row["student.train.learning_rate"]) for row in trials] == [0.01, 0.001]
+    for row in trials:
+        assert row["top1_accuracy"] == row["knn_top1_accuracy"]
+        assert 0 < float(row["probe_top1_accuracy"]) <= 1
+        assert 0 < float(row["best_validation_accuracy"]) <= 1
+
+
 def test_student_without_a_classifier_is_pushed_with_its_card(student, hub):
     push(trained_model_of(student, trust=Trust(code=True)), "hf://me/embedding")
     card = hub.files("me/embedding")["README.md"].decode()
@@ -366,6 +400,9 @@ def test_student_of_images_without_any_label_is_exported_and_pushed(
 
 def test_whole_recipe_of_images_without_any_label_runs(unlabelled, tmp_path):
     place = Locations(run=tmp_path / "all", cache_root=tmp_path)
+    planned = plan(Experiment(unlabelled(), place), seconds=0.1)
+    assert planned["cached_student_seconds"] > 0
+    assert planned["teacher_top1_accuracy"] is None
     result = run_recipe(Experiment(unlabelled(), place))
     assert [row["label"] for row in result["rows"]] == ["cache"]
     place = Locations(run=tmp_path / "all" / "cache-seed0", cache_root=tmp_path)
