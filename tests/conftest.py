@@ -4,6 +4,7 @@
 
 import atexit
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -14,6 +15,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+gc.disable()  # until all tests are collected: nothing that imports and collection make is garbage
+
+# Bytecode is stored whatever the environment says: without it each worker rewrites all asserts
+# again (5 s), and each command in a process of its own compiles kdscale.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # `datasets` and `huggingface_hub` read these when they are imported.
 _HOME = tempfile.mkdtemp(prefix="kdscale-tests-")
@@ -48,6 +56,16 @@ def pytest_configure(config):
     """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Let the garbage collector begin with what the tests make: a million older objects stay."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 SIDE = 8
@@ -318,6 +336,29 @@ def kdscale(tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture(scope="module")
+def _made_once(tmp_path_factory):
+    return tmp_path_factory.mktemp("made-once")
+
+
+@pytest.fixture
+def make_once(_made_once, tmp_path):
+    """Fills `tmp_path`, `(name, make)`: by `make` the first time in a module, then by a copy.
+
+    For what commands make that start in `tmp_path`, as `kdscale` does, and name no other folder.
+    """
+
+    def fill(name, make):
+        stored = _made_once / name
+        if stored.exists():
+            shutil.copytree(stored, tmp_path, symlinks=True, dirs_exist_ok=True)
+            return
+        make()
+        shutil.copytree(tmp_path, stored, symlinks=True)
+
+    return fill
+
+
 @pytest.fixture
 def kdscale_process(tmp_path):
     """Runs a command as a user's shell does; returns the finished process."""
@@ -334,6 +375,27 @@ def kdscale_process(tmp_path):
         )
 
     return run
+
+
+_CHARTS = {}
+
+
+@pytest.fixture
+def reuse_charts(monkeypatch):
+    """Draws a chart of a report only where a key of it, `(key_of)`, is new in this process."""
+    from kdscale.report import page
+    from kdscale.report.figures.chart import svg_of
+
+    def reuse(key_of):
+        def drawn(chart, *width):
+            key = (chart.name, *width, key_of(chart))
+            if key not in _CHARTS:
+                _CHARTS[key] = svg_of(chart, *width)
+            return _CHARTS[key]
+
+        monkeypatch.setitem(page._template().environment.filters, "svg", drawn)
+
+    return reuse
 
 
 class ForkedCommands:

@@ -213,6 +213,7 @@ if __name__ == "__main__":
     os.fsync = lambda _descriptor: None  # a kill, unlike a power cut, loses nothing unflushed
     mode, folder = sys.argv[1], Path(sys.argv[2])
     runs = {
+        "some of new": lambda: moments_of_a_build(folder, begun=False, step=13),
         "new": lambda: moments_of_a_build(folder, begun=False, step=5),
         "all of new": lambda: moments_of_a_build(folder, begun=False, step=1),
         "grown": lambda: moments_of_a_build(folder, begun=True, step=3),

@@ -28,20 +28,28 @@ def without_times(records):
 
 
 @pytest.fixture
-def whole(kdscale, write_recipe, tmp_path):
+def whole(kdscale, write_recipe, make_once, tmp_path):
     """A command, and a run with dropout and a validation split that it trained."""
     options = {"model": "tiny_models:slow_mlp", "options": {"seconds": 0.0, "dropout": 0.3}}
     train = {"epochs": 4, "checkpoint_every": 4, "evaluate_every": 2}
     recipe = write_recipe(student={**options, "train": train}, data={"validation": 0.25})
-    assert kdscale("train", recipe, "--run", "whole").exit_code == 0
+
+    def train():
+        assert kdscale("train", recipe, "--run", "whole").exit_code == 0
+
+    make_once("whole", train)
     return ["train", recipe], tmp_path / "whole"
 
 
 @pytest.fixture
-def unfinished(kdscale, whole, stopped_after_step, tmp_path):
+def unfinished(kdscale, whole, stopped_after_step, make_once, tmp_path):
     """The same, stopped after 10 of 12 steps: checkpoints of steps 8 and 10."""
-    with stopped_after_step(9):
-        assert kdscale(*whole[0], "--run", "run").exit_code == 75
+
+    def train_until_stopped():
+        with stopped_after_step(9):
+            assert kdscale(*whole[0], "--run", "run").exit_code == 75
+
+    make_once("unfinished", train_until_stopped)
     return tmp_path / "run"
 
 

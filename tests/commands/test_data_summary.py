@@ -38,7 +38,7 @@ def test_each_command_says_each_split_once(kdscale, write_recipe, tmp_path):
         (["train"], "cache", "build", recipe, "--set", f"teacher.weights={weights}"),
         (["test", "train"], "train", recipe, "--targets", "none", "--run", "alone"),
         (["train"], "views", recipe, "--out", "views.png"),
-        (["test"], "evaluate", "alone"),
+        (["test"], "evaluate", "alone", "--seconds", 0),
     ):
         done = kdscale(*command)
         assert done.exit_code == 0, done.stderr
@@ -56,7 +56,7 @@ def test_json_is_not_touched(kdscale, write_recipe, tmp_path):
     write_folder(tmp_path / "data")
     recipe = write_recipe(data={"source": "data"})
     assert kdscale("run", recipe).exit_code == 0
-    done = kdscale("cache", "plan", recipe, "--json")
+    done = kdscale("cache", "plan", recipe, "--seconds", 0.1, "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)
     assert lines_about_data(done)

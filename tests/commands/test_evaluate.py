@@ -33,21 +33,26 @@ CONTRACT = {
 
 
 @pytest.fixture
-def trained(kdscale, write_recipe, tmp_path):
+def trained(kdscale, write_recipe, make_once, tmp_path):
     """A finished run and its result."""
-    kdscale("train", write_recipe(), "--run", "run")
+    recipe = write_recipe()
+    make_once("trained", lambda: kdscale("train", recipe, "--run", "run"))
     return json.loads((tmp_path / "run" / "result.json").read_text())
 
 
 @pytest.fixture
-def distilled(kdscale, write_recipe, tiny_teacher):
+def distilled(kdscale, write_recipe, tiny_teacher, make_once):
     """Two runs of a given teacher's student: `alone`, and `cached` with a validation split."""
     given = {"weights": tiny_teacher, "train": None}
     recipe = write_recipe(teacher=given, student={"train": {"epochs": 1}})
-    assert kdscale("train", recipe, "--run", "alone").exit_code == 0
-    validated = ("--set", "data.validation=0.25")
-    done = kdscale("train", recipe, "--targets", "cache", "--run", "cached", *validated)
-    assert done.exit_code == 0, done.stderr
+    cached = ("--targets", "cache", "--run", "cached", "--set", "data.validation=0.25")
+
+    def train():
+        for arguments in (("--run", "alone"), cached):
+            done = kdscale("train", recipe, *arguments)
+            assert done.exit_code == 0, done.stderr
+
+    make_once("distilled", train)
     return recipe
 
 
@@ -287,7 +292,7 @@ def test_two_models_without_an_answer_do_not_agree():
 def test_what_is_no_finished_run_is_refused(kdscale, tmp_path, run, problem):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.toml").write_text("")
-    done = kdscale("evaluate", run)
+    done = kdscale("evaluate", run, *FAST)
     assert done.exit_code == 1
     assert done.stderr.startswith(f"Error: {problem}")
 
@@ -295,7 +300,7 @@ def test_what_is_no_finished_run_is_refused(kdscale, tmp_path, run, problem):
 def test_unlabelled_test_split_is_refused(kdscale, trained, make_dataset, tmp_path):
     data = make_dataset(tmp_path / "unlabelled", 64, 32, unlabelled=True)
     (data / "train.parquet").replace(data / "test.parquet")
-    done = kdscale("evaluate", "run", "--data", "unlabelled")
+    done = kdscale("evaluate", "run", "--data", "unlabelled", *FAST)
     assert done.exit_code == 1
     assert "label" in done.stderr
     assert not (tmp_path / "run" / "evaluation.json").exists()
@@ -334,7 +339,7 @@ def test_best_weights_of_another_folders_teacher_leave_what_is_known_of_the_last
 
 
 def test_run_without_validation_has_no_best_weights(kdscale, trained):
-    done = kdscale("evaluate", "run", "--weights", "best")
+    done = kdscale("evaluate", "run", "--weights", "best", *FAST)
     assert done.exit_code == 1
     assert "data.validation" in done.stderr
 
@@ -394,7 +399,7 @@ def test_teacher_is_found_from_inside_the_runs_folder_too(
 
 def test_damaged_note_of_who_taught_a_run_is_reported(kdscale, distilled, tmp_path):
     (tmp_path / "cached" / "content.json").write_text("{")
-    done = kdscale("evaluate", "cached")
+    done = kdscale("evaluate", "cached", *FAST)
     assert done.exit_code == 1
     assert "content.json is damaged" in done.stderr
 

@@ -499,37 +499,37 @@ def classes(image):
     return [(one["class"], pytest.approx(one["probability"], abs=1e-5)) for one in found]
 
 
-def test_export_with_preprocessing_takes_photographs_of_any_size(kdscale, write_recipe, tmp_path):
+@pytest.mark.parametrize("name", ["onnx", pytest.param("pt2", marks=pytest.mark.thorough)])
+def test_export_with_preprocessing_takes_photographs_of_any_size(
+    kdscale, write_recipe, tmp_path, name
+):
     operations = [{"name": "resize", "size": 10}, {"name": "center_crop", "size": 8}]
     recipe = write_recipe(
         data={"clean": operations},
         views={"operations": [{"name": "resize", "size": [8, 8]}], "count": 1},
     )
     assert kdscale("train", recipe, "--run", "run").exit_code == 0
-    for name in ("onnx", "pt2"):
-        file = f"student.{name}"
-        done = kdscale("export", "run", "--format", name, "--with-preprocessing", "--out", file,
-                       "--json")  # fmt: skip
-        assert done.exit_code == 0, done.stderr
-        assert json.loads(done.stdout)["max_logit_difference"] < 1e-5
-        stated = about(name, tmp_path / file)
-        assert stated["clean"] == operations
-        assert stated["clean_in_graph"] is True
-        assert stated["pixels"]["shape"] == ["batch", 1, "height", "width"]
-        student, clean = loaded(tmp_path / "run"), Pipeline.parse(operations)
-        for height, width in [(8, 8), (40, 25), (9, 70)]:
-            photo = torch.randint(256, (2, 1, height, width), dtype=torch.uint8)
-            found = answers_of(name, tmp_path / file, photo)
-            expected = student(clean(photo, 0, torch.arange(2)))
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-            Image.fromarray(photo[0, 0].numpy()).save(tmp_path / f"{width}.png")
-    found = [
+    file = f"student.{name}"
+    done = kdscale("export", "run", "--format", name, "--with-preprocessing", "--out", file,
+                   "--json")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["max_logit_difference"] < 1e-5
+    stated = about(name, tmp_path / file)
+    assert stated["clean"] == operations
+    assert stated["clean_in_graph"] is True
+    assert stated["pixels"]["shape"] == ["batch", 1, "height", "width"]
+    student, clean = loaded(tmp_path / "run"), Pipeline.parse(operations)
+    for height, width in [(8, 8), (40, 25), (9, 70)]:
+        photo = torch.randint(256, (2, 1, height, width), dtype=torch.uint8)
+        found = answers_of(name, tmp_path / file, photo)
+        expected = student(clean(photo, 0, torch.arange(2)))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        Image.fromarray(photo[0, 0].numpy()).save(tmp_path / f"{width}.png")
+    of_run, of_file = (
         json.loads(kdscale("predict", place, "25.png", "70.png", "--json", "--trust-code").stdout)
-        for place in ("run", "student.onnx", "student.pt2")
-    ]
-    of_run, *of_files = ([classes(image) for image in one["images"]] for one in found)
-    for one in of_files:
-        assert one == of_run
+        for place in ("run", file)
+    )
+    assert [classes(one) for one in of_file["images"]] == [classes(one) for one in of_run["images"]]
 
 
 def test_weights_have_no_graph_for_preprocessing(exported):

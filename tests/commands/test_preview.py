@@ -16,7 +16,6 @@ from kdscale.commands import preview
 from kdscale.data.loader import DeviceImages
 from kdscale.data.views.pipeline import Pipeline
 from kdscale.errors import ConfigError
-from kdscale.experiment import Experiment, Locations
 from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 from kdscale.preview import sheet_drawing
@@ -136,7 +135,7 @@ def test_ending_says_what_kind_of_picture_is_written(show_tiny, tmp_path, ending
 
 def test_seed_chooses_other_samples(show_tiny, drawn):
     for seed in (0, 0, 1):
-        show_tiny("--out", "sheet.png", "--seed", seed)
+        show_tiny("--out", "sheet.png", "--samples", "4", "--seed", seed)
     first, again, other = ([row.note for row in sheet.rows] for sheet in drawn)
     assert first == again
     assert first != other
@@ -144,7 +143,8 @@ def test_seed_chooses_other_samples(show_tiny, drawn):
 
 def test_data_may_lie_elsewhere(show_tiny, dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "moved")
-    assert show_tiny("--out", "sheet.png", "--data", "moved").exit_code == 0
+    done = show_tiny("--out", "sheet.png", "--samples", "2", "--data", "moved")
+    assert done.exit_code == 0, done.stderr
 
 
 def test_other_data_is_refused_and_both_fingerprints_are_named(
@@ -181,18 +181,12 @@ def test_pixels_that_the_teacher_did_not_see_are_refused(
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_chosen_classes_are_chosen_again(kdscale, load_table, tmp_path, drawn):
-    from kdscale.commands.run import run_recipe
-
-    recipe = load_table(
-        data={"classes": ["south", "north"]},
-        teacher={"train": {"epochs": 1}},
-        student={"train": {"epochs": 1}},
-    )
-    path = run_recipe(
-        Experiment(recipe, Locations(run=tmp_path / "run", cache_root=tmp_path / "cache"))
-    )["cache_path"]
-    done = kdscale("cache", "show", path, "--out", "sheet.png")
+def test_chosen_classes_are_chosen_again(kdscale, write_recipe, drawn):
+    recipe = write_recipe(data={"classes": ["south", "north"]}, teacher={"train": {"epochs": 1}})
+    assert kdscale("train", recipe, "--model", "teacher", "--run", "teacher").exit_code == 0
+    weights = ("--set", "teacher.weights=teacher/weights.safetensors")
+    built = kdscale("cache", "build", recipe, *weights)
+    done = kdscale("cache", "show", built.stdout.strip(), "--out", "sheet.png")
     assert done.exit_code == 0, done.stderr
     assert {row.name for row in drawn[0].rows} == {"south", "north"}
 

@@ -9,6 +9,11 @@ from kdscale import config
 from kdscale.commands import quickstart
 
 
+@pytest.fixture(autouse=True)
+def charts_of_a_form_are_drawn_once():
+    """Pages are the subject here: every chart is drawn."""
+
+
 def rows(shown):
     """The results table as {model: top-1 %}."""
     found = re.findall(r"^\| (teacher|student[^|]*?) +\| +\d+ \| +([\d.]+)", shown, re.MULTILINE)

@@ -18,6 +18,11 @@ from kdscale.commands.run import run_recipe
 from kdscale.experiment import Experiment, Locations
 
 
+@pytest.fixture(autouse=True)
+def charts_of_a_form_are_drawn_once():
+    """Pages are the subject here: every chart is drawn."""
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, load_table, shared_root, tiny_teacher):
     """A whole recipe's folder; its teacher came with weights. Copy it before changing it."""

@@ -95,9 +95,9 @@ def test_result_and_evaluation_have_metrics_of_both_weights(
     run = trained(recipe_of(), "run")
     result = RunFolder(run).read_result()
     places = ("--cache-root", shared_root)
-    assert kdscale("evaluate", run, *places).exit_code == 0
+    assert kdscale("evaluate", run, "--seconds", 0, *places).exit_code == 0
     found = json.loads((run / "evaluation.json").read_text())
-    assert kdscale("evaluate", run, "--weights", "ema", *places).exit_code == 0
+    assert kdscale("evaluate", run, "--weights", "ema", "--seconds", 0, *places).exit_code == 0
     of_average = json.loads((run / "evaluation-ema.json").read_text())
     for name in ("top1_accuracy", "cross_entropy"):
         assert found[name] == pytest.approx(result[name], abs=1e-6)
@@ -125,7 +125,7 @@ def test_run_without_average_has_no_such_weights(recipe_of, trained, kdscale, lo
     run = trained(load_table(student={**STUDENT, "train": {**settings, "epochs": 2}}), "run")
     assert not (run / "ema.safetensors").exists()
     assert not any(name.startswith("ema_") for name in RunFolder(run).read_result())
-    done = kdscale("evaluate", run, "--weights", "ema")
+    done = kdscale("evaluate", run, "--weights", "ema", "--seconds", 0)
     assert (done.exit_code, "needs ema_decay in its recipe" in done.stderr) == (1, True)
 
 

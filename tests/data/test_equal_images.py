@@ -81,7 +81,7 @@ def test_recipe_whose_splits_are_one_is_warned_of_once(kdscale, write_recipe):
     done = kdscale("train", recipe, "--targets", "none", "--run", "alone")
     assert done.exit_code == 0, done.stderr
     assert done.stderr.count("holds the same images as the training split 'train'") == 1
-    done = kdscale("evaluate", "alone")
+    done = kdscale("evaluate", "alone", "--seconds", 0)
     assert "holds the images that alone was trained on" in done.stderr
 
 

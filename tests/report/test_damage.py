@@ -12,29 +12,19 @@ import tomli_w
 from synthetic_runs import recipe, write_json, write_run, write_sweep, write_whole_recipe
 
 from kdscale.errors import RunError
-from kdscale.report import page
 from kdscale.report.collect import collect
 from kdscale.report.csv_export import render_csv
-from kdscale.report.figures.chart import svg_of
 from kdscale.report.markdown import render_markdown
 from kdscale.report.page import render_page
 from kdscale.report.suggestions import missing
 
 NESTED = "[" * 100_000
-DRAWN = {}
 
 
 @pytest.fixture(autouse=True)
-def equal_charts_are_drawn_once(monkeypatch):
+def equal_charts_are_drawn_once(reuse_charts):
     """Draws a chart only where its text or values are new: most tests leave one run as it was."""
-
-    def drawn(chart, *width):
-        key = (chart.name, chart.title, chart.summary, chart.note, repr(chart.table), *width)
-        if key not in DRAWN:
-            DRAWN[key] = svg_of(chart, *width)
-        return DRAWN[key]
-
-    monkeypatch.setattr(page, "svg_of", drawn)
+    reuse_charts(lambda chart: (chart.title, chart.summary, chart.note, repr(chart.table)))
 
 
 FILES = ("run.json", "content.json", "result.json", "evaluation.json", "metrics.jsonl")

@@ -17,12 +17,22 @@ from kdscale.errors import CacheCorruptError
 PER_VIEW = 6  # objects of a view, but for its records
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """Objects by key of a finished cache of 2 views in 3 shards each."""
+    folder = tmp_path_factory.mktemp("built") / "c.zarr"
+    synthetic.build(folder)
+    return synthetic.files(folder)
+
+
 @pytest.fixture
-def url(proxy, bucket):
-    """A finished cache of 2 views in 3 shards each; `proxy` counts what is asked."""
-    synthetic.build(f"{bucket}/c.zarr")
-    proxy.seen.clear()
-    return f"{bucket}/c.zarr"
+def url(bucket, objects, request):
+    """The cache in a bucket, copied there object by object; `proxy` sees the requests of a test."""
+    url = f"{bucket}/c.zarr"
+    for key, data in objects.items():
+        open_store(url).write(key, data)
+    request.getfixturevalue("proxy")
+    return url
 
 
 @pytest.fixture

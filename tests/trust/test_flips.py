@@ -230,11 +230,17 @@ def _assert_no_fault(targets, count, judge, seed):
 
 
 def test_flips_in_runs_checkpoints_images_and_predictions_are_never_silent(judge):
-    _assert_no_fault(RUN, 60, judge, seed=12)
+    _assert_no_fault(RUN, 20, judge, seed=12)
 
 
 def test_flips_in_a_cache_are_found_by_verify_and_never_trained_on(judge):
-    _assert_no_fault(CACHE, 30, judge, seed=12)
+    _assert_no_fault(CACHE, 12, judge, seed=12)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("targets", "count"), [(RUN, 60), (CACHE, 30)], ids=["run", "cache"])
+def test_more_flips_are_never_silent(judge, targets, count):
+    _assert_no_fault(targets, count, judge, seed=12)
 
 
 @pytest.mark.slow
