@@ -205,7 +205,7 @@ def load_table(recipe_table):
 
 @pytest.fixture
 def stopped_after_step(monkeypatch):
-    """Asks a training to stop after a step, as a scheduler does."""
+    """Stops a training after a step, as a scheduler does."""
     from kdscale.training.trainer import Trainer
 
     @contextlib.contextmanager
@@ -226,7 +226,7 @@ def stopped_after_step(monkeypatch):
 
 @pytest.fixture(scope="session")
 def shared_root(tmp_path_factory):
-    """A cache root for what many tests decode and ask alike. Not to be damaged."""
+    """A cache root for what many tests decode and predict alike. Not to be damaged."""
     return tmp_path_factory.mktemp("root")
 
 
@@ -424,7 +424,7 @@ class ForkedCommands:
         return int(self._server.stdout.readline())
 
     def run(self, *args, cwd):
-        """Start a command and wait for it: (exit status, everything it said)."""
+        """Start a command and wait for it: (exit status, everything it printed)."""
         self.start(*args, cwd=cwd)
         status = self.wait()
         return status, self.output.read_text()

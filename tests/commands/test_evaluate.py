@@ -62,7 +62,7 @@ def found_of(done):
 
 
 def teachers_batches(monkeypatch):
-    """Sizes of the batches that anybody is asked about as a teacher is."""
+    """Sizes of the batches of a frozen teacher's forward passes."""
     from kdscale.teacher.frozen_teacher import FrozenTeacher
 
     sizes, original = [], FrozenTeacher.logits

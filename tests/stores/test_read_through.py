@@ -41,7 +41,7 @@ def copies(tmp_path):
 
 
 def fetched(proxy):
-    """Requests since the last call for what copies are kept of."""
+    """Requests since the last call for what copies are made of."""
     paths = [path for method, path in proxy.seen if method == "GET"]
     proxy.seen.clear()
     return [path for path in paths if "/logits/c" in path or "/digests/c" in path]
@@ -172,8 +172,8 @@ def test_several_processes_fetch_each_object_once(proxy, url, copies):
     for reader in readers:
         reader.communicate(timeout=60)
         assert reader.returncode == 0
-    asked = fetched(proxy)
-    assert len(asked) == len(set(asked)) == PER_VIEW
+    requests = fetched(proxy)
+    assert len(requests) == len(set(requests)) == PER_VIEW
 
 
 def test_folder_is_read_without_copies(tmp_path, copies):

@@ -78,8 +78,8 @@ def _fuzz(name, numbers, material, folder):
         codes[done.exit_code] += 1
         if fault := case.fault(done):
             faults.append(f"{name} {case.folder.name}: {' '.join(case.args[:3])}: {fault}")
-    told = ", ".join(f"exit {code}: {count}" for code, count in sorted(codes.items()))
-    print(f"\n{name:20} {told}; faults: {len(faults)}")  # noqa: T201  (a table, with -s)
+    outcomes = ", ".join(f"exit {code}: {count}" for code, count in sorted(codes.items()))
+    print(f"\n{name:20} {outcomes}; faults: {len(faults)}")  # noqa: T201  (a table, with -s)
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults)
 
 
