@@ -42,7 +42,7 @@ def _check_files(state: Path) -> None:
             f"{state} names no data files ({error}): save the data set again"
         ) from error
     if not listed:
-        raise DataError(f"{folder} is an empty data set: save it again with rows in it")
+        raise DataError(f"{folder} is empty: save it again with rows in it")
     present = {path.name for path in folder.glob("*.arrow") if not path.name.startswith("cache-")}
     if missing := sorted(set(listed) - present):
         raise DataError(

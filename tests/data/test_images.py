@@ -280,7 +280,7 @@ def test_empty_split_is_refused(tmp_path, root):
     nothing.save_to_disk(tmp_path / "a")
     datasets.DatasetDict(train=nothing).save_to_disk(tmp_path / "b")
     for folder in ("a", "b"):
-        with pytest.raises(DataError, match="is an empty data set"):
+        with pytest.raises(DataError, match="is empty: "):
             load(tmp_path / folder, root)
 
 
