@@ -42,14 +42,10 @@ def recipe(write_recipe, tmp_path):
 
 
 @pytest.fixture
-def whole(kdscale, recipe, make_once, tmp_path):
+def whole(kdscale, recipe, tmp_path):
     """What an uninterrupted build by one builder makes."""
-
-    def build():
-        assert kdscale("cache", "build", recipe, "--cache", "whole.zarr").exit_code == 0
-        (tmp_path / "batches.txt").unlink()
-
-    make_once("whole", build)
+    assert kdscale("cache", "build", recipe, "--cache", "whole.zarr").exit_code == 0
+    (tmp_path / "batches.txt").unlink()
     return values(tmp_path / "whole.zarr")
 
 
