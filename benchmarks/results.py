@@ -432,7 +432,8 @@ def summary() -> str:
 
 
 def _spread_of(results: list[dict[str, Any]] | None, key: str, scale: float, digits: int) -> str:
-    return spread([scale * result[key] for result in results], digits) if results else ""
+    values = [scale * result[key] for result in results or () if key in result]
+    return spread(values, digits) if values else ""
 
 
 def main() -> None:

@@ -143,4 +143,4 @@ def _accuracies(results: list[dict[str, Any]]) -> list[float]:
 
 
 def _seconds(results: list[dict[str, Any]]) -> list[float]:
-    return [result["train_seconds"] for result in results]
+    return [result["train_seconds"] for result in results if "train_seconds" in result]
