@@ -82,7 +82,8 @@ def init(
 
     FOLDER holds train and test, with one folder of images for each class in each; several sizes
     are welcome. Weights of kdscale and torchvision are recognised; those of other classes than the
-    images' are fine-tuned. The recipe is commented, and checked before it is written.
+    images' are fine-tuned. A teacher without a classifier needs no labels. The recipe is commented,
+    and checked before it is written.
     """
     from kdscale.commands.init import write_recipe
 

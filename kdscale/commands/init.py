@@ -14,7 +14,7 @@ from kdscale.data.headers import Headers, read_headers
 from kdscale.data.image_dataset import describe_split
 from kdscale.data.source import SourceOptions, has_split, open_source
 from kdscale.data.split_cut import SplitCut
-from kdscale.errors import ConfigError, StorageError
+from kdscale.errors import ConfigError, DataError, StorageError
 from kdscale.experiment.cache_spec import check_recipe
 from kdscale.formatting import number_of
 
@@ -37,7 +37,7 @@ def write_recipe(
 
     Args:
         folder: images, one folder for each class, below `train` and `test`, or any other source
-            that a recipe may name.
+            that a recipe may name. Images without labels are for teachers without a classifier.
         teacher: name of a model, or a weights file that states its model or is recognised.
         weights: file of the teacher's weights, if `teacher` is a model.
         student: name of a model; None = chosen by the size of the images.
@@ -55,19 +55,17 @@ def write_recipe(
     path = out or Path(f"{name}.toml")
     if path.exists():
         raise ConfigError(f"{path} exists: name another file with --out, or remove it")
-    train = open_source(str(folder), split="train", require_labels=False, options=SourceOptions())
-    if (train.labels >= 0).any() and not has_split(str(folder), "test", SourceOptions()):
-        cut = SourceOptions(cut=SplitCut(_TEST_SHARE, test=False, test_split="test"))
-        train = open_source(str(folder), split="train", require_labels=False, options=cut)
-    else:
-        open_source(str(folder), split="test", require_labels=True, options=SourceOptions())
+    train, problem = _open(str(folder))
     headers = read_headers(train)
     own = lines_of_teacher(
         teacher, weights, channels=headers.channels, num_classes=len(train.classes), recipe=path
     )
+    if problem is not None and not own.headless:
+        raise problem
     side = _side_of_views(headers, own.side)
+    source = [f"source = {to_toml(below(folder, path))}", *(_WITHOUT_LABELS if problem else ())]
     text = _recipe_text(
-        name, path, below(folder, path), train, headers, side, own,
+        name, path, source, train, headers, side, own,
         student or ("resnet20" if side <= _SMALL else "torchvision/resnet18"),
     )  # fmt: skip
     table = parse_toml(text)
@@ -88,6 +86,39 @@ def write_recipe(
 # --------------------------------------------------------------------------- looking
 
 
+def _open(folder: str) -> tuple[EncodedSplit, DataError | None]:
+    """Return the training split, and what is wrong with it for a teacher with a classifier.
+
+    A split that has no labels, without labelled test images beside it, is read with
+    `data.unlabelled`.
+    """
+    options = SourceOptions()
+    try:
+        train = open_source(folder, split="train", require_labels=False, options=options)
+        labelled = bool((train.labels >= 0).any())
+        if labelled and not has_split(folder, "test", options):
+            options = SourceOptions(cut=SplitCut(_TEST_SHARE, test=False, test_split="test"))
+            return open_source(folder, split="train", require_labels=False, options=options), None
+    except DataError as error:
+        return _open_unlabelled(folder, error), error
+    try:
+        open_source(folder, split="test", require_labels=True, options=options)
+    except DataError as error:
+        if labelled:
+            raise
+        return _open_unlabelled(folder, error), error
+    return train, None
+
+
+def _open_unlabelled(folder: str, problem: DataError) -> EncodedSplit:
+    """Return the training split without labels; raise `problem` if it cannot be read so, either."""
+    options = SourceOptions(unlabelled=("train",))
+    try:
+        return open_source(folder, split="train", require_labels=False, options=options)
+    except DataError:
+        raise problem from None
+
+
 def _side_of_views(headers: Headers, trained: int | None) -> int:
     """Return the side of views: that of small images, or of the teacher, if images are as large."""
     (low, high), (narrow, wide) = headers.sizes
@@ -103,7 +134,7 @@ def _side_of_views(headers: Headers, trained: int | None) -> int:
 def _recipe_text(
     name: str,
     path: Path,
-    source: str,
+    source: list[str],
     train: EncodedSplit,
     headers: Headers,
     side: int,
@@ -128,7 +159,6 @@ def _recipe_text(
         if as_stored
         else f'{{ name = "random_resized_crop", size = {side} }}'
     )
-    hard, soft = (0.1, 0.9) if labelled else (0.0, 1.0)
     training = [
         "",
         "[teacher.train]              # once, on the labels" if teacher.training else "",
@@ -147,7 +177,7 @@ def _recipe_text(
             f"name = {to_toml(name)}",
             "",
             "[data]",
-            f"source = {to_toml(source)}",
+            *source,
             clean,
             *([f"test = {_TEST_SHARE}                   # {test}"] if train.cut else []),
             "# validation = 0.1           # share of training images that chooses the best weights",
@@ -164,8 +194,10 @@ def _recipe_text(
             '# precision = "bfloat16"     # faster on GPUs',
             *[line for number, line in enumerate(training) if line or not number],
             *([""] if teacher.training else []),
+            *(_CACHE_OF_EMBEDDINGS if teacher.headless else ()),
             "[student]",
             f"model = {to_toml(student)}",
+            *([_WITHOUT_CLASSIFIER] if teacher.headless else []),
             _input_line(teacher, None),
             "",
             "[student.train]",
@@ -177,13 +209,39 @@ def _recipe_text(
             '# precision = "bfloat16"',
             "",
             "[loss]",
-            "temperature = 4.0",
-            f"hard_weight = {hard}            # cross-entropy on the labels"
-            + ("" if labelled else ": there are none"),
-            f"soft_weight = {soft}            # T²·KL(teacher‖student)",
+            *(_LOSS_OF_EMBEDDINGS if teacher.headless else _loss_of_logits(labelled=labelled)),
             "",
         ]
     )
+
+
+_WITHOUT_LABELS = (
+    "unlabelled = true            # no folder is a class",
+    'test_split = "none"          # later: kdscale evaluate RUN --data LABELLED',
+)
+_CACHE_OF_EMBEDDINGS = (
+    "[cache]",
+    'encoding = "none"            # the teacher has no logits',
+    'features = ["output"]        # its embedding',
+    "",
+)
+_WITHOUT_CLASSIFIER = "options = { num_classes = 0 }    # evaluated by k-NN and a linear probe"
+_LOSS_OF_EMBEDDINGS = (
+    "hard_weight = 0.0            # the student has no classifier",
+    "soft_weight = 0.0            # the teacher has no logits",
+    "feature_weight = 1.0",
+    'features = [{ kind = "cosine", student = "output", teacher = "output", project = true }]',
+)
+
+
+def _loss_of_logits(*, labelled: bool) -> list[str]:
+    hard, soft = (0.1, 0.9) if labelled else (0.0, 1.0)
+    return [
+        "temperature = 4.0",
+        f"hard_weight = {hard}            # cross-entropy on the labels"
+        + ("" if labelled else ": there are none"),
+        f"soft_weight = {soft}            # T²·KL(teacher‖student)",
+    ]
 
 
 def _input_lines(teacher: TeacherLines, side: int) -> list[str]:

@@ -11,6 +11,7 @@ from kdscale.errors import ConfigError, ModelError
 from kdscale.formatting import shortened
 from kdscale.models.checkpoints import read_metadata, read_tensors
 from kdscale.models.deployable import size_of
+from kdscale.models.headless import NUM_CLASSES
 from kdscale.models.preprocess import Preprocess
 from kdscale.models.recognition import recognize_model
 from kdscale.models.untrusted import create_named_by_file
@@ -41,6 +42,8 @@ class TeacherLines:
     """Whether the teacher is fine-tuned from a file of weights."""
     states_input: bool = True
     """Whether weights, where there are some, state their input and classes."""
+    headless: bool = False
+    """Whether it has no classifier, as timm or its weights state."""
 
 
 def lines_of_teacher(
@@ -81,6 +84,9 @@ def _of_name(name: str, channels: int) -> TeacherLines:
         training: tuple[str, ...] = _FINE_TUNED
         if library == "torchvision":
             training = ('pretrained = "torchvision:DEFAULT"', *_FINE_TUNED)
+        elif library == "timm" and _is_headless(name):
+            lines = ("options = { pretrained = true, num_classes = 0 }",)
+            return TeacherLines(name, lines, (), mean, std, side, headless=True)
         elif library == "timm":
             lines = ("options = { pretrained = true }",)
         return TeacherLines(name, lines, training, mean, std, side)
@@ -119,7 +125,10 @@ def _of_file(file: Path, num_classes: int, recipe: Path) -> TeacherLines:
     if stated.get("options"):
         lines.append(f"options = {to_toml(stated['options'])}")
     side = None if size is None else size[0]
-    return TeacherLines(stated["model"], tuple(lines), (), preprocess.mean, preprocess.std, side)
+    return TeacherLines(
+        stated["model"], tuple(lines), (), preprocess.mean, preprocess.std, side,
+        headless=(stated.get("options") or {}).get(NUM_CLASSES) == 0,
+    )  # fmt: skip
 
 
 def _with_weights(
@@ -138,8 +147,12 @@ def _with_weights(
     mean, std, side = _STATED[library](short) if library in _STATED else (*_IMAGENET, None)
     path = to_toml(below(file, recipe))
     if of_classes in (None, num_classes):
-        line = f"weights = {path}"
-        return TeacherLines(name, (line,), (), mean, std, side, states_input=False)
+        headless = of_classes is None and _is_headless(name, file)
+        options = ("options = { num_classes = 0 }",) if headless else ()
+        return TeacherLines(
+            name, (f"weights = {path}", *options), (), mean, std, side,
+            states_input=False, headless=headless,
+        )  # fmt: skip
     note = f"# {file.name} is of {of_classes} classes: all but its head is fine-tuned on these."
     training = (note, f"pretrained = {path}", *_FINE_TUNED)
     return TeacherLines(name, (), training, mean, std, side, pretrained=True)
@@ -159,13 +172,33 @@ def _of_torchvision(short: str) -> _Stated:
 
 
 def _of_timm(short: str) -> _Stated:
-    try:
-        stated = importlib.import_module("timm").get_pretrained_cfg(short)
-    except ImportError:
-        stated = None  # the check of the recipe says what to install
+    stated = _timm_config(short)
     if stated is None:
         return (*_IMAGENET, SIDE)
     return tuple(stated.mean), tuple(stated.std), int(stated.input_size[-1])
+
+
+def _is_headless(name: str, weights: Path | None = None) -> bool:
+    """Return whether timm states that a model's weights have no classifier, as DINOv2's.
+
+    Args:
+        name: of the model.
+        weights: file to use in place of timm's weights; it may have a classifier.
+    """
+    library, _, short = name.partition("/")
+    stated = _timm_config(short) if library == "timm" else None
+    if stated is None or stated.num_classes:
+        return False
+    head = f".{stated.classifier}.weight"
+    return weights is None or not any(f".{one}".endswith(head) for one in read_tensors(weights)[0])
+
+
+def _timm_config(short: str) -> Any:
+    """Return what timm states of a model's pretrained weights; None if it has none."""
+    try:
+        return importlib.import_module("timm").get_pretrained_cfg(short)
+    except ImportError:
+        return None  # the check of the recipe says what to install
 
 
 _STATED: Mapping[str, Callable[[str], _Stated]] = {

@@ -1,6 +1,7 @@
 """`kdscale init` looks at images and teacher, and writes a recipe that runs."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
+from kdscale.commands.teacher_lines import lines_of_teacher
 from kdscale.config import load_recipe
+from kdscale.models.registry import create_model
 from kdscale.models.weights import save_weights
 
 
@@ -141,6 +144,78 @@ def test_weights_of_other_classes_are_fine_tuned(kdscale, photographs, named):
     train = load_recipe("pets.toml").teacher.train
     assert train.pretrained == "seven.pth"
     assert "seven.pth is of 7 classes" in done.stdout
+
+
+@pytest.fixture
+def embedding(tmp_path):
+    """A file of weights of a teacher without a classifier."""
+    save_weights(
+        tmp_path / "embedding.safetensors",
+        create_model("resnet8x4", num_classes=0, in_channels=3),
+        metadata={
+            "model": "resnet8x4",
+            "options": {"num_classes": 0},
+            "preprocess": {"mean": [0.5] * 3, "std": [0.25] * 3, "size": None},
+        },
+    )
+    return "embedding.safetensors"
+
+
+def test_teacher_without_a_classifier_gets_a_recipe_of_unlabelled_images(
+    kdscale, tmp_path, embedding
+):
+    random = np.random.default_rng(0)
+    for number in range(10):
+        folder = tmp_path / "wild" / ("2024/may" if number % 2 else ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    refused = kdscale("init", "wild", "--teacher", "resnet8x4")
+    assert refused.exit_code == 1
+    assert "beside class folders, in none of them" in refused.stderr
+    done = kdscale("init", "wild", "--teacher", embedding)
+    assert done.exit_code == 0, done.stderr
+    assert "10 images" in done.stdout
+    recipe = load_recipe("wild.toml")
+    assert (recipe.data.unlabelled, recipe.data.test_split) == (True, "none")
+    assert recipe.student.headless
+    assert recipe.loss.features[0].project
+    done = kdscale("cache", "build", "wild.toml", "--set=views.count=1")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_teacher_without_a_classifier_keeps_labels_for_evaluation(kdscale, photographs, embedding):
+    done = kdscale("init", "pets/train", "--teacher", embedding, "--student", "resnet20")
+    assert done.exit_code == 0, done.stderr
+    recipe = load_recipe("train.toml")
+    assert (recipe.data.unlabelled, recipe.data.test) == (False, 0.1)
+    assert recipe.student.headless
+
+
+def test_model_that_timm_states_no_classifier_of_is_created_without(kdscale, photographs):
+    timm = pytest.importorskip("timm")
+    name = "timm/convnextv2_atto.fcmae"
+    (line,) = lines_of_teacher(name, None, channels=3, num_classes=2, recipe=Path("a.toml")).lines
+    assert line == "options = { pretrained = true, num_classes = 0 }"
+    torch.save(timm.create_model("convnextv2_atto", num_classes=0).state_dict(), "mae.pth")
+    named = ("--teacher", name, "--weights", "mae.pth")
+    done = kdscale("init", "pets", *named, "--student", "resnet20")
+    assert done.exit_code == 0, done.stderr
+    recipe = load_recipe("pets.toml")
+    assert recipe.teacher.headless
+    assert recipe.cache.encoding == "none"
+    assert recipe.teacher.weights == "mae.pth"
+
+
+def test_model_that_timm_states_no_classifier_of_has_that_of_its_file(
+    kdscale, photographs, tmp_path
+):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("convnextv2_atto", num_classes=2).state_dict(), "tuned.pth")
+    named = ("--teacher", "timm/convnextv2_atto.fcmae", "--weights", "tuned.pth")
+    done = kdscale("init", "pets", *named, "--student", "resnet20")
+    assert done.exit_code == 0, done.stderr
+    assert not load_recipe("pets.toml").teacher.headless
 
 
 @pytest.mark.thorough
