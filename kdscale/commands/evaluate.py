@@ -14,6 +14,7 @@ from kdscale import config
 from kdscale.commands.evaluate_embeddings import EmbeddingResults, evaluate_embeddings
 from kdscale.data.image_dataset import ImageDataset
 from kdscale.data.loader import DeviceImages
+from kdscale.data.source import SourceOptions, has_split
 from kdscale.distributed import broadcast_from_main, create_accelerator, main_process_first
 from kdscale.documents import DAMAGE
 from kdscale.errors import ConfigError, KdscaleError, ModelError, RunError, WeightsError
@@ -39,7 +40,7 @@ from kdscale.evaluation.test_set import (
     own_training_set,
 )
 from kdscale.experiment.cache_spec import library_versions
-from kdscale.experiment.datasets import clean_shape, test_images, training_images
+from kdscale.experiment.datasets import clean_shape, source_path, test_images, training_images
 from kdscale.experiment.model_line import log_model
 from kdscale.experiment.models import frozen_teacher, model_of
 from kdscale.experiment.trained_models import TrainedModel, Trust, Weights, trained_models
@@ -96,7 +97,7 @@ class Evaluation:
             for folder in folders
         ]
         models = [one for several in found for one in several]
-        return [self.model(one if data is None else _on_labelled(one, data)) for one in models]
+        return [self.model(one if data is None else _on_data(one, data)) for one in models]
 
     def model(self, subject: TrainedModel) -> dict[str, Any]:
         """Evaluate a model and write its file.
@@ -265,15 +266,26 @@ class Evaluation:
         return self._predictions[key]
 
 
-def _on_labelled(subject: TrainedModel, data: str) -> TrainedModel:
-    """Return a model that was trained without labelled images with a data set that has some."""
+def _on_data(subject: TrainedModel, data: str) -> TrainedModel:
+    """Return a model with the settings by which it is tested on another data set than its own.
+
+    Labels are read even if the run had none, and a test split of the other data set is taken whole
+    even if the run's was cut off its training split.
+    """
     own = subject.recipe.data
-    if own.is_tested:
+    if not own.is_tested:
+        settings = config.DataSection(
+            source=data, clean=own.clean, grey_range=own.grey_range, device_memory=own.device_memory
+        )
+    elif (
+        own.test
+        and own.test_split != own.train_split
+        and has_split(source_path(data), own.test_split, SourceOptions(config=own.config))
+    ):
+        settings = own.model_copy(update={"test": 0.0})
+    else:
         return subject
-    labelled = config.DataSection(
-        source=data, clean=own.clean, grey_range=own.grey_range, device_memory=own.device_memory
-    )
-    return replace(subject, recipe=subject.recipe.model_copy(update={"data": labelled}))
+    return replace(subject, recipe=subject.recipe.model_copy(update={"data": settings}))
 
 
 def _load(

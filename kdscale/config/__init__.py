@@ -38,7 +38,7 @@ from kdscale.config.recipe import (
     set_field,
     set_local_data,
 )
-from kdscale.config.recipe_paths import adopt_equal_paths, folder_of_paths
+from kdscale.config.recipe_paths import adopt_equal_paths, folder_of_paths, take_paths_from
 from kdscale.config.sweep_section import RangeSection, SweepSection
 from kdscale.config.train_section import TeacherTrainSection, TrainSection
 from kdscale.config.variants import Variants
@@ -81,4 +81,5 @@ __all__ = [
     "recipe_text",
     "set_field",
     "set_local_data",
+    "take_paths_from",
 ]

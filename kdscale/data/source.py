@@ -241,7 +241,7 @@ def _open_folder(path: Path, options: SourceOptions) -> _Opened:
     path = path.resolve()
     listing = list_folder(path)
     if not listing.files:
-        raise DataError(f"{path} is an empty folder: point --data at a folder with images in it")
+        raise DataError(f"{path} is an empty folder: name a folder with images in it")
     images, tables = listing.of("image"), listing.of("table")
     if images and tables and not has_card(path):
         raise DataError(

@@ -62,7 +62,8 @@ def cut_split(encoded: EncodedSplit, cut: SplitCut) -> EncodedSplit:
     if not 0 < number < len(in_test):
         raise DataError(
             f"data.test is {cut.share:g}, which cuts {number} of {all_of_them} off {place}: wanted "
-            "at least one to test on and one to train on. Choose another share"
+            "at least one to test on and one to train on. Choose another share, or put images into "
+            f"a split '{cut.test_split}' and leave data.test out"
         )
     split, phrase = encoded.split, f"without the {number:,} of its test part"
     if cut.test:

@@ -206,7 +206,8 @@ def read_recipe(run: Path, data: str | None = None) -> config.Recipe:
     """Return the recipe that a folder was written with.
 
     Args:
-        run: the folder.
+        run: the folder. Relative paths of its recipe begin at the folder that it states, if
+            something lies there, else at the current one.
         data: a local copy of the data set, in place of `data.source`.
 
     Raises:
@@ -215,6 +216,9 @@ def read_recipe(run: Path, data: str | None = None) -> config.Recipe:
     """
     folder = RunFolder(run)
     _, table = folder.read_recipe_tables()
+    paths_from = folder.read_paths_from()
+    if paths_from is not None and paths_from != Path.cwd():
+        config.take_paths_from(table, paths_from)
     if data is not None:
         config.set_local_data(table, data)
     return config.parse_recipe(table, str(folder.recipe_file))
@@ -285,12 +289,13 @@ _FREE: Any = {"data": {"device_memory"}}
 
 
 def _changed(folder: Path, recipe: config.Recipe, model: str) -> list[tuple[str, Any, Any]]:
-    before = read_recipe(folder)
+    written = RunFolder(folder)
+    before = config.parse_recipe(written.read_recipe_tables()[1], str(written.recipe_file))
     if model == "teacher":
         ours, theirs = _teacher_settings(before), _teacher_settings(recipe)
     else:
         ours, theirs = before.model_dump(exclude=_FREE), recipe.model_dump(exclude=_FREE)
-    config.adopt_equal_paths(ours, theirs, RunFolder(folder).read_paths_from())
+    config.adopt_equal_paths(ours, theirs, written.read_paths_from())
     return config.differences(ours, theirs)
 
 

@@ -17,8 +17,11 @@ from kdscale.formatting import bytes_text
 
 LARGEST_NUMBER = 1_000_000
 """Largest whole number among a model's options; those of image classifiers are far smaller."""
-_MOST_OPERATIONS = 200_000
-"""Operations of a creation; models of 1,000 tensors need about 10,000."""
+_MOST_OPERATIONS = 1_000_000
+"""Operations of a creation. Models of 1,000 tensors need about 10,000; MaxViT-XL of 512 x 512
+pixels fills its tables of positions number by number and counts 252,243."""
+_OPERATIONS_PER_TENSOR = 20
+"""Operations that a new tensor, other than a number, counts as: its layer takes memory, too."""
 _UNNAMED_BYTES = 16 << 30
 """Bytes of a model without a file of weights."""
 _EXTRA_BYTES = 512 << 20
@@ -85,6 +88,7 @@ class BoundedCreation(TorchDispatchMode):
         size = sum(one.numel() * one.element_size() for one in outputs)
         if not any(isinstance(one, Tensor) for one in tree_leaves((args, kwargs))):
             self._created_bytes = size = self._created_bytes + size
+            self._operations += _OPERATIONS_PER_TENSOR * any(one.dim() for one in outputs)
         if size > self._most_bytes:
             self._refuse(bytes_text(size))
 

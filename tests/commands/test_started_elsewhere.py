@@ -1,5 +1,6 @@
 """A run resumes from another folder: the same recipe and data, by paths written differently."""
 
+import json
 import shutil
 
 import pytest
@@ -50,3 +51,24 @@ def test_copied_project_goes_on_with_its_copy_of_the_data(kdscale, project, monk
     monkeypatch.chdir("copy")
     done = kdscale("train", "quick.toml", "--run", "run", "--resume-if-begun")
     assert done.exit_code == 0, done.stderr
+
+
+def test_run_is_evaluated_on_its_own_data_from_any_folder(
+    kdscale, project, make_dataset, monkeypatch
+):
+    assert kdscale("train", "quick.toml", "--run", "run").exit_code == 0
+    here = json.loads(kdscale("evaluate", "run", "--json").stdout)
+    make_dataset(project / "elsewhere" / "data", 64, 48)  # of the same name, not the run's
+    monkeypatch.chdir("elsewhere")
+    done = kdscale("evaluate", "../run", "--json")
+    assert done.exit_code == 0, done.stderr
+    ours, theirs = here["runs"][0], json.loads(done.stdout)["runs"][0]
+    assert theirs["own_test_set"]
+    assert theirs["test_fingerprint"] == ours["test_fingerprint"]
+    monkeypatch.chdir(project)
+    (project / "moved").mkdir()
+    for name in ("data", "run"):
+        shutil.move(name, project / "moved" / name)
+    monkeypatch.chdir("moved")
+    done = kdscale("evaluate", "run", "--json")
+    assert json.loads(done.stdout)["runs"][0]["own_test_set"], done.stderr

@@ -193,3 +193,26 @@ def test_folder_with_one_split_is_built_trained_resumed_and_evaluated(
     done = kdscale(*command[:-1], "other", "--set", "data.test=0.5")
     assert done.exit_code == 1
     assert "dataset.num_samples" in done.stderr
+
+
+def test_other_data_with_a_test_split_are_tested_on_the_whole_of_it(
+    kdscale, tmp_path, write_recipe, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, sizes in (("pets", {"cat": 8, "dog": 8}), ("copy", {"cat": 8, "dog": 8})):
+        write_pictures(tmp_path / name, sizes)
+    for number, split in enumerate(("train", "test")):
+        write_pictures(tmp_path / "split" / split, {"cat": 6, "dog": 6}, seed=number + 1)
+    recipe = write_recipe(
+        "cut", data={"source": "pets", "test": 0.25}, student={"train": {"epochs": 1}}
+    )
+    done = kdscale("train", recipe, "--run", "student")
+    assert done.exit_code == 0, done.stderr
+    found = {}
+    for name in ("copy", "split"):
+        done = kdscale("evaluate", "student", "--data", name, "--json", "--seconds", 0)
+        assert done.exit_code == 0, done.stderr
+        (found[name],) = json.loads(done.stdout)["runs"]
+    assert (found["copy"]["num_samples"], found["copy"]["own_test_set"]) == (4, True)
+    assert (found["split"]["num_samples"], found["split"]["own_test_set"]) == (12, False)
+    assert found["split"]["test_split"] == "test"

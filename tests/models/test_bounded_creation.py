@@ -7,7 +7,7 @@ import torch
 
 from kdscale import load_student
 from kdscale.errors import ModelError
-from kdscale.models.bounded_creation import BoundedCreation, bytes_for
+from kdscale.models.bounded_creation import BoundedCreation, TooLargeError, bytes_for
 from kdscale.models.registry import create_model
 from kdscale.models.student_files import sums_of
 from kdscale.models.weights import save_weights
@@ -76,3 +76,14 @@ def test_model_is_created_the_same_within_its_bounds(name):
         found = create_model(name, num_classes=4, in_channels=3).state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_tables_filled_number_by_number_count_less_than_layers(monkeypatch):
+    """MaxViT-XL fills its tables of positions by 200,000 operations on few tensors."""
+    monkeypatch.setattr("kdscale.models.bounded_creation._MOST_OPERATIONS", 1000)
+    with BoundedCreation(bytes_for(0)):
+        table = torch.zeros(8, 8)
+        for number in range(80):
+            table[number % 8, 0] = 1
+    with pytest.raises(TooLargeError), BoundedCreation(bytes_for(0)):
+        [torch.empty(1) for _ in range(80)]
