@@ -64,7 +64,9 @@ def test_report_writes_all_requested_files_and_replaces_existing_ones(
     (tmp_path / "page.md").write_text("old")
     done = kdscale("report", whole, *options, "--cache-root", shared_root)
     assert done.exit_code == 0
-    assert [line.partition(":")[0] for line in done.stderr.splitlines()] in ([], ["data"])
+    begun, *data = done.stderr.splitlines()
+    assert begun.startswith("report on 5 runs")
+    assert [line.partition(":")[0] for line in data] in ([], ["data"])
     assert done.stdout == "report: new/page.html\nreport: page.md\nreport: page.csv\n"
     assert len(pictures((tmp_path / "new/page.html").read_text())) == 2
     assert (tmp_path / "page.md").read_text().startswith("# tiny\n")
