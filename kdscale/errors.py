@@ -71,7 +71,7 @@ class ViewMismatchError(CacheError, ValueError):
 
 
 class ExportError(KdscaleError):
-    """A model cannot be exported, or its export does not answer as it does."""
+    """A model cannot be exported, or its export computes other outputs."""
 
 
 class RunError(KdscaleError):

@@ -1,4 +1,4 @@
-"""The teacher's first answers, before hours of building: is it right, how fast, how well stored?"""
+"""Checks of the teacher's first outputs before a build: accuracy, speed, encoding error."""
 
 import logging
 from collections.abc import Mapping

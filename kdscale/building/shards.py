@@ -117,7 +117,7 @@ class ShardQueue:
 
 
 class ShardBuilder:
-    """Asks the teacher about whole shards and commits them in the background.
+    """Runs the teacher on whole shards and commits them in the background.
 
     Teacher batches never cross a chunk, so a cache's content does not depend on who builds what,
     nor on how many chunks share an object.

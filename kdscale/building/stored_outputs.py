@@ -71,7 +71,7 @@ def find_stored_outputs(
 def configure_teacher(
     teacher: FrozenTeacher, manifest: Manifest, outputs: StoredOutputs
 ) -> FrozenTeacher:
-    """The teacher, whose answers hold what a cache keeps: maybe more features than a recipe's."""
+    """Return the teacher with the outputs that the cache stores, maybe more than the recipe's."""
     return replace(
         teacher, taps=taps_of(manifest.features), head=outputs.head, head_module=outputs.head_module
     )

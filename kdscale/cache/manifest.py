@@ -140,7 +140,7 @@ class Manifest:
 
     @property
     def rows_together(self) -> int:
-        """Samples that a teacher's batch may hold together: answers must not depend on layout."""
+        """Samples of one teacher batch at most: outputs must not depend on the layout."""
         return self.chunk_samples or self.shard_samples
 
     @property

@@ -145,8 +145,8 @@ def _rows(
     }
     values["digests"] = values["digests"].astype(np.uint64) + np.uint64(1)
     build = reader.manifest.build_seconds
-    answers = reader.manifest.num_views * reader.manifest.num_samples
-    return values, build * (stop - start) / answers
+    outputs = reader.manifest.num_views * reader.manifest.num_samples
+    return values, build * (stop - start) / outputs
 
 
 def _finish(source: Manifest, store: Store, claims: Leases) -> None:

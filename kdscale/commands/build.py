@@ -92,7 +92,7 @@ def _location(experiment: Experiment, num_views: int | None) -> tuple[Place, Man
 def _is_finished(experiment: Experiment, path: Place, required: Manifest) -> bool:
     """Return whether the main process finds the cache complete.
 
-    Its answer counts for all processes: builders beside this launch may finish at any time.
+    Its result counts for all processes: builders beside this launch may finish at any time.
     """
     with main_process_first(experiment.accelerator):
         main = experiment.accelerator.is_main_process

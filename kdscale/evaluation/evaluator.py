@@ -107,7 +107,7 @@ def mention_unclear(found: Mapping[str, Any], num_samples: int) -> None:
     if tied > _MANY_TIED * num_samples:
         log.warning(
             "%d %s: the largest logit belongs to several classes, and the first of them counts as "
-            "the prediction: such an answer is a guess", tied, of_all,
+            "the prediction: such a prediction is a guess", tied, of_all,
         )  # fmt: skip
 
 

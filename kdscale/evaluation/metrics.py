@@ -27,7 +27,7 @@ samples fit int64."""
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Samples by how sure a model was of its answer; `+` joins two parts.
+    """Samples by the confidence of their predictions; `+` joins two parts.
 
     Guo et al., "On Calibration of Modern Neural Networks" (2017): bins of equal width, each with
     its upper edge.
@@ -53,7 +53,7 @@ class Calibration:
 
         Args:
             confidence_B: 0..1.
-            is_right_B: whether each answer was right.
+            is_right_B: whether each prediction is correct.
             is_counted_B: whether each sample counts at all; None: all do.
         """
         units_B = (confidence_B.nan_to_num(0.0) * _ONE).round().long()

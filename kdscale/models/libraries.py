@@ -52,7 +52,7 @@ def torchvision_model(
         if weights is not None:
             trained = torchvision_trained(short, weights, others)
             adopt(model, trained.state_dict(), source=f"{TORCHVISION}{weights}", what=name)
-    model.register_forward_hook(_logits_of)  # Inception's auxiliary heads answer in training mode
+    model.register_forward_hook(_logits_of)  # Inception in training mode returns two outputs
     return model if num_classes else without_classifier(model, name)
 
 

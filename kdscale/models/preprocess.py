@@ -1,4 +1,4 @@
-"""From the uint8 pixels of a view to what one model wants to see.
+"""From the uint8 pixels of a view to the input of one model.
 
 Resizing and normalising belong to the model, not to the view: teacher and student may differ.
 """

@@ -48,7 +48,7 @@ class TeacherOutput:
 
 
 def concatenate(parts: Sequence[TeacherOutput]) -> TeacherOutput:
-    """The answers to several batches, one after the other."""
+    """Join the outputs of several batches in order."""
     first = parts[0]
     embedding = None
     if first.embedding_BD is not None:
@@ -59,7 +59,7 @@ def concatenate(parts: Sequence[TeacherOutput]) -> TeacherOutput:
 
 @dataclass(frozen=True, slots=True)
 class FrozenTeacher:
-    """A trained teacher that only answers. Create it with `freeze`."""
+    """A trained teacher in evaluation mode, without gradients. Create it with `freeze`."""
 
     model: nn.Module
     preprocess: Preprocess
@@ -68,13 +68,13 @@ class FrozenTeacher:
     device: torch.device
     weights_sha256: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the model's factory: they may change what equal weights answer."""
+    """Options of the model's factory: they may change the outputs of equal weights."""
     taps: tuple[FeatureSpec, ...] = ()
-    """The modules whose outputs are part of its answers."""
+    """The modules whose outputs are returned as features."""
     head: Head | None = None
-    """Its last layer, where what enters that is part of them."""
+    """Its last layer, where the inputs of that layer are returned, too."""
     head_module: str | None = None
-    """And the name of that layer."""
+    """The name of that layer."""
     compiled: CompiledModel | None = None
     """The model compiled; None where it is not."""
     headless: bool = False
@@ -98,7 +98,7 @@ class FrozenTeacher:
 
     @torch.inference_mode()
     def outputs(self, pixels: Tensor) -> TeacherOutput:
-        """What it says of uint8 pixels [B, C, H, W].
+        """Return the outputs for uint8 pixels [B, C, H, W].
 
         Raises:
             ConfigError: a requested module is unknown, or has no one output.
@@ -114,7 +114,7 @@ class FrozenTeacher:
         return self.outputs(pixels).logits_BC
 
     def find_head(self, pixels: Tensor) -> tuple[str, Head]:
-        """The name and the values of its last layer, looked for on some pixels.
+        """Return the name and weights of the last layer, found by a forward pass of some pixels.
 
         Raises:
             ConfigError: that layer is not linear.
@@ -167,18 +167,18 @@ def freeze(
 
 
 class OomSafeTeacher:
-    """Asks a teacher in batches, and halves them when the device runs out of memory."""
+    """A teacher that runs in batches, halved when the device runs out of memory."""
 
     def __init__(self, teacher: FrozenTeacher, batch_size: int) -> None:
         self.teacher = teacher
         self.batch_size = batch_size
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Logits of any number of pixels, on the teacher's device; errors as of `answers`."""
+        """Logits of any number of pixels, on the teacher's device; errors as of `outputs`."""
         return self.outputs(pixels).logits_BC
 
     def outputs(self, pixels: Tensor) -> TeacherOutput:
-        """What the teacher says of any number of pixels, on its device.
+        """Return the outputs for any number of pixels, on the teacher's device.
 
         Raises:
             DeviceMemoryError: not even one image fits.
