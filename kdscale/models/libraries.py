@@ -152,7 +152,8 @@ def transformers_architecture(
             "may set no other: where you trust whoever wrote it, add --trust-code"
         )
     settings.update(given)
-    _check_self_contained(name, settings)
+    stated, _ = settings.get_config_dict(place, local_files_only=True)
+    _check_self_contained(name, settings, stated)
     create = _auto_class(name, num_classes).from_config
     model = create(settings, trust_remote_code=False)
     _check_heads(name, model, num_classes, in_channels)
@@ -161,17 +162,23 @@ def transformers_architecture(
 
 _OF_LOADING = frozenset(("ignore_mismatched_sizes", "local_files_only"))
 """Options of `from_pretrained` that do not change the architecture."""
-_WITHOUT_CODE = (None, "eager", "sdpa")
+_WITHOUT_CODE = frozenset((None, "eager", "sdpa"))
 """Implementations of attention that are transformers' own; others are downloaded and run."""
 
 
-def _check_self_contained(name: str, settings: Any) -> None:
-    """Refuse a configuration by which transformers would fetch a model or run foreign kernels."""
-    attention = getattr(settings, "_attn_implementation", None)
+def _check_self_contained(name: str, settings: Any, stated: Mapping[str, Any]) -> None:
+    """Refuse a configuration by which transformers would fetch a model or run foreign kernels.
+
+    Args:
+        name: the model's name in a recipe.
+        settings: the configuration as this version of transformers reads it.
+        stated: the fields of its file: a version that drops one must not change the verdict.
+    """
+    attention = {getattr(settings, "_attn_implementation", None), stated.get("attn_implementation")}
     needs = {
         "timm's wrapper": settings.model_type == "timm_wrapper",
         "a backbone": bool(getattr(settings, "use_pretrained_backbone", False)),
-        "foreign kernels": attention not in _WITHOUT_CODE
+        "foreign kernels": not attention <= _WITHOUT_CODE
         or getattr(settings, "use_kernels", False),
         "a quantization": getattr(settings, "quantization_config", None) is not None,
     }
