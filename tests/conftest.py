@@ -408,20 +408,27 @@ class ForkedCommands:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._is_waited_for = True
 
     def start(self, *args, cwd, output="output.txt", **env):
-        """Start a command; returns its process id. `wait` comes before the next start."""
+        """Start a command; returns its process id. One that no test waited for is killed."""
+        if not self._is_waited_for:  # a test that failed: the next ones must not wait forever
+            self.kill()
+            self.wait()
         self.output = Path(cwd) / output
         request = {"args": _trusting(args), "cwd": str(cwd), "output": str(self.output),
                    "env": env}  # fmt: skip
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         self.pid = int(self._server.stdout.readline())
+        self._is_waited_for = False
         return self.pid
 
     def wait(self):
         """The exit status of the command that was started; negative: the signal."""
-        return int(self._server.stdout.readline())
+        status = int(self._server.stdout.readline())
+        self._is_waited_for = True
+        return status
 
     def run(self, *args, cwd):
         """Start a command and wait for it: (exit status, everything it printed)."""
@@ -435,6 +442,8 @@ class ForkedCommands:
             os.kill(self.pid, number)
 
     def close(self):
+        if not self._is_waited_for:
+            self.kill()
         self._server.stdin.close()
         self._server.wait(120)  # for as long as a loaded machine may take
         self._server.stdout.close()
