@@ -49,15 +49,15 @@ def cut_split(encoded: EncodedSplit, cut: SplitCut) -> EncodedSplit:
     """Return one part of a split; reads all of its encoded images.
 
     Raises:
-        DataError: a part would be empty.
+        DataError: a part would be empty, or no image has a label.
     """
-    in_test = choose_test_samples(encoded_keys(encoded), encoded.labels, cut.share)
     place = f"split '{encoded.split}' of {encoded.name}"
     if (encoded.labels < 0).all():
         raise DataError(
             f"data.test is {cut.share:g}, but {place} has no labels to test with: set data.label, "
             "or leave data.test out and name a split with labels in data.test_split"
         )
+    in_test = choose_test_samples(encoded_keys(encoded), encoded.labels, cut.share)
     number, all_of_them = int(in_test.sum()), number_of(len(in_test), "image")
     if not 0 < number < len(in_test):
         raise DataError(

@@ -59,7 +59,7 @@ class BoundedCreation(TorchDispatchMode):
         most_bytes: bytes of all tensors that are created from numbers, and of each that is computed
             from others.
 
-    `exceeded` says in words what was refused; None if nothing was.
+    `exceeded` describes what was refused; None if nothing was.
 
     Raises:
         TooLargeError: in place of the operation.
